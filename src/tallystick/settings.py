@@ -1,0 +1,85 @@
+"""Settings from the environment; the only module that reads it.
+
+Every variable starts with ``TALLYSTICK_`` and is documented in docs/settings.md. What belongs to a
+repo is set in its ``feature_store.yaml`` instead, and what belongs to a model in its definition.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tallystick.errors import InputError, Problem
+
+PREFIX = "TALLYSTICK_"
+
+
+class Settings(BaseModel):
+    """Where things are and how much they may take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state_dir: Path | None = Field(
+        default=None,
+        description="Folder of logs, models, records and the embedded Redis; default REPO/.tallystick.",
+    )
+    clock_file: Path | None = Field(
+        default=None, description="File of a simulated clock; unset for the system's clock."
+    )
+    mlflow_uri: str | None = Field(
+        default=None, description="MLflow tracking URI; default SQLite in the state folder."
+    )
+    request_rows_max: int = Field(
+        default=1_000, ge=1, description="Instances that one request may carry."
+    )
+    request_bytes_max: int = Field(
+        default=4 << 20, ge=1024, description="Bytes that the body of one request may have."
+    )
+    request_timeout_s: float = Field(
+        default=1.0, gt=0, description="Seconds that a request may wait for the online store."
+    )
+    log_buffer_rows_max: int = Field(
+        default=50_000, ge=1, description="Predictions held in memory before the log drops any."
+    )
+    log_flush_rows: int = Field(
+        default=20_000, ge=1, description="Predictions that make a log file full."
+    )
+    log_flush_s: float = Field(
+        default=5.0, gt=0, description="Seconds (of the machine's clock) between writes of the log."
+    )
+    champion_poll_s: float = Field(
+        default=0.5, gt=0, description="Seconds between looks for a new champion."
+    )
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once.
+
+    Raises:
+        InputError: A variable has a value that cannot be used, or an unknown name.
+    """
+    given = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(PREFIX)
+    }
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        problems = [
+            Problem(
+                where=PREFIX + str(item["loc"][0]).upper(),
+                expected=item["msg"],
+                got=repr(item["input"]),
+            )
+            for item in error.errors()
+        ]
+        raise InputError(
+            "The environment has settings that cannot be used.",
+            problems,
+            hint="docs/settings.md lists every variable.",
+        ) from error

@@ -1,0 +1,109 @@
+"""What Tallystick has to know of a feature view, without Feast.
+
+A :class:`ViewSpec` is made from a Feast view once, when definitions are read. The contract carries
+it, the packed store lays out rows by it, and the fold reads history by it. Its hash is how a row, a
+log record and a contract say under which definition they were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from feast import FeatureView
+
+MICROSECOND = timedelta(microseconds=1)
+
+
+class Frozen(BaseModel):
+    """A value: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def canonical_json(self) -> str:
+        """The one JSON text of this value: sorted keys, no spaces."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+
+
+def digest(text: str, *, length: int = 16) -> str:
+    """The first ``length`` hexadecimal digits of the SHA-256 of ``text``."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+class Column(Frozen):
+    """A named column of a Feast value type, for example ``INT64``."""
+
+    name: str
+    dtype: str
+
+
+class ViewSpec(Frozen):
+    """A feature view: its keys, its columns, and how its history is read.
+
+    Attributes:
+        name: The view's name in Feast.
+        join_keys: Key columns, in the order of the view's entities.
+        columns: Feature columns, in the order of the view's schema.
+        ttl_us: Microseconds after which a value is too old, or None for never.
+        event_column: Column of the event time in the history.
+        created_column: Column of the created time (when the row became known), if there is one.
+        field_mapping: Name in the source → name in the view, where they differ.
+    """
+
+    name: str
+    join_keys: tuple[Column, ...]
+    columns: tuple[Column, ...]
+    ttl_us: int | None
+    event_column: str
+    created_column: str | None
+    field_mapping: dict[str, str] = {}
+
+    @cached_property
+    def definition_hash(self) -> str:
+        """Sixteen hexadecimal digits that change whenever the definition does.
+
+        Where the source lies is left out: the same view read from another folder is the same view.
+        """
+        return digest(self.canonical_json())
+
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        """Names of the key columns."""
+        return tuple(key.name for key in self.join_keys)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of the feature columns."""
+        return tuple(column.name for column in self.columns)
+
+    @classmethod
+    def from_feast(cls, view: FeatureView) -> ViewSpec:
+        """Read a Feast view as it was applied (its key types are inferred by ``apply``)."""
+        source: Any = view.batch_source
+        mapping = dict(source.field_mapping or {})
+        return cls(
+            name=view.name,
+            join_keys=tuple(
+                Column(name=field.name, dtype=field.dtype.to_value_type().name)
+                for field in view.entity_columns
+            ),
+            columns=tuple(
+                Column(name=field.name, dtype=field.dtype.to_value_type().name)
+                for field in view.features
+            ),
+            ttl_us=(view.ttl // MICROSECOND) or None if view.ttl else None,
+            event_column=mapping.get(source.timestamp_field, source.timestamp_field),
+            created_column=mapping.get(
+                source.created_timestamp_column, source.created_timestamp_column
+            )
+            or None,
+            field_mapping=mapping,
+        )
