@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["Gate", "Label", "Model", "Retraining", "TallystickError", "__version__"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     """Import a public name from its module when it is first asked for (PEP 562)."""
     if name in {"Gate", "Label", "Model", "Retraining"}:
         from tallystick import definitions

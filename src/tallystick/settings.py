@@ -24,7 +24,7 @@ class Settings(BaseModel):
 
     state_dir: Path | None = Field(
         default=None,
-        description="Folder of logs, models, records and the embedded Redis; default REPO/.tallystick.",
+        description="Folder of logs, models, records and Redis data; default REPO/.tallystick.",
     )
     clock_file: Path | None = Field(
         default=None, description="File of a simulated clock; unset for the system's clock."

@@ -1,0 +1,1 @@
+"""Answers requests: the HTTP API, the reader of features and the predictor."""

@@ -1,0 +1,1 @@
+"""Replays a repo's history through the whole loop, on a simulated clock, over real HTTP."""

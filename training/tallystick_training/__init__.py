@@ -1,0 +1,1 @@
+"""Makes models: data sets, training, evaluation, gates, registry and retraining."""
