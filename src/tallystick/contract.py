@@ -11,6 +11,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Literal
 
+from pydantic import Field
+
 from tallystick.errors import ContractError, Problem
 from tallystick.view import Column, Frozen, ViewSpec, digest
 
@@ -108,7 +110,7 @@ class FeatureReference(Frozen):
 
 
 class ViewReference(Frozen):
-    """How old a view's values were in training, in seconds at request time, and how often absent."""
+    """How old a view's values were at request time, in seconds, and how often absent."""
 
     absent_share: float
     age_s_p50: float | None = None
@@ -122,8 +124,8 @@ class Reference(Frozen):
     views: dict[str, ViewReference]
     prediction: FeatureReference
     label_rate: float
-    metrics: dict[str, float] = {}
-    slice_values: dict[str, tuple[str, ...]] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
+    slice_values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 class TrainingData(Frozen):
@@ -148,11 +150,10 @@ class TrainingData(Frozen):
     content_hash: str
 
 
-class ModelContract(Frozen):
-    """Everything on which the two halves of a model agree.
+class ModelInputs(Frozen):
+    """What a request must carry, what is read for it, and what the model sees.
 
     Attributes:
-        contract_version: Version of this format.
         project: Feast project.
         model: Model name.
         entity_keys: Keys that a request must carry, with types.
@@ -160,15 +161,9 @@ class ModelContract(Frozen):
         features: Inputs of the model, in its order.
         views: Stored views that are read.
         transforms: On-demand views, in the order in which they are computed.
-        label: The label.
-        threshold: Probability from which a prediction counts as positive.
-        slices: Columns by which evaluations are split.
-        reference: What training saw.
-        data: Which data it was.
-        packages: Versions that shape a prediction.
+        frame: Whether the estimator takes a DataFrame with named columns rather than an array.
     """
 
-    contract_version: int = CONTRACT_VERSION
     project: str
     model: str
     entity_keys: tuple[Column, ...]
@@ -176,17 +171,7 @@ class ModelContract(Frozen):
     features: tuple[FeatureSpec, ...]
     views: tuple[ViewUse, ...]
     transforms: tuple[TransformSpec, ...]
-    label: LabelSpec
-    threshold: float
-    slices: tuple[str, ...]
-    reference: Reference
-    data: TrainingData
-    packages: dict[str, str]
-
-    @cached_property
-    def contract_hash(self) -> str:
-        """Thirty-two hexadecimal digits over the whole content."""
-        return digest(self.canonical_json(), length=32)
+    frame: bool = False
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -214,12 +199,39 @@ class ModelContract(Frozen):
         return self.stored_columns | computed
 
 
-def check_same_inputs(ours: ModelContract, theirs: ModelContract, *, what: str) -> None:
-    """Compare what two contracts say of a request's inputs; data and reference may differ.
+class ModelContract(ModelInputs):
+    """Everything on which the two halves of a model agree.
+
+    Attributes:
+        contract_version: Version of this format.
+        label: The label.
+        threshold: Probability from which a prediction counts as positive.
+        slices: Columns by which evaluations are split.
+        reference: What training saw.
+        data: Which data it was.
+        packages: Versions that shape a prediction.
+    """
+
+    contract_version: int = CONTRACT_VERSION
+    label: LabelSpec
+    threshold: float
+    slices: tuple[str, ...]
+    reference: Reference
+    data: TrainingData
+    packages: dict[str, str]
+
+    @cached_property
+    def contract_hash(self) -> str:
+        """Thirty-two hexadecimal digits over the whole content."""
+        return digest(self.canonical_json(), length=32)
+
+
+def check_same_inputs(ours: ModelInputs, theirs: ModelInputs, *, what: str) -> None:
+    """Compare two descriptions of a model's inputs.
 
     Args:
-        ours: The contract that is in force.
-        theirs: The contract made from the definitions as they are now.
+        ours: The inputs on which the contract in force agrees.
+        theirs: The inputs as the definitions are now.
         what: One sentence that says what the comparison was for.
 
     Raises:

@@ -113,6 +113,8 @@ class Model(Definition):
         population: Feast data source of the requests to learn from: entity keys, request fields and
             request time (its ``timestamp_field``). Default: the label's source.
         threshold: Probability from which a prediction counts as positive.
+        frame: Whether the estimator takes a pandas DataFrame with named columns: needed for text
+            features and for estimators that select columns by name; an array is quicker.
         slices: Entity keys, request fields or features by which every evaluation is split.
         gates: Conditions for a challenger.
         retraining: When to train again.
@@ -126,6 +128,7 @@ class Model(Definition):
     estimator: Any
     population: Any = None
     threshold: float = Field(default=0.5, gt=0, lt=1)
+    frame: bool = False
     slices: tuple[str, ...] = ()
     gates: tuple[Gate, ...] = (Gate(metric="log_loss", max_regression=0.0),)
     retraining: Retraining = Retraining()

@@ -3,10 +3,10 @@
 ::
 
     TallystickError
-    ├── InputError         the request, argument or spine is wrong      → correct it and call again
+    ├── InputError         the request, argument or spine is wrong      → correct the call
     ├── DefinitionError    the repo's definitions cannot be used        → edit the repo
-    ├── ContractError      two sides that must agree do not             → train again, or undo the change
-    ├── DataError          a source, file or column is not as declared  → mend the data or its declaration
+    ├── ContractError      two sides that must agree do not             → train again, or undo
+    ├── DataError          a source, file or column is not as declared  → mend data or declaration
     ├── DamagedError       a file fails its checksum or schema          → restore it
     ├── StateError         something else has to be run first           → run it
     ├── MissingExtraError  an optional part is not installed            → install it

@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from feast import FeatureView
@@ -64,7 +64,7 @@ class ViewSpec(Frozen):
     ttl_us: int | None
     event_column: str
     created_column: str | None
-    field_mapping: dict[str, str] = {}
+    field_mapping: dict[str, str] = Field(default_factory=dict)
 
     @cached_property
     def definition_hash(self) -> str:

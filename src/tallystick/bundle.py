@@ -1,0 +1,187 @@
+"""What training hands to serving: a contract, a fitted estimator and frozen functions, as files.
+
+::
+
+    models/<model>/<contract hash>/contract.json  estimator.joblib  transforms.dill  manifest.json
+    models/<model>/champion.json
+
+The manifest holds the checksum of every other file and is verified before anything is loaded. The
+champion's pointer is one small file, replaced atomically, which serving watches: it needs neither
+the model registry nor Feast's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tallystick.contract import ModelContract
+from tallystick.errors import DamagedError, Problem, StateError
+from tallystick.files import sha256_of, write_text
+from tallystick.transform import Transforms
+from tallystick.view import Frozen
+
+_PARTS = ("contract.json", "estimator.joblib", "transforms.dill")
+
+
+class Champion(Frozen):
+    """Which model answers requests.
+
+    Attributes:
+        model: Model name.
+        version: Version in the model registry.
+        contract_hash: Hash of its contract, which names its bundle.
+    """
+
+    model: str
+    version: str
+    contract_hash: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model: its contract, its estimator and its on-demand functions."""
+
+    contract: ModelContract
+    estimator: Any
+    transforms: Transforms
+
+
+def models_dir(state_dir: Path) -> Path:
+    """Folder of all bundles."""
+    return state_dir / "models"
+
+
+def bundle_dir(state_dir: Path, model: str, contract_hash: str) -> Path:
+    """Folder of one bundle."""
+    return models_dir(state_dir) / model / contract_hash
+
+
+def write_bundle(state_dir: Path, bundle: Bundle) -> Path:
+    """Write a bundle, whole or not at all, and give its folder.
+
+    Writing the same contract again replaces nothing: a bundle never changes.
+    """
+    import joblib
+
+    target = bundle_dir(state_dir, bundle.contract.model, bundle.contract.contract_hash)
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary.mkdir()
+    try:
+        (temporary / "contract.json").write_text(bundle.contract.canonical_json(), encoding="utf-8")
+        joblib.dump(bundle.estimator, temporary / "estimator.joblib")
+        (temporary / "transforms.dill").write_bytes(bundle.transforms.to_bytes())
+        manifest = {part: sha256_of(temporary / part) for part in _PARTS}
+        write_text(temporary / "manifest.json", json.dumps(manifest, indent=1))
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def load_bundle(state_dir: Path, model: str, contract_hash: str) -> Bundle:
+    """Load a bundle after verifying every file of it.
+
+    Raises:
+        StateError: There is no such bundle.
+        DamagedError: A file is missing or not what was written.
+    """
+    import joblib
+
+    folder = bundle_dir(state_dir, model, contract_hash)
+    _verify(folder)
+    contract = read_contract(folder / "contract.json")
+    if contract.contract_hash != contract_hash:
+        raise DamagedError(
+            f"{folder} does not hold the contract it is named after.",
+            [Problem("contract hash", contract_hash, contract.contract_hash)],
+        )
+    return Bundle(
+        contract=contract,
+        estimator=joblib.load(folder / "estimator.joblib"),
+        transforms=Transforms.from_bytes((folder / "transforms.dill").read_bytes()),
+    )
+
+
+def read_contract(path: Path) -> ModelContract:
+    """Read a contract from its file.
+
+    Raises:
+        DamagedError: The file is not a contract of this version.
+    """
+    try:
+        return ModelContract.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise DamagedError(f"{path} is not a contract that this version can read.") from error
+
+
+def read_champion(state_dir: Path, model: str) -> Champion:
+    """Read which version of a model answers requests.
+
+    Raises:
+        StateError: The model has no champion yet.
+        DamagedError: The pointer cannot be read.
+    """
+    path = _pointer(state_dir, model)
+    try:
+        return Champion.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StateError(
+            f"Model {model!r} has no champion.", hint=f"Train one:  tally train {model} --promote"
+        ) from error
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise DamagedError(
+            f"{path} does not say which model is the champion.",
+            hint=f"Write it again:  tally promote {model} --version N",
+        ) from error
+
+
+def publish_champion(state_dir: Path, champion: Champion) -> None:
+    """Make a bundle the one that answers requests; running servers pick it up by themselves.
+
+    Raises:
+        StateError: There is no such bundle.
+        DamagedError: The bundle is not what was written; the champion stays.
+    """
+    _verify(bundle_dir(state_dir, champion.model, champion.contract_hash))
+    write_text(_pointer(state_dir, champion.model), champion.model_dump_json(indent=1))
+
+
+def champions(state_dir: Path) -> list[str]:
+    """Names of the models that have a champion, in order."""
+    return sorted(path.parent.name for path in models_dir(state_dir).glob("*/champion.json"))
+
+
+def _pointer(state_dir: Path, model: str) -> Path:
+    return models_dir(state_dir) / model / "champion.json"
+
+
+def _verify(folder: Path) -> None:
+    if not folder.is_dir():
+        raise StateError(f"There is no model bundle at {folder}.")
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        expected = {part: str(manifest[part]) for part in _PARTS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{folder / 'manifest.json'} cannot be read.") from error
+    problems = []
+    for part, checksum in expected.items():
+        path = folder / part
+        got = sha256_of(path) if path.is_file() else "no file"
+        if got != checksum:
+            problems.append(Problem(str(path), f"SHA-256 {checksum[:12]}…", f"{got[:12]}…"))
+    if problems:
+        raise DamagedError(
+            "A model's files are not what training wrote; it is not loaded.",
+            problems,
+            hint="Restore the files, train again, or go back:  tally rollback MODEL",
+        )

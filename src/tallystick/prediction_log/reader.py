@@ -1,0 +1,120 @@
+"""Reads the log back, checked against the contract that lies beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tallystick.bundle import read_contract
+from tallystick.clock import to_us
+from tallystick.contract import ModelContract
+from tallystick.errors import ContractError, DamagedError, Problem
+from tallystick.prediction_log.labels import labels_dir
+from tallystick.prediction_log.record import log_schema
+from tallystick.prediction_log.writer import log_dir
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class LogPart:
+    """The logged predictions of one contract.
+
+    Attributes:
+        contract: The contract under which they were made.
+        table: One row per prediction, by ``record.log_schema``, ordered by request time.
+    """
+
+    contract: ModelContract
+    table: pa.Table
+
+
+def read_log(state_dir: Path, model: str, *, start: datetime, end: datetime) -> list[LogPart]:
+    """Read the predictions requested in [start, end), one part per contract.
+
+    Raises:
+        DamagedError: A file cannot be read.
+        ContractError: A file's columns are not those of the contract beside it.
+    """
+    import pyarrow as pa
+
+    parts = []
+    for folder in sorted((log_dir(state_dir) / model).glob("*/")):
+        contract = read_contract(folder / "contract.json")
+        schema = log_schema(contract)
+        tables = []
+        for path in _files(folder, start, end):
+            table = _read_file(path)
+            _check_schema(path, schema, table.schema)
+            tables.append(_between(table.cast(schema), "request_time", start, end))
+        whole = pa.concat_tables(tables) if tables else schema.empty_table()
+        if whole.num_rows:
+            parts.append(
+                LogPart(contract=contract, table=whole.sort_by("request_time").combine_chunks())
+            )
+    return parts
+
+
+def read_labels(state_dir: Path, model: str, *, known_until: datetime) -> pa.Table | None:
+    """Read the labels sent for a model that were known by ``known_until``; None if there are none.
+
+    Columns: ``value``, ``known_time``, ``prediction_id``, ``request_time``, ``key.<name>``. Several
+    rows for one prediction are corrections: the one known last counts.
+    """
+    import pyarrow as pa
+
+    folder = labels_dir(state_dir, model)
+    beginning = datetime.min  # noqa: DTZ901 compared as a number only
+    tables = [_read_file(path) for path in _files(folder, beginning, known_until, closed=True)]
+    if not tables:
+        return None
+    table = pa.concat_tables(tables, promote_options="default")
+    import pyarrow.compute as pc
+
+    return table.filter(pc.less_equal(table["known_time"], pa.scalar(known_until)))
+
+
+def _files(folder: Path, start: datetime, end: datetime, *, closed: bool = False) -> Iterator[Path]:
+    low, high = to_us(start), to_us(end) + int(closed)
+    for path in sorted(folder.glob("[!.]*.parquet")):
+        _, first, last, _ = path.stem.split("_")
+        if int(first) < high and int(last) >= low:
+            yield path
+
+
+def _read_file(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(
+            f"Log file {path} cannot be read: {error}",
+            hint="Move it aside to go on without its records; they will count as lost.",
+        ) from error
+
+
+def _between(table: pa.Table, column: str, start: datetime, end: datetime) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    times = table[column]
+    inside = pc.and_(pc.greater_equal(times, pa.scalar(start)), pc.less(times, pa.scalar(end)))
+    return table.filter(inside)
+
+
+def _check_schema(path: Path, expected: pa.Schema, got: pa.Schema) -> None:
+    ours = {field.name: str(field.type) for field in expected}
+    theirs = {field.name: str(field.type) for field in got}
+    problems = [
+        Problem(f"column {name}", ours.get(name, "absent"), theirs.get(name, "absent"))
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    if problems:
+        raise ContractError(f"Log file {path} does not fit the contract beside it.", problems)

@@ -1,0 +1,319 @@
+"""What is written down of each look and each decision, so that it can be read and replayed.
+
+Monitoring writes reports and incidents; training reads them, and writes decisions. A record is one
+JSON file, whole or absent::
+
+    records/<kind>/<model>/<time>.json
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from tallystick.clock import to_us
+from tallystick.errors import DamagedError
+from tallystick.files import write_text
+from tallystick.view import Frozen
+
+Cause = Literal[
+    "materialization_lag",
+    "late_arrival",
+    "correction_not_propagated",
+    "out_of_order_write",
+    "expired_or_ttl",
+    "entity_missing",
+    "definition_changed",
+    "source_rewritten",
+    "type_or_precision",
+    "transform",
+    "early_visibility",
+    "unexplained",
+]
+"""Why a served value is not the expected one; docs/causes.md says what each means."""
+
+
+class Exemplar(Frozen):
+    """One mismatch in full: what was served, what was expected, and the evidence.
+
+    Attributes:
+        prediction_id: The prediction it was part of.
+        request_time: When it was asked for.
+        feature: ``view__feature``.
+        keys: Entity keys of the request.
+        served: Value as the model saw it.
+        expected: Value under the knowledge clock.
+        served_event_time: Event time of the row that was served, if one was.
+        expected_event_time: Event time of the row that should have been, if there is one.
+        evidence: One sentence.
+    """
+
+    prediction_id: str
+    request_time: datetime
+    feature: str
+    keys: dict[str, str]
+    served: str
+    expected: str
+    served_event_time: datetime | None
+    expected_event_time: datetime | None
+    evidence: str
+
+
+class ParityReport(Frozen):
+    """Served values against expected ones, for the requests of [start, end).
+
+    Attributes:
+        requests: Predictions looked at.
+        values: Feature values compared.
+        equal: Values that are the same bit for bit.
+        causes: Cause → number of unequal values.
+        views: View → cause → number of unequal values.
+        exemplars: Up to three mismatches for each cause.
+    """
+
+    model: str
+    start: datetime
+    end: datetime
+    requests: int
+    values: int
+    equal: int
+    causes: dict[Cause, int]
+    views: dict[str, dict[Cause, int]]
+    exemplars: dict[Cause, list[Exemplar]] = Field(default_factory=dict)
+
+    @property
+    def unexplained(self) -> int:
+        """Unequal values without a cause; always a finding."""
+        return self.causes.get("unexplained", 0)
+
+
+class Incident(Frozen):
+    """A spell in which a view was served wrongly; quarantined from training.
+
+    Attributes:
+        incident_id: Name of the record.
+        view: View that was wrong.
+        cause: Why, by the audit.
+        start: First request time that was affected.
+        end: Last request time that was affected, as far as was looked.
+        found_at: When it was found, by the clock of the requests.
+        requests: Predictions affected.
+        values: Values affected.
+        is_open: Whether the last look still found it going on.
+        evidence: One sentence.
+    """
+
+    incident_id: str
+    model: str
+    view: str
+    cause: Cause
+    start: datetime
+    end: datetime
+    found_at: datetime
+    requests: int
+    values: int
+    is_open: bool
+    evidence: str
+
+
+class FeatureDrift(Frozen):
+    """How far a feature has moved from its reference.
+
+    Attributes:
+        psi: Population stability index over the reference's bins.
+        limit: Value of it that is called drift.
+        null_share: Share of nulls now.
+        null_share_reference: Share of nulls in training.
+        drifted: Whether it is past the limit.
+    """
+
+    psi: float
+    limit: float
+    null_share: float
+    null_share_reference: float
+    drifted: bool
+
+
+class DriftReport(Frozen):
+    """Features and predictions of [start, end) against the contract's reference."""
+
+    rows: int
+    features: dict[str, FeatureDrift]
+    prediction: FeatureDrift
+
+    @property
+    def drifted(self) -> list[str]:
+        """Names of the features past their limit, furthest first."""
+        moved = {name: drift.psi for name, drift in self.features.items() if drift.drifted}
+        return sorted(moved, key=moved.__getitem__, reverse=True)
+
+
+class PerformanceReport(Frozen):
+    """What predictions were worth, over requests whose labels have matured.
+
+    Attributes:
+        start: First request time looked at, included.
+        end: Last request time looked at, excluded.
+        requests: Predictions in that time.
+        labelled: Those with a label.
+        positive_share: Share of positive labels.
+        mean_prediction: Mean predicted probability.
+        metrics: ``log_loss``, ``brier``, ``auc``, ``ece``.
+        slices: Slice column → value → metrics, for values with enough rows.
+        gain_per_request: Log loss that a recalibration learned on the older half of these rows
+            saves on the newer half, per request; a floor of what training again would bring.
+        gain_standard_error: Standard error of it.
+    """
+
+    start: datetime
+    end: datetime
+    requests: int
+    labelled: int
+    positive_share: float | None = None
+    mean_prediction: float | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    slices: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    gain_per_request: float | None = None
+    gain_standard_error: float | None = None
+
+
+class ViewFreshness(Frozen):
+    """How old the values of a view were when they were served.
+
+    Attributes:
+        requests: Predictions looked at.
+        absent_share: Share without a value (not found, or too old).
+        absent_share_reference: The same in training.
+        age_s_p50: Median age in seconds, of those with a value.
+        age_s_limit: Age that is normal at most, from training (99th percentile).
+        stale: Whether the view is not as fresh as in training.
+    """
+
+    requests: int
+    absent_share: float
+    absent_share_reference: float
+    age_s_p50: float | None
+    age_s_limit: float | None
+    stale: bool
+
+
+class MonitorReport(Frozen):
+    """Everything that a look at a model found: the evidence of a decision.
+
+    Attributes:
+        model: Model name.
+        at: When the look was taken.
+        start: First request time looked at, included.
+        end: Last request time looked at, excluded.
+        contract_hash: Contract of the champion at that time; drift is measured against it.
+        parity: Served against expected.
+        freshness: View → age of what was served.
+        drift: Against the reference; None without requests.
+        performance: Since the champion was trained, over matured labels.
+        incidents: Spells of skew that touch [start, end).
+    """
+
+    model: str
+    at: datetime
+    start: datetime
+    end: datetime
+    contract_hash: str
+    parity: ParityReport
+    freshness: dict[str, ViewFreshness]
+    drift: DriftReport | None
+    performance: PerformanceReport
+    incidents: list[Incident]
+
+
+class GateResult(Frozen):
+    """One gate applied to a challenger: what was compared, and whether it passed."""
+
+    gate: str
+    where: str
+    champion: float | None
+    challenger: float
+    passed: bool
+
+
+class Decision(Frozen):
+    """A decision about retraining, reproducible from the record alone.
+
+    Attributes:
+        model: Model name.
+        at: When it was taken.
+        outcome: ``retrain``; ``refuse`` (something asks for a retraining, and something forbids
+            it); or ``nothing``.
+        reason: One sentence.
+        rule: Version of the rule.
+        inputs: Every number that the rule used.
+        challenger: Version of the challenger that was trained, if one was.
+        gates: What the gates said of it.
+        promoted: Whether it became champion.
+        quarantined_rows: Training rows left out because of incidents.
+    """
+
+    model: str
+    at: datetime
+    outcome: Literal["retrain", "refuse", "nothing"]
+    reason: str
+    rule: str
+    inputs: dict[str, float | int | str | bool | None]
+    challenger: str | None = None
+    gates: list[GateResult] = Field(default_factory=list)
+    promoted: bool = False
+    quarantined_rows: int = 0
+
+
+Record = TypeVar("Record", bound=Frozen)
+
+_KINDS: dict[type[Frozen], str] = {
+    Incident: "incidents",
+    MonitorReport: "monitor",
+    ParityReport: "parity",
+    Decision: "decisions",
+}
+
+
+def save_record(state_dir: Path, record: Frozen, *, model: str, name: str) -> Path:
+    """Write a record under ``name``; one that exists under that name is replaced.
+
+    Args:
+        state_dir: The repo's state folder.
+        record: One of the kinds that are kept.
+        model: Model it is about.
+        name: File name without ending: ``record_name(time)``, or an incident's id.
+    """
+    path = _folder(state_dir, type(record), model) / f"{name}.json"
+    write_text(path, record.model_dump_json(indent=1))
+    return path
+
+
+def load_records(state_dir: Path, kind: type[Record], *, model: str) -> list[Record]:
+    """Read all records of a kind about a model, in the order of their names.
+
+    Raises:
+        DamagedError: A file is not such a record.
+    """
+    records = []
+    for path in sorted(_folder(state_dir, kind, model).glob("[!.]*.json")):
+        try:
+            records.append(kind.model_validate_json(path.read_text(encoding="utf-8")))
+        except (UnicodeDecodeError, ValidationError) as error:
+            raise DamagedError(f"{path} is not a record that this version can read.") from error
+    return records
+
+
+def record_name(moment: datetime) -> str:
+    """A file name that sorts by time.
+
+    >>> record_name(datetime(2013, 7, 1, 12))
+    '2013-07-01T120000-1372680000000000'
+    """
+    return f"{moment:%Y-%m-%dT%H%M%S}-{to_us(moment)}"
+
+
+def _folder(state_dir: Path, kind: type[Frozen], model: str) -> Path:
+    return state_dir / "records" / _KINDS[kind] / model
