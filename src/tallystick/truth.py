@@ -1,0 +1,110 @@
+"""Labels from their source, as they were known at a moment."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from tallystick.contract import ModelInputs
+from tallystick.dtypes import arrow_type
+from tallystick.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions import Model
+    from tallystick.repo import Repo
+
+
+def known_labels(
+    repo: Repo, model: Model, inputs: ModelInputs, *, known_until: datetime
+) -> pa.Table:
+    """The labels of a model that were known by ``known_until``; of corrections the last known.
+
+    Returns:
+        One row per labelled request: the label's keys, ``request_time``, ``label`` (int8, 0 or 1)
+        and ``known_time``.
+
+    Raises:
+        DataError: The source cannot be read, lacks a column, or holds other labels than 0 and 1.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    label = model.label
+    table = read_source(
+        repo,
+        label.source,
+        what=f"The label source of model {model.name!r}",
+        columns={
+            **{name: name for name in label.keys},
+            "request_time": label.source.timestamp_field,
+            "label": label.column,
+            "known_time": label.source.created_timestamp_column,
+        },
+    )
+    types = {column.name: column.dtype for column in (*inputs.entity_keys, *inputs.request_fields)}
+    table = table.filter(
+        pc.and_(
+            pc.less_equal(table["known_time"], pa.scalar(known_until)),
+            pc.is_valid(table["label"]),
+        )
+    )
+    values = table["label"].cast(pa.float64(), safe=False)
+    odd = table.filter(pc.invert(pc.is_in(values, pa.array([0.0, 1.0]))))
+    if odd.num_rows:
+        raise DataError(
+            f"The labels of model {model.name!r} must be 0 or 1.",
+            [Problem(f"column {label.column}", "0 or 1", str(odd["label"][0].as_py()))],
+        )
+    table = table.set_column(table.schema.get_field_index("label"), "label", values.cast("int8"))
+    for name in label.keys:
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, name, table[name].cast(arrow_type(types[name])))
+    # Of corrections the last known counts: the first of each group once sorted that way.
+    ordered = table.sort_by([("known_time", "descending")])
+    keys = [*label.keys, "request_time"]
+    return (
+        ordered.group_by(keys, use_threads=False)
+        .aggregate([("label", "first"), ("known_time", "first")])
+        .rename_columns([*keys, "label", "known_time"])
+    )
+
+
+def read_source(repo: Repo, source: object, *, what: str, columns: dict[str, str]) -> pa.Table:
+    """Read columns of a Feast file source under other names; times in UTC at microseconds.
+
+    Args:
+        repo: Relative paths are resolved against its folder.
+        source: Feast ``FileSource``.
+        what: What the source is, for messages.
+        columns: Name in the result → name in the source.
+
+    Raises:
+        DataError: The source cannot be read or lacks a column; all missing ones are listed.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    path = str(getattr(source, "path", ""))
+    location = path if "://" in path else str(repo.path / path)
+    try:
+        dataset = ds.dataset(location)
+        names = set(dataset.schema.names)
+        missing = [name for name in columns.values() if name not in names]
+        if missing:
+            raise DataError(
+                f"{what} ({location}) lacks columns.",
+                [Problem(f"column {name}", "present", "absent") for name in missing],
+                hint=f"It has: {', '.join(sorted(names))}",
+            )
+        table = dataset.to_table(columns=sorted(set(columns.values())))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{what} ({location}) cannot be read: {error}") from error
+    table = table.select(list(columns.values())).rename_columns(list(columns))
+    moment = pa.timestamp("us", tz="UTC")
+    for position, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type):
+            column = table[position].cast(pa.timestamp("us", tz=field.type.tz), safe=False)
+            table = table.set_column(position, field.name, column.cast(moment))
+    return table
