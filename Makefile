@@ -1,0 +1,57 @@
+# Everything goes through here; CI calls only these targets.
+# `make setup` builds .venv from requirements.lock; the other targets do so by themselves.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PYTHON := $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+PACKAGES := src serving training monitoring simulation
+CODE     := $(PACKAGES) feature_repo tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data demo test lint format bench lock clean
+
+help:  ## List every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Make .venv and install what is locked
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Tallystick needs Python 3.11 or 3.12; install one and run make again."; exit 1; }
+	@echo "Installing into $(VENV) with $(PYTHON) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+data: $(READY)  ## Make the reference scenario's tables
+	@$(BIN)/python feature_repo/sources.py
+
+demo: $(READY) data  ## Play the year: serve, log, audit, decide, retrain
+	@$(BIN)/tally demo --out demo-out
+
+test: $(READY) data  ## Run every test
+	@$(BIN)/python -m pytest
+
+lint: $(READY)  ## Check style, types and the shape of the house
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/mypy
+
+format: $(READY)  ## Rewrite the code in the house style
+	@$(BIN)/ruff check --fix $(CODE)
+	@$(BIN)/ruff format $(CODE)
+
+bench: $(READY) data  ## Measure the parts that have to be quick
+	@$(BIN)/python benchmarks/loop.py
+
+lock: $(READY)  ## Resolve the dependencies again (needs the network)
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+		--extra demo --group dev pyproject.toml -o requirements.lock
+
+clean:  ## Remove what the other targets made, but for .venv
+	@rm -rf demo-out reports build dist feature_repo/data feature_repo/.tallystick \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis
