@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,7 +137,9 @@ def apply(repo: Repo) -> None:
     from feast.errors import FeastError
     from feast.repo_operations import apply_total
 
-    with _inside(repo.path):
+    with _inside(repo.path), warnings.catch_warnings():
+        # Feast warns that its offline on-demand views are slow; here it does not compute them.
+        warnings.filterwarnings("ignore", "On demand feature view is", RuntimeWarning)
         try:
             apply_total(repo.store.config, repo.path, skip_source_validation=False)
         except (FeastError, ValueError, TypeError, OSError) as error:
