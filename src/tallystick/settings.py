@@ -83,3 +83,14 @@ def settings() -> Settings:
             problems,
             hint="docs/settings.md lists every variable.",
         ) from error
+
+
+def override(**values: str | Path) -> None:
+    """Set settings for this process and the processes that it starts.
+
+    Args:
+        values: Field of :class:`Settings` → value.
+    """
+    for name, value in values.items():
+        os.environ[PREFIX + name.upper()] = str(value)
+    settings.cache_clear()

@@ -1,0 +1,289 @@
+"""The command line. Heavy imports happen in the commands, so that ``--help`` answers at once.
+
+The commands of the areas are reached by name: this module imports none of them, and a part that is
+not installed is answered with the command that installs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tallystick import __version__
+from tallystick.errors import MissingExtraError, TallystickError
+
+if TYPE_CHECKING:
+    from tallystick.materialize import Materialized
+    from tallystick.repo import Repo
+
+_TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
+_EXTRAS = {
+    "tallystick_serving": "serving",
+    "tallystick_training": "training",
+    "tallystick_monitoring": "monitoring",
+    "tallystick_simulation": "demo",
+}
+
+
+class _Group(click.Group):
+    """Turns Tallystick's errors into one message and a non-zero exit."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TallystickError as error:
+            click.echo(f"tally: {error}", err=True)
+            ctx.exit(1)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 click's signature
+        """Commands in the order in which they are used."""
+        return list(self.commands)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tally")
+@click.option(
+    "--repo",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("feature_repo"),
+    show_default=True,
+    help="Folder of the Feast repo (it has feature_store.yaml).",
+)
+@click.pass_context
+def main(context: click.Context, repo: Path) -> None:
+    """A feature store in which training and serving match, and which proves it."""
+    context.obj = repo
+
+
+def _area(package: str, name: str) -> Callable[..., Any]:
+    """A function of an area's ``command`` module."""
+    import importlib
+
+    try:
+        module = importlib.import_module(f"{package}.command")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"tally {name}", _EXTRAS[package]) from error
+    function: Callable[..., Any] = getattr(module, name)
+    return function
+
+
+def _open(path: Path) -> Repo:
+    from tallystick.repo import open_repo
+
+    return open_repo(path)
+
+
+def _moment(_: click.Context, __: click.Parameter, value: datetime | None) -> datetime | None:
+    from tallystick.clock import utc
+
+    return None if value is None else utc(value)
+
+
+def _time_option(name: str, text: str) -> Callable[[Any], Any]:
+    return click.option(f"--{name}", type=_TIME, callback=_moment, help=f"{text} (UTC).")
+
+
+def _clock_option() -> Callable[[Any], Any]:
+    return click.option(
+        "--clock",
+        type=click.Choice(["knowledge", "event"]),
+        default="knowledge",
+        show_default=True,
+        help="When a row of history counts as visible: once known, or at its event time.",
+    )
+
+
+_model = click.argument("model")
+
+
+@main.command()
+@click.pass_obj
+def check(path: Path) -> None:
+    """Say now what would fail later: stores, definitions, contracts."""
+    from tallystick.check import check as look
+
+    found = look(_open(path))
+    for mark, sentences in (("✓", found.passed), ("!", found.warnings), ("✗", found.failures)):
+        for sentence in sentences:
+            click.echo(f"{mark} {sentence}")
+    if found.failures:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.pass_obj
+def apply(path: Path) -> None:
+    """Register the repo's definitions, as feast apply does."""
+    from tallystick.repo import apply as register
+
+    repo = _open(path)
+    register(repo)
+    click.echo(f"Applied {repo.path}: models {', '.join(sorted(repo.models)) or 'none'}")
+
+
+@main.command()
+@click.option("--view", "views", multiple=True, help="Only this view; may be repeated.")
+@_time_option("until", "Up to when; default now")
+@click.option("--again", is_flag=True, help="From the beginning of history, not the last run.")
+@click.pass_obj
+def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, again: bool) -> None:
+    """Bring online what became known since the last run."""
+    from tallystick.materialize import Materializer
+    from tallystick.progress import progress
+
+    materializer = Materializer(_open(path))
+    total = len(views or materializer.views)
+    done: list[Materialized] = []
+    with progress(total) as bar:
+
+        def tell(result: Materialized) -> None:
+            done.append(result)
+            bar.step(result.view, done=len(done))
+
+        materializer.run(views=views, until=until, again=again, progress=tell)
+    for result in done:
+        click.echo(
+            f"{result.view}: {result.won:,} written, {result.lost:,} older than what was there, "
+            f"{result.repeated:,} there already (known until {result.until.isoformat()})"
+        )
+
+
+@main.command()
+@_model
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Parquet file to write.",
+)
+@_time_option("start", "First request time; default the earliest")
+@_time_option("end", "Request times before this; default now")
+@_time_option("known-until", "Use labels known until then; default the end")
+@_clock_option()
+@click.pass_obj
+def dataset(path: Path, model: str, **options: Any) -> None:
+    """Write a training set: requests, features, labels."""
+    click.echo(_area("tallystick_training", "dataset")(_open(path), model, **options))
+
+
+@main.command()
+@_model
+@_time_option("start", "First request time; default the earliest")
+@_time_option("end", "Request times before this; default now")
+@_clock_option()
+@click.option("--promote", is_flag=True, help="Make it the champion without comparing.")
+@click.pass_obj
+def train(path: Path, model: str, **options: Any) -> None:
+    """Train a model, freeze its contract, register it."""
+    click.echo(_area("tallystick_training", "train")(_open(path), model, **options))
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--uds", type=click.Path(path_type=Path), help="Unix socket instead of host and port."
+)
+@click.pass_obj
+def serve(path: Path, host: str, port: int, uds: Path | None) -> None:
+    """Answer requests over HTTP."""
+    _area("tallystick_serving", "serve")(path, host=host, port=port, uds=uds)
+
+
+@main.command()
+@_model
+@_time_option("since", "First request time; default the first logged")
+@_time_option("until", "Request times before this; default now")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report here as JSON too.",
+)
+@click.option(
+    "--fail-over",
+    type=click.FloatRange(0, 1),
+    help="Exit with 1 if more than this share of values was served wrongly.",
+)
+@click.pass_obj
+def audit(
+    path: Path,
+    model: str,
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    json_path: Path | None,
+    fail_over: float | None,
+) -> None:
+    """Recompute served values; name why any differs."""
+    text, passed = _area("tallystick_monitoring", "audit")(
+        _open(path), model, since=since, until=until, json_path=json_path, fail_over=fail_over
+    )
+    click.echo(text)
+    if not passed:
+        raise SystemExit(1)
+
+
+@main.command()
+@_model
+@_time_option("since", "First request time; default the first logged")
+@_time_option("until", "Request times before this; default now")
+@click.pass_obj
+def monitor(path: Path, model: str, since: datetime | None, until: datetime | None) -> None:
+    """Record parity, freshness, drift and performance."""
+    click.echo(
+        _area("tallystick_monitoring", "monitor")(_open(path), model, since=since, until=until)
+    )
+
+
+@main.command()
+@_model
+@click.pass_obj
+def retrain(path: Path, model: str) -> None:
+    """Decide by the last look whether to train again."""
+    click.echo(_area("tallystick_training", "retrain")(_open(path), model))
+
+
+@main.command()
+@_model
+@click.option("--version", required=True, help="Version in the model registry.")
+@click.pass_obj
+def promote(path: Path, model: str, version: str) -> None:
+    """Make a registered version the champion."""
+    click.echo(_area("tallystick_training", "promote")(_open(path), model, version=version))
+
+
+@main.command()
+@_model
+@click.pass_obj
+def rollback(path: Path, model: str) -> None:
+    """Go back to the champion before this one."""
+    click.echo(_area("tallystick_training", "rollback")(_open(path), model))
+
+
+@main.command()
+@click.pass_obj
+def status(path: Path) -> None:
+    """Say how things stand."""
+    from tallystick.status import status as lines
+
+    for line in lines(_open(path)):
+        click.echo(line)
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder for the report, the pictures and the state of the replay.",
+)
+@click.pass_obj
+def demo(path: Path, out: Path) -> None:
+    """Replay the repo's history through the whole loop."""
+    click.echo(_area("tallystick_simulation", "demo")(path, out))

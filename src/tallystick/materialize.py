@@ -1,0 +1,181 @@
+"""Brings history online: the fold, run forward to a moment.
+
+A run writes the rows that became visible since the last run, by the knowledge clock. So a row that
+arrives late, or a correction, is written as soon as it is known, however old its event time is; a
+watermark on event time would miss it. Writing a row again does no harm, so a run that was killed is
+simply run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from tallystick.clock import from_us, process_clock, to_us
+from tallystick.errors import DefinitionError, InputError, Problem, StateError, did_you_mean
+from tallystick.files import write_text
+from tallystick.fold import VisibilityClock
+from tallystick.view import Frozen, ViewSpec
+
+if TYPE_CHECKING:
+    from tallystick.repo import Repo
+
+
+class Materialized(Frozen):
+    """What one run did for one view.
+
+    Attributes:
+        view: The view.
+        after: Rows visible up to here were online already; None for a first run.
+        until: Rows visible up to here are online now.
+        won: Rows that replaced an older one, or were the first of their key.
+        lost: Rows older than what was online.
+        repeated: Rows that were online already.
+    """
+
+    view: str
+    after: datetime | None
+    until: datetime
+    won: int
+    lost: int
+    repeated: int
+
+
+class Materializer:
+    """Writes what became visible to the online store, view by view.
+
+    Args:
+        repo: An applied repo whose stores are Tallystick's.
+
+    Raises:
+        StateError: The repo has no views; it was not applied.
+        DefinitionError: The repo uses another online store.
+    """
+
+    def __init__(self, repo: Repo) -> None:
+        self._repo = repo
+        self._specs = {
+            view.name: ViewSpec.from_feast(view)
+            for view in repo.store.list_batch_feature_views()
+            if view.online
+        }
+        if not self._specs:
+            raise StateError(
+                f"There is nothing to materialize: {repo.path} has no applied online view.",
+                hint="Register the definitions first:  tally apply",
+            )
+        self._path = repo.state_dir / "materialized.json"
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views that can be materialized."""
+        return tuple(self._specs)
+
+    def run(
+        self,
+        *,
+        views: Iterable[str] = (),
+        until: datetime | None = None,
+        again: bool = False,
+        progress: Callable[[Materialized], None] = lambda _: None,
+    ) -> list[Materialized]:
+        """Write what became visible since each view's last run.
+
+        Args:
+            views: Which views; all by default.
+            until: Up to when; the process clock's now by default.
+            again: Whether to begin from the beginning of history.
+            progress: Called after each view.
+
+        Raises:
+            InputError: A view does not exist; all such are listed.
+            DataError: A source is not as declared.
+            UnavailableError: The online store did not answer; run again.
+        """
+        names = tuple(views) or self.views
+        unknown = [name for name in names if name not in self._specs]
+        if unknown:
+            raise InputError(
+                "There is no such online view.",
+                [Problem(name, did_you_mean(name, self._specs), "unknown") for name in unknown],
+            )
+        end = from_us(process_clock().now_us()) if until is None else until
+        marks = {} if again else self._read_marks()
+        done = []
+        for name in names:
+            after = from_us(marks[name]) if name in marks else None
+            result = self._run_view(name, after, end)
+            marks[name] = max(to_us(end), marks.get(name, to_us(end)))
+            write_text(self._path, json.dumps(self._read_marks() | {name: marks[name]}, indent=1))
+            done.append(result)
+            progress(result)
+        return done
+
+    def _run_view(self, name: str, after: datetime | None, until: datetime) -> Materialized:
+        from tallystick.offline_store.retrieval import ViewRead, visible_between
+        from tallystick.online_store.bulk import write_table
+        from tallystick.retrieval import offline_config
+
+        spec = self._specs[name]
+        config = offline_config(self._repo)
+        rows = visible_between(
+            ViewRead(
+                spec=spec,
+                source=self._repo.view_source(name),
+                name=name,
+                key_map={key: key for key in spec.key_names},
+                columns=spec.column_names,
+            ),
+            after=after,
+            until=until,
+            clock=VisibilityClock.KNOWLEDGE if spec.created_column else VisibilityClock.EVENT,
+            config=config,
+            repo_path=self._repo.path,
+        )
+        renamed = {"event_time": spec.event_column, "created_time": spec.created_column}
+        rows = rows.rename_columns([renamed.get(column) or column for column in rows.column_names])
+        counts = write_table(
+            self._client,
+            self._repo.project,
+            spec,
+            rows,
+            write_us=process_clock().now_us(),
+        )
+        return Materialized(
+            view=name,
+            after=after,
+            until=until,
+            won=counts.won,
+            lost=counts.lost,
+            repeated=counts.repeated,
+        )
+
+    @cached_property
+    def _client(self) -> Any:
+        from tallystick.online_store import RedisOnlineStoreConfig
+        from tallystick.online_store.connection import connect
+
+        config = self._repo.store.config.online_store
+        if not isinstance(config, RedisOnlineStoreConfig):
+            raise DefinitionError(
+                f"{self._repo.path / 'feature_store.yaml'} uses another online store.",
+                [
+                    Problem(
+                        "online_store.type",
+                        "tallystick.online_store.RedisOnlineStore",
+                        str(getattr(config, "type", config)),
+                    )
+                ],
+                hint="Change it, or materialize with Feast:  feast materialize-incremental …",
+            )
+        return connect(config.connection_string, self._repo.path)
+
+    def _read_marks(self) -> dict[str, int]:
+        try:
+            marks = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return {str(name): int(mark) for name, mark in marks.items()}

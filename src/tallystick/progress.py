@@ -1,0 +1,64 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Something that is told how far the work is."""
+
+    def step(self, text: str, *, done: int | None = None) -> None:
+        """Say what is being done now, and how many units are done."""
+        ...
+
+
+class _Lines:
+    """A line whenever a tenth more is done, or at each step of work without a total."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._tenth = -1
+
+    def step(self, text: str, *, done: int | None = None) -> None:
+        if done is not None and self._total:
+            tenth = 10 * done // self._total
+            if tenth == self._tenth:
+                return
+            self._tenth = tenth
+            text = f"{100 * done // self._total:3d}%  {text}"
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+class _Bar:
+    """A rich progress bar."""
+
+    def __init__(self, bar: object, task: object) -> None:
+        self._bar = bar
+        self._task = task
+
+    def step(self, text: str, *, done: int | None = None) -> None:
+        self._bar.update(self._task, description=text, completed=done)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def progress(total: int | None = None) -> Iterator[Progress]:
+    """Show progress on standard error for the time of the block.
+
+    Args:
+        total: Units of work; None if unknown.
+    """
+    if not sys.stderr.isatty():
+        yield _Lines(total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Bar(bar, bar.add_task("", total=total))
