@@ -1,0 +1,178 @@
+"""The names under which rows lie in Redis.
+
+``ts1:PROJECT:VIEW:{KEY}``: project and view are percent-encoded, so that no name can end where
+another goes on, and a scan for one view or project matches no other. The braces are Redis
+Cluster's hash tag: all views of one entity share a slot. ``KEY`` is the values of the view's join
+keys, in the order of the join keys' names, each with its type and its end: ``i42;`` or ``s3:ATL``.
+An integer never equals a string, and no two tuples of values have the same text. It never starts
+with a closing brace, which would make the hash tag empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from operator import index
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from tallystick.clock import to_us
+from tallystick.errors import DefinitionError, InputError, Problem
+from tallystick.view import Column
+
+if TYPE_CHECKING:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+
+_LAYOUT: Final = "ts1"
+"""Version of this module's layout; two layouts never see each other's rows."""
+
+
+def project_prefix(project: str) -> bytes:
+    """What all keys of a project start with, and no other key does."""
+    return f"{_LAYOUT}:{quote(project, safe='')}:".encode()
+
+
+def view_prefix(project: str, view: str) -> bytes:
+    """What all row keys of a view start with, and no other key does."""
+    return project_prefix(project) + f"{quote(view, safe='')}:".encode()
+
+
+def definitions_key(project: str) -> bytes:
+    """Key of the project's definitions; a view's name is never empty, so no row has it."""
+    return project_prefix(project) + b":definitions"
+
+
+def _integer(value: Any) -> bytes:
+    if isinstance(value, bool):
+        raise TypeError("bool")
+    return b"i%d;" % index(value)
+
+
+def _text(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise TypeError(type(value).__name__)
+    raw = value.encode()
+    return b"s%d:%b" % (len(raw), raw)
+
+
+def _binary(value: Any) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(type(value).__name__)
+    raw = bytes(value)
+    return b"b%d:%b" % (len(raw), raw)
+
+
+def _moment(value: Any) -> bytes:
+    """Whole seconds, as Feast keeps times in keys."""
+    if not isinstance(value, datetime):
+        raise TypeError(type(value).__name__)
+    return _seconds(to_us(value) // 1_000_000)
+
+
+def _seconds(value: int) -> bytes:
+    return b"t%d;" % value
+
+
+_BY_DTYPE: Final[dict[str, Callable[[Any], bytes]]] = {
+    "INT32": _integer,
+    "INT64": _integer,
+    "STRING": _text,
+    "BYTES": _binary,
+    "UNIX_TIMESTAMP": _moment,
+}
+_BY_PROTO_FIELD: Final[dict[str, Callable[[Any], bytes]]] = {
+    "int32_val": _integer,
+    "int64_val": _integer,
+    "string_val": _text,
+    "bytes_val": _binary,
+    "unix_timestamp_val": _seconds,
+}
+
+
+class RowKeys:
+    """Makes the Redis keys of one view from columns of key values.
+
+    Args:
+        project: Feast project.
+        view: The view's name.
+        join_keys: The view's key columns, in the order in which :meth:`of` is given their values.
+
+    Raises:
+        DefinitionError: A key has a type that cannot be a key.
+    """
+
+    def __init__(self, project: str, view: str, join_keys: Sequence[Column]) -> None:
+        problems = [
+            Problem(f"key {key.name} of view {view}", " or ".join(_BY_DTYPE), key.dtype)
+            for key in join_keys
+            if key.dtype not in _BY_DTYPE
+        ]
+        if problems:
+            raise DefinitionError("A view has keys that the online store cannot use.", problems)
+        self._view = view
+        self._join_keys = tuple(join_keys)
+        self._order = sorted(range(len(join_keys)), key=lambda place: join_keys[place].name)
+        self._start = view_prefix(project, view) + b"{"
+
+    def of(self, columns: Sequence[Sequence[Any]]) -> list[bytes | None]:
+        """One Redis key per row; None where a key value is None.
+
+        Args:
+            columns: Values of each join key, in the order given to the constructor.
+
+        Raises:
+            InputError: A value has another type than its key; every such column is listed.
+        """
+        parts = [self._column(self._join_keys[place], columns[place]) for place in self._order]
+        problems = [part for part in parts if isinstance(part, Problem)]
+        if problems:
+            raise InputError(f"Keys of view {self._view} have the wrong type.", problems)
+        encoded = [part for part in parts if not isinstance(part, Problem)]
+        start = self._start
+        if len(encoded) == 1:
+            return [None if one is None else b"%b%b}" % (start, one) for one in encoded[0]]
+        return [
+            None if None in row else b"%b%b}" % (start, b"".join(part for part in row if part))
+            for row in zip(*encoded, strict=True)
+        ]
+
+    @staticmethod
+    def _column(key: Column, values: Sequence[Any]) -> list[bytes | None] | Problem:
+        encode = _BY_DTYPE[key.dtype]
+        try:
+            return [None if value is None else encode(value) for value in values]
+        except (TypeError, ValueError):
+            for row, value in enumerate(values):
+                try:
+                    if value is not None:
+                        encode(value)
+                except (TypeError, ValueError):
+                    return Problem(f"{key.name}, row {row}", key.dtype, repr(value))
+            raise
+
+
+def proto_key(prefix: bytes, entity_key: EntityKey) -> bytes | None:
+    """The Redis key of a row from Feast's entity key; None where a key value is null.
+
+    Args:
+        prefix: :func:`view_prefix` of the view.
+        entity_key: Join keys and values, in any order.
+
+    Raises:
+        InputError: A value has a type that cannot be a key.
+    """
+    parts = []
+    for name, value in sorted(
+        zip(entity_key.join_keys, entity_key.entity_values, strict=True),
+        key=lambda pair: pair[0],
+    ):
+        field = value.WhichOneof("val")
+        if field is None or field == "null_val":
+            return None
+        encode = _BY_PROTO_FIELD.get(field)
+        if encode is None:
+            raise InputError(
+                "An entity key cannot be used.", [Problem(name, " or ".join(_BY_DTYPE), field)]
+            )
+        parts.append(encode(getattr(value, field)))
+    return b"%b{%b}" % (prefix, b"".join(parts))

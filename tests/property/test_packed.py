@@ -1,0 +1,214 @@
+"""Every value that goes into a packed row comes out, of its exact type."""
+
+from __future__ import annotations
+
+import math
+import struct
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tallystick.clock import from_us
+from tallystick.errors import DamagedError, DataError
+from tallystick.online_store.packed import FIXED, RowCodec, definition_of, order_of
+from tallystick.view import Column, ViewSpec
+
+TIMES = st.integers(-(2**63), 2**63 - 1)
+MOMENTS = st.datetimes(timezones=st.just(UTC))
+SCALARS = {
+    "INT32": st.integers(-(2**31), 2**31 - 1),
+    "INT64": st.integers(-(2**63), 2**63 - 1),
+    "FLOAT": st.floats(width=32),
+    "DOUBLE": st.floats(),
+    "BOOL": st.booleans(),
+    "UNIX_TIMESTAMP": MOMENTS,
+    "STRING": st.text(),
+    "BYTES": st.binary(),
+}
+
+
+def spec_of(*dtypes: str, name: str = "view") -> ViewSpec:
+    return ViewSpec(
+        name=name,
+        join_keys=(Column(name="id", dtype="INT64"),),
+        columns=tuple(Column(name=f"c{place}", dtype=dtype) for place, dtype in enumerate(dtypes)),
+        ttl_us=None,
+        event_column="event",
+        created_column="created",
+    )
+
+
+@st.composite
+def rows(draw, dtypes=SCALARS):
+    chosen = draw(st.lists(st.sampled_from(sorted(dtypes)), max_size=20))
+    count = draw(st.integers(1, 4))
+    values = [
+        {f"c{p}": draw(st.none() | dtypes[dtype]) for p, dtype in enumerate(chosen)}
+        for _ in range(count)
+    ]
+    times = draw(
+        st.lists(st.tuples(TIMES, st.none() | TIMES, TIMES), min_size=count, max_size=count)
+    )
+    return spec_of(*chosen), values, times
+
+
+def same(got, expected, dtype) -> bool:
+    if expected is None or got is None:
+        return got is expected
+    if dtype in {"FLOAT", "DOUBLE"}:
+        code = FIXED[dtype]
+        return type(got) is float and (
+            struct.pack(code, got) == struct.pack(code, expected)
+            or (math.isnan(got) and math.isnan(expected))
+        )
+    return type(got) is type(expected) and got == expected
+
+
+@given(rows())
+def test_python_values_come_back(case):
+    spec, values, times = case
+    codec = RowCodec(spec)
+    packed = [
+        codec.encode(row, event_us=event, created_us=created, write_us=write)
+        for row, (event, created, write) in zip(values, times, strict=True)
+    ]
+    decoded = codec.decode(packed)
+    assert list(zip(decoded.event_us, decoded.created_us, decoded.write_us, strict=True)) == times
+    for column in spec.columns:
+        for got, row in zip(decoded.values[column.name], values, strict=True):
+            assert same(got, row[column.name], column.dtype)
+    for row, (event, created, _) in zip(packed, times, strict=True):
+        assert definition_of(row) == spec.definition_hash
+        assert order_of(row) == (event, event if created is None else created)
+
+
+@given(rows(), st.data())
+def test_some_columns_equal_all_columns(case, data):
+    spec, values, _ = case
+    codec = RowCodec(spec)
+    packed = [codec.encode(row, event_us=1, created_us=2, write_us=3) for row in values]
+    names = data.draw(st.lists(st.sampled_from([*spec.column_names, "none"]), unique=True))
+    names = [name for name in names if name != "none"]
+    whole, part = codec.decode(packed).values, codec.decode(packed, names).values
+    assert list(part) == names
+    assert repr(part) == repr({name: whole[name] for name in names})
+
+
+PROTO_FIELDS = {
+    "INT32": ("int32_val", SCALARS["INT32"]),
+    "INT64": ("int64_val", SCALARS["INT64"]),
+    "FLOAT": ("float_val", st.floats(width=32, allow_nan=False)),
+    "DOUBLE": ("double_val", st.floats(allow_nan=False)),
+    "BOOL": ("bool_val", st.booleans()),
+    "UNIX_TIMESTAMP": ("unix_timestamp_val", st.integers(-(10**11), 10**11)),
+    "STRING": ("string_val", st.text()),
+    "BYTES": ("bytes_val", st.binary()),
+    "UUID": ("uuid_val", st.uuids().map(str)),
+    "DECIMAL": ("decimal_val", st.decimals(allow_nan=False).map(str)),
+    "JSON": ("json_val", st.just('{"a": [1, null]}')),
+    "IMAGE_BYTES": ("bytes_val", st.binary()),
+}
+LISTS = {
+    "INT32_LIST": ("int32_list_val", SCALARS["INT32"]),
+    "INT64_LIST": ("int64_list_val", SCALARS["INT64"]),
+    "FLOAT_LIST": ("float_list_val", st.floats(width=32, allow_nan=False)),
+    "DOUBLE_LIST": ("double_list_val", st.floats(allow_nan=False)),
+    "BOOL_LIST": ("bool_list_val", st.booleans()),
+    "STRING_LIST": ("string_list_val", st.text()),
+    "STRING_SET": ("string_set_val", st.text()),
+    "BYTES_LIST": ("bytes_list_val", st.binary()),
+    "UNIX_TIMESTAMP_LIST": ("unix_timestamp_list_val", st.integers(0, 10**10)),
+}
+
+
+@st.composite
+def protos(draw):
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    chosen = draw(st.lists(st.sampled_from(sorted({*PROTO_FIELDS, *LISTS, "MAP"})), max_size=12))
+    values = {}
+    for place, dtype in enumerate(chosen):
+        value = Value()
+        kind = draw(st.sampled_from(["value", "empty", "null"]))
+        if kind == "null":
+            value.null_val = 0
+        elif kind == "value" and dtype in PROTO_FIELDS:
+            field, strategy = PROTO_FIELDS[dtype]
+            setattr(value, field, draw(strategy))
+        elif kind == "value" and dtype in LISTS:
+            field, strategy = LISTS[dtype]
+            getattr(value, field).val.extend(draw(st.lists(strategy)))
+            value.SetInParent()
+            getattr(value, field).SetInParent()
+        elif kind == "value":
+            for key in draw(st.sets(st.text())):
+                value.map_val.val[key].int64_val = draw(SCALARS["INT64"])
+            value.map_val.SetInParent()
+        values[f"c{place}"] = value
+    return spec_of(*chosen), values
+
+
+@settings(max_examples=150)
+@given(protos())
+def test_feast_values_come_back(case):
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    spec, values = case
+    codec = RowCodec(spec)
+    row = codec.encode_protos(values, event_us=1, created_us=None, write_us=3)
+    decoded = codec.decode_protos([row, row])
+    for name, value in values.items():
+        expected = Value() if value.WhichOneof("val") == "null_val" else value
+        assert decoded.values[name] == [expected, expected]
+
+
+def test_lists_and_maps_come_back_as_python_values():
+    codec = RowCodec(spec_of("INT64_LIST", "MAP", "STRING_LIST"))
+    values = {"c0": [2**60 + 1, -1], "c1": {"a": 1, "b": "x"}, "c2": []}
+    decoded = codec.decode([codec.encode(values, event_us=1, created_us=2, write_us=3)])
+    assert {name: column[0] for name, column in decoded.values.items()} == values
+
+
+@given(rows(), st.data())
+def test_a_cut_or_longer_row_is_never_read(case, data):
+    spec, values, _ = case
+    codec = RowCodec(spec)
+    whole = codec.encode(values[0], event_us=1, created_us=2, write_us=3)
+    keep = data.draw(st.integers(0, len(whole) - 1))
+    for bad in (whole[:keep], whole + b"\0", b"\2" + whole[1:], b"PK\3\4" * 20):
+        with pytest.raises(DamagedError):
+            codec.decode([whole, bad])
+
+
+def test_a_row_of_another_definition_is_never_read():
+    ours, theirs = RowCodec(spec_of("INT64")), RowCodec(spec_of("DOUBLE"))
+    row = theirs.encode({"c0": 1.0}, event_us=1, created_us=2, write_us=3)
+    with pytest.raises(DamagedError, match="definitions"):
+        ours.decode([row])
+
+
+def test_a_text_that_is_not_utf8_is_damaged():
+    codec = RowCodec(spec_of("STRING"))
+    row = codec.encode({"c0": "é"}, event_us=1, created_us=2, write_us=3)
+    with pytest.raises(DamagedError, match="STRING"):
+        codec.decode([row[:-1] + b"\xff"])
+
+
+def test_all_values_that_do_not_fit_are_named_at_once():
+    codec = RowCodec(spec_of("INT32", "INT64", "FLOAT", "BOOL", "STRING", "UNIX_TIMESTAMP"))
+    values = {"c0": 2**31, "c1": "1", "c2": 1e300, "c3": "no", "c4": 1, "c5": 5}
+    with pytest.raises(DataError) as caught:
+        codec.encode(values, event_us=1, created_us=2, write_us=3)
+    assert [problem.where for problem in caught.value.problems] == [
+        f"column c{place}" for place in range(6)
+    ]
+
+
+def test_a_time_keeps_its_microseconds():
+    codec = RowCodec(spec_of("UNIX_TIMESTAMP"))
+    moment = datetime(2013, 7, 1, 1, 2, 3, 456789, tzinfo=UTC)
+    row = codec.encode({"c0": moment}, event_us=1, created_us=2, write_us=3)
+    assert codec.decode([row]).values["c0"] == [moment]
+    assert from_us(-1).microsecond == 999999
