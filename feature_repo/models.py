@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from feeds import arrivals, outcomes, planned_departures
 from services import cancellation_features, late_arrival_features
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sources import arrivals, outcomes, planned_departures
 
 from tallystick import Gate, Label, Model, Retraining
 
@@ -46,7 +46,7 @@ late_arrival = Model(
         min_interval=timedelta(days=28),
         min_labels=5_000,
         horizon=timedelta(days=28),
-        cost=50.0,
+        cost=10.0,
         window=None,
         holdout=timedelta(days=7),
     ),
@@ -79,7 +79,7 @@ cancellation = Model(
     retraining=Retraining(
         min_interval=timedelta(days=56),
         min_labels=10_000,
-        cost=50.0,
+        cost=10.0,
         holdout=timedelta(days=14),
     ),
 )

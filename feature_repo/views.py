@@ -7,7 +7,7 @@ from datetime import timedelta
 from entities import carrier, destination, origin, tail
 from feast import FeatureView, Field
 from feast.types import Bool, Float64, Int64
-from sources import carrier_days, landings, origin_hours, planes, route_weeks, weather_hours
+from feeds import carrier_days, landings, origin_hours, planes, route_weeks, weather_hours
 
 weather = FeatureView(
     name="weather",
@@ -86,7 +86,7 @@ route_week = FeatureView(
         Field(name="route_landed_7d", dtype=Int64),
         Field(name="route_arrival_delay_7d_min", dtype=Float64),
         Field(name="route_late_7d_share", dtype=Float64),
-        Field(name="route_arrival_delay_28d_median_min", dtype=Float64),
+        Field(name="route_arrival_delay_28d_min", dtype=Float64),
         Field(name="route_late_28d_share", dtype=Float64),
     ],
     source=route_weeks,

@@ -2,38 +2,43 @@
 -- lull of New York's night.
 -- Event time and created time: that moment. Landings count once the feed has reported them,
 -- cancellations once the outcome is settled.
-WITH landed AS (
+WITH known AS (
     SELECT
         carrier,
-        morning_up(landing_known_at) + to_days(step) AS morning,
-        count(*) FILTER (step = 0) AS landed_1d,
-        avg(arrival_delay_min) FILTER (step = 0) AS arrival_delay_1d_min,
-        avg((arrival_delay_min >= 15)::BIGINT) FILTER (step = 0) AS late_1d_share,
-        avg(arrival_delay_min) AS arrival_delay_7d_min,
-        avg((arrival_delay_min >= 15)::BIGINT) AS late_7d_share
-    FROM flights, range(7) AS steps (step)
+        morning_up(landing_known_at) AS known_morning,
+        arrival_delay_min AS delay_min,
+        arrival_delay_min >= 15 AS late,
+        NULL AS cancelled
+    FROM flights
     WHERE arrival IS NOT NULL
-    GROUP BY ALL
+    UNION ALL
+    SELECT carrier, morning_up(outcome_known_at), NULL, NULL, cancelled FROM flights
 ),
-settled AS (
+daily AS (
     SELECT
         carrier,
-        morning_up(outcome_known_at) + to_days(step) AS morning,
-        avg(cancelled::BIGINT) FILTER (step = 0) AS cancelled_1d_share,
-        avg(cancelled::BIGINT) AS cancelled_7d_share
-    FROM flights, range(7) AS steps (step)
+        known_morning,
+        count(late) AS landed,
+        coalesce(sum(delay_min), 0) AS delay_min,
+        count_if(late) AS late,
+        count(cancelled) AS settled,
+        count_if(cancelled) AS cancelled
+    FROM known
     GROUP BY ALL
 )
 SELECT
     carrier,
-    morning AS event_time,
-    morning AS created_time,
-    coalesce(landed_1d, 0) AS landed_1d,
-    arrival_delay_1d_min,
-    late_1d_share,
-    arrival_delay_7d_min,
-    late_7d_share,
-    cancelled_1d_share,
-    cancelled_7d_share
-FROM landed FULL JOIN settled USING (carrier, morning)
-WHERE morning <= (SELECT max(landing_known_at) FROM flights)
+    known_morning + to_days(step) AS event_time,
+    event_time AS created_time,
+    coalesce(sum(landed) FILTER (step = 0), 0)::BIGINT AS landed_1d,
+    sum(delay_min) FILTER (step = 0)
+    / nullif(sum(landed) FILTER (step = 0), 0) AS arrival_delay_1d_min,
+    sum(late) FILTER (step = 0) / nullif(sum(landed) FILTER (step = 0), 0) AS late_1d_share,
+    sum(delay_min) / nullif(sum(landed), 0) AS arrival_delay_7d_min,
+    sum(late) / nullif(sum(landed), 0) AS late_7d_share,
+    sum(cancelled) FILTER (step = 0)
+    / nullif(sum(settled) FILTER (step = 0), 0) AS cancelled_1d_share,
+    sum(cancelled) / nullif(sum(settled), 0) AS cancelled_7d_share
+FROM daily, range(7) AS steps (step)
+WHERE event_time <= (SELECT max(landing_known_at) FROM flights)
+GROUP BY ALL
