@@ -66,7 +66,7 @@ def _numbers(column: Any) -> Shares:
 
 
 def _histogram(numbers: Shares, edges: tuple[float, ...]) -> Shares:
-    """Shares in the bins: up to the first edge, between edges, and past the last; each with its upper edge."""
+    """Shares in the bins between the edges, each bin with its upper edge."""
     places = np.searchsorted(np.array(edges), numbers, side="left")
     counts = np.bincount(places, minlength=len(edges) + 1)
     return counts / max(len(numbers), 1)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tallystick.contract import FeatureSpec, ModelInputs, TransformSpec, ViewUse
 from tallystick.definitions import Model
@@ -23,6 +23,7 @@ from tallystick.view import Column, ViewSpec, digest
 if TYPE_CHECKING:
     from feast import FeatureStore, OnDemandFeatureView
 
+Kind = TypeVar("Kind")
 NO_ENTITY_KEY = "__dummy_id"
 """Feast's stand-in key of a view without entities."""
 
@@ -34,10 +35,12 @@ class Repo:
     Attributes:
         path: Folder of ``feature_store.yaml``.
         models: Models by name.
+        objects: Everything else that the files of the repo define, under any name.
     """
 
     path: Path
     models: dict[str, Model]
+    objects: tuple[Any, ...] = ()
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -56,6 +59,11 @@ class Repo:
             raise DefinitionError(
                 f"{self.path / 'feature_store.yaml'} cannot be used: {error}"
             ) from error
+
+    def declared(self, kind: type[Kind]) -> list[Kind]:
+        """The objects of a kind that the files of the repo define; each once."""
+        found = {id(value): value for value in self.objects if isinstance(value, kind)}
+        return list(found.values())
 
     @property
     def project(self) -> str:
@@ -118,14 +126,14 @@ def open_repo(path: Path) -> Repo:
             f"{path} is not a Feast repo: it has no feature_store.yaml.",
             hint="Name the folder that has one:  tally --repo DIR …",
         )
+    objects = tuple(
+        value for module in _import_definitions(path) for value in vars(module).values()
+    )
     models: dict[str, Model] = {}
-    for module in _import_definitions(path):
-        for value in vars(module).values():
-            if not isinstance(value, Model):
-                continue
-            if models.setdefault(value.name, value) is not value:
-                raise DefinitionError(f"Two models in {path} are called {value.name!r}.")
-    return Repo(path=path, models=models)
+    for value in objects:
+        if isinstance(value, Model) and models.setdefault(value.name, value) is not value:
+            raise DefinitionError(f"Two models in {path} are called {value.name!r}.")
+    return Repo(path=path, models=models, objects=objects)
 
 
 def apply(repo: Repo) -> None:

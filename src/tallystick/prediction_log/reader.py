@@ -59,6 +59,12 @@ def read_log(state_dir: Path, model: str, *, start: datetime, end: datetime) -> 
     return parts
 
 
+def has_records(state_dir: Path, model: str, *, start: datetime, end: datetime) -> bool:
+    """Whether a file of the log can hold predictions requested in [start, end)."""
+    folders = (log_dir(state_dir) / model).glob("*/")
+    return any(True for folder in folders for _ in _files(folder, start, end))
+
+
 def read_labels(state_dir: Path, model: str, *, known_until: datetime) -> pa.Table | None:
     """Read the labels sent for a model that were known by ``known_until``; None if there are none.
 

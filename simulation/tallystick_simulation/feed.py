@@ -1,0 +1,65 @@
+"""A feed that delivers a view's rows as they become known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from tallystick.truth import read_source
+from tallystick.view import ViewSpec
+from tallystick_simulation.scenario import Push
+
+if TYPE_CHECKING:
+    from tallystick.repo import Repo
+
+ROWS_AT_ONCE = 500
+Columns = dict[str, list[Any]]
+
+
+class Feed:
+    """The rows of a view in the order in which they became known.
+
+    Args:
+        repo: Where the view's history is.
+        view: The view.
+        push: How it is delivered.
+
+    Attributes:
+        source: Name of the push source.
+        every: How often the feed delivers.
+    """
+
+    def __init__(self, repo: Repo, view: str, push: Push) -> None:
+        self.source = push.source
+        self.every = push.every
+        spec = ViewSpec.from_feast(repo.store.get_feature_view(view))
+        self._known = spec.created_column or spec.event_column
+        names = [*spec.key_names, *spec.column_names, spec.event_column]
+        if spec.created_column:
+            names.append(spec.created_column)
+        stored = {name: source for source, name in spec.field_mapping.items()}
+        self._table = read_source(
+            repo,
+            repo.view_source(view),
+            what=f"The source of view {view!r}",
+            columns={name: stored.get(name, name) for name in names},
+        ).sort_by(self._known)
+
+    def between(self, after: datetime, until: datetime) -> Iterator[Columns]:
+        """Rows that became known in (after, until], as columns of JSON values, in portions."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        known = self._table[self._known]
+        first = int(pc.sum(pc.less_equal(known, pa.scalar(after, known.type))).as_py() or 0)
+        last = int(pc.sum(pc.less_equal(known, pa.scalar(until, known.type))).as_py() or 0)
+        for start in range(first, last, ROWS_AT_ONCE):
+            rows = self._table.slice(start, min(ROWS_AT_ONCE, last - start))
+            yield {
+                name: [
+                    value.isoformat() if isinstance(value, datetime) else value
+                    for value in rows[name].to_pylist()
+                ]
+                for name in rows.column_names
+            }

@@ -1,0 +1,112 @@
+"""The past, as the replay knows it: who asked what when, and which labels became known when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from tallystick.contract import ModelInputs
+from tallystick.truth import read_source
+
+if TYPE_CHECKING:
+    from tallystick.definitions import Model
+    from tallystick.repo import Repo
+
+Instance = dict[str, Any]
+LabelKey = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A label: its value, and when it became known."""
+
+    value: int
+    known_time: datetime
+
+
+class Requests:
+    """The requests of a model's population, by time.
+
+    Args:
+        repo: Where the population is.
+        model: Whose population.
+        inputs: What a request must carry.
+    """
+
+    def __init__(self, repo: Repo, model: Model, inputs: ModelInputs) -> None:
+        columns = [column.name for column in (*inputs.entity_keys, *inputs.request_fields)]
+        table = read_source(
+            repo,
+            model.requests,
+            what=f"The population of model {model.name!r}",
+            columns={
+                **{name: name for name in columns},
+                "__request_time": model.requests.timestamp_field,
+            },
+        ).sort_by("__request_time")
+        self._times = table["__request_time"]
+        self._table = table.select(columns)
+
+    def between(self, start: datetime, end: datetime) -> list[tuple[datetime, Instance]]:
+        """Requests of [start, end), in order: the time, and the instance as JSON holds it."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        moment = self._times.type
+        first = int(pc.sum(pc.less(self._times, pa.scalar(start, moment))).as_py() or 0)
+        last = int(pc.sum(pc.less(self._times, pa.scalar(end, moment))).as_py() or 0)
+        instances = self._table.slice(first, last - first).to_pylist()
+        times = self._times.slice(first, last - first).to_pylist()
+        return [
+            (time, {name: _as_json(value) for name, value in instance.items()})
+            for time, instance in zip(times, instances, strict=True)
+        ]
+
+
+def labels_of(repo: Repo, model: Model) -> dict[LabelKey, Known]:
+    """Every label there will ever be: (keys…, request time) → value and time; first known counts.
+
+    Key values are as JSON holds them, as in the instances of :class:`Requests`.
+    """
+    label = model.label
+    table = read_source(
+        repo,
+        label.source,
+        what=f"The label source of model {model.name!r}",
+        columns={
+            **{name: name for name in label.keys},
+            "__request_time": label.source.timestamp_field,
+            "__label": label.column,
+            "__known_time": label.source.created_timestamp_column,
+        },
+    ).sort_by("__known_time")
+    keys = zip(*(map(_as_json, table[name].to_pylist()) for name in label.keys), strict=True)
+    result: dict[LabelKey, Known] = {}
+    for key, time, value, known in zip(
+        keys,
+        table["__request_time"].to_pylist(),
+        table["__label"].to_pylist(),
+        table["__known_time"].to_pylist(),
+        strict=True,
+    ):
+        if value is not None:
+            result.setdefault((*key, time), Known(int(value), known))
+    return result
+
+
+def by_minute(
+    requests: Sequence[tuple[datetime, Instance]], batch_by: str | None
+) -> Iterator[tuple[datetime, list[list[Instance]]]]:
+    """Group requests of one moment, and within it those that are sent together."""
+    moments: dict[datetime, dict[Any, list[Instance]]] = {}
+    for position, (time, instance) in enumerate(requests):
+        batch = instance[batch_by] if batch_by else position
+        moments.setdefault(time, {}).setdefault(batch, []).append(instance)
+    for time, batches in moments.items():
+        yield time, list(batches.values())
+
+
+def _as_json(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value

@@ -1,0 +1,80 @@
+"""The two pictures of a replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tallystick.files import replacing
+from tallystick.records import MonitorReport
+from tallystick_simulation.outcome import Scored, iso_week
+from tallystick_simulation.replay import Played
+from tallystick_simulation.scenario import Scenario
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NEVER, LOOP, BAD = "#8a8f98", "#0b6e6e", "#c0392b"
+SIZE_INCHES = (10.0, 4.2)
+
+
+def draw_performance(path: Path, scored: Scored, played: Played) -> None:
+    """Log loss by week: the loop, the model never trained again, and where it was retrained."""
+    figure, axes = _figure("Log loss by week of request (lower is better)")
+    weekly = scored.weekly()
+    weeks = list(weekly)
+    axes.plot(
+        weeks, [week["never"] for week in weekly.values()], color=NEVER, label="never retrained"
+    )
+    axes.plot(weeks, [week["loop"] for week in weekly.values()], color=LOOP, label="the loop")
+    label = "new champion"
+    for decision in played.decisions:
+        week = iso_week(decision.at)
+        if decision.promoted and week in weeks:
+            axes.axvline(week, color=LOOP, alpha=0.35, linewidth=1, linestyle=":", label=label)
+            label = "_nolegend_"
+    axes.legend(frameon=False, ncols=3)
+    _save(figure, axes, weeks, path)
+
+
+def draw_parity(path: Path, scenario: Scenario, played: Played) -> None:
+    """Share of served values that equal the expected ones, by week, with the incident marked."""
+    figure, axes = _figure("Served values that equal the expected ones, by week (%)")
+    weeks = [_week(look) for look in played.looks]
+    shares = [100 * look.parity.equal / max(look.parity.values, 1) for look in played.looks]
+    axes.plot(weeks, shares, color=LOOP, marker="o", markersize=3)
+    staged = iso_week(scenario.outage.start)
+    if staged in weeks:
+        low = shares[weeks.index(staged)]
+        axes.annotate(
+            f"{scenario.outage.view}: feed stopped",
+            xy=(staged, low),
+            xytext=(12, 8),
+            textcoords="offset points",
+            color=BAD,
+            arrowprops={"arrowstyle": "-", "color": BAD},
+        )
+    _save(figure, axes, weeks, path)
+
+
+def _week(look: MonitorReport) -> str:
+    return iso_week(look.start)
+
+
+def _figure(title: str) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=SIZE_INCHES, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    return figure, axes
+
+
+def _save(figure: Figure, axes: Any, weeks: list[str], path: Path) -> None:
+    shown = range(0, len(weeks), max(1, len(weeks) // 12))
+    axes.set_xticks(list(shown), [weeks[place] for place in shown], fontsize=8)
+    axes.margins(x=0.01)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")

@@ -1,0 +1,220 @@
+"""Plays a scenario: time passes, rows become known, requests are answered, decisions are taken.
+
+The order within a moment is that of production: what has become known goes online, then requests of
+that moment are answered, and their labels arrive when they are known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from tallystick.clock import SimulatedClock
+from tallystick.materialize import Materializer
+from tallystick.records import Decision, Incident, MonitorReport
+from tallystick_simulation.feed import Feed
+from tallystick_simulation.history import Requests, by_minute, labels_of
+from tallystick_simulation.scenario import Scenario
+from tallystick_simulation.traffic import Traffic
+
+if TYPE_CHECKING:
+    from tallystick.repo import Repo
+    from tallystick_simulation.server import Server
+
+DAY = timedelta(days=1)
+WEEK = timedelta(days=7)
+
+
+class Stopwatch:
+    """Seconds spent in each stage, by the machine's clock."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of the block to a stage."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - before
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+
+@dataclass
+class Played:
+    """What came of a replay.
+
+    Attributes:
+        sent: Predictions asked for.
+        calls: HTTP requests that asked for them.
+        looks: What monitoring found, week by week.
+        decisions: What was decided, week by week.
+        incidents: Spells of skew, in the order in which they were found.
+    """
+
+    sent: int = 0
+    calls: int = 0
+    looks: list[MonitorReport] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    incidents: dict[str, Incident] = field(default_factory=dict)
+
+
+class Replay:
+    """Plays a scenario against a running server.
+
+    Args:
+        repo: The repo; its models are trained and promoted.
+        scenario: What to play.
+        clock: The simulated time, shared with the server.
+        server: The server.
+        stopwatch: Counts the stages.
+        tell: Called with the share done, between 0 and 1, and one sentence.
+    """
+
+    def __init__(
+        self,
+        repo: Repo,
+        scenario: Scenario,
+        *,
+        clock: SimulatedClock,
+        server: Server,
+        stopwatch: Stopwatch,
+        tell: Callable[[float, str], None],
+    ) -> None:
+        self._repo = repo
+        self._scenario = scenario
+        self._clock = clock
+        self._server = server
+        self._watch = stopwatch
+        self._tell = tell
+        self._materializer = Materializer(repo)
+        self._feeds = {view: Feed(repo, view, push) for view, push in scenario.push.items()}
+        self.played = Played()
+
+    async def run(self) -> Played:
+        """Play every day of the scenario, with a look and a decision at the end of each week."""
+        model = self._repo.model(self._scenario.model)
+        inputs = self._repo.inputs(model)
+        requests = Requests(self._repo, model, inputs)
+        labels = labels_of(self._repo, model)
+        traffic = Traffic(self._server.url, model.name, model.label.keys, labels)
+        days = sorted(self._scenario.days)
+        look_from = self._scenario.train_until
+        try:
+            for number, day in enumerate(days):
+                start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+                while look_from + WEEK <= start:
+                    await self._end_week(traffic, look_from)
+                    look_from += WEEK
+                self._tell(number / len(days), f"{day:%d %B}")
+                await self._play_day(traffic, requests, start)
+            await self._end_week(traffic, look_from)
+        finally:
+            await traffic.close()
+        self.played.sent, self.played.calls = traffic.sent, traffic.calls
+        return self.played
+
+    async def _play_day(self, traffic: Traffic, requests: Requests, start: datetime) -> None:
+        self._clock.set(start)
+        await self._refresh(traffic, start, catch_up=True)
+        with self._watch.stage("labels"):
+            await traffic.send_labels(start)
+        tick = self._tick
+        moment = start
+        while moment < start + DAY:
+            self._clock.set(moment)
+            if moment > start:
+                await self._refresh(traffic, moment, catch_up=False)
+                await self._look_after(traffic, moment)
+            due = requests.between(moment, moment + tick)
+            with self._watch.stage("serve"):
+                for asked_at, batches in by_minute(due, self._scenario.batch_by):
+                    self._clock.set(asked_at)
+                    await traffic.predict(asked_at, batches)
+            moment += tick
+        self._clock.set(moment)
+
+    @property
+    def _tick(self) -> timedelta:
+        """The shortest time after which something is due."""
+        return min(
+            *self._scenario.refresh.values(),
+            *(push.every for push in self._scenario.push.values()),
+            self._scenario.watch_every,
+        )
+
+    async def _refresh(self, traffic: Traffic, moment: datetime, *, catch_up: bool) -> None:
+        """Bring online what has become known: what is due now, or everything after a gap."""
+        outage = self._scenario.outage
+        views = [
+            view
+            for view, every in self._scenario.refresh.items()
+            if (catch_up or _is_due(moment, every))
+            and not (view == outage.view and outage.start <= moment < outage.end)
+        ]
+        with self._watch.stage("materialize"):
+            if views:
+                self._materializer.run(views=views, until=moment)
+            if catch_up:
+                # What was pushed on the days between is brought from history.
+                self._materializer.run(views=list(self._feeds), until=moment)
+        with self._watch.stage("push"):
+            for feed in self._feeds.values():
+                if not catch_up and _is_due(moment, feed.every):
+                    for columns in feed.between(moment - feed.every, moment):
+                        await traffic.push(feed.source, columns)
+
+    async def _look_after(self, traffic: Traffic, moment: datetime) -> None:
+        """Send labels and look at freshness, when that is due."""
+        from tallystick_monitoring.incidents import watch
+
+        if _is_due(moment, self._scenario.labels_every):
+            with self._watch.stage("labels"):
+                await traffic.send_labels(moment)
+        if _is_due(moment, self._scenario.watch_every):
+            with self._watch.stage("watch"):
+                self._server.flush_log(expected=traffic.sent)
+                found = watch(
+                    self._repo,
+                    self._scenario.model,
+                    at=moment,
+                    window=self._scenario.watch_every,
+                )
+            self._remember(found)
+
+    async def _end_week(self, traffic: Traffic, start: datetime) -> None:
+        """Look at the week, and decide."""
+        from tallystick_monitoring.report import look
+        from tallystick_training.retrain import retrain
+
+        from tallystick.prediction_log.reader import has_records
+
+        end = start + WEEK
+        self._clock.set(end)
+        with self._watch.stage("labels"):
+            await traffic.send_labels(end)
+            self._server.flush_log(expected=traffic.sent)
+        name = self._scenario.model
+        if not has_records(self._repo.state_dir, name, start=start, end=end):
+            return
+        with self._watch.stage("monitor"):
+            report = look(self._repo, name, at=end, start=start, end=end)
+        self._remember(report.incidents)
+        self.played.looks.append(report)
+        with self._watch.stage("retrain"):
+            decision = retrain(self._repo, self._repo.model(name), report, at=end)
+        self.played.decisions.append(decision)
+
+    def _remember(self, incidents: list[Incident]) -> None:
+        for incident in incidents:
+            self.played.incidents[incident.incident_id] = incident
+
+
+def _is_due(moment: datetime, every: timedelta) -> bool:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) % every == timedelta(0)
