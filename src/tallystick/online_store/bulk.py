@@ -11,6 +11,7 @@ from tallystick.online_store.connection import SyncClient
 from tallystick.online_store.keys import RowKeys
 from tallystick.online_store.packed import FIXED, HAS_CREATED, VERSION, RowCodec
 from tallystick.online_store.writer import WriteCounts, write_rows
+from tallystick.repo import NO_ENTITY_KEY
 from tallystick.view import Column, ViewSpec
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def _cast(spec: ViewSpec, table: pa.Table) -> pa.Table:
     problems = []
     arrays = {}
     for name, column in wanted.items():
+        if name == NO_ENTITY_KEY and name not in table.column_names:
+            arrays[name] = pa.chunked_array([pa.repeat("", table.num_rows)])
+            continue
         if name not in table.column_names:
             problems.append(Problem(f"column {name}", column.dtype, "absent"))
             continue

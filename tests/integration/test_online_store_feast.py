@@ -1,0 +1,305 @@
+"""The plugin under Feast's own SDK: what is written is served, with the right status."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+import pytest
+
+from tallystick.clock import SimulatedClock, process_clock
+from tallystick.contract import ViewUse
+from tallystick.errors import UnavailableError
+from tallystick.online_store.connection import connect
+from tallystick.online_store.reader import OnlineReader
+from tallystick.online_store.writer import WriteCounts
+from tallystick.settings import settings
+from tallystick.view import ViewSpec
+
+NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+FEATURES = ["shop:n", "shop:share", "shop:tags", "pair:text"]
+
+
+@pytest.fixture
+def clock(tmp_path, monkeypatch):
+    """A simulated clock for the process, at NOW."""
+    path = tmp_path / "clock"
+    simulated = SimulatedClock(path, start=NOW)
+    monkeypatch.setenv("TALLYSTICK_CLOCK_FILE", str(path))
+    settings.cache_clear()
+    process_clock.cache_clear()
+    yield simulated
+    monkeypatch.undo()
+    settings.cache_clear()
+    process_clock.cache_clear()
+
+
+def definitions(folder, *, extra=False):
+    from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
+    from feast.types import Array, Float32, Int64, String
+
+    rows = pd.DataFrame(
+        {
+            "id": [1, 2],
+            "town": ["A", "B"],
+            "n": [2**60 + 1, 7],
+            "share": pd.Series([0.1, 0.2], dtype="float32"),
+            "tags": [["x", "y"], ["z"]],
+            "text": ["", None],
+            "event": [NOW - HOUR] * 2,
+            "created": [NOW - HOUR] * 2,
+        }
+    )
+    rows.to_parquet(folder / "rows.parquet")
+    source = FileSource(
+        name="rows",
+        path=str(folder / "rows.parquet"),
+        timestamp_field="event",
+        created_timestamp_column="created",
+    )
+    shop = Entity(name="shop", join_keys=["id"], value_type=ValueType.INT64)
+    town = Entity(name="town", join_keys=["town"], value_type=ValueType.STRING)
+    more = [Field(name="more", dtype=Int64)] if extra else []
+    return [
+        shop,
+        town,
+        FeatureView(
+            name="shop",
+            entities=[shop],
+            schema=[
+                Field(name="n", dtype=Int64),
+                Field(name="share", dtype=Float32),
+                Field(name="tags", dtype=Array(String)),
+                *more,
+            ],
+            source=PushSource(name="shop_push", batch_source=source),
+            ttl=HOUR,
+        ),
+        FeatureView(
+            name="pair",
+            entities=[town, shop],
+            schema=[Field(name="text", dtype=String)],
+            source=source,
+            ttl=timedelta(0),
+        ),
+    ]
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory):
+    """A folder with an applied registry; Redis is told later."""
+    from feast import FeatureStore
+
+    folder = tmp_path_factory.mktemp("repo")
+    store = FeatureStore(config=config_of(folder, "unix:///nowhere"))
+    store.apply(definitions(folder))
+    return folder
+
+
+def config_of(folder, connection_string):
+    from feast import RepoConfig
+
+    return RepoConfig(
+        project="proj",
+        provider="local",
+        registry=str(folder / "registry.db"),
+        offline_store={"type": "file"},
+        online_store={
+            "type": "tallystick.online_store.RedisOnlineStore",
+            "connection_string": connection_string,
+            "connect_timeout_s": 0.2,
+        },
+        entity_key_serialization_version=3,
+    )
+
+
+@pytest.fixture
+def store(applied, redis_server, clock):  # noqa: ARG001 - the time is NOW
+    from feast import FeatureStore
+
+    return FeatureStore(config=config_of(applied, redis_server.connection_string))
+
+
+def shop_rows(*rows):
+    frame = pd.DataFrame(rows, columns=["id", "n", "share", "event", "created"])
+    return frame.assign(tags=[["t"]] * len(frame), n=frame["n"].astype("Int64"))
+
+
+def answer_of(store, features, rows, *, asynchronous=False):
+    """Feature → list of (value, status)."""
+    if asynchronous:
+
+        async def ask():
+            try:
+                return await store.get_online_features_async(features, rows)
+            finally:
+                await store._provider.online_store.close()
+
+        response = asyncio.run(ask())
+    else:
+        response = store.get_online_features(features, rows)
+    values = response.to_dict()
+    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+
+    names = response.proto.metadata.feature_names.val
+    return {
+        name: [
+            (value, FieldStatus.Name(status))
+            for value, status in zip(values[name], result.statuses, strict=True)
+        ]
+        for name, result in zip(names, response.proto.results, strict=True)
+    }
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_materialized_rows_with_each_status(store, clock, asynchronous):
+    store.materialize(NOW - 2 * HOUR, NOW, disable_event_timestamp=False)
+    rows = [
+        {"id": 2, "town": "B"},
+        {"id": 1, "town": "A"},
+        {"id": 3, "town": "A"},
+        {"id": 1, "town": "A"},
+    ]
+    answer = answer_of(store, FEATURES, rows, asynchronous=asynchronous)
+    one = (2**60 + 1, "PRESENT")
+    assert answer["n"] == [(7, "PRESENT"), one, (None, "NOT_FOUND"), one]
+    assert answer["tags"][:2] == [(["z"], "PRESENT"), (["x", "y"], "PRESENT")]
+    assert answer["text"] == [
+        (None, "NULL_VALUE"),
+        ("", "PRESENT"),
+        (None, "NOT_FOUND"),
+        ("", "PRESENT"),
+    ]
+    clock.set(NOW + timedelta(microseconds=1))
+    answer = answer_of(store, FEATURES, rows, asynchronous=asynchronous)
+    late = (None, "OUTSIDE_MAX_AGE")
+    assert answer["n"] == [late, late, (None, "NOT_FOUND"), late]
+    assert answer["text"][1] == ("", "PRESENT")
+
+
+def test_corrections_win_and_older_rows_lose(store):
+    minute = timedelta(minutes=1)
+    event = NOW - 10 * minute
+    writes = [
+        ((1, 10, 0.1, event, event), 10, WriteCounts(won=1)),
+        ((1, 11, 0.1, event, event + minute), 11, WriteCounts(won=1)),
+        ((1, 12, 0.1, event, event), 11, WriteCounts(lost=1)),
+        ((1, 13, 0.1, event, event + minute), 11, WriteCounts(repeated=1)),
+        ((1, 14, 0.1, event - minute, NOW), 11, WriteCounts(lost=1)),
+        ((1, 15, 0.1, event + minute, event + minute), 15, WriteCounts(won=1)),
+    ]
+    total = WriteCounts()
+    for place, (row, expected, counts) in enumerate(writes):
+        if place % 2:
+            store.push("shop_push", shop_rows(row))
+        else:
+            store.write_to_online_store("shop", shop_rows(row))
+        total += counts
+        assert answer_of(store, ["shop:n"], [{"id": 1}])["n"] == [(expected, "PRESENT")]
+    assert store._provider.online_store.counts == total
+
+
+def test_asynchronous_writes_are_served(store):
+    async def write():
+        row = shop_rows((5, 50, 0.5, NOW, NOW))
+        await store.push_async("shop_push", row)
+        await store._provider.online_store.close()
+
+    asyncio.run(write())
+    assert answer_of(store, ["shop:n"], [{"id": 5}])["n"] == [(50, "PRESENT")]
+
+
+def test_reader_and_feast_agree(store, redis_server):
+    store.materialize(NOW - 2 * HOUR, NOW, disable_event_timestamp=False)
+    specs = {name: ViewSpec.from_feast(store.get_feature_view(name)) for name in ("shop", "pair")}
+    keys = {"id": [1, 2, 3], "town": ["A", "B", "B"]}
+
+    async def ask():
+        client = connect(redis_server.connection_string, asynchronous=True)
+        uses = [
+            ViewUse(
+                spec=spec,
+                name=name,
+                key_map={key: key for key in spec.key_names},
+                columns=spec.column_names,
+            )
+            for name, spec in specs.items()
+        ]
+        reader = OnlineReader(client, "proj", uses)
+        try:
+            return await reader.read(keys, request_time_us=process_clock().now_us())
+        finally:
+            await client.aclose()
+
+    ours = asyncio.run(ask())
+    rows = [dict(zip(keys, row, strict=True)) for row in zip(*keys.values(), strict=True)]
+    theirs = store.get_online_features(FEATURES, rows).to_dict()
+    got = ours["shop"].values | ours["pair"].values  # noqa: PD011 - no data frames
+    assert got == {name: theirs[name] for name in got}
+    assert len(got) == len(FEATURES)
+    assert ours["shop"].write_us[0] == process_clock().now_us()
+
+
+def test_a_direct_read_hides_expired_rows(store, clock):
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    store.materialize(NOW - 2 * HOUR, NOW, disable_event_timestamp=False)
+    online = store._provider.online_store
+    view = store.get_feature_view("shop")
+    keys = [EntityKey(join_keys=["id"], entity_values=[Value(int64_val=k)]) for k in (1, 9)]
+    (event, values), missing = online.online_read(store.config, view, keys, ["n"])
+    assert event == NOW - HOUR
+    assert values == {"n": Value(int64_val=2**60 + 1)}
+    assert missing == (None, None)
+    clock.set(NOW + HOUR)
+    assert online.online_read(store.config, view, keys, ["n"]) == [(None, None)] * 2
+
+
+@pytest.mark.usefixtures("clock")
+def test_applying_a_change_and_deleting_a_view(tmp_path, redis_server):
+    from feast import FeatureStore
+
+    store = FeatureStore(config=config_of(tmp_path, redis_server.connection_string))
+    store.apply(definitions(tmp_path))
+    store.materialize(NOW - 2 * HOUR, NOW, disable_event_timestamp=False)
+    changed = definitions(tmp_path, extra=True)
+    store.apply(changed)
+    answer = answer_of(store, ["shop:n", "shop:more"], [{"id": 1}])
+    assert answer["n"] == [(2**60 + 1, "PRESENT")]
+    assert answer["more"] == [(None, "NULL_VALUE")]
+    other = replace_project(store, "myproj")
+    other.apply(definitions(tmp_path))
+    other.materialize(NOW - 2 * HOUR, NOW, disable_event_timestamp=False)
+    store.apply([], objects_to_delete=[changed[2]], partial=False)
+    assert sorted(redis_server.client.keys("ts1:proj:*")) == [
+        b"ts1:proj::definitions",
+        b"ts1:proj:pair:{i1;s1:A}",
+        b"ts1:proj:pair:{i2;s1:B}",
+    ]
+    store.teardown()
+    assert not redis_server.client.keys("ts1:proj:*")
+    assert len(redis_server.client.keys("ts1:myproj:*")) == 5
+
+
+def replace_project(store, project):
+    from feast import FeatureStore
+
+    config = store.config.model_copy(
+        update={"project": project, "registry_config": store.config.registry_config}
+    )
+    return FeatureStore(config=config)
+
+
+@pytest.mark.usefixtures("clock")
+def test_redis_down_is_unavailable(applied):
+    from feast import FeatureStore
+
+    store = FeatureStore(config=config_of(applied, "127.0.0.1:1,password=s3cret"))
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1") as caught:
+        store.get_online_features(["shop:n"], [{"id": 1}])
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(UnavailableError):
+        store.write_to_online_store("shop", shop_rows((1, 1, 0.1, NOW, NOW)))
