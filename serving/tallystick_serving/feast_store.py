@@ -1,0 +1,189 @@
+"""The routes that Feast's own server has, answered by Feast itself.
+
+Feast is imported and its registry read by the first request that needs them, in a thread; the
+prediction path never comes here. The registry is read again in the background, not by a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+
+from tallystick.errors import DefinitionError, TallystickError
+from tallystick_serving.problems import NotFoundError, RequestError
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+logger = logging.getLogger(__name__)
+
+THREADS: Final = 4
+REGISTRY_REFRESH_S: Final = 2.0
+Result = TypeVar("Result")
+
+
+class OnlineFeaturesRequest(BaseModel):
+    """Body of ``/get-online-features``, as Feast's server takes it."""
+
+    entities: dict[str, list[Any]]
+    feature_service: str | None = None
+    features: list[str] = Field(default_factory=list)
+    full_feature_names: bool = False
+    include_feature_view_version_metadata: bool = False
+
+
+class PushRequest(BaseModel):
+    """Body of ``/push``, as Feast's server takes it."""
+
+    push_source_name: str
+    df: dict[str, list[Any]]
+    allow_registry_cache: bool = True
+    to: Literal["online", "offline", "online_and_offline"] = "online"
+    transform_on_write: bool = True
+
+
+class WriteRequest(BaseModel):
+    """Body of ``/write-to-online-store``, as Feast's server takes it."""
+
+    feature_view_name: str
+    df: dict[str, list[Any]]
+    allow_registry_cache: bool = True
+    transform_on_write: bool = True
+
+
+class FeastStore:
+    """Feast's feature store of a repo, opened when it is first needed.
+
+    Args:
+        path: Folder of ``feature_store.yaml``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="feast")
+        self._opening = asyncio.Lock()
+        self._store: FeatureStore | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def online_features(self, request: OnlineFeaturesRequest) -> dict[str, Any]:
+        """Read features as Feast does; the answer is Feast's.
+
+        Raises:
+            NotFoundError: Feast knows no such service, view or feature.
+            RequestError: Feast refuses the request.
+            UnavailableError: The online store did not answer.
+        """
+        store = await self._opened()
+        return await self._call(lambda: _online_features(store, request))
+
+    async def push(self, request: PushRequest) -> None:
+        """Push rows through a push source; errors as in :meth:`online_features`."""
+        from feast.data_source import PushMode
+
+        store = await self._opened()
+
+        def run() -> None:
+            import pandas as pd
+
+            store.push(
+                push_source_name=request.push_source_name,
+                df=pd.DataFrame(request.df),
+                allow_registry_cache=request.allow_registry_cache,
+                to=PushMode[request.to.upper()],
+                transform_on_write=request.transform_on_write,
+            )
+
+        await self._call(run)
+
+    async def write(self, request: WriteRequest) -> None:
+        """Write rows of a view online; errors as in :meth:`online_features`."""
+        store = await self._opened()
+
+        def run() -> None:
+            import pandas as pd
+
+            store.write_to_online_store(
+                feature_view_name=request.feature_view_name,
+                df=pd.DataFrame(request.df),
+                allow_registry_cache=request.allow_registry_cache,
+                transform_on_write=request.transform_on_write,
+            )
+
+        await self._call(run)
+
+    async def close(self) -> None:
+        """Stop refreshing, and wait for what is being done."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._refreshing
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def _opened(self) -> FeatureStore:
+        async with self._opening:
+            if self._store is None:
+                loop = asyncio.get_running_loop()
+                self._store = await loop.run_in_executor(self._threads, _open, self._path)
+                self._refreshing = asyncio.create_task(self._refresh(self._store))
+        return self._store
+
+    async def _refresh(self, store: FeatureStore) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(REGISTRY_REFRESH_S)
+            try:
+                await loop.run_in_executor(self._threads, store.refresh_registry)
+            except Exception as error:  # noqa: BLE001 any registry may be behind it; the cache serves
+                logger.warning("Feast's registry cannot be read again: %s", error)
+
+    async def _call(self, function: Callable[[], Result]) -> Result:
+        """Call Feast in a thread; the one place where its errors become Tallystick's."""
+        from feast.errors import FeastError, FeastObjectNotFoundException
+
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, function)
+        except TallystickError:
+            raise
+        except FeastObjectNotFoundException as error:
+            raise NotFoundError(f"Feast has no such object: {error}") from error
+        except FeastError as error:
+            refused = NotFoundError if error.http_status_code() == 404 else RequestError  # noqa: PLR2004
+            raise refused(f"Feast refuses the request: {error}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise RequestError(f"Feast cannot use the request: {error}") from error
+
+
+def _open(path: Path) -> FeatureStore:
+    from feast import FeatureStore
+    from feast.errors import FeastError
+
+    try:
+        store = FeatureStore(repo_path=str(path))
+        store.refresh_registry()
+    except (FeastError, ValueError, OSError) as error:
+        raise DefinitionError(f"Feast cannot open {path}: {error}") from error
+    return store
+
+
+def _online_features(store: FeatureStore, request: OnlineFeaturesRequest) -> dict[str, Any]:
+    from feast.feature_server_utils import convert_response_to_dict
+
+    features: Any = request.features
+    if request.feature_service:
+        features = store.get_feature_service(request.feature_service, allow_cache=True)
+    response = store.get_online_features(
+        features=features,
+        entity_rows=request.entities,
+        full_feature_names=request.full_feature_names,
+        include_feature_view_version_metadata=request.include_feature_view_version_metadata,
+    )
+    answer: dict[str, Any] = convert_response_to_dict(response.proto)
+    return answer

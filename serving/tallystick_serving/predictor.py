@@ -1,0 +1,147 @@
+"""From checked instances to logged predictions, by one version of one model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from uuid_utils import uuid7
+
+from tallystick.bundle import Bundle, Champion
+from tallystick.errors import UnavailableError
+from tallystick.matrix import feature_matrix
+from tallystick.online_store.connection import AsyncClient, address
+from tallystick.online_store.reader import OnlineReader, ViewRows
+from tallystick.prediction_log.record import Predictions, ViewColumns
+from tallystick_serving.instances import InstanceChecker
+from tallystick_serving.problems import PredictionError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request gets, and what the log keeps.
+
+    Attributes:
+        record: The predictions as they are logged.
+        positive: Whether each probability reaches the model's threshold.
+    """
+
+    record: Predictions
+    positive: Sequence[bool]
+
+
+class Predictor:
+    """One version of one model, ready to answer.
+
+    Args:
+        champion: Which version it is.
+        bundle: Its contract, estimator and on-demand functions.
+        client: Redis.
+        timeout_s: Seconds that a request may wait for the online store.
+
+    Raises:
+        ContractError: The model takes a type that a request cannot carry.
+        DefinitionError: A view has keys that the online store cannot use.
+    """
+
+    def __init__(
+        self, champion: Champion, bundle: Bundle, client: AsyncClient, *, timeout_s: float
+    ) -> None:
+        self.champion = champion
+        self.contract = bundle.contract
+        self.instances = InstanceChecker(bundle.contract)
+        self._estimator = bundle.estimator
+        self._transforms = bundle.transforms
+        self._client = client
+        self._reader = OnlineReader(client, bundle.contract.project, bundle.contract.views)
+        self._timeout_s = timeout_s
+
+    async def predict(
+        self, columns: Mapping[str, Sequence[Any]], *, request_us: int, started_ns: int
+    ) -> Answer:
+        """Predict checked instances.
+
+        Args:
+            columns: Entity key or request field → its value in each instance.
+            request_us: Request time.
+            started_ns: ``time.perf_counter_ns()`` at the request's arrival.
+
+        Raises:
+            UnavailableError: The online store did not answer in time.
+            DamagedError: Something that is no row lies in it.
+            DefinitionError: An on-demand function failed.
+            PredictionError: The model failed, or gave something that is no probability.
+        """
+        views = await self._read(columns, request_us)
+        values: dict[str, Sequence[Any]] = {
+            f"{name}__{column}": cells
+            for name, rows in views.items()
+            for column, cells in rows.values.items()
+        }
+        if self.contract.transforms:
+            values |= self._transforms.compute(self.contract, {**columns, **values})
+        probabilities = self.probabilities(values)
+        ids = [str(uuid7()) for _ in probabilities]
+        record = Predictions(
+            prediction_id=ids,
+            request_us=request_us,
+            model_version=self.champion.version,
+            keys=columns,
+            views={
+                name: ViewColumns(
+                    status=rows.status,
+                    event_us=rows.event_us,
+                    created_us=rows.created_us,
+                    write_us=rows.write_us,
+                    definition=rows.definition,
+                )
+                for name, rows in views.items()
+            },
+            values=values,
+            prediction=probabilities,
+            # A duration, so not by the process clock, which stands still in a replay.
+            latency_us=(time.perf_counter_ns() - started_ns) // 1000,
+        )
+        threshold = self.contract.threshold
+        return Answer(record=record, positive=[number >= threshold for number in probabilities])
+
+    def probabilities(self, values: Mapping[str, Sequence[Any]]) -> list[float]:
+        """Probability of the positive class in each row.
+
+        Args:
+            values: ``view__feature`` → one value per row, None for null.
+
+        Raises:
+            PredictionError: The model failed, or gave something that is no probability.
+        """
+        matrix = feature_matrix(self.contract, values)
+        try:
+            positive = np.asarray(self._estimator.predict_proba(matrix), dtype=np.float64)[:, 1]
+        except Exception as error:
+            # Any exception: the estimator is the user's code.
+            raise PredictionError(
+                f"Model {self.contract.model!r} version {self.champion.version} failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not np.isfinite(positive).all():
+            raise PredictionError(
+                f"Model {self.contract.model!r} version {self.champion.version} gave a prediction "
+                "that is not finite."
+            )
+        listed: list[float] = positive.tolist()
+        return listed
+
+    async def _read(
+        self, columns: Mapping[str, Sequence[Any]], request_us: int
+    ) -> dict[str, ViewRows]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._reader.read(columns, request_time_us=request_us)
+        except TimeoutError as error:
+            raise UnavailableError(
+                address(self._client), f"no answer in {self._timeout_s} s"
+            ) from error

@@ -1,0 +1,131 @@
+"""Labels: what became known about requests that were answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from tallystick.clock import process_clock, to_us
+from tallystick.contract import ModelContract
+from tallystick.prediction_log.labels import LabelRow
+from tallystick_serving.body import read_object
+from tallystick_serving.problems import (
+    BusyError,
+    ProblemList,
+    RequestError,
+    TooLargeError,
+    shown,
+)
+from tallystick_serving.service import service_of
+from tallystick_serving.values import ValueType, moment, value_type
+
+router = APIRouter()
+
+_BY_ID = frozenset({"prediction_id", "value"})
+_BY_KEYS = frozenset({"keys", "request_time", "value"})
+_OPTIONAL = frozenset({"known_time"})
+_MOMENT = "an ISO 8601 time with its zone, like 2013-07-01T12:00:00Z"
+
+
+@router.post("/v1/models/{name}/labels")
+async def take_labels(request: Request, name: str) -> Response:
+    """Take labels: all of a request, or none."""
+    service = service_of(request)
+    contract = service.champions.predictor(name).contract
+    body = await read_object(request, bytes_max=service.settings.request_bytes_max)
+    labels = body.get("labels")
+    if not isinstance(labels, list) or len(body) != 1:
+        raise RequestError('The body must be {"labels": [...]}.')
+    if not labels:
+        raise RequestError("There are no labels; send at least one.")
+    rows_max = service.settings.request_rows_max
+    if len(labels) > rows_max:
+        raise TooLargeError(
+            f"The request has {len(labels)} labels; at most {rows_max} are allowed."
+        )
+    rows = _LabelReader(contract, now_us=process_clock().now_us()).read(labels)
+    if not service.labels.append(contract, rows):
+        raise BusyError("The label log", "its buffer is full, and none of these was taken")
+    return Response(
+        orjson.dumps({"accepted": len(rows)}), status_code=202, media_type="application/json"
+    )
+
+
+class _LabelReader:
+    """Reads labels by a contract, and collects everything that is wrong with them."""
+
+    def __init__(self, contract: ModelContract, *, now_us: int) -> None:
+        columns = {
+            column.name: column for column in (*contract.entity_keys, *contract.request_fields)
+        }
+        self._keys: dict[str, ValueType] = {
+            name: value_type(columns[name]) for name in contract.label.keys
+        }
+        self._now_us = now_us
+        self._problems = ProblemList()
+
+    def read(self, labels: list[Any]) -> list[LabelRow]:
+        rows = [self._row(f"labels[{place}]", label) for place, label in enumerate(labels)]
+        self._problems.raise_if_any("The labels cannot be used.")
+        return [row for row in rows if row is not None]
+
+    def _row(self, where: str, label: Any) -> LabelRow | None:
+        names = label.keys() - _OPTIONAL if isinstance(label, dict) else frozenset()
+        if names not in (_BY_ID, _BY_KEYS):
+            self._problems.add(
+                where,
+                "prediction_id and value, or keys, request_time and value; and known_time if it "
+                "is not now",
+                shown(label),
+            )
+            return None
+        value = label["value"]
+        if type(value) is not int or value not in {0, 1}:
+            self._problems.add(f"{where}.value", "0 or 1", shown(value))
+        known_us = self._now_us
+        if "known_time" in label:
+            known_us = self._moment(f"{where}.known_time", label["known_time"])
+        if names == _BY_ID:
+            prediction_id = self._converted(
+                f"{where}.prediction_id",
+                label["prediction_id"],
+                lambda given: str(UUID(given)),
+                "the prediction_id of an answer",
+            )
+            return LabelRow(value=value, known_us=known_us, prediction_id=prediction_id)
+        request_us = self._moment(f"{where}.request_time", label["request_time"])
+        if known_us < request_us:
+            self._problems.add(f"{where}.known_time", "a time after request_time", "one before it")
+        return LabelRow(
+            value=value,
+            known_us=known_us,
+            keys=self._read_keys(f"{where}.keys", label["keys"]),
+            request_us=request_us,
+        )
+
+    def _read_keys(self, where: str, keys: Any) -> dict[str, Any]:
+        if not isinstance(keys, dict) or keys.keys() != self._keys.keys():
+            self._problems.add(where, f"an object of {', '.join(self._keys)}", shown(keys))
+            return {}
+        return {
+            name: self._converted(f"{where}.{name}", keys[name], kind.convert, kind.expected)
+            for name, kind in self._keys.items()
+        }
+
+    def _moment(self, where: str, value: Any) -> int:
+        read = self._converted(where, value, moment, _MOMENT)
+        return 0 if read is None else to_us(read)
+
+    def _converted(
+        self, where: str, value: Any, convert: Callable[[Any], Any], expected: str
+    ) -> Any:
+        try:
+            return convert(value)
+        except (ValueError, AttributeError, TypeError):
+            self._problems.add(where, expected, shown(value))
+            return None

@@ -1,0 +1,124 @@
+"""Predictions, in the outline of KServe's V1 protocol."""
+
+from __future__ import annotations
+
+import base64
+import math
+import time
+from datetime import datetime
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from tallystick.clock import from_us, process_clock
+from tallystick_serving.body import read_object
+from tallystick_serving.predictor import Answer, Predictor
+from tallystick_serving.problems import ProblemList, RequestError, TooLargeError, shown
+from tallystick_serving.service import service_of
+
+router = APIRouter()
+
+
+@router.post("/v1/models/{name}:predict")
+async def predict(request: Request, name: str) -> Response:
+    """Predict each instance, and log what was seen and answered."""
+    started_ns = time.perf_counter_ns()
+    service = service_of(request)
+    predictor = service.champions.predictor(name)
+    body = await read_object(request, bytes_max=service.settings.request_bytes_max)
+    instances, explained = _read_body(body, rows_max=service.settings.request_rows_max)
+    columns = predictor.instances.columns(instances)
+    answer = await predictor.predict(
+        columns, request_us=process_clock().now_us(), started_ns=started_ns
+    )
+    record = answer.record
+    service.predictions.append(predictor.contract, record)
+    service.measures.count_predictions(
+        predictor.champion,
+        len(instances),
+        {view: read.status for view, read in record.views.items()},
+    )
+    return Response(
+        orjson.dumps(_answer_body(predictor, answer, explained=explained)),
+        media_type="application/json",
+    )
+
+
+def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], bool]:
+    """The instances, and whether the features are to be answered too."""
+    problems = ProblemList()
+    for name in body.keys() - {"instances", "parameters"}:
+        problems.add(name[:80], "only instances and parameters", shown(body[name]))
+    instances = body.get("instances")
+    if not isinstance(instances, list):
+        problems.add("instances", "a list of objects", shown(instances))
+    parameters = body.get("parameters", {})
+    explained: Any = False
+    if not isinstance(parameters, dict) or parameters.keys() - {"features"}:
+        problems.add("parameters", '{"features": true or false}', shown(parameters))
+    else:
+        explained = parameters.get("features", False)
+        if not isinstance(explained, bool):
+            problems.add("parameters.features", "true or false", shown(explained))
+    problems.raise_if_any("The body does not have the outline of a prediction request.")
+    assert isinstance(instances, list)
+    if not instances:
+        raise RequestError("There are no instances; send at least one.")
+    if len(instances) > rows_max:
+        raise TooLargeError(
+            f"The request has {len(instances)} instances; at most {rows_max} are allowed."
+        )
+    return instances, explained
+
+
+def _answer_body(predictor: Predictor, answer: Answer, *, explained: bool) -> dict[str, Any]:
+    record = answer.record
+    predictions: list[dict[str, Any]] = [
+        {"prediction_id": prediction_id, "probability": probability, "positive": positive}
+        for prediction_id, probability, positive in zip(
+            record.prediction_id, record.prediction, answer.positive, strict=True
+        )
+    ]
+    if explained:
+        for row, prediction in enumerate(predictions):
+            prediction["features"] = {
+                name: _as_json(values[row]) for name, values in record.values.items()
+            }
+            prediction["views"] = {
+                view: {
+                    "status": read.status[row],
+                    "event_time": _time(read.event_us[row]),
+                    "created_time": _time(read.created_us[row]),
+                    "write_time": _time(read.write_us[row]),
+                    "definition": read.definition[row],
+                }
+                for view, read in record.views.items()
+            }
+    return {
+        "model_name": predictor.contract.model,
+        "model_version": record.model_version,
+        "contract_hash": predictor.contract.contract_hash,
+        "request_time": _time(record.request_us),
+        "predictions": predictions,
+    }
+
+
+def _time(microseconds: int | None) -> str | None:
+    return None if microseconds is None else from_us(microseconds).isoformat()
+
+
+def _as_json(value: Any) -> Any:
+    """A feature's value in JSON: bytes as base64, and what is no number by its name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, list | set | tuple):
+        return [_as_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

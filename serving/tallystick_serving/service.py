@@ -1,0 +1,116 @@
+"""Everything that outlives a request, opened and closed with the app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from tallystick.errors import UnavailableError
+from tallystick.online_store.connection import AsyncClient, address, connect, redis_errors
+from tallystick.prediction_log.labels import LabelLog
+from tallystick.prediction_log.writer import PredictionLog
+from tallystick.settings import Settings
+from tallystick_serving.champions import ChampionWatcher
+from tallystick_serving.feast_store import FeastStore
+from tallystick_serving.measures import Measures
+from tallystick_serving.project import Project
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the routes work with."""
+
+    settings: Settings
+    client: AsyncClient
+    champions: ChampionWatcher
+    predictions: PredictionLog
+    labels: LabelLog
+    feast: FeastStore
+    measures: Measures
+
+    async def reasons_not_ready(self) -> list[str]:
+        """Why a request might not be answered now; empty when all is well."""
+        reasons = [
+            f"model {model} has no champion that can be loaded: {reason}"
+            for model, reason in self.champions.failures.items()
+            if model not in self.champions.predictors
+        ]
+        if not self.champions.predictors and not reasons:
+            reasons.append("no model has a champion; train one:  tally train MODEL --promote")
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s):
+                with redis_errors(self.client):
+                    await self.client.ping()
+        except TimeoutError:
+            reasons.append(f"{address(self.client)} did not answer in time")
+        except UnavailableError as error:
+            reasons.append(str(error))
+        return reasons
+
+
+@asynccontextmanager
+async def open_service(
+    project: Project, settings: Settings, measures: Measures
+) -> AsyncIterator[Service]:
+    """Open clients, logs and champions; at the end write what the logs still hold.
+
+    Raises:
+        InputError: The connection string cannot be used.
+        UnavailableError: The embedded Redis does not start.
+        OSError: At the end, the logs could not be written.
+    """
+    client = await asyncio.to_thread(
+        connect,
+        project.connection_string,
+        project.path,
+        asynchronous=True,
+        connect_timeout_s=settings.request_timeout_s,
+        read_timeout_s=settings.request_timeout_s,
+    )
+    bounds = {
+        "rows_max": settings.log_buffer_rows_max,
+        "flush_rows": settings.log_flush_rows,
+    }
+    predictions = PredictionLog(project.state_dir, flush_s=settings.log_flush_s, **bounds)
+    labels = LabelLog(project.state_dir, flush_s=settings.log_flush_s, **bounds)
+    measures.add_ledgers(
+        {
+            "predictions": lambda: predictions.buffer.ledger,
+            "labels": lambda: labels.buffer.ledger,
+        }
+    )
+    champions = ChampionWatcher(
+        state_dir=project.state_dir,
+        project=project.name,
+        client=client,
+        measures=measures,
+        timeout_s=settings.request_timeout_s,
+        poll_s=settings.champion_poll_s,
+    )
+    feast = FeastStore(project.path)
+    await champions.look()
+    watching = asyncio.create_task(champions.run())
+    try:
+        yield Service(settings, client, champions, predictions, labels, feast, measures)
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        await feast.close()
+        try:
+            await asyncio.to_thread(predictions.buffer.close)
+        finally:
+            try:
+                await asyncio.to_thread(labels.buffer.close)
+            finally:
+                await client.aclose()
+
+
+def service_of(request: Request) -> Service:
+    """The service of the app that got ``request``."""
+    service: Service = request.app.state.service
+    return service
