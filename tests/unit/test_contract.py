@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from contracts import small_contract
+from tallystick.contract import ModelContract, check_same_inputs
+from tallystick.errors import ContractError
+
+
+def changed_view(**changes):
+    contract = small_contract()
+    use = contract.views[0]
+    spec = use.spec.model_copy(update=changes)
+    # A copy keeps what its original had computed; validating again does not.
+    fresh = type(spec).model_validate(spec.model_dump())
+    return small_contract(views=(use.model_copy(update={"spec": fresh}),))
+
+
+def test_the_hash_is_of_the_content_and_survives_the_file():
+    contract = small_contract()
+    again = ModelContract.model_validate_json(contract.canonical_json())
+    assert again == contract
+    assert again.contract_hash == contract.contract_hash == small_contract().contract_hash
+
+
+@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"slices": ("driver",)}, {"project": "x"}])
+def test_every_change_changes_the_hash(change):
+    assert small_contract(**change).contract_hash != small_contract().contract_hash
+
+
+def test_a_contract_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        small_contract().threshold = 0.1
+
+
+def test_where_a_source_lies_is_no_part_of_a_definition_but_its_ttl_is():
+    before = small_contract().views[0].spec
+    assert changed_view(ttl_us=1).views[0].spec.definition_hash != before.definition_hash
+
+
+def test_equal_inputs_pass():
+    check_same_inputs(small_contract(), small_contract(threshold=0.3), what="fits")
+
+
+def test_every_difference_is_listed_side_by_side():
+    ours = small_contract()
+    features = (ours.features[0].model_copy(update={"dtype": "DOUBLE"}),)
+    theirs = changed_view(ttl_us=1).model_copy(update={"features": features, "request_fields": ()})
+    with pytest.raises(ContractError) as caught:
+        check_same_inputs(ours, theirs, what="The champion no longer fits.")
+    assert str(caught.value).splitlines() == [
+        "The champion no longer fits.",
+        "  ✗ request field amount: expected DOUBLE, got absent",
+        "  ✗ feature stats__rate: expected FLOAT, got absent",
+        "  ✗ feature stats__trips: expected INT64, got DOUBLE",
+        (
+            f"  ✗ view stats: expected definition {ours.views[0].spec.definition_hash}, "
+            f"got definition {theirs.views[0].spec.definition_hash}"
+        ),
+        "Undo the change, or train again:  tally train demo_model",
+    ]
+
+
+def test_the_order_of_features_is_part_of_the_agreement():
+    ours = small_contract()
+    with pytest.raises(ContractError, match="feature order"):
+        check_same_inputs(ours, small_contract(features=ours.features[::-1]), what="no")

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from tallystick import Gate, Label, Model
+
+SOURCE = SimpleNamespace(timestamp_field="request_time", created_timestamp_column="known")
+
+
+def label(**changes):
+    given = {"source": SOURCE, "column": "y", "keys": ("k",), "matures_after": timedelta(hours=1)}
+    return Label(**given | changes)
+
+
+def test_a_label_needs_the_time_at_which_it_became_known():
+    source = SimpleNamespace(timestamp_field="request_time", created_timestamp_column="")
+    with pytest.raises(ValidationError, match="created_timestamp_column"):
+        label(source=source)
+
+
+def test_a_label_needs_a_key():
+    with pytest.raises(ValidationError, match="keys"):
+        label(keys=())
+
+
+def test_a_gate_needs_a_condition():
+    with pytest.raises(ValidationError, match="max_regression, limit, or both"):
+        Gate(metric="auc")
+
+
+def test_the_population_defaults_to_the_labels_source():
+    model = Model(name="m", features=object(), label=label(), estimator=object())
+    assert model.requests is SOURCE
+
+
+@pytest.mark.parametrize("name", ["", "Late", "late arrival", "../late", "x" * 65])
+def test_model_names_are_safe_for_paths_and_addresses(name):
+    with pytest.raises(ValidationError, match="name"):
+        Model(name=name, features=object(), label=label(), estimator=object())

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tallystick.errors import InputError
+from tallystick.settings import PREFIX, Settings, settings
+
+DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+def test_defaults_need_no_environment():
+    assert settings().request_rows_max == 1000
+
+
+def test_variables_are_read_by_name(monkeypatch):
+    monkeypatch.setenv("TALLYSTICK_LOG_FLUSH_S", "0.25")
+    assert settings().log_flush_s == 0.25
+
+
+def test_every_wrong_variable_is_named_at_once(monkeypatch):
+    monkeypatch.setenv("TALLYSTICK_REQUEST_ROWS_MAX", "many")
+    monkeypatch.setenv("TALLYSTICK_NO_SUCH", "1")
+    with pytest.raises(InputError) as caught:
+        settings()
+    text = str(caught.value)
+    assert "TALLYSTICK_REQUEST_ROWS_MAX" in text
+    assert "TALLYSTICK_NO_SUCH" in text
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented(name):
+    assert f"`{PREFIX}{name.upper()}`" in DOCS.read_text()

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tallystick.contract import ModelInputs, TransformSpec
+from tallystick.errors import DamagedError, DefinitionError
+from tallystick.transform import Transforms, cast_values
+from tallystick.view import Column
+
+
+def inputs(mode, dtype="DOUBLE"):
+    spec = TransformSpec(
+        name="odv",
+        mode=mode,
+        code_hash="0",
+        inputs={"x": "view__x", "view__x": "view__x", "add": "add"},
+        outputs=(Column(name="sum", dtype=dtype),),
+    )
+    return ModelInputs(
+        project="p",
+        model="m",
+        entity_keys=(),
+        request_fields=(Column(name="add", dtype="INT64"),),
+        features=(),
+        views=(),
+        transforms=(spec,),
+    )
+
+
+COLUMNS = {"view__x": [1.5, None], "add": [1, 2]}
+
+
+def batch(values):
+    return {
+        "sum": [
+            None if x is None else x + add
+            for x, add in zip(values["x"], values["add"], strict=True)
+        ]
+    }
+
+
+def single(values):
+    return {"sum": None if values["x"] is None else values["x"] + values["add"]}
+
+
+def frame(values):
+    values["sum"] = values["x"] + values["add"]
+    return values[["sum"]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "function"), [("python", batch), ("python_singleton", single), ("pandas", frame)]
+)
+def test_every_mode_gives_the_same_values(mode, function):
+    computed = Transforms({"odv": function}).compute(inputs(mode), COLUMNS)
+    assert computed == {"odv__sum": [2.5, None]}
+
+
+def test_frozen_functions_compute_the_same():
+    transforms = Transforms.from_bytes(Transforms({"odv": batch}).to_bytes())
+    assert transforms.compute(inputs("python"), COLUMNS) == {"odv__sum": [2.5, None]}
+
+
+def test_bytes_that_are_no_functions_are_refused():
+    with pytest.raises(DamagedError, match="cannot be loaded"):
+        Transforms.from_bytes(b"not a pickle")
+
+
+def test_a_failing_function_is_named():
+    with pytest.raises(DefinitionError, match=r"'odv' failed: KeyError"):
+        Transforms({"odv": lambda values: {"sum": values["y"]}}).compute(inputs("python"), COLUMNS)
+
+
+def test_a_function_must_return_as_many_values_as_rows():
+    with pytest.raises(DefinitionError, match=r"must return 2 values of 'sum', but returned 1"):
+        Transforms({"odv": lambda _: {"sum": [1.0]}}).compute(inputs("python"), COLUMNS)
+
+
+def test_a_function_must_return_the_declared_type():
+    with pytest.raises(DefinitionError, match=r"is no INT64: 2\.5 has a fraction"):
+        Transforms({"odv": batch}).compute(inputs("python", "INT64"), COLUMNS)
+
+
+def test_casts_are_exact():
+    assert cast_values([2**53 + 1, None], "INT64") == [2**53 + 1, None]
+    assert cast_values([0.1], "FLOAT") != [0.1]
+    assert math.isnan(cast_values([math.nan], "DOUBLE")[0])
+    with pytest.raises(OverflowError):
+        cast_values([2**31], "INT32")
+    with pytest.raises(TypeError):
+        cast_values([1], "STRING")
