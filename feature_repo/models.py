@@ -28,9 +28,9 @@ late_arrival = Model(
         matures_after=timedelta(hours=36),
     ),
     estimator=HistGradientBoostingClassifier(
-        max_iter=150,
-        learning_rate=0.06,
-        max_leaf_nodes=31,
+        max_iter=100,
+        learning_rate=0.1,
+        max_leaf_nodes=15,
         min_samples_leaf=200,
         l2_regularization=5.0,
         random_state=2013,

@@ -63,7 +63,7 @@ def schedule(inputs: dict[str, Any]) -> dict[str, Any]:
 @on_demand_feature_view(
     sources=[weather[["wind_direction_deg", "wind_speed_mph"]]],
     schema=[
-        Field(name="headwind_mph", dtype=Float64),
+        Field(name="alongwind_mph", dtype=Float64),
         Field(name="crosswind_mph", dtype=Float64),
     ],
     mode="python",
@@ -87,7 +87,7 @@ def runway_wind(inputs: dict[str, Any]) -> dict[str, Any]:
         angle = math.radians(direction_deg - heading_deg)
         along.append(abs(speed_mph * math.cos(angle)))
         across.append(abs(speed_mph * math.sin(angle)))
-    return {"headwind_mph": along, "crosswind_mph": across}
+    return {"alongwind_mph": along, "crosswind_mph": across}
 
 
 @on_demand_feature_view(

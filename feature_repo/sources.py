@@ -41,7 +41,7 @@ _MACROS = """
 CREATE MACRO quarter_up(moment) AS time_bucket(INTERVAL 15 MINUTE, moment + INTERVAL 14 MINUTE);
 CREATE MACRO hour_up(moment) AS time_bucket(INTERVAL 1 HOUR, moment + INTERVAL 59 MINUTE);
 CREATE MACRO morning_up(moment) AS
-    date_trunc('day', moment - INTERVAL 7 HOUR + INTERVAL 1439 MINUTE) + INTERVAL 7 HOUR;
+    date_trunc('day', moment - INTERVAL 6 HOUR + INTERVAL 1439 MINUTE) + INTERVAL 6 HOUR;
 """
 
 

@@ -1,4 +1,4 @@
--- How each carrier ran over the last day and the last week, computed daily at 07:00 UTC, in the
+-- How each carrier ran over the last day and the last week, computed daily at 06:00 UTC, in the
 -- lull of New York's night.
 -- Event time and created time: that moment. Landings count once the feed has reported them,
 -- cancellations once the outcome is settled.

@@ -1,4 +1,4 @@
--- How each route ran over the last week and the last four, computed daily at 07:00 UTC.
+-- How each route ran over the last week and the last four, computed daily at 06:00 UTC.
 -- Event time and created time: that moment. Landings count once the feed has reported them.
 WITH daily AS (
     SELECT
