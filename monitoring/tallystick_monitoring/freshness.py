@@ -1,0 +1,84 @@
+"""How old served values were, against training; cheap enough for each hour: it needs no fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tallystick.contract import Reference
+from tallystick.records import ViewFreshness
+from tallystick_monitoring.causes import NO_TIME
+from tallystick_monitoring.evidence import microseconds
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+REQUESTS_MIN = 10
+"""Requests below which a view is not called stale."""
+
+MATERIALIZED_EVERY_S = 3_600.0
+"""Age that the way online may add to a value: views are materialized hourly at least."""
+
+ABSENT_MORE_MIN = 0.1
+"""By how much more values must be absent than in training to matter."""
+
+MICROSECONDS = 1_000_000
+
+
+def freshness(reference: Reference, tables: Sequence[pa.Table]) -> dict[str, ViewFreshness]:
+    """How old each view's values were at request time, and how often there was none.
+
+    A view is stale when the median age is more than the 99th percentile of training and one
+    materialization interval, or when far more values are absent than in training: by
+    :data:`ABSENT_MORE_MIN`, and by four standard errors.
+
+    Args:
+        reference: What training saw.
+        tables: Parts of the log.
+
+    Returns:
+        Name of the view → what was found, for the views that the log has.
+    """
+    answer = {}
+    for view, trained in reference.views.items():
+        status, event = f"view.{view}.status", f"view.{view}.event_time"
+        having = [table for table in tables if status in table.column_names and table.num_rows]
+        if not having:
+            continue
+        present = np.concatenate(
+            [np.array(table[status].to_pylist()) == "PRESENT" for table in having]
+        )
+        ages_us = np.concatenate(
+            [microseconds(table["request_time"]) - _or_zero(table[event]) for table in having]
+        )
+        ages_s = ages_us[present] / MICROSECONDS
+        median = float(np.median(ages_s)) if len(ages_s) else None
+        limit = None if trained.age_s_p99 is None else trained.age_s_p99 + MATERIALIZED_EVERY_S
+        requests = len(present)
+        absent = 1.0 - len(ages_s) / requests
+        too_old = median is not None and limit is not None and median > limit
+        answer[view] = ViewFreshness(
+            requests=requests,
+            absent_share=absent,
+            absent_share_reference=trained.absent_share,
+            age_s_p50=median,
+            age_s_limit=limit,
+            stale=requests >= REQUESTS_MIN
+            and (too_old or _absent_too_often(absent, trained.absent_share, requests)),
+        )
+    return answer
+
+
+def _or_zero(column: object) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    moments = microseconds(column)
+    return np.where(moments == NO_TIME, 0, moments)
+
+
+def _absent_too_often(share: float, reference: float, requests: int) -> bool:
+    usual = max(reference, 1.0 / requests)
+    error = sqrt(usual * max(1.0 - usual, 0.0) / requests)
+    return share - reference > max(ABSENT_MORE_MIN, 4.0 * error)

@@ -1,0 +1,166 @@
+"""Incidents: opened, extended and closed as looks find, or no longer find, a spell of skew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from tallystick.bundle import bundle_dir, read_champion, read_contract
+from tallystick.clock import from_us, to_us
+from tallystick.contract import ModelContract, Reference
+from tallystick.prediction_log.reader import read_log
+from tallystick.records import Incident, load_records, record_name, save_record
+from tallystick.repo import Repo
+from tallystick_monitoring.freshness import freshness
+from tallystick_monitoring.parity import Audited, audit_log
+from tallystick_monitoring.spells import Spell, Windows
+
+
+def champion_contract(repo: Repo, model_name: str) -> ModelContract:
+    """The contract of a model's champion.
+
+    Raises:
+        StateError: The model has no champion.
+        DamagedError: Pointer or contract cannot be read.
+    """
+    champion = read_champion(repo.state_dir, model_name)
+    folder = bundle_dir(repo.state_dir, model_name, champion.contract_hash)
+    return read_contract(folder / "contract.json")
+
+
+def watch(repo: Repo, model_name: str, *, at: datetime, window: timedelta) -> list[Incident]:
+    """The cheap look: audit the last requests if a view is stale, or an incident is open.
+
+    Args:
+        repo: An applied repo.
+        model_name: Model to look at.
+        at: When the look is taken; requests before it are looked at.
+        window: How far back.
+
+    Returns:
+        The incidents that this look opened, extended or closed; they are saved.
+
+    Raises:
+        StateError: The model has no champion.
+        DataError: A source is not as declared.
+    """
+    start = at - window
+    parts = read_log(repo.state_dir, model_name, start=start, end=at)
+    if not parts:
+        return []
+    reference = champion_contract(repo, model_name).reference
+    found = freshness(reference, [part.table for part in parts])
+    going_on = any(
+        incident.is_open for incident in load_records(repo.state_dir, Incident, model=model_name)
+    )
+    if not going_on and not any(view.stale for view in found.values()):
+        return []
+    audited = audit_log(repo, model_name, start=start, end=at)
+    return record_incidents(repo.state_dir, model_name, audited, reference=reference, at=at)
+
+
+def record_incidents(
+    state_dir: Path, model_name: str, audited: Audited, *, reference: Reference, at: datetime
+) -> list[Incident]:
+    """Bring the incidents of a model up to date with an audit, and save those that changed.
+
+    Args:
+        state_dir: The repo's state folder.
+        model_name: Model that was audited.
+        audited: What the audit found.
+        reference: What the champion's training saw.
+        at: When the look was taken.
+
+    Returns:
+        The incidents that were opened, extended or closed, by begin.
+    """
+    if not audited.parts:
+        return []
+    windows = Windows(audited, reference)
+    before = {
+        incident.incident_id: incident
+        for incident in load_records(state_dir, Incident, model=model_name)
+    }
+    after = dict(before)
+    for spell in windows.spells():
+        incident = _matching(spell, list(after.values()))
+        if incident is None:
+            incident = _opened(model_name, spell, at)
+        else:
+            incident = _extended(incident, spell, looked_from_us=to_us(audited.report.start))
+        after[incident.incident_id] = incident
+    for name, incident in after.items():
+        if incident.is_open and windows.is_over(
+            incident.view, incident.cause, end_us=to_us(incident.end)
+        ):
+            after[name] = incident.model_copy(update={"is_open": False})
+    changed = [found for name, found in after.items() if found != before.get(name)]
+    for found in changed:
+        save_record(state_dir, found, model=model_name, name=found.incident_id)
+    return sorted(changed, key=lambda found: (found.start, found.incident_id))
+
+
+def incidents_between(
+    state_dir: Path, model_name: str, *, start: datetime, end: datetime
+) -> list[Incident]:
+    """The incidents of a model that touch [start, end), by begin."""
+    found = load_records(state_dir, Incident, model=model_name)
+    touching = [one for one in found if one.start < end and one.end >= start]
+    return sorted(touching, key=lambda one: (one.start, one.incident_id))
+
+
+def _matching(spell: Spell, incidents: Sequence[Incident]) -> Incident | None:
+    """The incident that a spell belongs to: it overlaps, or goes on without a clean window."""
+    first, last = int(spell.affected_us[0]), int(spell.affected_us[-1])
+    for incident in incidents:
+        if (incident.view, incident.cause) != (spell.view, spell.cause):
+            continue
+        start, end = to_us(incident.start), to_us(incident.end)
+        overlaps = first <= end and last >= start
+        clean_between = spell.clean_before and spell.begin_us > end
+        if overlaps or (incident.is_open and end < first and not clean_between):
+            return incident
+    return None
+
+
+def _opened(model: str, spell: Spell, at: datetime) -> Incident:
+    start = from_us(int(spell.affected_us[0]))
+    requests = len(spell.affected_us)
+    return Incident(
+        incident_id=f"{record_name(start)}-{spell.view}-{spell.cause}",
+        model=model,
+        view=spell.view,
+        cause=spell.cause,
+        start=start,
+        end=from_us(int(spell.affected_us[-1])),
+        found_at=at,
+        requests=requests,
+        values=len(spell.values_us),
+        is_open=spell.goes_on,
+        evidence=(
+            f"When it was found, {requests} requests ({spell.share:.0%} of those in the spell) had "
+            f"been served wrong values of {spell.view}: {spell.cause}."
+        ),
+    )
+
+
+def _extended(incident: Incident, spell: Spell, *, looked_from_us: int) -> Incident:
+    """The incident with what a later look saw of it; nothing is counted twice."""
+    end_us = to_us(incident.end)
+    last_us = int(spell.affected_us[-1])
+    if looked_from_us <= to_us(incident.start):
+        # This look saw all of it: its counts replace the earlier ones.
+        requests, values = len(spell.affected_us), len(spell.values_us)
+    else:
+        requests = incident.requests + int((spell.affected_us > end_us).sum())
+        values = incident.values + int((spell.values_us > end_us).sum())
+    return incident.model_copy(
+        update={
+            "start": min(incident.start, from_us(int(spell.affected_us[0]))),
+            "end": max(incident.end, from_us(last_us)),
+            "requests": max(requests, incident.requests),
+            "values": max(values, incident.values),
+            "is_open": spell.goes_on if last_us > end_us else incident.is_open,
+        }
+    )

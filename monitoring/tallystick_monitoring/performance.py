@@ -1,0 +1,200 @@
+"""What predictions were worth, once their labels have matured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tallystick.contract import ModelContract
+from tallystick.metrics import CLIP, log_losses, scores, slice_labels, slice_scores
+from tallystick.prediction_log.reader import LogPart, read_labels, read_log
+from tallystick.records import PerformanceReport
+from tallystick.repo import Repo
+from tallystick.truth import known_labels
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LOOK_BACK = timedelta(days=28)
+"""Requests older than this say little of how the model does now."""
+
+LABELLED_MIN = 200
+"""Labelled requests without which a gain is not estimated."""
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> PerformanceReport:
+    """Score the requests since the contract's training whose labels have matured by ``at``.
+
+    Only requests old enough for every label to be there are looked at: labels that come early are
+    not those that come late. The gain is estimated on the contract's own predictions alone.
+
+    Args:
+        repo: An applied repo.
+        contract: The champion's.
+        at: When the look is taken; labels known later are not used, and of corrections the last
+            known one counts.
+
+    Raises:
+        DataError: The label source is not as declared.
+    """
+    end = at - timedelta(microseconds=contract.label.matures_after_us)
+    start = min(max(contract.data.end, end - LOOK_BACK), end)
+    parts = read_log(repo.state_dir, contract.model, start=start, end=end)
+    requests = sum(part.table.num_rows for part in parts)
+    if not requests:
+        return PerformanceReport(start=start, end=end, requests=0, labelled=0)
+    labels = [labels_of(repo, part, at=at) for part in parts]
+    outcomes, predictions = _pairs(parts, labels)
+    mine = [
+        place
+        for place, part in enumerate(parts)
+        if part.contract.contract_hash == contract.contract_hash
+    ]
+    gain, error = recalibration_gain(
+        *_pairs([parts[place] for place in mine], [labels[place] for place in mine])
+    )
+    return PerformanceReport(
+        start=start,
+        end=end,
+        requests=requests,
+        labelled=len(outcomes),
+        positive_share=float(outcomes.mean()) if len(outcomes) else None,
+        mean_prediction=float(predictions.mean()) if len(outcomes) else None,
+        metrics=scores(outcomes, predictions),
+        slices={
+            name: found
+            for name in contract.slices
+            if (found := _slice(parts, labels, name, outcomes, predictions))
+        },
+        gain_per_request=gain,
+        gain_standard_error=error,
+    )
+
+
+def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> Floats:
+    """The labels of a part's predictions that were known by ``at``; NaN where there is none.
+
+    A label that was sent for the prediction counts most, then one that was sent for its keys and
+    request time, then the label source's.
+
+    Returns:
+        0 or 1 or NaN, of shape (rows,), in the order of the part.
+    """
+    contract, log = part.contract, part.table
+    model = repo.model(contract.model)
+    keys = list(contract.label.keys)
+    fields = {field.name for field in contract.request_fields}
+    asked = log.select(
+        [
+            "prediction_id",
+            "request_time",
+            *(f"request.{key}" if key in fields else f"entity.{key}" for key in keys),
+        ]
+    ).rename_columns(["prediction_id", "request_time", *keys])
+    known = known_labels(repo, model, contract, known_until=at)
+    labels = _joined(asked, known, [*keys, "request_time"])
+    sent = read_labels(repo.state_dir, contract.model, known_until=at)
+    if sent is None:
+        return labels
+    sent = sent.rename_columns(
+        [{"value": "label"}.get(name, name.removeprefix("key.")) for name in sent.column_names]
+    )
+    for by in ([*keys, "request_time"], ["prediction_id"]):
+        found = _joined(asked, _last_known(sent, by), by)
+        labels = np.where(np.isnan(found), labels, found)
+    return labels
+
+
+def recalibration_gain(
+    outcomes: Floats, predictions: Floats
+) -> tuple[float, float] | tuple[None, None]:
+    """Log loss that a recalibration saves per request, and its standard error.
+
+    ``a + b·logit(p)`` is fitted on the older half of the rows and evaluated on the newer half: what
+    the model's outputs alone, read differently, would have saved.
+
+    Args:
+        outcomes: 0 or 1, by request time, of shape (rows,).
+        predictions: Probabilities, of shape (rows,).
+
+    Returns:
+        Nats per request; None with fewer than :data:`LABELLED_MIN` rows, or if the older half knows
+        one outcome only.
+    """
+    half = len(outcomes) // 2
+    if len(outcomes) < LABELLED_MIN or len(np.unique(outcomes[:half])) < 2:  # noqa: PLR2004 outcomes
+        return None, None
+    from sklearn.linear_model import LogisticRegression
+
+    clipped = np.clip(predictions, CLIP, 1 - CLIP)
+    logits = np.log(clipped / (1 - clipped)).reshape(-1, 1)
+    # So weak a penalty is none, and keeps the fit finite where the outcomes can be separated.
+    fitted = LogisticRegression(C=1e6).fit(logits[:half], outcomes[:half])
+    recalibrated = fitted.predict_proba(logits[half:])[:, 1]
+    newer = outcomes[half:]
+    saved = log_losses(newer, predictions[half:]) - log_losses(newer, recalibrated)
+    return float(saved.mean()), float(saved.std(ddof=1) / np.sqrt(len(saved)))
+
+
+def _joined(asked: pa.Table, labels: pa.Table, by: Sequence[str]) -> Floats:
+    """Label of each asked row by the columns ``by``, NaN where there is none."""
+    import pyarrow as pa
+
+    numbered = asked.select(list(by)).append_column("row", pa.array(np.arange(asked.num_rows)))
+    found = numbered.join(labels.select([*by, "label"]), keys=list(by), join_type="inner")
+    answer = np.full(asked.num_rows, np.nan)
+    answer[found["row"].to_numpy()] = found["label"].to_numpy()
+    return answer
+
+
+def _last_known(sent: pa.Table, by: Sequence[str]) -> pa.Table:
+    """The last known label for each value of the columns ``by``, without rows that lack one."""
+    import pyarrow.compute as pc
+
+    for name in by:
+        sent = sent.filter(pc.is_valid(sent[name]))
+    return (
+        sent.sort_by([("known_time", "descending")])
+        .group_by(list(by), use_threads=False)
+        .aggregate([("label", "first")])
+        .rename_columns([*by, "label"])
+    )
+
+
+def _pairs(parts: Sequence[LogPart], labels: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Outcomes and predictions of the labelled rows of some parts, by request time."""
+    if not parts:
+        return np.empty(0), np.empty(0)
+    outcomes = np.concatenate(labels)
+    predictions = np.concatenate([part.table["prediction"].to_numpy() for part in parts])
+    times = np.concatenate([part.table["request_time"].to_numpy() for part in parts])
+    order = np.argsort(times, kind="stable")
+    order = order[~np.isnan(outcomes[order])]
+    return outcomes[order], predictions[order]
+
+
+def _slice(
+    parts: Sequence[LogPart],
+    labels: Sequence[Floats],
+    name: str,
+    outcomes: Floats,
+    predictions: Floats,
+) -> dict[str, dict[str, float]]:
+    """Scores by the values of a slice: an entity key, a request field or a feature."""
+    values = []
+    for part in parts:
+        columns = [f"{kind}.{name}" for kind in ("entity", "request", "feature")]
+        column = next((one for one in columns if one in part.table.column_names), None)
+        if column is None:
+            return {}
+        values.append(slice_labels(part.table[column]))
+    known = np.concatenate(labels)
+    times = np.concatenate([part.table["request_time"].to_numpy() for part in parts])
+    order = np.argsort(times, kind="stable")
+    order = order[~np.isnan(known[order])]
+    return slice_scores(outcomes, predictions, np.concatenate(values)[order])

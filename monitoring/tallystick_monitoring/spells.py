@@ -1,0 +1,187 @@
+"""Spells in which a view was served wrongly, from the mismatches of an audit.
+
+Requests are counted in windows of at least an hour and twenty requests. A window is affected when
+at least five of its requests, and five in a hundred, had a wrong value of the view for one cause.
+Affected windows that follow each other are one spell.
+
+Some delay on the way online is usual, and no incident: a materialization lag counts only where the
+view is stale (:mod:`tallystick_monitoring.freshness`), and a correction only once it has been known
+for longer than a materialization takes to come round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tallystick.contract import Reference
+from tallystick.records import Cause
+from tallystick_monitoring.causes import Int64s
+from tallystick_monitoring.comparison import Bools
+from tallystick_monitoring.evidence import microseconds
+from tallystick_monitoring.freshness import MATERIALIZED_EVERY_S, MICROSECONDS, freshness
+from tallystick_monitoring.parity import Audited, Findings
+
+WINDOW_S_MIN = 3_600
+"""Shortest window, in seconds."""
+
+WINDOW_REQUESTS_MIN = 20
+"""Fewest requests of a window, unless there is only one."""
+
+AFFECTED_MIN = 5
+"""Fewest requests that make a window affected."""
+
+AFFECTED_SHARE_MIN = 0.05
+"""Smallest share of a window's requests that makes it affected."""
+
+
+@dataclass(frozen=True)
+class Spell:
+    """Windows that follow each other, all affected.
+
+    Attributes:
+        view: View that was wrong.
+        cause: Why.
+        affected_us: Request times of the affected requests, ascending.
+        values_us: Request times of the wrong values, ascending.
+        share: Share of the requests of its windows that were affected.
+        clean_before: Whether a window before it was not affected.
+        begin_us: Begin of its first window.
+        goes_on: Whether it lasts until the last window.
+    """
+
+    view: str
+    cause: Cause
+    affected_us: Int64s
+    values_us: Int64s
+    share: float
+    clean_before: bool
+    begin_us: int
+    goes_on: bool
+
+
+class Windows:
+    """The requests of an audit, in windows.
+
+    Args:
+        audited: What the audit found; at least one request was looked at.
+        reference: What training saw, to tell a stale view.
+    """
+
+    def __init__(self, audited: Audited, reference: Reference) -> None:
+        self._parts = audited.parts
+        self._reference = reference
+        self._affected = _affected(audited.findings)
+        self.request_us = np.sort(
+            np.concatenate([microseconds(part.table["request_time"]) for part in audited.parts])
+        )
+        self.edges = _edges(self.request_us)
+        self._total = np.histogram(self.request_us, bins=self.edges)[0]
+
+    def spells(self) -> Iterator[Spell]:
+        """All spells, by view and cause, then by time."""
+        for view, cause in sorted(self._affected):
+            affected_us, values_us = self._affected[view, cause]
+            count = self._count(view, cause)
+            bad = (count >= AFFECTED_MIN) & ~self._quiet(view, cause)
+            for first, last in _runs(bad):
+                span = slice(first, last + 1)
+                low, high = self.edges[first], self.edges[last + 1]
+                yield Spell(
+                    view=view,
+                    cause=cause,
+                    affected_us=_inside(affected_us, low, high),
+                    values_us=_inside(values_us, low, high),
+                    share=float(count[span].sum() / self._total[span].sum()),
+                    clean_before=first > 0,
+                    begin_us=int(low),
+                    goes_on=last + 1 == len(bad),
+                )
+
+    def is_over(self, view: str, cause: Cause, *, end_us: int) -> bool:
+        """Whether a spell with its last wrong request at ``end_us`` was seen to have ended.
+
+        That is so when enough later requests were looked at, and the last window is quiet.
+        """
+        later = len(self.request_us) - int(np.searchsorted(self.request_us, end_us, side="right"))
+        return later >= AFFECTED_MIN and bool(self._quiet(view, cause)[-1])
+
+    def _count(self, view: str, cause: Cause) -> Int64s:
+        if (view, cause) not in self._affected:
+            return np.zeros_like(self._total)
+        return np.histogram(self._affected[view, cause][0], bins=self.edges)[0]
+
+    def _quiet(self, view: str, cause: Cause) -> Bools:
+        """Whether so few requests of each window are affected that it is usual."""
+        quiet = self._count(view, cause) < AFFECTED_SHARE_MIN * self._total
+        quiet |= self._count(view, cause) == 0
+        if cause == "materialization_lag" and view in self._stale:
+            quiet |= ~self._stale[view]
+        return np.asarray(quiet, dtype=np.bool_)
+
+    @cached_property
+    def _stale(self) -> dict[str, Bools]:
+        """View → whether it was stale in each window."""
+        count = len(self.edges) - 1
+        stale = {view: np.zeros(count, dtype=np.bool_) for view in self._reference.views}
+        times = [microseconds(part.table["request_time"]) for part in self._parts]
+        for place in range(count):
+            tables = []
+            for part, moments in zip(self._parts, times, strict=True):
+                begin, end = np.searchsorted(moments, self.edges[place : place + 2])
+                tables.append(part.table.slice(int(begin), int(end - begin)))
+            for view, found in freshness(self._reference, tables).items():
+                stale[view][place] = found.stale
+        return stale
+
+
+def _edges(request_us: Int64s) -> Int64s:
+    """Edges of windows that each hold enough requests: window i is [edges[i], edges[i + 1])."""
+    edges = [int(request_us[0])]
+    place = 0
+    while True:
+        by_time = np.searchsorted(request_us, edges[-1] + WINDOW_S_MIN * MICROSECONDS)
+        place = max(int(by_time), place + WINDOW_REQUESTS_MIN)
+        # What is left must make a window of its own, or else it belongs to this one.
+        if len(request_us) - place < WINDOW_REQUESTS_MIN or request_us[place] == edges[-1]:
+            break
+        edges.append(int(request_us[place]))
+    return np.array([*edges, int(request_us[-1]) + 1], dtype=np.int64)
+
+
+def _affected(findings: Sequence[Findings]) -> dict[tuple[str, Cause], tuple[Int64s, Int64s]]:
+    """View and cause → request times of the affected requests, and of the wrong values."""
+    gathered: dict[tuple[str, Cause], list[tuple[Int64s, Int64s]]] = {}
+    for found in findings:
+        request_us = microseconds(found.part.table["request_time"])
+        known_for_us = request_us[found.rows] - found.visible_us
+        for position, cause in enumerate(found.causes):
+            mine = found.cause == position
+            if cause == "correction_not_propagated":
+                mine &= known_for_us > MATERIALIZED_EVERY_S * MICROSECONDS
+            if mine.any():
+                rows = found.rows[mine]
+                pair = (request_us[np.unique(rows)], request_us[rows])
+                gathered.setdefault((found.view, cause), []).append(pair)
+    return {
+        name: (
+            np.sort(np.concatenate([requests for requests, _ in pairs])),
+            np.sort(np.concatenate([values for _, values in pairs])),
+        )
+        for name, pairs in gathered.items()
+    }
+
+
+def _runs(flags: Bools) -> list[tuple[int, int]]:
+    """First and last position of each run of true."""
+    steps = np.diff(np.concatenate([[0], flags.astype(np.int8), [0]]))
+    firsts, lasts = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1) - 1
+    return [(int(first), int(last)) for first, last in zip(firsts, lasts, strict=True)]
+
+
+def _inside(times: Int64s, low: Any, high: Any) -> Int64s:
+    return times[(times >= low) & (times < high)]
