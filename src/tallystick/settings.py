@@ -94,3 +94,9 @@ def override(**values: str | Path) -> None:
     for name, value in values.items():
         os.environ[PREFIX + name.upper()] = str(value)
     settings.cache_clear()
+
+
+def quiet_mlflow() -> None:
+    """Keep MLflow from reporting its use over the network; to be called before it is imported."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["DO_NOT_TRACK"] = "true"

@@ -1,0 +1,188 @@
+"""What the command line asks of training; every result says in ``str`` what was done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tallystick.bundle import Champion
+from tallystick.clock import from_us, process_clock
+from tallystick.errors import StateError
+from tallystick.fold import VisibilityClock
+from tallystick.records import Decision, Incident, MonitorReport, load_records
+from tallystick_training import registry
+from tallystick_training import retrain as retraining
+from tallystick_training import train as training
+from tallystick_training.dataset import Counts, build_dataset, write_dataset
+from tallystick_training.window import training_start
+
+if TYPE_CHECKING:
+    from tallystick.repo import Repo
+
+
+@dataclass(frozen=True)
+class WrittenDataset:
+    """A training set in a file."""
+
+    path: Path
+    start: datetime
+    end: datetime
+    counts: Counts
+
+    def __str__(self) -> str:
+        return (
+            f"Wrote {self.counts.rows:,} rows to {self.path}: requests from "
+            f"{self.start.isoformat()} to {self.end.isoformat()}; left out: "
+            f"{_left_out(self.counts)}"
+        )
+
+
+@dataclass(frozen=True)
+class TrainedVersion:
+    """A trained and registered model."""
+
+    model: str
+    version: str
+    contract_hash: str
+    promoted: bool
+    rows: int
+    counts: Counts
+    metrics: dict[str, float]
+
+    def __str__(self) -> str:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
+        text = (
+            f"Trained {self.model} version {self.version} (contract {self.contract_hash[:12]}) on "
+            f"{self.rows:,} rows; holdout: {scores}; left out: {_left_out(self.counts)}\n"
+        )
+        if self.promoted:
+            return text + "It is the champion."
+        return text + f"To make it answer:  tally promote {self.model} --version {self.version}"
+
+
+@dataclass(frozen=True)
+class NewChampion:
+    """A change of champion."""
+
+    champion: Champion
+
+    def __str__(self) -> str:
+        return (
+            f"Version {self.champion.version} of {self.champion.model} is the champion "
+            f"(contract {self.champion.contract_hash[:12]})."
+        )
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision about retraining."""
+
+    decision: Decision
+
+    def __str__(self) -> str:
+        decision = self.decision
+        lines = [f"{decision.outcome}: {decision.reason}"]
+        for result in decision.gates:
+            before = "" if result.champion is None else f", champion {result.champion:.4f}"
+            lines.append(
+                f"  {'✓' if result.passed else '✗'} {result.where}: {result.gate}: challenger "
+                f"{result.challenger:.4f}{before}"
+            )
+        return "\n".join(lines)
+
+
+def dataset(
+    repo: Repo,
+    model: str,
+    *,
+    out: Path,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_until: datetime | None = None,
+    clock: str = VisibilityClock.KNOWLEDGE,
+) -> WrittenDataset:
+    """Write a training set; by default all requests until now, with labels known by the end."""
+    definition = repo.model(model)
+    end = _now() if end is None else end
+    built = build_dataset(
+        repo,
+        definition,
+        start=training_start(repo, definition, end=end) if start is None else start,
+        end=end,
+        known_until=end if known_until is None else known_until,
+        clock=VisibilityClock(clock),
+        incidents=load_records(repo.state_dir, Incident, model=model),
+    )
+    write_dataset(built, out)
+    return WrittenDataset(path=out, start=built.start, end=built.end, counts=built.counts)
+
+
+def train(
+    repo: Repo,
+    model: str,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_until: datetime | None = None,
+    clock: str = VisibilityClock.KNOWLEDGE,
+    promote: bool = False,
+) -> TrainedVersion:
+    """Train a model, register it, and make it the champion if so asked."""
+    definition = repo.model(model)
+    end = _now() if end is None else end
+    trained = training.train(
+        repo,
+        definition,
+        start=training_start(repo, definition, end=end) if start is None else start,
+        end=end,
+        known_until=end if known_until is None else known_until,
+        clock=VisibilityClock(clock),
+        incidents=load_records(repo.state_dir, Incident, model=model),
+    )
+    version = registry.register(repo, trained).version
+    if promote:
+        registry.promote(repo, model, version)
+    return TrainedVersion(
+        model=model,
+        version=version,
+        contract_hash=trained.contract.contract_hash,
+        promoted=promote,
+        rows=trained.contract.data.rows,
+        counts=trained.counts,
+        metrics=trained.evaluation.metrics,
+    )
+
+
+def retrain(repo: Repo, model: str, *, at: datetime | None = None, force: bool = False) -> Decided:
+    """Decide by the last recorded look whether to train again, and carry it out."""
+    definition = repo.model(model)
+    looks = load_records(repo.state_dir, MonitorReport, model=model)
+    if not looks:
+        raise StateError(
+            f"Nobody has looked at model {model!r} yet.", hint=f"Look first:  tally monitor {model}"
+        )
+    moment = _now() if at is None else at
+    return Decided(retraining.retrain(repo, definition, looks[-1], at=moment, force=force))
+
+
+def promote(repo: Repo, model: str, *, version: str) -> NewChampion:
+    """Make a registered version the champion."""
+    return NewChampion(registry.promote(repo, repo.model(model).name, version))
+
+
+def rollback(repo: Repo, model: str) -> NewChampion:
+    """Make the champion before the present one the champion again."""
+    return NewChampion(registry.rollback(repo, repo.model(model).name))
+
+
+def _now() -> datetime:
+    return from_us(process_clock().now_us())
+
+
+def _left_out(counts: Counts) -> str:
+    return (
+        f"{counts.quarantined:,} quarantined, {counts.immature:,} with a label not mature yet, "
+        f"{counts.unlabelled:,} without one"
+    )

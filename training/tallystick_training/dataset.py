@@ -1,0 +1,221 @@
+"""Training sets: requests, the features as they could be known, and the truth about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tallystick.contract import ModelInputs
+from tallystick.errors import InputError, Problem
+from tallystick.files import replacing
+from tallystick.fold import VisibilityClock
+from tallystick.records import Incident
+from tallystick.retrieval import REQUEST_TIME, computed_values, stored_values
+from tallystick.transform import Transforms
+from tallystick.truth import known_labels
+from tallystick_training.population import read_population
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions import Model
+    from tallystick.repo import Repo
+
+KNOWLEDGE = VisibilityClock.KNOWLEDGE
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the population's rows in [start, end).
+
+    Attributes:
+        population: All of them.
+        quarantined: Left out because the audit found a view served wrongly at that time.
+        immature: Left out because their label was not mature yet, whether or not it was known.
+        unlabelled: Left out because their label never came.
+        rows: What is left.
+    """
+
+    population: int
+    quarantined: int
+    immature: int
+    unlabelled: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training set.
+
+    Attributes:
+        inputs: What the model takes.
+        table: Entity keys, request fields, ``request_time``, every ``view__feature`` value and
+            ``label`` (int8, 0 or 1); ordered by the request time, then by the keys.
+        times: For the same rows ``view__event_time``, ``view__created_time`` and ``view__status``.
+        counts: Rows in and out.
+        start: First request time, included.
+        end: Last request time, excluded.
+        known_until: Labels known later were not used.
+        clock: Clock of the fold.
+    """
+
+    inputs: ModelInputs
+    table: pa.Table
+    times: pa.Table
+    counts: Counts
+    start: datetime
+    end: datetime
+    known_until: datetime
+    clock: VisibilityClock
+
+
+def build_dataset(
+    repo: Repo,
+    model: Model,
+    *,
+    start: datetime,
+    end: datetime,
+    known_until: datetime,
+    clock: VisibilityClock = KNOWLEDGE,
+    incidents: Sequence[Incident] = (),
+    inputs: ModelInputs | None = None,
+) -> Dataset:
+    """Build the training set of a model.
+
+    A request whose label is not mature at ``known_until`` is left out even if its label is known
+    already: labels that come quickly are not like the others, and keeping only them would bias the
+    newest part of the set.
+
+    Args:
+        repo: The repo, applied.
+        model: What to learn.
+        start: First request time, included.
+        end: Last request time, excluded.
+        known_until: Labels that became known later are not used.
+        clock: When a row of history counts as visible.
+        incidents: Spells of skew; requests in those of this model's views are left out. One that is
+            open has no end yet.
+        inputs: What the model takes; read from the registry by default.
+
+    Raises:
+        InputError: The end is not after the start.
+        DataError: A source cannot be used; all mismatches of it are listed.
+        StateError: The repo has not been applied.
+        DefinitionError: The definitions cannot serve a model, or an on-demand view fails.
+    """
+    import pyarrow.compute as pc
+
+    if end <= start:
+        raise InputError(
+            f"The training set of model {model.name!r} would be empty.",
+            [Problem("end", f"later than {start.isoformat()}", end.isoformat())],
+        )
+    inputs = repo.inputs(model) if inputs is None else inputs
+    population = read_population(repo, model, inputs)
+    times = population[REQUEST_TIME]
+    population = population.filter(
+        pc.and_(pc.greater_equal(times, _moment(start)), pc.less(times, _moment(end)))
+    )
+    kept = population.filter(pc.invert(_quarantined(population, model, inputs, incidents)))
+    mature_until = known_until - model.label.matures_after
+    mature = kept.filter(pc.less_equal(kept[REQUEST_TIME], _moment(mature_until)))
+    labelled = _labelled(repo, model, inputs, mature, known_until)
+    values = stored_values(
+        repo, inputs.views, labelled.drop_columns([LABEL]), clock=clock, with_times=True
+    )
+    evidence = [
+        f"{use.name}__{part}"
+        for use in inputs.views
+        for part in ("event_time", "created_time", "status")
+    ]
+    table = computed_values(
+        inputs, Transforms.from_repo(repo, inputs), values.drop_columns(evidence)
+    )
+    return Dataset(
+        inputs=inputs,
+        table=table.append_column(LABEL, labelled[LABEL]),
+        times=values.select(evidence),
+        counts=Counts(
+            population=population.num_rows,
+            quarantined=population.num_rows - kept.num_rows,
+            immature=kept.num_rows - mature.num_rows,
+            unlabelled=mature.num_rows - labelled.num_rows,
+            rows=labelled.num_rows,
+        ),
+        start=start,
+        end=min(end, mature_until + timedelta(microseconds=1)),
+        known_until=known_until,
+        clock=clock,
+    )
+
+
+def write_dataset(dataset: Dataset, path: Path) -> None:
+    """Write a training set to a Parquet file, whole or not at all."""
+    import pyarrow.parquet as pq
+
+    with replacing(path) as temporary:
+        pq.write_table(dataset.table, temporary, compression="zstd")
+
+
+def content_hash(table: pa.Table) -> str:
+    """SHA-256 of a table's names, types and values, in the order of its rows.
+
+    It does not depend on how the columns are cut into chunks, nor on what lies under a null.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    whole = hashlib.sha256()
+    for field, column in zip(table.schema, table.columns, strict=True):
+        whole.update(f"{field.name}:{field.type}:{len(column)};".encode())
+        valid = np.asarray(column.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
+        whole.update(np.packbits(valid).tobytes())
+        values = pa.concat_arrays([pa.array([], field.type), *column.drop_null().chunks])
+        batch = pa.record_batch([values], names=[""])
+        whole.update(memoryview(batch.serialize()))
+    return whole.hexdigest()
+
+
+def _moment(time: datetime) -> pa.Scalar:
+    import pyarrow as pa
+
+    return pa.scalar(time, pa.timestamp("us", tz="UTC"))
+
+
+def _quarantined(
+    population: pa.Table, model: Model, inputs: ModelInputs, incidents: Sequence[Incident]
+) -> pa.Array:
+    """For every row whether it lies in an incident of one of the model's views."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    views = {name for use in inputs.views for name in (use.name, use.spec.name)}
+    times = population[REQUEST_TIME]
+    result = pa.chunked_array([pa.array([False] * population.num_rows, pa.bool_())])
+    for incident in incidents:
+        if incident.model != model.name or incident.view not in views:
+            continue
+        inside = pc.greater_equal(times, _moment(incident.start))
+        if not incident.is_open:
+            inside = pc.and_(inside, pc.less_equal(times, _moment(incident.end)))
+        result = pc.or_(result, inside)
+    return result
+
+
+def _labelled(
+    repo: Repo, model: Model, inputs: ModelInputs, requests: pa.Table, known_until: datetime
+) -> pa.Table:
+    """The requests that have a label, with it, in their order."""
+    import pyarrow as pa
+
+    labels = known_labels(repo, model, inputs, known_until=known_until).drop_columns(["known_time"])
+    row = pa.array(range(requests.num_rows), pa.int64())
+    joined = requests.append_column("__row", row).join(
+        labels, keys=[*model.label.keys, REQUEST_TIME], join_type="inner", use_threads=False
+    )
+    return joined.sort_by("__row").select([*requests.column_names, LABEL]).combine_chunks()

@@ -1,0 +1,169 @@
+"""Conditions that a challenger must meet before it may replace the champion.
+
+Both are scored on the same rows, which the challenger was not trained on. Over all rows a gate is
+applied as it is written. On a slice it fails only if the excess is significant: larger than *z*
+standard errors of the paired difference, since some of many small slices always look worse by
+chance. *z* is 2, or the one-sided 5% quantile of the normal distribution after Bonferroni's
+correction for the number of slices that the gate is applied to, whichever is larger.
+
+The standard error is exact for metrics that are means over rows (log loss, Brier score). For the
+others it comes from a paired bootstrap with a fixed seed, so that a decision can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from tallystick.definitions import LOWER_IS_BETTER, Gate, Metric, Model
+from tallystick.metrics import ROWS_MIN_SLICE, Floats, log_losses, scores
+from tallystick.records import GateResult
+
+BOOTSTRAP_DRAWS = 100
+SEED = 20_130_101
+Z_MIN = 2.0
+SIGNIFICANCE = 0.05
+TOLERANCE = 1e-12
+"""Excess up to which two sums of floats are called equal."""
+
+Texts = np.ndarray[Any, Any]
+
+
+def apply_gates(
+    model: Model,
+    outcomes: Floats,
+    champion_predictions: Floats | None,
+    challenger_predictions: Floats,
+    slices: Mapping[str, Texts],
+) -> list[GateResult]:
+    """Apply every gate of a model.
+
+    Args:
+        model: The model whose gates are applied.
+        outcomes: 0 or 1, of shape (rows,).
+        champion_predictions: Probability of 1 by the champion, of shape (rows,); None if there is
+            no champion, so that only limits apply.
+        challenger_predictions: The same by the challenger.
+        slices: Slice column → its value of each row, as text, of shape (rows,).
+
+    Returns:
+        One result for each condition and place: ``all``, or ``column=value`` for slices with enough
+        rows.
+    """
+    results = []
+    for gate in model.gates:
+        places: list[tuple[str, Texts | None]] = [("all", None)]
+        if gate.per_slice:
+            places += list(_places(slices))
+        z = _z(len(places) - 1)
+        for where, rows in places:
+            picked = slice(None) if rows is None else rows
+            results += _apply(
+                gate,
+                where,
+                outcomes[picked],
+                None if champion_predictions is None else champion_predictions[picked],
+                challenger_predictions[picked],
+                z=0.0 if rows is None else z,
+            )
+    return results
+
+
+def _places(slices: Mapping[str, Texts]) -> Iterator[tuple[str, Texts]]:
+    for column, values in slices.items():
+        for value in np.unique(values):
+            rows = values == value
+            if int(rows.sum()) >= ROWS_MIN_SLICE:
+                yield f"{column}={value}", rows
+
+
+def _z(slices: int) -> float:
+    return max(Z_MIN, NormalDist().inv_cdf(1 - SIGNIFICANCE / max(slices, 1)))
+
+
+def _apply(
+    gate: Gate,
+    where: str,
+    outcomes: Floats,
+    champion: Floats | None,
+    challenger: Floats,
+    *,
+    z: float,
+) -> list[GateResult]:
+    """Apply one gate in one place; nothing where its metric is undefined there."""
+    ours = scores(outcomes, challenger).get(gate.metric)
+    theirs = None if champion is None else scores(outcomes, champion).get(gate.metric)
+    if ours is None:
+        return []
+    sign = 1 if gate.metric in LOWER_IS_BETTER else -1
+    results = []
+    if gate.max_regression is not None and champion is not None and theirs is not None:
+        excess = sign * (ours - theirs) - gate.max_regression
+        margin = _margin(gate.metric, outcomes, challenger, champion, excess=excess, z=z)
+        results.append(
+            GateResult(
+                gate=f"{gate.metric} at most {gate.max_regression:g} worse than the champion's",
+                where=where,
+                champion=theirs,
+                challenger=ours,
+                passed=excess <= margin,
+            )
+        )
+    if gate.limit is not None:
+        excess = sign * (ours - gate.limit)
+        margin = _margin(gate.metric, outcomes, challenger, None, excess=excess, z=z)
+        bound = "at most" if gate.metric in LOWER_IS_BETTER else "at least"
+        results.append(
+            GateResult(
+                gate=f"{gate.metric} {bound} {gate.limit:g}",
+                where=where,
+                champion=theirs,
+                challenger=ours,
+                passed=excess <= margin,
+            )
+        )
+    return results
+
+
+def _margin(
+    metric: Metric,
+    outcomes: Floats,
+    challenger: Floats,
+    champion: Floats | None,
+    *,
+    excess: float,
+    z: float,
+) -> float:
+    """The excess that is put down to chance."""
+    if z == 0 or excess <= TOLERANCE:
+        return TOLERANCE
+    return TOLERANCE + z * _standard_error(metric, outcomes, challenger, champion)
+
+
+def _standard_error(
+    metric: Metric, outcomes: Floats, challenger: Floats, champion: Floats | None
+) -> float:
+    """Standard error of the metric, or of the paired difference to the champion's."""
+    if metric in {"log_loss", "brier"}:
+        losses = _row_losses(metric, outcomes, challenger)
+        if champion is not None:
+            losses = losses - _row_losses(metric, outcomes, champion)
+        return float(losses.std(ddof=1) / np.sqrt(len(losses)))
+    rng = np.random.default_rng(SEED)
+    draws = []
+    for _ in range(BOOTSTRAP_DRAWS):
+        rows = rng.integers(0, len(outcomes), size=len(outcomes))
+        ours = scores(outcomes[rows], challenger[rows]).get(metric)
+        theirs = 0.0 if champion is None else scores(outcomes[rows], champion[rows]).get(metric)
+        if ours is not None and theirs is not None:
+            draws.append(ours - theirs)
+    return float(np.std(draws, ddof=1)) if len(draws) > 1 else float("inf")
+
+
+def _row_losses(metric: Metric, outcomes: Floats, predictions: Floats) -> Floats:
+    if metric == "log_loss":
+        return log_losses(outcomes, predictions)
+    return np.asarray((predictions - outcomes) ** 2)

@@ -1,0 +1,124 @@
+"""The decision about retraining, carried out: challenger, gates, promotion, record."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from tallystick.bundle import Champion, load_bundle, read_champion
+from tallystick.errors import DataError
+from tallystick.records import (
+    Decision,
+    Incident,
+    MonitorReport,
+    load_records,
+    record_name,
+    save_record,
+)
+from tallystick_training import registry
+from tallystick_training.dataset import KNOWLEDGE
+from tallystick_training.evaluation import predictions_of
+from tallystick_training.gates import apply_gates
+from tallystick_training.rule import decide, judge
+from tallystick_training.train import train
+from tallystick_training.window import training_start
+
+if TYPE_CHECKING:
+    from tallystick.definitions import Model
+    from tallystick.repo import Repo
+
+__all__ = ["decide", "judge", "retrain"]
+
+
+def retrain(
+    repo: Repo, model: Model, report: MonitorReport, *, at: datetime, force: bool = False
+) -> Decision:
+    """Decide by a look; if it says so, train a challenger and promote it if every gate passes.
+
+    The challenger learns from the model's window up to ``at``, from labels known by then, without
+    the rows of any recorded incident. Champion and challenger are scored on the challenger's
+    holdout, which is newer than what either was trained on unless the champion is younger than the
+    holdout is long.
+
+    Args:
+        repo: The repo, applied.
+        model: The model.
+        report: The last look at it.
+        at: The time of the decision.
+        force: Whether to train whatever the gain; skew forbids it still.
+
+    Returns:
+        The decision, recorded. Asked again for the same ``at``, the same decision, carried out to
+        its end if it was interrupted.
+
+    Raises:
+        StateError: The model has no champion yet.
+        DamagedError: The champion or a record is damaged.
+        DataError: A source cannot be used.
+        UnavailableError: MLflow does not answer.
+    """
+    recorded = load_records(repo.state_dir, Decision, model=model.name)
+    for decision in recorded:
+        if decision.at == at and decision.promoted:
+            return decision
+    previous = [decision for decision in recorded if decision.at < at]
+    champion = read_champion(repo.state_dir, model.name)
+    bundle = load_bundle(repo.state_dir, model.name, champion.contract_hash)
+    decision = decide(report, model, bundle.contract, previous=previous, forced=force)
+    decision = decision.model_copy(update={"at": at})
+    if decision.outcome == "retrain":
+        return _carry_out(repo, model, decision, champion)
+    return _record(repo, decision)
+
+
+def _carry_out(repo: Repo, model: Model, decision: Decision, champion: Champion) -> Decision:
+    """Train, compare, record, promote, and record that as well."""
+    at = decision.at
+    try:
+        trained = train(
+            repo,
+            model,
+            start=training_start(repo, model, end=at),
+            end=at,
+            known_until=at,
+            incidents=load_records(repo.state_dir, Incident, model=model.name),
+        )
+    except DataError as error:
+        reason = f"{decision.reason} But no challenger could be trained: {error.what}"
+        return _record(repo, decision.model_copy(update={"outcome": "refuse", "reason": reason}))
+    version = registry.register(repo, trained).version
+    registry.mark_challenger(repo, model.name, version)
+    evaluation = trained.evaluation
+    bundle = load_bundle(repo.state_dir, model.name, champion.contract_hash)
+    gates = apply_gates(
+        model,
+        evaluation.outcomes,
+        predictions_of(repo, bundle, evaluation.rows, clock=KNOWLEDGE),
+        evaluation.predictions,
+        evaluation.slices,
+    )
+    failed = [f"{result.gate} ({result.where})" for result in gates if not result.passed]
+    decision = decision.model_copy(
+        update={
+            "challenger": version,
+            "gates": gates,
+            "quarantined_rows": trained.counts.quarantined,
+            "reason": (
+                f"{decision.reason} The challenger, version {version}, stays one: it failed "
+                f"{'; '.join(failed)}."
+                if failed
+                else f"{decision.reason} Version {version} passed every gate."
+            ),
+        }
+    )
+    # Before the promotion, so that no champion is without a record of how it came to be one.
+    _record(repo, decision)
+    if failed:
+        return decision
+    registry.promote(repo, model.name, version)
+    return _record(repo, decision.model_copy(update={"promoted": True}))
+
+
+def _record(repo: Repo, decision: Decision) -> Decision:
+    save_record(repo.state_dir, decision, model=decision.model, name=record_name(decision.at))
+    return decision

@@ -1,0 +1,260 @@
+"""From a training set to a bundle: a fitted estimator and the contract it was trained under."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import tallystick
+from tallystick.bundle import Bundle, write_bundle
+from tallystick.contract import (
+    LabelSpec,
+    ModelContract,
+    ModelInputs,
+    Reference,
+    TrainingData,
+    ViewReference,
+)
+from tallystick.errors import DataError, DefinitionError, Problem
+from tallystick.fold import PRESENT, VisibilityClock
+from tallystick.metrics import slice_labels
+from tallystick.records import Incident
+from tallystick.reference import feature_reference
+from tallystick.retrieval import REQUEST_TIME
+from tallystick.transform import Transforms
+from tallystick.view import MICROSECOND
+from tallystick_training.dataset import (
+    KNOWLEDGE,
+    LABEL,
+    Counts,
+    Dataset,
+    build_dataset,
+    content_hash,
+)
+from tallystick_training.evaluation import Evaluation, evaluate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions import Model
+    from tallystick.repo import Repo
+
+ROWS_MIN = 50
+"""Rows below which neither a fit nor an evaluation means anything."""
+
+SLICE_VALUES_MAX = 100
+"""Values of a slice that a contract lists, the most frequent first."""
+
+PACKAGES = ("numpy", "pyarrow", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes:
+        contract: Its contract.
+        folder: Its bundle.
+        estimator: The fitted estimator.
+        evaluation: What it says about the holdout.
+        counts: Rows in and out of the training set, the holdout included.
+    """
+
+    contract: ModelContract
+    folder: Path
+    estimator: Any
+    evaluation: Evaluation
+    counts: Counts
+
+
+def train(
+    repo: Repo,
+    model: Model,
+    *,
+    start: datetime,
+    end: datetime,
+    known_until: datetime,
+    clock: VisibilityClock = KNOWLEDGE,
+    incidents: Sequence[Incident] = (),
+) -> Trained:
+    """Fit a model on all but the newest part of the window, evaluate it on that, and freeze it.
+
+    The newest part is ``model.retraining.holdout`` long and ends with the last request whose label
+    is mature. The estimator is never trained on it. The contract's reference describes the rows
+    that were fitted, except for predictions: those of the holdout, since a model is surer of rows
+    that it was fitted to.
+
+    Args:
+        repo: The repo, applied.
+        model: What to train.
+        start: First request time, included.
+        end: Last request time, excluded.
+        known_until: Labels that became known later are not used.
+        clock: Clock of the fold.
+        incidents: Spells of skew, kept out.
+
+    Raises:
+        DefinitionError: The estimator cannot be used, or fails.
+        DataError: There are too few rows, or only one class; or a source cannot be used.
+        InputError: The end is not after the start.
+    """
+    if not hasattr(model.estimator, "predict_proba"):
+        raise DefinitionError(
+            f"The estimator of model {model.name!r} cannot be trained.",
+            [Problem("estimator", "a classifier with predict_proba", repr(model.estimator)[:200])],
+        )
+    data = build_dataset(
+        repo,
+        model,
+        start=start,
+        end=end,
+        known_until=known_until,
+        clock=clock,
+        incidents=incidents,
+    )
+    fitted, times, holdout = _split(data, model)
+    estimator = _fit(model, data.inputs, fitted)
+    evaluation = evaluate(estimator, data.inputs, holdout, label=LABEL, slices=model.slices)
+    contract = ModelContract(
+        **{name: getattr(data.inputs, name) for name in ModelInputs.model_fields},
+        label=LabelSpec(
+            column=model.label.column,
+            keys=model.label.keys,
+            matures_after_us=model.label.matures_after // MICROSECOND,
+        ),
+        threshold=model.threshold,
+        slices=model.slices,
+        reference=_reference(data.inputs, fitted, times, evaluation),
+        data=TrainingData(
+            start=data.start,
+            end=data.end,
+            known_until=known_until,
+            rows=fitted.num_rows,
+            quarantined_rows=data.counts.quarantined,
+            clock=str(clock),
+            content_hash=content_hash(fitted),
+        ),
+        packages={
+            "python": platform.python_version(),
+            "tallystick": tallystick.__version__,
+            **{name: version(name) for name in PACKAGES},
+        },
+    )
+    bundle = Bundle(
+        contract=contract,
+        estimator=estimator,
+        transforms=Transforms.from_repo(repo, data.inputs),
+    )
+    return Trained(
+        contract=contract,
+        folder=write_bundle(repo.state_dir, bundle),
+        estimator=estimator,
+        evaluation=evaluation,
+        counts=data.counts,
+    )
+
+
+def _split(data: Dataset, model: Model) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Rows to fit, their times, and the holdout.
+
+    Raises:
+        DataError: A part has too few rows or only one class.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    moment = data.end - model.retraining.holdout
+    is_old = pc.less(data.table[REQUEST_TIME], pa.scalar(moment, pa.timestamp("us", tz="UTC")))
+    fitted, holdout = data.table.filter(is_old), data.table.filter(pc.invert(is_old))
+    problems = []
+    for what, rows in (
+        (f"rows before the holdout ({moment.isoformat()})", fitted),
+        (f"rows of the holdout ({model.retraining.holdout})", holdout),
+    ):
+        if rows.num_rows < ROWS_MIN:
+            problems.append(Problem(what, f"{ROWS_MIN} or more", str(rows.num_rows)))
+        elif len(pc.unique(rows[LABEL])) == 1:
+            problems.append(Problem(what, "labels 0 and 1", f"only {rows[LABEL][0]}"))
+    if problems:
+        counts = data.counts
+        raise DataError(
+            f"Model {model.name!r} cannot be trained on the requests from "
+            f"{data.start.isoformat()} to {data.end.isoformat()}.",
+            problems,
+            hint=(
+                f"Of {counts.population} requests {counts.quarantined} are quarantined, "
+                f"{counts.immature} have no mature label yet and {counts.unlabelled} never got "
+                "one. Take a longer window, or a shorter holdout."
+            ),
+        )
+    return fitted, data.times.filter(is_old), holdout
+
+
+def _fit(model: Model, inputs: ModelInputs, rows: pa.Table) -> Any:
+    from sklearn.base import clone
+
+    from tallystick.matrix import feature_matrix
+
+    matrix = feature_matrix(inputs, {name: rows[name] for name in inputs.feature_names})
+    outcomes = rows[LABEL].to_numpy().astype(np.int64)
+    try:
+        return clone(model.estimator).fit(matrix, outcomes)
+    except Exception as error:
+        # Any exception: the estimator is the user's.
+        raise DefinitionError(
+            f"The estimator of model {model.name!r} cannot be trained: "
+            f"{type(error).__name__}: {error}",
+            hint="Null reaches it as NaN: put an imputer before one that takes no NaN.",
+        ) from error
+
+
+def _reference(
+    inputs: ModelInputs, rows: pa.Table, times: pa.Table, evaluation: Evaluation
+) -> Reference:
+    import pyarrow as pa
+
+    return Reference(
+        features={
+            feature.name: feature_reference(rows[feature.name], feature.dtype)
+            for feature in inputs.features
+        },
+        views={use.name: _view_reference(use.name, rows, times) for use in inputs.views},
+        prediction=feature_reference(pa.chunked_array([evaluation.predictions]), "DOUBLE"),
+        label_rate=float(rows[LABEL].to_numpy().mean()),
+        metrics=evaluation.metrics,
+        slice_values={name: _frequent(rows[name]) for name in evaluation.slices},
+    )
+
+
+def _view_reference(view: str, rows: pa.Table, times: pa.Table) -> ViewReference:
+    """How old the view's values are, in seconds, and how often there is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    is_present = pc.equal(times[f"{view}__status"], PRESENT)
+    asked = rows[REQUEST_TIME].filter(is_present)
+    present = times[f"{view}__event_time"].filter(is_present)
+    if not len(present):
+        return ViewReference(absent_share=1.0)
+    moment = pa.timestamp("us", tz="UTC")
+    ages_us = pc.subtract(asked.cast(moment).cast("int64"), present.cast(moment).cast("int64"))
+    p50, p99 = np.quantile(ages_us.to_numpy() / 1e6, [0.5, 0.99])
+    return ViewReference(
+        absent_share=1 - len(present) / rows.num_rows,
+        age_s_p50=float(p50),
+        age_s_p99=float(p99),
+    )
+
+
+def _frequent(column: pa.ChunkedArray) -> tuple[str, ...]:
+    """The most frequent values as text, by frequency, then by name."""
+    values, counts = np.unique(slice_labels(column), return_counts=True)
+    order = np.lexsort((values, -counts))[:SLICE_VALUES_MAX]
+    return tuple(str(value) for value in values[order])
