@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from tallystick.errors import UnavailableError
 from tallystick.online_store import embedded
 from tallystick.online_store.connection import connect
+from tallystick.online_store.writer import delete_project
 
 START = """
 import sys
@@ -26,7 +28,7 @@ print(connect("embedded", Path(sys.argv[1])).info("server")["process_id"])
 
 @pytest.fixture
 def repo():
-    with tempfile.TemporaryDirectory(prefix="tally") as folder:
+    with tempfile.TemporaryDirectory(prefix="a 'b\" ü") as folder:
         yield Path(folder)
         embedded.stop(Path(folder) / ".tallystick")
 
@@ -77,6 +79,18 @@ def test_a_killed_server_is_started_again_with_its_data(repo):
     assert after != before
     client = connect("embedded", repo)
     assert client.get("key") == b"value"
+    client.close()
+
+
+def test_a_client_outlives_the_server(repo):
+    state = repo / ".tallystick"
+    client = connect("embedded", repo)
+    assert delete_project(client, "p") == 0
+    embedded.stop(state)
+    with pytest.raises(UnavailableError, match=r"redis\.sock"):
+        delete_project(client, "p")
+    embedded.start(state)
+    assert delete_project(client, "p") == 0
     client.close()
 
 

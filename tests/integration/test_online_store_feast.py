@@ -10,7 +10,7 @@ import pytest
 
 from tallystick.clock import SimulatedClock, process_clock
 from tallystick.contract import ViewUse
-from tallystick.errors import UnavailableError
+from tallystick.errors import DataError, UnavailableError
 from tallystick.online_store.connection import connect
 from tallystick.online_store.reader import OnlineReader
 from tallystick.online_store.writer import WriteCounts
@@ -135,7 +135,7 @@ def answer_of(store, features, rows, *, asynchronous=False):
             try:
                 return await store.get_online_features_async(features, rows)
             finally:
-                await store._provider.online_store.close()
+                await store._get_provider().online_store.close()
 
         response = asyncio.run(ask())
     else:
@@ -198,14 +198,38 @@ def test_corrections_win_and_older_rows_lose(store):
             store.write_to_online_store("shop", shop_rows(row))
         total += counts
         assert answer_of(store, ["shop:n"], [{"id": 1}])["n"] == [(expected, "PRESENT")]
-    assert store._provider.online_store.counts == total
+    assert store._get_provider().online_store.counts == total
+
+
+def test_a_missing_created_time_is_the_event_time_and_a_missing_event_time_is_refused(store):
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    online, view = store._get_provider().online_store, store.get_feature_view("shop")
+    key = EntityKey(join_keys=["id"], entity_values=[Value(int64_val=1)])
+
+    def write(value, event, created):
+        row = (key, {"n": Value(int64_val=value)}, event, created)
+        online.online_write_batch(store.config, view, [row], None)
+
+    write(1, NOW, pd.NaT)
+    write(2, NOW, NOW)
+    write(3, NOW, None)
+    assert online.counts == WriteCounts(won=1, repeated=2)
+    for event in (None, pd.NaT):
+        with pytest.raises(DataError, match="event: expected a time"):
+            write(4, event, NOW)
+    with pytest.raises(DataError, match="column n: expected INT64"):
+        online.online_write_batch(
+            store.config, view, [(key, {"n": Value(string_val="1")}, NOW, None)], None
+        )
 
 
 def test_asynchronous_writes_are_served(store):
     async def write():
         row = shop_rows((5, 50, 0.5, NOW, NOW))
         await store.push_async("shop_push", row)
-        await store._provider.online_store.close()
+        await store._get_provider().online_store.close()
 
     asyncio.run(write())
     assert answer_of(store, ["shop:n"], [{"id": 5}])["n"] == [(50, "PRESENT")]
@@ -247,7 +271,7 @@ def test_a_direct_read_hides_expired_rows(store, clock):
     from feast.protos.feast.types.Value_pb2 import Value
 
     store.materialize(NOW - 2 * HOUR, NOW, disable_event_timestamp=False)
-    online = store._provider.online_store
+    online = store._get_provider().online_store
     view = store.get_feature_view("shop")
     keys = [EntityKey(join_keys=["id"], entity_values=[Value(int64_val=k)]) for k in (1, 9)]
     (event, values), missing = online.online_read(store.config, view, keys, ["n"])

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from tallystick.errors import DamagedError, Problem
-from tallystick.online_store.packed import RowCodec, definition_of
+from tallystick.online_store.packed import HEAD_BYTES, RowCodec, definition_of, head_of
 from tallystick.view import ViewSpec
 
 
@@ -42,6 +42,23 @@ class ViewRows:
     values: dict[str, list[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How rows of one definition are read.
+
+    Attributes:
+        codec: The definition's codec.
+        names: Columns wanted that it has, by name and type.
+        lacking: Columns wanted that it has not.
+        same_entity: Whether its rows belong to the same entity.
+    """
+
+    codec: RowCodec
+    names: list[str]
+    lacking: list[str]
+    same_entity: bool
+
+
 class ViewDecoder:
     """Reads a view's rows, also those that were written under another definition of it.
 
@@ -56,7 +73,18 @@ class ViewDecoder:
         self._columns = tuple(columns)
         self._protos = protos
         self._dtypes = {column.name: column.dtype for column in spec.columns}
-        self._codecs = {spec.definition_hash: RowCodec(spec)}
+        self._readings: dict[bytes, _Reading] = {}
+        self._add(spec)
+
+    def _add(self, written: ViewSpec) -> None:
+        """Work out once how rows of a definition are read."""
+        stored = {column.name: column.dtype for column in written.columns}
+        self._readings[head_of(written.definition_hash)] = _Reading(
+            codec=RowCodec(written),
+            names=[name for name in self._columns if stored.get(name) == self._dtypes[name]],
+            lacking=[name for name in self._columns if stored.get(name) != self._dtypes[name]],
+            same_entity=sorted(written.key_names) == sorted(self._spec.key_names),
+        )
 
     def unknown(self, rows: Sequence[bytes | None]) -> set[str]:
         """Hashes of the definitions that have to be learnt before these rows can be decoded.
@@ -64,7 +92,8 @@ class ViewDecoder:
         Raises:
             DamagedError: Something that is no row lies in Redis.
         """
-        return {definition_of(row) for row in rows if row is not None} - self._codecs.keys()
+        heads = {row[:HEAD_BYTES] for row in rows if row is not None}
+        return {definition_of(head) for head in heads - self._readings.keys()}
 
     def learn(self, definitions: Mapping[str, bytes | None]) -> None:
         """Take definitions by hash, as they lie in Redis.
@@ -80,9 +109,9 @@ class ViewDecoder:
                 [Problem("definition", "a known hash", found) for found in missing],
                 hint="Materialize the view again.",
             )
-        for found, text in definitions.items():
+        for text in definitions.values():
             if text is not None:
-                self._codecs[found] = RowCodec(ViewSpec.model_validate_json(text))
+                self._add(ViewSpec.model_validate_json(text))
 
     def decode(self, rows: Sequence[bytes | None], *, request_time_us: int) -> ViewRows:
         """Decode what Redis answered for each row of a request.
@@ -96,8 +125,25 @@ class ViewDecoder:
             DamagedError: A row cannot be read.
             KeyError: A definition is unknown; see :meth:`unknown`.
         """
-        count = len(rows)
-        answer = ViewRows(
+        ttl_us = self._spec.ttl_us
+        oldest_us = None if ttl_us is None else request_time_us - ttl_us
+        heads = [None if row is None else row[:HEAD_BYTES] for row in rows]
+        found = {head for head in heads if head is not None}
+        if len(found) == 1 and None not in heads:
+            present = [row for row in rows if row is not None]
+            return self._of_one_definition(self._readings[found.pop()], present, oldest_us)
+        answer = self._absent(len(rows))
+        for head in found:
+            places = [place for place, other in enumerate(heads) if other == head]
+            packed = [row for row in (rows[place] for place in places) if row is not None]
+            part = self._of_one_definition(self._readings[head], packed, oldest_us)
+            for whole, some in zip(self._lists(answer), self._lists(part), strict=True):
+                for place, value in zip(places, some, strict=True):
+                    whole[place] = value
+        return answer
+
+    def _absent(self, count: int) -> ViewRows:
+        return ViewRows(
             status=[Status.NOT_FOUND] * count,
             event_us=[None] * count,
             created_us=[None] * count,
@@ -105,43 +151,44 @@ class ViewDecoder:
             definition=[None] * count,
             values={name: [None] * count for name in self._columns},
         )
-        places: dict[str, list[int]] = {}
-        for place, row in enumerate(rows):
-            if row is not None:
-                places.setdefault(definition_of(row), []).append(place)
-        ttl_us = self._spec.ttl_us
-        oldest_us = None if ttl_us is None else request_time_us - ttl_us
-        for definition, where in places.items():
-            packed = [row for row in rows if row is not None and definition_of(row) == definition]
-            self._scatter(answer, definition, where, packed, oldest_us)
-        return answer
 
-    def _scatter(
-        self,
-        answer: ViewRows,
-        definition: str,
-        places: Sequence[int],
-        packed: Sequence[bytes],
-        oldest_us: int | None,
-    ) -> None:
-        """Decode rows of one definition and put them into their places."""
-        codec = self._codecs[definition]
-        if sorted(codec.spec.key_names) != sorted(self._spec.key_names):
-            return  # the row is of another entity, whose key happens to have the same value
-        stored = {column.name: column.dtype for column in codec.spec.columns}
-        names = [name for name in self._columns if stored.get(name) == self._dtypes[name]]
+    def _of_one_definition(
+        self, reading: _Reading, packed: Sequence[bytes], oldest_us: int | None
+    ) -> ViewRows:
+        """Decode rows that were all written under one definition."""
+        count = len(packed)
+        if not reading.same_entity:
+            return self._absent(count)  # the other entity's key happens to have the same value
+        codec, names = reading.codec, reading.names
         decoded = (
             codec.decode_protos(packed, names) if self._protos else codec.decode(packed, names)
         )
-        fresh = [oldest_us is None or event_us >= oldest_us for event_us in decoded.event_us]
-        for row, place in enumerate(places):
-            answer.status[place] = Status.PRESENT if fresh[row] else Status.OUTSIDE_MAX_AGE
-            answer.event_us[place] = decoded.event_us[row]
-            answer.created_us[place] = decoded.created_us[row]
-            answer.write_us[place] = decoded.write_us[row]
-            answer.definition[place] = definition
-        for name in names:
-            column, values = answer.values[name], decoded.values[name]
-            for row, place in enumerate(places):
-                if fresh[row]:
-                    column[place] = values[row]
+        status = [Status.PRESENT] * count
+        values = decoded.values
+        for name in reading.lacking:
+            values[name] = [None] * count
+        if oldest_us is not None and min(decoded.event_us, default=oldest_us) < oldest_us:
+            for place, event_us in enumerate(decoded.event_us):
+                if event_us < oldest_us:
+                    status[place] = Status.OUTSIDE_MAX_AGE
+                    for column in values.values():
+                        column[place] = None
+        return ViewRows(
+            status=status,
+            event_us=[*decoded.event_us],
+            created_us=decoded.created_us,
+            write_us=[*decoded.write_us],
+            definition=[codec.spec.definition_hash] * count,
+            values=values,
+        )
+
+    def _lists(self, rows: ViewRows) -> list[list[Any]]:
+        """All lists of ``rows``, always in the same order."""
+        return [
+            rows.status,
+            rows.event_us,
+            rows.created_us,
+            rows.write_us,
+            rows.definition,
+            *(rows.values[name] for name in self._columns),
+        ]

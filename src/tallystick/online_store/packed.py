@@ -67,15 +67,24 @@ _ORDER: Final = struct.Struct("<qq")
 _ORDER_AT: Final = 10
 
 
+HEAD_BYTES: Final = 9
+"""Bytes at a row's start that say how to read it: version and definition."""
+
+
+def head_of(definition: str) -> bytes:
+    """The first bytes of every row that is written under the definition of that hash."""
+    return bytes((VERSION,)) + bytes.fromhex(definition)
+
+
 def definition_of(row: bytes) -> str:
-    """Hash of the definition under which a row was written.
+    """Hash of the definition under which a row was written, from its first bytes.
 
     Raises:
         DamagedError: The bytes are no row, or of another version.
     """
-    if len(row) < struct.calcsize(_HEADER) or row[0] != VERSION:
-        raise _damaged(f"a row of version {VERSION}", f"{len(row)} bytes, {row[:1]!r}")
-    return row[1:9].hex()
+    if len(row) < HEAD_BYTES or row[0] != VERSION:
+        raise _damaged(f"a row of version {VERSION}", f"bytes that start with {row[:1]!r}")
+    return row[1:HEAD_BYTES].hex()
 
 
 def order_of(row: bytes) -> tuple[int, int]:

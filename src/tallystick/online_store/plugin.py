@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from feast import Entity, FeatureView, RepoConfig, utils
@@ -26,7 +26,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import Field
 
 from tallystick.clock import from_us, process_clock, to_us
-from tallystick.errors import InputError, Problem
+from tallystick.errors import DataError, InputError, Problem
 from tallystick.online_store.connection import (
     CONNECT_TIMEOUT_S,
     EMBEDDED,
@@ -319,6 +319,20 @@ def _spec_of(table: Any) -> ViewSpec:
     )
 
 
+def _is_missing(moment: Any) -> bool:
+    """Whether there is no time: None, or the NaT that pandas has in its place."""
+    return moment is None or bool(moment != moment)  # noqa: PLR0124 - only NaT differs from itself
+
+
+def _event_us(spec: ViewSpec, event: Any) -> int:
+    if _is_missing(event):
+        raise DataError(
+            f"A row of view {spec.name} cannot be stored.",
+            [Problem(f"column {spec.event_column}", "a time", repr(event))],
+        )
+    return to_us(event)
+
+
 def _packed(
     config: RepoConfig, table: Any, data: Sequence[Row]
 ) -> tuple[ViewSpec, list[tuple[bytes | None, bytes]]]:
@@ -331,8 +345,8 @@ def _packed(
             proto_key(prefix, entity_key),
             codec.encode_protos(
                 values,
-                event_us=to_us(event),
-                created_us=None if created is None else to_us(created),
+                event_us=_event_us(spec, event),
+                created_us=None if _is_missing(created) else to_us(cast("datetime", created)),
                 write_us=write_us,
             ),
         )

@@ -16,7 +16,7 @@ from typing import Final
 
 from tallystick.online_store.connection import AsyncClient, SyncClient, redis_errors
 from tallystick.online_store.keys import definitions_key, project_prefix, view_prefix
-from tallystick.online_store.packed import VERSION, definition_of, order_of
+from tallystick.online_store.packed import VERSION, order_of
 from tallystick.view import ViewSpec
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,10 @@ def _batches(
 def _fold(
     batch: Sequence[tuple[bytes | None, bytes]],
 ) -> tuple[dict[bytes, bytes], WriteCounts]:
-    """Keep of each key the row that would be left of the batch, by the rule of the script."""
+    """Keep of each key the row that would be left of the batch, by the rule of the script.
+
+    All rows of a batch have the same definition.
+    """
     winners: dict[bytes, bytes] = {}
     lost = repeated = unkeyed = 0
     for key, row in batch:
@@ -173,11 +176,11 @@ def _fold(
         if before is row:
             continue
         order, order_before = order_of(row), order_of(before)
-        if order == order_before and definition_of(row) == definition_of(before):
+        if order == order_before:
             repeated += 1
             continue
         lost += 1
-        if order >= order_before:
+        if order > order_before:
             winners[key] = row
     return winners, WriteCounts(lost=lost, repeated=repeated, unkeyed=unkeyed)
 
