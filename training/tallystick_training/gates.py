@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tallystick.definitions import LOWER_IS_BETTER, Gate, Metric, Model
-from tallystick.metrics import ROWS_MIN_SLICE, Floats, log_losses, scores
+from tallystick.metrics import ROWS_MIN_SLICE, Floats, calibration_error, log_losses
 from tallystick.records import GateResult
 
 BOOTSTRAP_DRAWS = 100
@@ -94,8 +94,8 @@ def _apply(
     z: float,
 ) -> list[GateResult]:
     """Apply one gate in one place; nothing where its metric is undefined there."""
-    ours = scores(outcomes, challenger).get(gate.metric)
-    theirs = None if champion is None else scores(outcomes, champion).get(gate.metric)
+    ours = _score(gate.metric, outcomes, challenger)
+    theirs = None if champion is None else _score(gate.metric, outcomes, champion)
     if ours is None:
         return []
     sign = 1 if gate.metric in LOWER_IS_BETTER else -1
@@ -156,11 +156,24 @@ def _standard_error(
     draws = []
     for _ in range(BOOTSTRAP_DRAWS):
         rows = rng.integers(0, len(outcomes), size=len(outcomes))
-        ours = scores(outcomes[rows], challenger[rows]).get(metric)
-        theirs = 0.0 if champion is None else scores(outcomes[rows], champion[rows]).get(metric)
+        ours = _score(metric, outcomes[rows], challenger[rows])
+        theirs = 0.0 if champion is None else _score(metric, outcomes[rows], champion[rows])
         if ours is not None and theirs is not None:
             draws.append(ours - theirs)
     return float(np.std(draws, ddof=1)) if len(draws) > 1 else float("inf")
+
+
+def _score(metric: Metric, outcomes: Floats, predictions: Floats) -> float | None:
+    """One of the scores of :func:`tallystick.metrics.scores`; None where it is undefined."""
+    if metric in {"log_loss", "brier"}:
+        return float(_row_losses(metric, outcomes, predictions).mean())
+    if metric == "ece":
+        return calibration_error(outcomes, predictions)
+    if not 0 < outcomes.sum() < len(outcomes):
+        return None
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(outcomes, predictions))
 
 
 def _row_losses(metric: Metric, outcomes: Floats, predictions: Floats) -> Floats:
