@@ -11,6 +11,8 @@ import pytest
 from redis import Redis
 
 from tallystick.online_store import embedded
+from tallystick.repo import Repo, apply, open_repo
+from tiny_repo import copy_tiny_repo, make_tiny_repo
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,17 @@ def redis_server(redis_process: RedisServer) -> RedisServer:
     """The session's Redis server, emptied."""
     redis_process.client.flushall()
     return redis_process
+
+
+@pytest.fixture(scope="session")
+def applied_tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An applied tiny repo that nobody may change; copy it with ``copy_tiny_repo``."""
+    path = make_tiny_repo(tmp_path_factory.mktemp("tiny") / "repo")
+    apply(open_repo(path))
+    return path
+
+
+@pytest.fixture
+def tiny_repo(applied_tiny_repo: Path, tmp_path: Path) -> Repo:
+    """A repo of the test's own, applied and opened."""
+    return open_repo(copy_tiny_repo(applied_tiny_repo, tmp_path / "repo"))
