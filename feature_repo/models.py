@@ -44,7 +44,7 @@ late_arrival = Model(
     ),
     retraining=Retraining(
         min_interval=timedelta(days=28),
-        min_labels=5_000,
+        min_labels=1_000,
         horizon=timedelta(days=28),
         cost=10.0,
         window=None,
@@ -78,7 +78,7 @@ cancellation = Model(
     ),
     retraining=Retraining(
         min_interval=timedelta(days=56),
-        min_labels=10_000,
+        min_labels=1_000,
         cost=10.0,
         holdout=timedelta(days=14),
     ),
