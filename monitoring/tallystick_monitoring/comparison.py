@@ -33,7 +33,7 @@ def same_bits(served: pa.Array, expected: pa.Array) -> Bools:
     elif pa.types.is_floating(kind):
         equal = _same_floats(served, expected)
     else:
-        equal = pc.equal(served, expected).fill_null(value=False).to_numpy(zero_copy_only=False)
+        equal = pc.equal(served, expected).fill_null(False).to_numpy(zero_copy_only=False)
     either_null = served_null | expected_null
     return np.asarray(np.where(either_null, served_null & expected_null, equal), dtype=np.bool_)
 

@@ -7,6 +7,10 @@ Affected windows that follow each other are one spell.
 Some delay on the way online is usual, and no incident: a materialization lag counts only where the
 view is stale (:mod:`tallystick_monitoring.freshness`), and a correction only once it has been known
 for longer than a materialization takes to come round.
+
+Windows are coarse; so a spell reaches beyond them to what surely belongs to it. A lag begins with
+the last write that was seen before it and ends with the next one; any other spell takes in what was
+wrong in the windows beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,12 @@ from tallystick.records import Cause
 from tallystick_monitoring.causes import Int64s
 from tallystick_monitoring.comparison import Bools
 from tallystick_monitoring.evidence import microseconds
-from tallystick_monitoring.freshness import MATERIALIZED_EVERY_S, MICROSECONDS, freshness
+from tallystick_monitoring.freshness import (
+    MATERIALIZED_EVERY_S,
+    MICROSECONDS,
+    REQUESTS_MIN,
+    freshness,
+)
 from tallystick_monitoring.parity import Audited, Findings
 
 WINDOW_S_MIN = 3_600
@@ -90,7 +99,7 @@ class Windows:
             bad = (count >= AFFECTED_MIN) & ~self._quiet(view, cause)
             for first, last in _runs(bad):
                 span = slice(first, last + 1)
-                low, high = self.edges[first], self.edges[last + 1]
+                low, high = self._reach(view, cause, affected_us, first, last)
                 yield Spell(
                     view=view,
                     cause=cause,
@@ -98,9 +107,41 @@ class Windows:
                     values_us=_inside(values_us, low, high),
                     share=float(count[span].sum() / self._total[span].sum()),
                     clean_before=first > 0,
-                    begin_us=int(low),
+                    begin_us=int(self.edges[first]),
                     goes_on=last + 1 == len(bad),
                 )
+
+    def _reach(
+        self, view: str, cause: Cause, affected_us: Int64s, first: int, last: int
+    ) -> tuple[int, int]:
+        """From when (included) to when (excluded) a spell in windows first to last reaches."""
+        low, high = int(self.edges[first]), int(self.edges[last + 1])
+        if cause != "materialization_lag":
+            return int(self.edges[max(first - 1, 0)]), int(
+                self.edges[min(last + 2, len(self.edges) - 1)]
+            )
+        request_us, written_us = self._writes(view)
+        inside = _inside(affected_us, low, self.edges[first + 1])
+        before_us = written_us[np.searchsorted(request_us, inside[-1], side="right") - 1]
+        at_end = np.searchsorted(request_us, _inside(affected_us, low, high)[-1], side="right") - 1
+        resumed = np.searchsorted(written_us, written_us[at_end], side="right")
+        if resumed == len(request_us):
+            return min(low, int(before_us)), int(self.edges[-1])
+        return min(low, int(before_us)), max(high, int(request_us[resumed]))
+
+    def _writes(self, view: str) -> tuple[Int64s, Int64s]:
+        """Request times, and the newest write of a view that the log had seen by each."""
+        tables = [
+            part.table
+            for part in self._parts
+            if f"view.{view}.write_time" in part.table.schema.names
+        ]
+        request_us = np.concatenate([microseconds(table["request_time"]) for table in tables])
+        write_us = np.concatenate(
+            [microseconds(table[f"view.{view}.write_time"]) for table in tables]
+        )
+        order = np.argsort(request_us, kind="stable")
+        return request_us[order], np.maximum.accumulate(write_us[order])
 
     def is_over(self, view: str, cause: Cause, *, end_us: int) -> bool:
         """Whether a spell with its last wrong request at ``end_us`` was seen to have ended.
@@ -108,7 +149,7 @@ class Windows:
         That is so when enough later requests were looked at, and the last window is quiet.
         """
         later = len(self.request_us) - int(np.searchsorted(self.request_us, end_us, side="right"))
-        return later >= AFFECTED_MIN and bool(self._quiet(view, cause)[-1])
+        return later >= REQUESTS_MIN and bool(self._quiet(view, cause)[-1])
 
     def _count(self, view: str, cause: Cause) -> Int64s:
         if (view, cause) not in self._affected:
@@ -184,4 +225,4 @@ def _runs(flags: Bools) -> list[tuple[int, int]]:
 
 
 def _inside(times: Int64s, low: Any, high: Any) -> Int64s:
-    return times[(times >= low) & (times < high)]
+    return np.asarray(times[(times >= low) & (times < high)], dtype=np.int64)

@@ -1,0 +1,256 @@
+"""Looks at a served repo: incidents, freshness, drift, performance, and the commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from served_log import HOUR_US, Faults, HistoryRow, read_requests, serve
+from tallystick.clock import to_us
+from tallystick.contract import ModelContract
+from tallystick.errors import DamagedError, InputError, StateError
+from tallystick.prediction_log.labels import LabelLog, LabelRow
+from tallystick.prediction_log.reader import read_log
+from tallystick.records import Incident, MonitorReport, ParityReport, load_records
+from tallystick.repo import Repo
+from tallystick_monitoring import command
+from tallystick_monitoring.freshness import freshness
+from tallystick_monitoring.incidents import champion_contract, watch
+from tallystick_monitoring.parity import audit_log
+from tallystick_monitoring.performance import performance
+from tallystick_monitoring.report import look, summary
+from tiny_repo import MATURES_AFTER, MODEL, START
+
+DAY = timedelta(days=1)
+BEGIN = START + 10 * DAY
+STOP = BEGIN + 4 * DAY
+RESUME = STOP + 3 * DAY
+END = BEGIN + 14 * DAY
+
+
+@pytest.fixture
+def contract(champion_repo: Repo) -> ModelContract:
+    return champion_contract(champion_repo, MODEL)
+
+
+def stopped(view: str, row: HistoryRow) -> HistoryRow:
+    """The shops' feed stops, and resumes with all that was missed."""
+    missed = view == "shop_stats" and to_us(STOP) <= row.write_us < to_us(RESUME)
+    return dataclasses.replace(row, write_us=to_us(RESUME)) if missed else row
+
+
+def slow(_: str, row: HistoryRow) -> HistoryRow:
+    """Every row goes online at the full hour after it became known."""
+    return dataclasses.replace(row, write_us=-(-row.write_us // HOUR_US) * HOUR_US)
+
+
+def incidents(repo: Repo) -> list[Incident]:
+    return load_records(repo.state_dir, Incident, model=MODEL)
+
+
+def served(repo: Repo, contract: ModelContract, faults: Faults) -> None:
+    serve(repo, contract, start=BEGIN, end=END, faults=faults)
+
+
+def test_a_feed_that_stops_is_one_incident(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults(row=stopped))
+    look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    (found,) = incidents(champion_repo)
+    assert (found.view, found.cause, found.is_open) == ("shop_stats", "materialization_lag", False)
+    assert found.found_at == END
+    # All that the stopped feed did wrong is in it, also before the view was stale.
+    report = audit_log(champion_repo, MODEL, start=BEGIN, end=END)
+    (wrong,) = report.findings
+    times = [wrong.part.table["request_time"][int(row)].as_py() for row in set(wrong.rows)]
+    assert (found.start, found.end) == (min(times), max(times))
+    assert (found.requests, found.values) == (len(times), len(wrong.rows))
+    assert found.start < STOP + 0.1 * DAY
+    assert found.end > RESUME - 0.1 * DAY
+
+
+def test_the_watch_opens_extends_and_closes(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults(row=stopped))
+    window = DAY
+    history = []
+    for day in range(1, 15):
+        changed = watch(champion_repo, MODEL, at=BEGIN + day * DAY, window=window)
+        history.append([one.is_open for one in changed])
+    opened = history.index([True])
+    assert STOP < BEGIN + (opened + 1) * DAY <= RESUME
+    assert [one for one in history if one] == [[True]] * (len([o for o in history if o]) - 1) + [
+        [False]
+    ]
+    assert history[-3:] == [[], [], []]
+    (by_watch,) = incidents(champion_repo)
+    # The whole look sees the same spell: it opens no second incident, and counts nothing twice.
+    look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    (by_look,) = incidents(champion_repo)
+    assert by_look.incident_id == by_watch.incident_id
+    assert not by_look.is_open
+    assert by_look.found_at == by_watch.found_at < RESUME
+    assert by_look.requests <= len(read_requests(champion_repo, by_look.start, END))
+
+
+def test_usual_delay_is_lag_but_no_incident(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults(row=slow))
+    report = look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    assert report.parity.causes["materialization_lag"] > 0
+    assert set(report.parity.causes) <= {"materialization_lag", "correction_not_propagated"}
+    assert report.incidents == []
+    assert not any(view.stale for view in report.freshness.values())
+    assert watch(champion_repo, MODEL, at=END, window=DAY) == []
+
+
+def test_an_open_incident_stays_open(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults(ttl_factor=0.1))
+    report = look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    (found,) = report.incidents
+    assert (found.view, found.cause, found.is_open) == ("item_stats", "expired_or_ttl", True)
+    assert report.freshness["item_stats"].stale
+    again = look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    assert again.incidents == report.incidents
+
+
+def test_freshness_is_by_the_reference(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults(row=stopped))
+
+    def at(start: datetime, end: datetime) -> bool:
+        parts = read_log(champion_repo.state_dir, MODEL, start=start, end=end)
+        return freshness(contract.reference, [part.table for part in parts])["shop_stats"].stale
+
+    assert not at(BEGIN, STOP)
+    assert at(RESUME - DAY, RESUME)
+    assert not at(RESUME + DAY, END)
+
+
+def test_drift_of_a_shifted_feature_alone(champion_repo: Repo, contract: ModelContract) -> None:
+    served(
+        champion_repo,
+        contract,
+        Faults(value=lambda name, value: value + 3.0 if name == "shop_stats__load" else value),
+    )
+    report = look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    assert report.drift is not None
+    assert report.drift.drifted == ["shop_stats__load"]
+    assert not report.drift.prediction.drifted
+    assert "shop_stats__load" in summary(report)
+
+
+def test_labels_count_as_they_were_known(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults())
+    at = END
+    report = performance(champion_repo, contract, at=at)
+    truth = _truth(champion_repo.path, known_until=at)
+    requests = read_requests(champion_repo, BEGIN, at - MATURES_AFTER)
+    outcomes = [truth.get(row["request_us"]) for row in requests]
+    known = [outcome for outcome in outcomes if outcome is not None]
+    assert report.end == at - MATURES_AFTER
+    assert report.requests == len(requests)
+    assert 200 < report.labelled == len(known) < report.requests
+    assert report.positive_share == pytest.approx(np.mean(known))
+    assert set(report.metrics) == {"log_loss", "brier", "auc", "ece"}
+    assert report.gain_per_request is not None
+
+
+def _truth(path: Path, *, known_until: datetime) -> dict[int, int]:
+    """Request time → label, the slow way: no two requests are at one time."""
+    rows = pq.read_table(path / "data" / "labels.parquet").to_pylist()
+    known = [row for row in rows if row["created_time"] <= known_until]
+    known.sort(key=lambda row: row["created_time"])
+    return {to_us(row["event_time"]): row["returned"] for row in known}
+
+
+def test_labels_that_were_sent_count_most(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults())
+    before = performance(champion_repo, contract, at=END)
+    first, *others = read_requests(champion_repo, BEGIN, END)
+    known_us = to_us(END)
+    # The last known label counts, one that is known later does not; by an id only one is 1.
+    rows = [
+        LabelRow(value=value, known_us=known_us + later, prediction_id=f"p-{row['request_us']}")
+        for row in others
+        for value, later in ((0, 0), (1, -1), (1, 1))
+    ]
+    rows.append(LabelRow(value=1, known_us=known_us, prediction_id=f"p-{first['request_us']}"))
+    rows.append(
+        LabelRow(
+            value=0,
+            known_us=known_us,
+            keys={name: first[name] for name in ("shop", "item", "quantity")},
+            request_us=first["request_us"],
+        )
+    )
+    log = LabelLog(champion_repo.state_dir, rows_max=100_000, flush_rows=100_000, flush_s=60)
+    assert log.append(contract, rows)
+    log.buffer.close()
+    after = performance(champion_repo, contract, at=END)
+    assert 0 < before.labelled < after.labelled == after.requests
+    assert after.positive_share == pytest.approx(1 / after.requests)
+
+
+def test_a_label_that_was_sent_by_keys(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults())
+    log = LabelLog(champion_repo.state_dir, rows_max=100_000, flush_rows=100_000, flush_s=60)
+    rows = [
+        LabelRow(
+            value=1,
+            known_us=to_us(END),
+            keys={name: row[name] for name in ("shop", "item", "quantity")},
+            request_us=row["request_us"],
+        )
+        for row in read_requests(champion_repo, BEGIN, END)
+    ]
+    assert log.append(contract, rows)
+    log.buffer.close()
+    assert performance(champion_repo, contract, at=END).positive_share == 1.0
+
+
+def test_a_young_champion_has_no_performance(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults())
+    report = performance(champion_repo, contract, at=BEGIN)
+    assert (report.requests, report.labelled, report.gain_per_request) == (0, 0, None)
+
+
+def test_a_look_without_requests(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults())
+    report = look(champion_repo, MODEL, at=END + DAY, start=END, end=END + DAY)
+    assert report.parity.values == 0
+    assert report.drift is None
+    assert report.performance.labelled > 0
+    assert summary(report)
+
+
+def test_the_commands(champion_repo: Repo, contract: ModelContract, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="no logged predictions"):
+        command.audit(champion_repo, MODEL)
+    with pytest.raises(InputError, match="no model"):
+        command.monitor(champion_repo, "other")
+    served(champion_repo, contract, Faults(row=stopped))
+    out = tmp_path / "out" / "audit.json"
+    text, passed = command.audit(champion_repo, MODEL, json_path=out, fail_over=0.01)
+    assert not passed
+    assert "materialization_lag" in text
+    assert "shop_stats" in text
+    found = ParityReport.model_validate(json.loads(out.read_text()))
+    assert 0.01 < (found.values - found.equal) / found.values < 0.3
+    assert command.audit(champion_repo, MODEL, fail_over=0.3)[1]
+    assert command.audit(champion_repo, MODEL, until=STOP, fail_over=0.0)[1]
+    assert load_records(champion_repo.state_dir, ParityReport, model=MODEL)
+    text = command.monitor(champion_repo, MODEL, since=BEGIN, until=END)
+    assert "incident    shop_stats materialization_lag" in text
+    (saved,) = load_records(champion_repo.state_dir, MonitorReport, model=MODEL)
+    assert saved.contract_hash == contract.contract_hash
+
+
+def test_a_damaged_log_is_said(champion_repo: Repo, contract: ModelContract) -> None:
+    served(champion_repo, contract, Faults())
+    (path,) = (champion_repo.state_dir / "log" / MODEL).glob("*/*.parquet")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DamagedError, match="cannot be read"):
+        command.audit(champion_repo, MODEL)
