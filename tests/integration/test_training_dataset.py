@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from tallystick.errors import DataError, InputError
+from tallystick.fold import VisibilityClock
+from tallystick.records import Incident
+from tallystick_training.dataset import build_dataset, content_hash, write_dataset
+from tiny_repo import END, MATURES_AFTER, MODEL, START
+
+DAY = timedelta(days=1)
+TTL = 2 * DAY
+CUTOFF = START + 30 * DAY
+
+
+def build(repo, model=None, **changes):
+    window = {"start": START, "end": END, "known_until": END + 30 * DAY, **changes}
+    return build_dataset(repo, model or repo.model(MODEL), **window)
+
+
+def rows_of(repo, name):
+    return pq.read_table(repo.path / "data" / f"{name}.parquet").to_pylist()
+
+
+def with_label(model, **changes):
+    return model.model_copy(update={"label": model.label.model_copy(update=changes)})
+
+
+def grouped(rows, *keys):
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def value_at(rows, moment, *, ttl=None, clock="knowledge"):
+    """The rule, read aloud: the largest of what was visible, unless it is too old."""
+    visible = [
+        row
+        for row in rows
+        if row["event_time"] <= moment and (clock == "event" or row["created_time"] <= moment)
+    ]
+    best = max(visible, key=lambda row: (row["event_time"], row["created_time"]), default=None)
+    if best is None or (ttl is not None and best["event_time"] < moment - ttl):
+        return {}
+    return best
+
+
+def label_known(rows, moment):
+    known = [row for row in rows if row["created_time"] <= moment]
+    return max(known, key=lambda row: row["created_time"], default={}).get("returned")
+
+
+def oracle(repo, *, known_until, matures_after=MATURES_AFTER, clock="knowledge"):
+    """The whole training set, one request after the other."""
+    shops = grouped(rows_of(repo, "shop_stats"), "shop")
+    items = grouped(rows_of(repo, "item_stats"), "shop", "item")
+    labels = grouped(rows_of(repo, "labels"), "shop", "item", "quantity", "event_time")
+    result = []
+    for request in sorted(rows_of(repo, "requests"), key=lambda row: row["event_time"]):
+        shop, item, quantity, at = (
+            request[name] for name in ("shop", "item", "quantity", "event_time")
+        )
+        label = label_known(labels.get((shop, item, quantity, at), []), known_until)
+        if label is None or at > known_until - matures_after:
+            continue
+        of_shop = value_at(shops[shop,], at, clock=clock)
+        of_item = value_at(items[shop, item], at, ttl=TTL, clock=clock)
+        price = of_item.get("price")
+        result.append(
+            {
+                "shop": shop,
+                "item": item,
+                "quantity": quantity,
+                "request_time": at,
+                "shop_stats__load": of_shop.get("load"),
+                "shop_stats__orders": of_shop.get("orders"),
+                "item_stats__price": price,
+                "item_stats__stock": of_item.get("stock"),
+                "order_value__total": None if price is None else price * quantity,
+                "label": label,
+            }
+        )
+    return result
+
+
+def test_every_row_is_what_the_rule_says(tiny_repo):
+    built = build(tiny_repo)
+    expected = oracle(tiny_repo, known_until=END + 30 * DAY)
+    assert built.table.to_pylist() == expected
+    assert any(row["item_stats__price"] is None for row in expected)
+    assert built.table.schema.field("item_stats__price").type == pa.float32()
+    assert built.times.num_rows == built.table.num_rows
+
+
+def test_the_event_clock_sees_what_was_not_known_yet(tiny_repo):
+    by_event = build(tiny_repo, clock=VisibilityClock.EVENT).table.to_pylist()
+    assert by_event == oracle(tiny_repo, known_until=END + 30 * DAY, clock="event")
+    assert by_event != build(tiny_repo).table.to_pylist()
+
+
+def test_no_label_that_became_known_later_gets_in(tiny_repo):
+    # Without a time to mature, corrections lie on both sides of the cutoff.
+    model = with_label(tiny_repo.model(MODEL), matures_after=timedelta(0))
+    then = build(tiny_repo, model, known_until=CUTOFF).table.to_pylist()
+    assert then == oracle(tiny_repo, known_until=CUTOFF, matures_after=timedelta(0))
+    later = {row["request_time"]: row["label"] for row in build(tiny_repo).table.to_pylist()}
+    assert any(later[row["request_time"]] != row["label"] for row in then)
+
+
+def test_rows_without_a_mature_label_are_counted(tiny_repo):
+    counts = build(tiny_repo, end=CUTOFF, known_until=CUTOFF).counts
+    times = [row["event_time"] for row in rows_of(tiny_repo, "requests")]
+    population = sum(START <= at < CUTOFF for at in times)
+    mature = sum(START <= at <= CUTOFF - MATURES_AFTER for at in times)
+    rows = len(oracle(tiny_repo, known_until=CUTOFF))
+    assert (counts.population, counts.immature) == (population, population - mature)
+    assert (counts.unlabelled, counts.rows) == (mature - rows, rows)
+    assert counts.unlabelled > 0
+
+
+def spell(*, start, end, view="item_stats", model=MODEL, is_open=False):
+    return Incident(
+        incident_id="x",
+        model=model,
+        view=view,
+        cause="materialization_lag",
+        start=start,
+        end=end,
+        found_at=end,
+        requests=1,
+        values=1,
+        is_open=is_open,
+        evidence="",
+    )
+
+
+def test_quarantined_rows_are_left_out_and_counted(tiny_repo):
+    whole = build(tiny_repo).table
+    first, last = (whole["request_time"][row].as_py() for row in (500, 599))
+    incidents = [
+        spell(start=first, end=last),
+        spell(start=START, end=END, view="another_view"),
+        spell(start=START, end=END, model="another_model"),
+    ]
+    built = build(tiny_repo, incidents=incidents)
+    assert built.table.equals(pa.concat_tables([whole[:500], whole[600:]]).combine_chunks())
+    asked = [row["event_time"] for row in rows_of(tiny_repo, "requests")]
+    assert built.counts.quarantined == sum(first <= at <= last for at in asked)
+
+
+def test_an_open_incident_has_no_end(tiny_repo):
+    whole = build(tiny_repo).table
+    start = whole["request_time"][500].as_py()
+    built = build(tiny_repo, incidents=[spell(start=start, end=start, is_open=True)])
+    assert built.table.num_rows == 500
+
+
+def test_a_population_that_is_the_labels_counts_corrected_requests_once(tiny_repo):
+    model = tiny_repo.model(MODEL).model_copy(update={"population": None})
+    built = build(tiny_repo, model)
+    assert built.table.equals(build(tiny_repo).table)
+    assert built.counts.population == built.counts.rows
+
+
+def test_a_population_of_other_types_is_refused_with_every_mismatch(tiny_repo):
+    path = tiny_repo.path / "data" / "requests.parquet"
+    table = pq.read_table(path)
+    for name, wrong in (
+        ("item", pc.cast(table["item"], pa.string())),
+        ("quantity", pc.add(pc.cast(table["quantity"], pa.float64()), 0.5)),
+    ):
+        table = table.set_column(table.schema.get_field_index(name), name, wrong)
+    pq.write_table(table, path)
+    with pytest.raises(DataError) as raised:
+        build(tiny_repo)
+    assert [problem.where for problem in raised.value.problems] == [
+        "column item",
+        "column quantity",
+    ]
+
+
+def test_a_population_that_lacks_columns_is_refused_with_all_of_them(tiny_repo):
+    path = tiny_repo.path / "data" / "requests.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["shop", "quantity"]), path)
+    with pytest.raises(DataError) as raised:
+        build(tiny_repo)
+    assert {problem.where for problem in raised.value.problems} == {
+        "column shop",
+        "column quantity",
+    }
+
+
+def test_a_window_that_ends_before_it_starts_is_refused(tiny_repo):
+    with pytest.raises(InputError, match="would be empty"):
+        build(tiny_repo, start=END, end=START)
+
+
+def test_a_dataset_is_written_whole(tiny_repo, tmp_path):
+    built = build(tiny_repo)
+    path = tmp_path / "new" / "set.parquet"
+    write_dataset(built, path)
+    assert pq.read_table(path).equals(built.table)
+    assert [file.name for file in path.parent.iterdir()] == ["set.parquet"]
+
+
+def test_the_content_hash_is_that_of_the_values(tiny_repo):
+    table = build(tiny_repo).table
+    cut = pa.concat_tables([table[:7], table[7:900], table[900:]])
+    assert content_hash(cut) == content_hash(table)
+    labels = table["label"].to_pylist()
+    labels[3] = 1 - labels[3]
+    other = table.set_column(table.schema.get_field_index("label"), "label", [labels])
+    assert content_hash(other.cast(table.schema)) != content_hash(table)
+    assert content_hash(table[1:]) != content_hash(table)

@@ -1,0 +1,304 @@
+"""Training, registry and retraining on real files and a real MLflow database."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import timedelta
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+
+import looks
+from tallystick.bundle import bundle_dir, load_bundle, read_champion
+from tallystick.definitions import Gate
+from tallystick.errors import (
+    ContractError,
+    DamagedError,
+    DataError,
+    DefinitionError,
+    InputError,
+    StateError,
+)
+from tallystick.records import Decision, Incident, load_records, save_record
+from tallystick.repo import open_repo
+from tallystick_training import command, registry
+from tallystick_training.dataset import KNOWLEDGE, build_dataset
+from tallystick_training.evaluation import predictions_of
+from tallystick_training.retrain import retrain
+from tallystick_training.rule import judge
+from tallystick_training.train import train
+from tiny_repo import END, MATURES_AFTER, MODEL, START, copy_tiny_repo
+
+DAY = timedelta(days=1)
+EARLY = START + 30 * DAY
+MIDDLE = START + 40 * DAY
+
+
+@pytest.fixture(scope="session")
+def trained_tiny_repo(applied_tiny_repo, tmp_path_factory):
+    """A repo with versions 1 and 2 registered, trained at two times; none is champion."""
+    path = copy_tiny_repo(applied_tiny_repo, tmp_path_factory.mktemp("trained") / "repo")
+    repo = open_repo(path)
+    for end in (EARLY, MIDDLE):
+        command.train(repo, MODEL, end=end)
+    return path
+
+
+@pytest.fixture
+def repo(trained_tiny_repo, tmp_path):
+    return open_repo(copy_tiny_repo(trained_tiny_repo, tmp_path / "repo"))
+
+
+def learn(repo, model=None, **changes):
+    window = {"start": START, "end": MIDDLE, "known_until": MIDDLE, **changes}
+    return train(repo, model or repo.model(MODEL), **window)
+
+
+def changed(repo, **changes):
+    return repo.model(MODEL).model_copy(update=changes)
+
+
+def version_of(repo, number):
+    return registry.status(repo, MODEL).versions[number - 1]
+
+
+def look_at(repo, *, at, **found):
+    contract_hash = read_champion(repo.state_dir, MODEL).contract_hash
+    return looks.report(at=at, contract_hash=contract_hash, model=MODEL, **found)
+
+
+def test_the_holdout_is_the_end_of_the_mature_rows_and_is_not_learned(tiny_repo):
+    trained = learn(tiny_repo)
+    end = MIDDLE - MATURES_AFTER
+    split = end - 7 * DAY
+    rows = build_dataset(
+        tiny_repo, tiny_repo.model(MODEL), start=START, end=MIDDLE, known_until=MIDDLE
+    ).table.to_pylist()
+    assert trained.contract.data.rows == sum(row["request_time"] < split for row in rows)
+    times = trained.evaluation.rows["request_time"].to_pylist()
+    assert min(times) >= split
+    assert len(times) == len(rows) - trained.contract.data.rows
+    assert trained.evaluation.metrics["auc"] > 0.7
+    assert trained.contract.reference.metrics == trained.evaluation.metrics
+
+
+def test_the_reference_describes_the_rows_learned(tiny_repo):
+    trained = learn(tiny_repo)
+    data = build_dataset(
+        tiny_repo, tiny_repo.model(MODEL), start=START, end=MIDDLE, known_until=MIDDLE
+    )
+    count = trained.contract.data.rows
+    reference = trained.contract.reference
+    ages_s = []
+    for row, time in zip(
+        data.table[:count].to_pylist(), data.times[:count].to_pylist(), strict=True
+    ):
+        if time["item_stats__status"] == "PRESENT":
+            ages_s.append((row["request_time"] - time["item_stats__event_time"]).total_seconds())
+    view = reference.views["item_stats"]
+    assert view.absent_share == pytest.approx(1 - len(ages_s) / count)
+    assert view.absent_share > 0
+    assert view.age_s_p50 == pytest.approx(np.quantile(ages_s, 0.5))
+    assert view.age_s_p99 == pytest.approx(np.quantile(ages_s, 0.99))
+    assert reference.features["item_stats__price"].null_share == pytest.approx(view.absent_share)
+    assert set(reference.slice_values["shop"]) == {f"shop-{letter}" for letter in "abcdef"}
+    labels = [row["label"] for row in data.table[:count].to_pylist()]
+    assert reference.label_rate == pytest.approx(sum(labels) / count)
+
+
+def test_training_again_on_the_same_data_gives_the_same_contract(tiny_repo):
+    assert learn(tiny_repo).contract.contract_hash == learn(tiny_repo).contract.contract_hash
+
+
+def test_a_bundle_predicts_what_training_predicted(tiny_repo):
+    trained = learn(tiny_repo)
+    bundle = load_bundle(tiny_repo.state_dir, MODEL, trained.contract.contract_hash)
+    again = predictions_of(tiny_repo, bundle, trained.evaluation.rows, clock=KNOWLEDGE)
+    assert np.array_equal(again, trained.evaluation.predictions)
+
+
+def test_a_champion_that_cannot_be_asked_is_named(tiny_repo):
+    trained = learn(tiny_repo)
+    bundle = load_bundle(tiny_repo.state_dir, MODEL, trained.contract.contract_hash)
+    rows = trained.evaluation.rows.drop_columns(["quantity"])
+    with pytest.raises(ContractError, match="quantity"):
+        predictions_of(tiny_repo, bundle, rows, clock=KNOWLEDGE)
+
+
+@pytest.mark.parametrize(
+    ("window", "says"),
+    [
+        ({"end": START + 8 * DAY}, "rows before the holdout"),
+        ({"known_until": START}, "no mature label yet"),
+    ],
+)
+def test_too_few_rows_are_refused(tiny_repo, window, says):
+    with pytest.raises(DataError, match=says):
+        learn(tiny_repo, **window)
+    assert not (tiny_repo.state_dir / "models").exists()
+
+
+def test_one_class_only_is_refused(tiny_repo):
+    path = tiny_repo.path / "data" / "labels.parquet"
+    table = pq.read_table(path)
+    ones = [1] * table.num_rows
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("returned"), "returned", [ones]), path
+    )
+    with pytest.raises(DataError, match="only 1"):
+        learn(tiny_repo)
+
+
+def test_an_estimator_without_probabilities_is_refused(tiny_repo):
+    with pytest.raises(DefinitionError, match="predict_proba"):
+        learn(tiny_repo, changed(tiny_repo, estimator=LinearSVC()))
+
+
+def test_an_estimator_that_takes_no_null_is_told_so(tiny_repo):
+    with pytest.raises(DefinitionError, match="imputer"):
+        learn(tiny_repo, changed(tiny_repo, estimator=LogisticRegression()))
+
+
+def test_registering_again_gives_the_same_version(repo):
+    first = registry.register(repo, learn(repo))
+    assert first.version == "3"
+    assert registry.register(repo, learn(repo)) == first
+    assert len(registry.status(repo, MODEL).versions) == 3
+
+
+def test_promoting_moves_alias_and_pointer(repo):
+    with pytest.raises(StateError, match="no champion"):
+        read_champion(repo.state_dir, MODEL)
+    registry.mark_challenger(repo, MODEL, "1")
+    for version in ("1", "2", "2"):
+        command.promote(repo, MODEL, version=version)
+    standing = registry.status(repo, MODEL)
+    assert (standing.champion, standing.serving, standing.challenger) == ("2", "2", None)
+    assert standing.history == ["1", "2"]
+    champion = read_champion(repo.state_dir, MODEL)
+    assert champion.contract_hash == version_of(repo, 2).contract_hash
+
+
+def test_rolling_back_gives_the_champion_before(repo):
+    for version in ("1", "2", "1"):
+        registry.promote(repo, MODEL, version)
+    assert "Version 2" in str(command.rollback(repo, MODEL))
+    assert registry.rollback(repo, MODEL).version == "1"
+    assert registry.status(repo, MODEL).is_settled
+    with pytest.raises(StateError, match="no champion before"):
+        registry.rollback(repo, MODEL)
+
+
+def crash(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_crash_between_alias_and_pointer_is_mended_by_running_again(repo, monkeypatch):
+    registry.promote(repo, MODEL, "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "publish_champion", crash)
+        with pytest.raises(KeyboardInterrupt):
+            registry.promote(repo, MODEL, "2")
+    torn = registry.status(repo, MODEL)
+    assert (torn.champion, torn.serving, torn.is_settled) == ("2", "1", False)
+    registry.promote(repo, MODEL, "2")
+    mended = registry.status(repo, MODEL)
+    assert (mended.champion, mended.serving, mended.history) == ("2", "2", ["1", "2"])
+
+
+def test_a_rollback_that_crashed_is_finished_not_repeated(repo, monkeypatch):
+    for version in ("2", "1", "2"):
+        registry.promote(repo, MODEL, version)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "publish_champion", crash)
+        with pytest.raises(KeyboardInterrupt):
+            registry.rollback(repo, MODEL)
+    assert registry.rollback(repo, MODEL).version == "1"
+    assert registry.status(repo, MODEL).history == ["2", "1"]
+
+
+def test_a_damaged_bundle_is_not_promoted(repo):
+    registry.promote(repo, MODEL, "1")
+    folder = bundle_dir(repo.state_dir, MODEL, version_of(repo, 2).contract_hash)
+    with (folder / "estimator.joblib").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DamagedError):
+        registry.promote(repo, MODEL, "2")
+    shutil.rmtree(folder)
+    with pytest.raises(StateError):
+        registry.promote(repo, MODEL, "2")
+    standing = registry.status(repo, MODEL)
+    assert (standing.champion, standing.serving, standing.history) == ("1", "1", ["1"])
+
+
+def test_an_unknown_version_or_model_is_refused(repo):
+    with pytest.raises(InputError, match="no version '9'"):
+        registry.promote(repo, MODEL, "9")
+    with pytest.raises(InputError, match="did you mean demo_model"):
+        command.promote(repo, "demo_modle", version="1")
+
+
+def test_a_retraining_that_passes_its_gates_is_promoted_and_recorded(repo):
+    registry.promote(repo, MODEL, "1")
+    incident = looks.incident(at=MIDDLE, is_open=False, requests=9, model=MODEL)
+    save_record(repo.state_dir, incident, model=MODEL, name="one")
+    model = changed(repo, gates=(Gate(metric="log_loss", max_regression=0.1, per_slice=True),))
+    look = look_at(repo, at=END, gain=0.01)
+    decision = retrain(repo, model, look, at=END)
+    assert (decision.outcome, decision.challenger, decision.promoted) == ("retrain", "3", True)
+    assert decision.gates
+    assert all(result.champion is not None for result in decision.gates)
+    kept = pq.read_table(repo.path / "data" / "requests.parquet")["event_time"].to_pylist()
+    quarantined = sum(incident.start <= at <= incident.end for at in kept)
+    assert decision.quarantined_rows == quarantined > 0
+    assert load_records(repo.state_dir, Decision, model=MODEL) == [decision]
+    assert read_champion(repo.state_dir, MODEL).version == "3"
+    assert judge(decision.inputs)[0] == "retrain"
+    assert load_records(repo.state_dir, Incident, model=MODEL) == [incident]
+    # Asked again for the same time: the same decision, and nothing more is done.
+    assert retrain(repo, model, look, at=END) == decision
+
+
+def test_a_challenger_that_fails_a_gate_stays_a_challenger(repo):
+    registry.promote(repo, MODEL, "1")
+    model = changed(repo, gates=(Gate(metric="auc", limit=0.999),))
+    decision = retrain(repo, model, look_at(repo, at=END, gain=0.01), at=END)
+    assert (decision.outcome, decision.promoted) == ("retrain", False)
+    assert "auc at least 0.999 (all)" in decision.reason
+    standing = registry.status(repo, MODEL)
+    assert (standing.champion, standing.serving, standing.challenger) == ("1", "1", "3")
+
+
+def test_an_open_incident_is_not_trained_away(repo):
+    registry.promote(repo, MODEL, "1")
+    incident = looks.incident(at=END, is_open=True, requests=9, model=MODEL)
+    look = look_at(repo, at=END, gain=0.01, incidents=[incident])
+    decision = retrain(repo, repo.model(MODEL), look, at=END, force=True)
+    assert (decision.outcome, decision.challenger) == ("refuse", None)
+    assert load_records(repo.state_dir, Decision, model=MODEL) == [decision]
+
+
+def test_a_challenger_that_cannot_be_trained_is_a_refusal_on_record(repo):
+    registry.promote(repo, MODEL, "1")
+    terms = repo.model(MODEL).retraining.model_copy(update={"window": DAY})
+    look = look_at(repo, at=END, gain=0.01)
+    decision = retrain(repo, changed(repo, retraining=terms), look, at=END)
+    assert decision.outcome == "refuse"
+    assert "no challenger could be trained" in decision.reason
+
+
+def test_the_commands_say_what_they_did(repo, tmp_path):
+    written = command.dataset(repo, MODEL, out=tmp_path / "set.parquet", end=MIDDLE)
+    assert pq.read_table(written.path).num_rows == written.counts.rows
+    assert f"Wrote {written.counts.rows:,} rows" in str(written)
+    trained = command.train(repo, MODEL, end=MIDDLE, promote=True)
+    assert trained.version == "2"
+    assert "It is the champion." in str(trained)
+    with pytest.raises(StateError, match="tally monitor demo_model"):
+        command.retrain(repo, MODEL, at=END)
+    look = look_at(repo, at=END)
+    save_record(repo.state_dir, look, model=MODEL, name="look")
+    assert str(command.retrain(repo, MODEL, at=END)).startswith("nothing: ")
