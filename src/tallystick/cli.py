@@ -165,7 +165,7 @@ def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, a
 @_time_option("known-until", "Use labels known until then; default the end")
 @_clock_option()
 @click.pass_obj
-def dataset(path: Path, model: str, **options: Any) -> None:
+def dataset(path: Path, /, model: str, **options: Any) -> None:
     """Write a training set: requests, features, labels."""
     click.echo(_area("tallystick_training", "dataset")(_open(path), model, **options))
 
@@ -177,7 +177,7 @@ def dataset(path: Path, model: str, **options: Any) -> None:
 @_clock_option()
 @click.option("--promote", is_flag=True, help="Make it the champion without comparing.")
 @click.pass_obj
-def train(path: Path, model: str, **options: Any) -> None:
+def train(path: Path, /, model: str, **options: Any) -> None:
     """Train a model, freeze its contract, register it."""
     click.echo(_area("tallystick_training", "train")(_open(path), model, **options))
 

@@ -115,7 +115,8 @@ class Materializer:
         return done
 
     def _run_view(self, name: str, after: datetime | None, until: datetime) -> Materialized:
-        from tallystick.offline_store.retrieval import ViewRead, visible_between
+        from tallystick.offline_store.history import ViewRead
+        from tallystick.offline_store.retrieval import visible_between
         from tallystick.online_store.bulk import write_table
         from tallystick.retrieval import offline_config
 

@@ -47,7 +47,8 @@ def stored_values(
         DataError: A source cannot be read as declared.
         InputError: The spine lacks a key.
     """
-    from tallystick.offline_store.retrieval import ViewRead, point_in_time
+    from tallystick.offline_store.history import ViewRead
+    from tallystick.offline_store.retrieval import point_in_time
 
     reads = [
         ViewRead(
