@@ -52,7 +52,7 @@ class Evidence:
         expected_event_us: Event time of the newest visible row of history.
         expected_created_us: Created time of it.
         in_history: Whether history has a row with the served event and created time.
-        cast_equal: Whether served and expected value are equal after a cast.
+        cast_equal: Whether served and expected value are of one row and equal after a cast.
         served_rightly: Whether the same row was served with history's value to another request.
         newer_served_before: Whether an earlier request for the key was served a newer row.
         seen_online: Whether any request of the log found the key online.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from tallystick.contract import ViewUse
 from tallystick.dtypes import arrow_type
 from tallystick.fold import VisibilityClock
-from tallystick_monitoring.causes import NO_TIME, Evidence, Int64s
+from tallystick_monitoring.causes import NO_TIME, Evidence, Int64s, same_row
 from tallystick_monitoring.comparison import Bools, equal_after_cast
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def gather(
     row_facts = (served.event_us[rows], served.created_us[rows])
     first_visible = _first_visible(history_keys, known, own)
     watermark = _watermark(seen, request_us)
-    return Evidence(
+    evidence = Evidence(
         request_us=request_us,
         served_present=_present(table[f"view.{use.name}.status"])[rows],
         served_event_us=row_facts[0],
@@ -219,7 +219,7 @@ def gather(
         expected_event_us=expected_event[rows],
         expected_created_us=expected_created[rows],
         in_history=_contains((history_keys, known.event_us, known.created_us), (own, *row_facts)),
-        cast_equal=_cast_equal(table, expected, mismatches),
+        cast_equal=np.zeros(len(rows), dtype=np.bool_),
         served_rightly=_served_rightly(
             _ranks(own_keys, served.event_us, served.created_us),
             (served.event_us == expected_event) & (served.created_us == expected_created),
@@ -231,6 +231,9 @@ def gather(
         first_visible_us=first_visible,
         passed_over=(watermark == NO_TIME) | (watermark > first_visible),
     )
+    # Values of different rows may be equal after a cast by chance: they are not asked.
+    cast_equal = _cast_equal(table, expected, mismatches, among=same_row(evidence))
+    return replace(evidence, cast_equal=cast_equal)
 
 
 def expected_times(expected: pa.Table, use: ViewUse) -> tuple[Int64s, Int64s]:
@@ -321,12 +324,14 @@ def _newer_before(
     return (newest[mine] % scale) > ranks[mine]
 
 
-def _cast_equal(table: pa.Table, expected: pa.Table, mismatches: Mismatches) -> Bools:
-    """Whether served and expected value of each mismatch are equal after a cast."""
+def _cast_equal(
+    table: pa.Table, expected: pa.Table, mismatches: Mismatches, *, among: Bools
+) -> Bools:
+    """Whether served and expected value are equal after a cast, for mismatches in ``among``."""
     use = mismatches.use
     result = np.zeros(len(mismatches.rows), dtype=np.bool_)
     for position, column in enumerate(use.columns):
-        places = np.flatnonzero(mismatches.feature == position)
+        places = np.flatnonzero(among & (mismatches.feature == position))
         rows = mismatches.rows[places]
         name = f"{use.name}__{column}"
         pairs = zip(

@@ -185,10 +185,14 @@ def _edges(request_us: Int64s) -> Int64s:
     edges = [int(request_us[0])]
     place = 0
     while True:
-        by_time = np.searchsorted(request_us, edges[-1] + WINDOW_S_MIN * MICROSECONDS)
-        place = max(int(by_time), place + WINDOW_REQUESTS_MIN)
+        by_time = int(np.searchsorted(request_us, edges[-1] + WINDOW_S_MIN * MICROSECONDS))
+        last = max(by_time, place + WINDOW_REQUESTS_MIN) - 1
+        if last >= len(request_us):
+            break
+        # Requests at one time are in one window.
+        place = int(np.searchsorted(request_us, request_us[last], side="right"))
         # What is left must make a window of its own, or else it belongs to this one.
-        if len(request_us) - place < WINDOW_REQUESTS_MIN or request_us[place] == edges[-1]:
+        if len(request_us) - place < WINDOW_REQUESTS_MIN:
             break
         edges.append(int(request_us[place]))
     return np.array([*edges, int(request_us[-1]) + 1], dtype=np.int64)

@@ -94,7 +94,11 @@ def test_the_watch_opens_extends_and_closes(champion_repo: Repo, contract: Model
     assert by_look.incident_id == by_watch.incident_id
     assert not by_look.is_open
     assert by_look.found_at == by_watch.found_at < RESUME
-    assert by_look.requests <= len(read_requests(champion_repo, by_look.start, END))
+    (wrong,) = audit_log(champion_repo, MODEL, start=BEGIN, end=END).findings
+    assert by_look.requests == len(set(wrong.rows))
+    assert by_look.values == len(wrong.rows)
+    assert 0.6 * by_look.requests < by_watch.requests <= by_look.requests
+    assert 0.6 * by_look.values < by_watch.values <= by_look.values
 
 
 def test_usual_delay_is_lag_but_no_incident(champion_repo: Repo, contract: ModelContract) -> None:
