@@ -1,0 +1,265 @@
+"""Reading features from history: as of request times, newly visible, or all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tallystick.clock import to_us
+from tallystick.dtypes import arrow_type
+from tallystick.errors import DataError, InputError, Problem
+from tallystick.fold import VisibilityClock, as_of_sql, latest_sql, quoted
+from tallystick.offline_store.columns import converted, family, fits, key_type
+from tallystick.offline_store.connection import EngineLimits, connect, read_table
+from tallystick.offline_store.history import (
+    History,
+    ViewRead,
+    open_history,
+    require_times,
+    typed,
+)
+from tallystick.offline_store.kept import kept_histories
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def point_in_time(
+    *,
+    spine: pa.Table,
+    request_time: str,
+    reads: Sequence[ViewRead],
+    clock: VisibilityClock,
+    config: EngineLimits | None = None,
+    repo_path: Path | str | None = None,
+    with_times: bool = False,
+) -> pa.Table:
+    """The features of every row of a spine at its request time.
+
+    Args:
+        spine: Entity keys and request times, and whatever else; one row per request.
+        request_time: The spine's column of request times: timestamps, naive ones in UTC.
+        reads: The views to read.
+        clock: When a row counts as visible.
+        config: What the engine may take; None for all of the machine.
+        repo_path: Folder from which relative source paths are taken.
+        with_times: Add, per view, the winning row's ``view__event_time`` and
+            ``view__created_time`` (timestamp[us, UTC], also where it is too old) and
+            ``view__status`` (``PRESENT``, ``NOT_FOUND`` or ``OUTSIDE_MAX_AGE``).
+
+    Returns:
+        The spine, untouched and in its order, one row per row, and after it ``view__feature`` per
+        feature in the declared type.
+
+    Raises:
+        InputError: The spine lacks columns, or has some of a wrong type or a null request time.
+        DataError: A source does not fit its view, or lacks the time that the clock asks for.
+    """
+    check_spine(spine, request_time, reads, with_times=with_times)
+    columns: dict[str, Any] = {}
+    for read in reads:
+        history = open_history(read, clock=clock, repo_path=repo_path)
+        keys = spine_keys(spine, request_time, read)
+        connection = connect(config)
+        try:
+            connection.register("spine", keys)
+            require_times(connection, history, history.sql, read, clock)
+            asked = (
+                f"(SELECT * FROM {history.sql} AS history WHERE EXISTS (SELECT 1 FROM spine WHERE "
+                + " AND ".join(f"spine.{key} = history.{key}" for key in history.keys)
+                + "))"
+            )
+            sql = as_of_sql(
+                asked,
+                spine="spine",
+                keys=history.keys,
+                values=history.values,
+                position=history.position,
+                ttl_us=read.spec.ttl_us,
+            )
+            found = read_table(connection, sql, what=history.what)
+        finally:
+            connection.close()
+        features = typed(found, history, read)
+        columns |= {f"{read.name}__{name}": column for name, column in features.items()}
+        if with_times:
+            columns[f"{read.name}__event_time"] = as_times(found["event_us"])
+            columns[f"{read.name}__created_time"] = as_times(found["created_us"])
+            columns[f"{read.name}__status"] = found["status"]
+    answer = spine
+    for name, column in columns.items():
+        answer = answer.append_column(name, column)
+    return answer
+
+
+def check_spine(
+    spine: pa.Table, request_time: str, reads: Sequence[ViewRead], *, with_times: bool
+) -> None:
+    """Compare a spine with what the views ask of it.
+
+    Raises:
+        InputError: With every column that is missing, of a wrong type, or named twice.
+    """
+    problems = []
+    have = spine.schema.names
+    if request_time not in have:
+        problems.append(Problem(f"request time {request_time}", "a column", "no such column"))
+    elif not fits("UNIX_TIMESTAMP", spine.schema.field(request_time).type):
+        kind = spine.schema.field(request_time).type
+        problems.append(Problem(f"request time {request_time}", "timestamps", str(kind)))
+    elif spine[request_time].null_count:
+        nulls = f"{spine[request_time].null_count} nulls"
+        problems.append(Problem(f"request time {request_time}", "a time in every row", nulls))
+    for read in reads:
+        for key in read.keys:
+            name = read.spine_key(key.name)
+            where = f"key {name} of view {read.name}"
+            if name not in have:
+                problems.append(Problem(where, key.dtype, "no such column"))
+            elif not fits(key.dtype, spine.schema.field(name).type):
+                problems.append(Problem(where, key.dtype, str(spine.schema.field(name).type)))
+    extra = ("event_time", "created_time", "status") if with_times else ()
+    names = [*have, *(f"{read.name}__{name}" for read in reads for name in (*read.columns, *extra))]
+    problems += [
+        Problem(f"column {name}", "one column of this name", f"{names.count(name)}")
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    if problems:
+        raise InputError("The spine cannot be used.", problems)
+
+
+def spine_keys(spine: pa.Table, request_time: str, read: ViewRead) -> pa.Table:
+    """The spine as the fold reads it: ``key_0…``, ``request_us`` and ``spine_row``.
+
+    Raises:
+        InputError: An integer key holds a fraction or is out of range.
+    """
+    import pyarrow as pa
+
+    rows = spine.num_rows
+    columns: dict[str, Any] = {}
+    for at, key in enumerate(read.keys):
+        name = read.spine_key(key.name)
+        column = spine[name]
+        try:
+            if family(column.type) == "time":
+                column = as_microseconds(column)
+            columns[f"key_{at}"] = converted(column, key_type(key.dtype), where=f"Key {name}")
+        except DataError as error:
+            raise InputError(str(error)) from error
+    if not columns:
+        columns["key_0"] = pa.array([0] * rows, pa.int64())
+    columns["request_us"] = as_microseconds(spine[request_time])
+    columns["spine_row"] = pa.array(range(rows), pa.int64())
+    return pa.table(columns)
+
+
+def as_microseconds(times: Any) -> Any:
+    """Timestamps or dates as microseconds since 1970 in UTC; naive ones are UTC."""
+    import pyarrow as pa
+
+    zone = getattr(times.type, "tz", None)
+    return times.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
+
+
+def as_times(microseconds: Any) -> Any:
+    """Microseconds since 1970 as timestamps in UTC."""
+    import pyarrow as pa
+
+    return microseconds.cast(pa.timestamp("us", tz="UTC"))
+
+
+def visible_between(
+    read: ViewRead,
+    *,
+    after: datetime | None,
+    until: datetime,
+    clock: VisibilityClock,
+    config: EngineLimits | None = None,
+    repo_path: Path | str | None = None,
+) -> pa.Table:
+    """What an online store has to be told: rows that became visible in (after, until].
+
+    Made to be called again and again: a history is sorted by visibility once, kept in the engine's
+    memory, and read anew only when its files change.
+
+    Args:
+        read: The view; its ``name`` and ``key_map`` do not matter here.
+        after: Excluded; None for the beginning.
+        until: Included.
+        clock: When a row counts as visible.
+        config: What the engine may take; None for all of the machine.
+        repo_path: Folder from which relative source paths are taken.
+
+    Returns:
+        One row per key, the winner of these rows: the key columns, the features in their declared
+        types, ``event_time`` and ``created_time`` (timestamp[us, UTC]). Rows with a null key are
+        left out. In source order.
+
+    Raises:
+        DataError: A source does not fit its view, or lacks the time that the clock asks for.
+    """
+    history = open_history(read, clock=clock, repo_path=repo_path)
+    bounds = [f"visible_us <= {to_us(until)}"]
+    if after is not None:
+        bounds.append(f"visible_us > {to_us(after)}")
+    with kept_histories.table(history, read, clock=clock, config=config) as (connection, table):
+        rows = f"(SELECT * FROM {table} WHERE {' AND '.join(bounds)})"
+        sql = latest_sql(rows, keys=history.keys, position=history.position)
+        found = read_table(connection, sql, what=history.what)
+    return named(found, history, read)
+
+
+def named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:
+    """Rows of a history under the view's own names and types.
+
+    Raises:
+        InputError: A key or feature bears a name that the answer needs.
+    """
+    import pyarrow as pa
+
+    taken = {"event_time", "created_time"} & {*read.spec.key_names, *read.columns}
+    if taken:
+        raise InputError(
+            f"View {read.spec.name} has columns named {' and '.join(sorted(taken))}.",
+            hint="Rename them: these names stand for the row's own times.",
+        )
+    keys = {
+        key.name: converted(found[f"key_{at}"], arrow_type(key.dtype), where=f"Key {key.name}")
+        for at, key in enumerate(read.keys)
+    }
+    return pa.table(
+        {
+            **keys,
+            **typed(found, history, read),
+            "event_time": as_times(found["event_us"]),
+            "created_time": as_times(found["created_us"]),
+        }
+    )
+
+
+def history_sql(
+    read: ViewRead, *, clock: VisibilityClock, repo_path: Path | str | None = None
+) -> str:
+    """A query for the whole history of a view, to be run on a connection by ``connect``.
+
+    Its columns: the keys and features under their own names, ``event_time`` and ``created_time``
+    (TIMESTAMPTZ), ``visible_us`` (microseconds since 1970 in UTC), ``file_position`` and
+    ``row_position`` (ascending in source order).
+
+    Raises:
+        DataError: A source does not fit its view, or lacks the time that the clock asks for.
+    """
+    history = open_history(read, clock=clock, repo_path=repo_path)
+    names = [*(key.name for key in read.keys), *read.columns]
+    inner = [*(history.keys if read.keys else ()), *history.values]
+    columns = [
+        *(f"{old} AS {quoted(new)}" for old, new in zip(inner, names, strict=True)),
+        "make_timestamptz(event_us) AS event_time",
+        "make_timestamptz(created_us) AS created_time",
+        "visible_us",
+        *history.position,
+    ]
+    return f"SELECT {', '.join(columns)} FROM {history.sql} AS history"
