@@ -78,6 +78,7 @@ def test_the_holdout_is_the_end_of_the_mature_rows_and_is_not_learned(tiny_repo)
         tiny_repo, tiny_repo.model(MODEL), start=START, end=MIDDLE, known_until=MIDDLE
     ).table.to_pylist()
     assert trained.contract.data.rows == sum(row["request_time"] < split for row in rows)
+    assert trained.estimator["standardscaler"].n_samples_seen_ == trained.contract.data.rows
     times = trained.evaluation.rows["request_time"].to_pylist()
     assert min(times) >= split
     assert len(times) == len(rows) - trained.contract.data.rows
