@@ -67,7 +67,7 @@ def oracle(repo, *, known_until, matures_after=MATURES_AFTER, clock="knowledge")
             request[name] for name in ("shop", "item", "quantity", "event_time")
         )
         label = label_known(labels.get((shop, item, quantity, at), []), known_until)
-        if label is None or at > known_until - matures_after:
+        if label is None or at >= known_until - matures_after:
             continue
         of_shop = value_at(shops[shop,], at, clock=clock)
         of_item = value_at(items[shop, item], at, ttl=TTL, clock=clock)
@@ -117,7 +117,7 @@ def test_rows_without_a_mature_label_are_counted(tiny_repo):
     counts = build(tiny_repo, end=CUTOFF, known_until=CUTOFF).counts
     times = [row["event_time"] for row in rows_of(tiny_repo, "requests")]
     population = sum(START <= at < CUTOFF for at in times)
-    mature = sum(START <= at <= CUTOFF - MATURES_AFTER for at in times)
+    mature = sum(START <= at < CUTOFF - MATURES_AFTER for at in times)
     rows = len(oracle(tiny_repo, known_until=CUTOFF))
     assert (counts.population, counts.immature) == (population, population - mature)
     assert (counts.unlabelled, counts.rows) == (mature - rows, rows)

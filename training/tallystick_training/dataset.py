@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ class Dataset:
         times: For the same rows ``view__event_time``, ``view__created_time`` and ``view__status``.
         counts: Rows in and out.
         start: First request time, included.
-        end: Last request time, excluded.
+        end: Last request time, excluded; earlier than was asked for where labels are not mature.
         known_until: Labels known later were not used.
         clock: Clock of the fold.
     """
@@ -123,7 +123,7 @@ def build_dataset(
     )
     kept = population.filter(pc.invert(_quarantined(population, model, inputs, incidents)))
     mature_until = known_until - model.label.matures_after
-    mature = kept.filter(pc.less_equal(kept[REQUEST_TIME], _moment(mature_until)))
+    mature = kept.filter(pc.less(kept[REQUEST_TIME], _moment(mature_until)))
     labelled = _labelled(repo, model, inputs, mature, known_until)
     values = stored_values(
         repo, inputs.views, labelled.drop_columns([LABEL]), clock=clock, with_times=True
@@ -148,7 +148,7 @@ def build_dataset(
             rows=labelled.num_rows,
         ),
         start=start,
-        end=min(end, mature_until + timedelta(microseconds=1)),
+        end=min(end, mature_until),
         known_until=known_until,
         clock=clock,
     )
