@@ -110,7 +110,9 @@ class ChampionWatcher:
             champion = await asyncio.to_thread(read_champion, self._state_dir, model)
             now = self._predictors.get(model)
             if now is None or now.champion != champion:
-                self._predictors[model] = await asyncio.to_thread(self._load, champion)
+                predictor = await asyncio.to_thread(self._load, champion)
+                _predict_on_one_thread()
+                self._predictors[model] = predictor
                 logger.info("Model %s: version %s answers now.", model, champion.version)
                 self._measures.set_champion(champion)
             self._failures.pop(model, None)
@@ -147,6 +149,18 @@ def _check_owner(contract: ModelContract, champion: Champion, project: str) -> N
         problems.append(Problem("model", champion.model, contract.model))
     if problems:
         raise ContractError("The champion's contract is of another model.", problems)
+
+
+def _predict_on_one_thread() -> None:
+    """Keep OpenMP from splitting a prediction, on the event loop's thread, where requests run.
+
+    A few rows gain nothing from more threads, and their rendezvous takes up to a thousand times
+    as long as the prediction when another process wants the core. Libraries are known only once
+    they are loaded, so that this follows every load.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    threadpool_limits(1, user_api="openmp")
 
 
 def _warm_up(predictor: Predictor) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from tallystick.errors import DefinitionError, TallystickError
+from tallystick.errors import DataError, DefinitionError, TallystickError
 from tallystick_serving.problems import NotFoundError, RequestError
 
 if TYPE_CHECKING:
@@ -150,13 +150,14 @@ class FeastStore:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, function)
+        except DataError as error:
+            raise RequestError(error.what, error.problems, hint=error.hint) from error
         except TallystickError:
             raise
         except FeastObjectNotFoundException as error:
             raise NotFoundError(f"Feast has no such object: {error}") from error
         except FeastError as error:
-            refused = NotFoundError if error.http_status_code() == 404 else RequestError  # noqa: PLR2004
-            raise refused(f"Feast refuses the request: {error}") from error
+            raise RequestError(f"Feast refuses the request: {error}") from error
         except (ValueError, TypeError, KeyError) as error:
             raise RequestError(f"Feast cannot use the request: {error}") from error
 

@@ -1,0 +1,179 @@
+"""Feast's own ``remote`` online store, and its SDK's pushes, against our server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+import pytest
+
+import serving_scene as scene
+
+FEATURES = ["shops:n", "shops:share", "towns:mood"]
+
+
+def definitions(folder):
+    from feast import (
+        Entity,
+        FeatureService,
+        FeatureView,
+        Field,
+        FileSource,
+        PushSource,
+        ValueType,
+    )
+    from feast.types import Float32, Float64, Int64
+
+    now = datetime.now(UTC).replace(microsecond=0)
+    rows = pd.DataFrame(
+        {
+            "id": [1, 2],
+            "town": ["A", "B"],
+            "n": [2**60 + 1, 7],
+            "share": pd.Series([0.5, None], dtype="float32"),
+            "mood": [0.25, 0.75],
+            "event_timestamp": [now - timedelta(minutes=9)] * 2,
+            "created": [now - timedelta(minutes=9)] * 2,
+        }
+    )
+    rows.to_parquet(folder / "rows.parquet")
+    source = FileSource(
+        name="rows",
+        path=str(folder / "rows.parquet"),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    )
+    shop = Entity(name="shop", join_keys=["id"], value_type=ValueType.INT64)
+    town = Entity(name="town", join_keys=["town"], value_type=ValueType.STRING)
+    shops = FeatureView(
+        name="shops",
+        entities=[shop],
+        schema=[Field(name="n", dtype=Int64), Field(name="share", dtype=Float32)],
+        source=PushSource(name="shops_push", batch_source=source),
+        ttl=timedelta(hours=1),
+    )
+    towns = FeatureView(
+        name="towns",
+        entities=[town],
+        schema=[Field(name="mood", dtype=Float64)],
+        source=source,
+        ttl=timedelta(hours=1),
+    )
+    service = FeatureService(name="both", features=[shops, towns])
+    return [shop, town, shops, towns, service]
+
+
+def store(folder, online):
+    from feast import FeatureStore, RepoConfig
+
+    return FeatureStore(
+        config=RepoConfig(
+            project=scene.PROJECT,
+            provider="local",
+            registry=str(folder / "registry.db"),
+            online_store=online,
+            offline_store={"type": "file"},
+            entity_key_serialization_version=3,
+        )
+    )
+
+
+@pytest.fixture
+def repo(tmp_path, redis_server):
+    (tmp_path / "feature_store.yaml").write_text(
+        f"project: {scene.PROJECT}\n"
+        "provider: local\n"
+        f"registry: {tmp_path}/registry.db\n"
+        "offline_store: {type: file}\n"
+        "online_store:\n"
+        "  type: tallystick.online_store.RedisOnlineStore\n"
+        f"  connection_string: {redis_server.connection_string}\n"
+        "entity_key_serialization_version: 3\n"
+    )
+    return scene.project(tmp_path, redis_server.connection_string)
+
+
+@pytest.fixture
+def ours(repo):
+    online = {
+        "type": "tallystick.online_store.RedisOnlineStore",
+        "connection_string": repo.connection_string,
+    }
+    found = store(repo.path, online)
+    found.apply(definitions(repo.path))
+    now = datetime.now(UTC)
+    found.materialize(now - timedelta(hours=1), now)
+    return found
+
+
+def test_feasts_remote_store_reads_and_writes_through_it(repo, ours):
+    entities = [{"id": 1, "town": "A"}, {"id": 2, "town": "nowhere"}]
+    with scene.running(repo) as client:
+        remote = store(repo.path, {"type": "remote", "path": str(client.base_url).rstrip("/")})
+        got = remote.get_online_features(FEATURES, entities).to_dict()
+        assert got == ours.get_online_features(FEATURES, entities).to_dict()
+        assert got["n"] == [2**60 + 1, 7]
+        assert got["share"] == [0.5, None]
+        assert got["mood"] == [0.25, None]
+
+        service = remote.get_feature_service("both")
+        full = remote.get_online_features(service, entities, full_feature_names=True).to_dict()
+        assert full["towns__mood"] == [0.25, None]
+
+        now = datetime.now(UTC)
+        row = {"id": [3], "n": [9], "share": [1.0], "event_timestamp": [now], "created": [now]}
+        remote.write_to_online_store("shops", pd.DataFrame(row))
+        assert remote.get_online_features(["shops:n"], [{"id": 3}]).to_dict()["n"] == [9]
+
+
+@pytest.mark.usefixtures("ours")
+def test_the_answer_is_feasts(repo):
+    body = {"features": FEATURES, "entities": {"id": [1, 4], "town": ["A", "B"]}}
+    with scene.running(repo) as client:
+        answer = client.post("/get-online-features", json=body).json()
+        columns = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
+        assert columns["n"]["values"] == [2**60 + 1, None]
+        assert columns["n"]["statuses"] == ["PRESENT", "NOT_FOUND"]
+        assert columns["n"]["event_timestamps"][0].endswith("Z")
+        assert columns["id"]["values"] == [1, 4]
+
+        for bad, status in [
+            ({"feature_service": "none", "entities": {"id": [1]}}, 404),
+            ({"features": ["nope:n"], "entities": {"id": [1]}}, 404),
+            ({"features": FEATURES, "entities": {"id": [1]}}, 422),
+            ({"features": FEATURES, "entities": {"id": [1], "town": []}}, 422),
+            ({"features": FEATURES, "entities": {}}, 422),
+            ({"features": FEATURES}, 422),
+            ({"features": ["n"], "entities": {"id": [1]}}, 422),
+            (body | {"entities": {"id": [1] * 1001, "town": ["A"] * 1001}}, 413),
+        ]:
+            refused = client.post("/get-online-features", json=bad)
+            assert refused.status_code == status, (bad, refused.text)
+            assert refused.headers["content-type"] == "application/problem+json"
+
+
+def test_pushes_go_where_they_are_told(repo, ours):
+    now = datetime.now(UTC).replace(microsecond=0)
+
+    def body(number, to):
+        row = {"id": [number], "n": [number], "share": [0.5], "town": ["C"], "mood": [0.5]}
+        row |= {"event_timestamp": [now.isoformat()], "created": [now.isoformat()]}
+        return {"push_source_name": "shops_push", "df": row, "to": to}
+
+    with scene.running(repo) as client:
+        for number, to in [(11, "online"), (12, "offline"), (13, "online_and_offline")]:
+            answer = client.post("/push", json=body(number, to))
+            assert answer.status_code == 200, answer.text
+        assert client.post("/push", json=body(14, "nowhere")).status_code == 422
+        unknown = body(15, "online") | {"push_source_name": "none"}
+        assert client.post("/push", json=unknown).status_code == 422
+        misfit = body(17, "online")
+        misfit["df"]["n"] = ["many"]
+        assert client.post("/push", json=misfit).status_code == 422
+        uneven = body(16, "online")
+        uneven["df"]["n"] = [1, 2]
+        assert client.post("/push", json=uneven).status_code == 422
+    got = ours.get_online_features(["shops:n"], [{"id": n} for n in (11, 12, 13)]).to_dict()
+    assert got["n"] == [11, None, 13]
+    history = pd.read_parquet(repo.path / "rows.parquet")
+    assert sorted(history["id"]) == [1, 2, 12, 13]
