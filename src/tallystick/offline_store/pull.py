@@ -1,0 +1,150 @@
+"""Rows of a source by event time, under the source's own column names, as Feast asks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tallystick.clock import to_us
+from tallystick.errors import DataError, Problem
+from tallystick.fold import latest_sql, quoted
+from tallystick.offline_store.columns import converted, fits, time_us_sql
+from tallystick.offline_store.connection import EngineLimits, connect, read_table
+from tallystick.offline_store.files import POSITION, SourceFiles, open_source
+from tallystick.offline_store.history import NO_ENTITY_KEY, NO_TIME
+from tallystick.offline_store.retrieval import as_times
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Which rows and columns of a source are wanted.
+
+    Attributes:
+        keys: Key columns, by the source's names.
+        features: Further columns.
+        event: Column of the event time.
+        created: Column of the created time, if there is one.
+        start: First event time, included; None for an open bound.
+        end: Last event time, included; None for an open bound.
+    """
+
+    keys: tuple[str, ...]
+    features: tuple[str, ...]
+    event: str
+    created: str | None
+    start: datetime | None
+    end: datetime | None
+
+    def bounds(self) -> list[str]:
+        """Conditions on ``event_us``."""
+        bounds = [f"event_us >= {to_us(self.start)}"] if self.start is not None else []
+        return bounds + ([f"event_us <= {to_us(self.end)}"] if self.end is not None else [])
+
+
+def pull_latest(
+    source: Any, pull: Pull, *, config: EngineLimits | None, repo_path: Path | str | None
+) -> pa.Table:
+    """The winning row of each key among those in a range of event time.
+
+    Args:
+        source: A Feast ``FileSource``.
+        pull: Which rows and columns; rows with a null in a key are left out.
+        config: What the engine may take.
+        repo_path: Folder from which a relative path is taken.
+
+    Returns:
+        Keys, features and times (timestamp[us, UTC]) under the source's names, in source order, all
+        but the times in the source's types. A view without entities gets Feast's key for these.
+
+    Raises:
+        DataError: The source lacks a column, or a time column holds no times.
+    """
+    import pyarrow as pa
+
+    keys = tuple(key for key in pull.keys if key != NO_ENTITY_KEY)
+    pull = replace(pull, keys=keys)
+    files = open_source(source, repo_path)
+    grouped = [f"key_{at}" for at in range(len(keys))]
+    complete = " AND ".join(f"{key} IS NOT NULL" for key in grouped) or "true"
+    rows = f"(SELECT * FROM ({rows_sql(files, pull)}) AS pulled WHERE {complete})"
+    found = read(
+        files, pull, latest_sql(rows, keys=grouped or ["no_key"], position=POSITION), config
+    )
+    if not keys:
+        found = found.append_column(NO_ENTITY_KEY, pa.array([""] * found.num_rows, pa.string()))
+    return found
+
+
+def pull_all(
+    source: Any, pull: Pull, *, config: EngineLimits | None, repo_path: Path | str | None
+) -> pa.Table:
+    """All rows in a range of event time, in source order.
+
+    Args, answer and errors as for :func:`pull_latest`; rows with null keys are returned as well.
+    """
+    files = open_source(source, repo_path)
+    sql = f"SELECT * FROM ({rows_sql(files, pull)}) AS pulled ORDER BY {', '.join(POSITION)}"
+    return read(files, pull, sql, config)
+
+
+def rows_sql(files: SourceFiles, pull: Pull) -> str:
+    """The query for a source's rows, normalised for the fold.
+
+    Raises:
+        DataError: With every column that is missing or holds no times.
+    """
+    times = [pull.event, *([pull.created] if pull.created else [])]
+    problems = []
+    for name in dict.fromkeys((*pull.keys, *pull.features, *times)):
+        if name not in files.schema.names:
+            problems.append(Problem(f"column {name}", "a column", "no such column"))
+        elif name in times and not fits("UNIX_TIMESTAMP", files.schema.field(name).type):
+            kind = str(files.schema.field(name).type)
+            problems.append(Problem(f"column {name}", "timestamps", kind))
+    if problems:
+        raise DataError(f"The source {files.label} does not fit its view.", problems)
+    event_us, created_us = (
+        time_us_sql(quoted(name), files.schema.field(name).type) if name else NO_TIME
+        for name in (pull.event, pull.created)
+    )
+    columns = {
+        **{f"key_{at}": quoted(name) for at, name in enumerate(pull.keys)},
+        **{f"value_{at}": quoted(name) for at, name in enumerate(pull.features)},
+        "no_key": "0",
+        "event_us": event_us,
+        "created_us": created_us,
+        "visible_us": event_us,
+        POSITION[0]: "file_index",
+        POSITION[1]: "file_row_number",
+    }
+    selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
+    return (
+        f"SELECT * FROM (SELECT {selected} FROM {files.relation}) AS source "
+        f"WHERE {' AND '.join(pull.bounds()) or 'true'}"
+    )
+
+
+def read(files: SourceFiles, pull: Pull, sql: str, config: EngineLimits | None) -> pa.Table:
+    """The answer to a query over :func:`rows_sql`, under the source's names and types."""
+    import pyarrow as pa
+
+    connection = connect(config)
+    try:
+        found = read_table(connection, sql, what=f"the source {files.label}")
+    finally:
+        connection.close()
+    inner = {f"key_{at}": name for at, name in enumerate(pull.keys)}
+    inner |= {f"value_{at}": name for at, name in enumerate(pull.features)}
+    columns = {
+        name: converted(found[column], files.schema.field(name).type, where=f"Column {name}")
+        for column, name in inner.items()
+    }
+    columns[pull.event] = as_times(found["event_us"])
+    if pull.created:
+        columns[pull.created] = as_times(found["created_us"])
+    return pa.table(columns)
