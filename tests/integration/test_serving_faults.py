@@ -211,9 +211,13 @@ def test_sigterm_loses_nothing_and_predicting_needs_no_feast(repo, folder):
             stderr=subprocess.PIPE,
             text=True,
         ) as process:
-            scene.wait_for(lambda: Path(uds).exists() or process.poll() is not None, seconds=60)
-            answered = asyncio.run(_ask_until_gone(uds, process, repo))
-            modules, said = process.communicate()
+            try:
+                scene.wait_for(lambda: Path(uds).exists() or process.poll() is not None, seconds=60)
+                answered = asyncio.run(_ask_until_gone(uds, process, repo))
+                modules, said = process.communicate(timeout=40)
+            except BaseException:
+                process.kill()
+                raise
         assert process.returncode == 0, said
         assert not Path(uds).exists()
     assert len(answered) > 100
