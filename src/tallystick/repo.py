@@ -181,7 +181,8 @@ def _import_definitions(path: Path) -> list[Any]:
             del sys.modules[name]
             sys.path[:] = [entry for entry in sys.path if entry != origin]
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        # Last, as Feast does: a file of the repo must not stand in for a library.
+        sys.path.append(folder)
     modules = []
     with _inside(path):
         for file in sorted(get_repo_files(path)):
