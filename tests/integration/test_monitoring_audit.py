@@ -166,6 +166,17 @@ def test_a_wrong_input_is_not_counted_again_in_what_is_computed_from_it(
     assert "order_value" not in report.views
 
 
+def test_a_key_that_comes_late_lags_and_is_not_missing(
+    champion_repo: Repo, contract: ModelContract
+) -> None:
+    def comes_late(name: str, row: HistoryRow) -> HistoryRow:
+        late_one = name == "shop_stats" and row.key == ("shop-b",) and row.write_us < STOP_US
+        return dataclasses.replace(row, write_us=STOP_US) if late_one else row
+
+    report = audited(champion_repo, contract, Faults(row=comes_late))
+    assert set(report.causes) == {"materialization_lag"}
+
+
 def test_several_faults_at_once(champion_repo: Repo, contract: ModelContract) -> None:
     def both(name: str, row: HistoryRow) -> HistoryRow | None:
         return late(row) if name == "shop_stats" else uncorrected(row)
