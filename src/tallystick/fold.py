@@ -137,6 +137,31 @@ def latest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
     WHERE fold_place = 1 ORDER BY {order}"""
 
 
+def ranked_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
+    """All rows that are ever visible, in the order in which they became so, with their rank.
+
+    Args:
+        history: A relation with the columns in the module's text, as a name or in parentheses.
+        keys: Its key columns, as SQL identifiers; at least one.
+        position: Its position columns, as SQL identifiers, most significant first.
+
+    Returns:
+        A query with all columns of the history, and two more: ``fold_key``, a number that is the
+        same for rows of one key, and ``fold_rank``, which orders all rows by key, and rows of one
+        key so that of any two the greater wins.
+    """
+    first_wins = ", ".join(f"{column} DESC" for column in ("visible_us", *position))
+    return f"""
+    SELECT *,
+      dense_rank() OVER (ORDER BY {", ".join(keys)}) AS fold_key,
+      row_number() OVER (
+        ORDER BY {", ".join(keys)}, event_us, created_us NULLS FIRST, {first_wins}
+      ) AS fold_rank
+    FROM {history} AS history
+    WHERE visible_us IS NOT NULL
+    ORDER BY visible_us, {", ".join(position)}"""
+
+
 def as_of_sql(
     history: str,
     *,

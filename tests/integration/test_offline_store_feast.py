@@ -179,11 +179,26 @@ def test_nested_values_keep_the_type_of_their_source(store):
 
 def test_materialize_writes_the_latest_correction(store):
     store.materialize(NOON - HOUR, NOON)
-    names = ["stats:trips", "stats:tags", "stats:spot"]
+    names = ["stats:rate", "stats:tags", "stats:spot"]
     got = store.get_online_features(names, [{"driver_id": 1}]).to_dict()
-    assert got["trips"] == [BIG]
+    assert got["rate"] == [pytest.approx(0.3)]
     assert got["tags"] == [{"a": "z"}]
     assert got["spot"] == [{"x": 3}]
+
+
+def test_pulled_rows_keep_their_integers(store):
+    source = store.get_feature_view("stats").batch_source
+    columns = (["driver"], ["n_trips"], "happened", "known")
+    window = (NOON - HOUR, NOON)
+    latest = DuckDBOfflineStore.pull_latest_from_table_or_query(
+        store.config, source, *columns, *window
+    )
+    assert latest.to_arrow().select(["driver", "n_trips"]).to_pydict() == {
+        "driver": [1, 2],
+        "n_trips": [BIG, None],
+    }
+    rows = DuckDBOfflineStore.pull_all_from_table_or_query(store.config, source, *columns, *window)
+    assert rows.to_arrow()["n_trips"].to_pylist() == [1, BIG, None]
 
 
 def test_written_rows_are_read_again(store, tmp_path):

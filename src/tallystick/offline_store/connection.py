@@ -49,8 +49,8 @@ class DefaultLimits:
 def connect(config: EngineLimits | None = None) -> Any:
     """A DuckDB connection for one thread; close it after use.
 
-    Every connection of a process with the same limits sees one database in memory, in which
-    histories that are read again and again are kept. The session's time zone is UTC.
+    Every connection of a process with the same limits shares one database in memory, and so its
+    limits. The session's time zone is UTC.
 
     Args:
         config: The limits; None for all of the machine.
@@ -99,24 +99,5 @@ def read_table(connection: Any, sql: str, *, what: str) -> pa.Table:
 
     try:
         return connection.sql(sql).to_arrow_table()
-    except duckdb.Error as error:
-        raise DataError(f"Cannot read {what}: {error}") from error
-
-
-def run(connection: Any, sql: str, *, what: str) -> None:
-    """Run a statement that answers nothing.
-
-    Args:
-        connection: By :func:`connect`.
-        sql: One statement.
-        what: What is read, for the message.
-
-    Raises:
-        DataError: DuckDB could not run it.
-    """
-    import duckdb
-
-    try:
-        connection.execute(sql)
     except duckdb.Error as error:
         raise DataError(f"Cannot read {what}: {error}") from error

@@ -1,72 +1,82 @@
-"""Histories that are read again and again, kept sorted by visibility in the engine's memory."""
+"""Histories that are read again and again, kept in memory in the order of their visibility."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.fold import VisibilityClock
-from tallystick.offline_store.connection import EngineLimits, connect, run
-from tallystick.offline_store.history import History, ViewRead, require_times
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-KEPT_HISTORIES_MAX: Final = 64
-"""Histories kept; the one not read for longest goes first."""
+KEPT_BYTES_MAX: Final = 1 << 30
+"""Bytes of all kept histories together; the one not read for longest goes first."""
+
+
+@dataclass(frozen=True)
+class KeptHistory:
+    """A history sorted by (visibility, source order).
+
+    Attributes:
+        rows: Its rows as they are returned.
+        visible_us: When each became visible; ascending.
+        key: A number per row, the same for rows of one key.
+        rank: A number per row that orders rows by key, and within a key as the fold does.
+    """
+
+    rows: pa.Table
+    visible_us: Any
+    key: Any
+    rank: Any
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes in memory."""
+        return int(self.rows.nbytes) + 3 * int(self.visible_us.nbytes)
+
+    def winners(self, *, after_us: int | None, until_us: int) -> pa.Table:
+        """The winning row of each key among those that became visible in (after, until]."""
+        import numpy as np
+
+        start = 0
+        if after_us is not None:
+            start = int(np.searchsorted(self.visible_us, after_us, side="right"))
+        stop = max(start, int(np.searchsorted(self.visible_us, until_us, side="right")))
+        ranked = np.argsort(self.rank[start:stop])
+        key = self.key[start:stop][ranked]
+        # Sorted by key and rank, the winner of a key is the last before the key changes.
+        last = np.ones(len(key), dtype=bool)
+        last[:-1] = key[1:] != key[:-1]
+        return self.rows.slice(start, stop - start).take(np.sort(ranked[last]))
 
 
 class KeptHistories:
-    """Tables made from histories, made anew when their files change."""
+    """Those of this process, each made anew when its files change."""
 
-    def __init__(self) -> None:
-        self._signatures: OrderedDict[tuple[object, str], object] = OrderedDict()
-        self._lock = threading.RLock()
+    def __init__(self, bytes_max: int = KEPT_BYTES_MAX) -> None:
+        self._kept: OrderedDict[Hashable, tuple[Hashable, KeptHistory]] = OrderedDict()
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()
 
-    @contextmanager
-    def table(
-        self,
-        history: History,
-        read: ViewRead,
-        *,
-        clock: VisibilityClock,
-        config: EngineLimits | None,
-    ) -> Iterator[tuple[Any, str]]:
-        """A connection and the table that holds ``history``, for as long as the block lasts.
-
-        One block at a time: while a table is read, no other thread replaces it.
-
-        Raises:
-            DataError: The history cannot be read, or has rows that the clock cannot place.
-        """
-        name = "history_" + hashlib.sha256(history.sql.encode()).hexdigest()[:24]
-        limits = config and (config.memory_limit, config.threads, config.spill_dir)
+    def get(
+        self, name: Hashable, signature: Hashable, make: Callable[[], KeptHistory]
+    ) -> KeptHistory:
+        """The history called ``name``, made if there is none or its signature is another."""
         with self._lock:
-            connection = connect(config)
-            try:
-                if self._signatures.get((limits, name)) != history.files.signature:
-                    require_times(connection, history, history.sql, read, clock)
-                    order = ", ".join(("visible_us", *history.position))
-                    run(
-                        connection,
-                        f"CREATE OR REPLACE TABLE {name} AS "
-                        f"SELECT * FROM {history.sql} AS history ORDER BY {order}",
-                        what=history.what,
-                    )
-                    self._signatures[limits, name] = history.files.signature
-                self._signatures.move_to_end((limits, name))
-                self._drop_oldest(connection, limits)
-                yield connection, name
-            finally:
-                connection.close()
+            found = self._kept.get(name)
+            if found is None or found[0] != signature:
+                found = self._kept[name] = (signature, make())
+            self._kept.move_to_end(name)
+            while len(self._kept) > 1 and self.bytes_held > self._bytes_max:
+                self._kept.popitem(last=False)
+        return found[1]
 
-    def _drop_oldest(self, connection: Any, limits: object) -> None:
-        """Keep within the bound; each database counts for itself."""
-        names = [name for of, name in self._signatures if of == limits]
-        for name in names[: max(0, len(names) - KEPT_HISTORIES_MAX)]:
-            run(connection, f"DROP TABLE IF EXISTS {name}", what="kept histories")
-            del self._signatures[limits, name]
+    @property
+    def bytes_held(self) -> int:
+        """Bytes in memory."""
+        return sum(history.bytes_held for _, history in self._kept.values())
 
 
 kept_histories = KeptHistories()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tallystick.clock import to_us
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError, InputError, Problem
-from tallystick.fold import VisibilityClock, as_of_sql, latest_sql, quoted
+from tallystick.fold import VisibilityClock, as_of_sql, quoted, ranked_sql
 from tallystick.offline_store.columns import converted, family, fits, key_type
 from tallystick.offline_store.connection import EngineLimits, connect, read_table
 from tallystick.offline_store.history import (
@@ -20,7 +20,7 @@ from tallystick.offline_store.history import (
     require_times,
     typed,
 )
-from tallystick.offline_store.kept import kept_histories
+from tallystick.offline_store.kept import KeptHistory, kept_histories
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -182,8 +182,8 @@ def visible_between(
 ) -> pa.Table:
     """What an online store has to be told: rows that became visible in (after, until].
 
-    Made to be called again and again: a history is sorted by visibility once, kept in the engine's
-    memory, and read anew only when its files change.
+    Made to be called again and again: a history is sorted by visibility once, kept in memory (all
+    of them up to ``kept.KEPT_BYTES_MAX``), and read anew only when its files change.
 
     Args:
         read: The view; its ``name`` and ``key_map`` do not matter here.
@@ -196,20 +196,37 @@ def visible_between(
     Returns:
         One row per key, the winner of these rows: the key columns, the features in their declared
         types, ``event_time`` and ``created_time`` (timestamp[us, UTC]). Rows with a null key are
-        left out. In source order.
+        left out. In the order in which they became visible.
 
     Raises:
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
     history = open_history(read, clock=clock, repo_path=repo_path)
-    bounds = [f"visible_us <= {to_us(until)}"]
-    if after is not None:
-        bounds.append(f"visible_us > {to_us(after)}")
-    with kept_histories.table(history, read, clock=clock, config=config) as (connection, table):
-        rows = f"(SELECT * FROM {table} WHERE {' AND '.join(bounds)})"
-        sql = latest_sql(rows, keys=history.keys, position=history.position)
+    kept = kept_histories.get(
+        (read.spec.definition_hash, read.columns, history.sql),
+        history.files.signature,
+        lambda: keep(history, read, clock, config),
+    )
+    return kept.winners(after_us=None if after is None else to_us(after), until_us=to_us(until))
+
+
+def keep(
+    history: History, read: ViewRead, clock: VisibilityClock, config: EngineLimits | None
+) -> KeptHistory:
+    """Read a history into memory, sorted and ranked."""
+    connection = connect(config)
+    try:
+        require_times(connection, history, history.sql, read, clock)
+        sql = ranked_sql(history.sql, keys=history.keys, position=history.position)
         found = read_table(connection, sql, what=history.what)
-    return named(found, history, read)
+    finally:
+        connection.close()
+    return KeptHistory(
+        rows=named(found, history, read),
+        visible_us=found["visible_us"].to_numpy(),
+        key=found["fold_key"].to_numpy(),
+        rank=found["fold_rank"].to_numpy(),
+    )
 
 
 def named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:

@@ -1,0 +1,176 @@
+"""Sources that do not fit their view: one sentence that names file, view and column."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tallystick.errors import DataError, DefinitionError, InputError
+from tallystick.fold import VisibilityClock
+from tallystick.offline_store import ViewRead, connect, history_sql, point_in_time, visible_between
+from tallystick.offline_store.kept import KeptHistories, KeptHistory
+from tallystick.view import Column, ViewSpec
+
+NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
+ROW = {"key": [1], "value": [2], "event": [NOON], "created": [NOON]}
+SPINE = pa.table({"key": [1], "at": [NOON]})
+
+
+def read_of(path, *, created="created", dtype="INT64"):
+    spec = ViewSpec(
+        name="stats",
+        join_keys=(Column(name="key", dtype="INT64"),),
+        columns=(Column(name="value", dtype=dtype),),
+        ttl_us=None,
+        event_column="event",
+        created_column=created,
+    )
+    return ViewRead(
+        spec=spec,
+        source=SimpleNamespace(path=str(path)),
+        name="stats",
+        key_map={},
+        columns=("value",),
+    )
+
+
+def value_of(read, clock=VisibilityClock.KNOWLEDGE, repo_path=None):
+    answer = point_in_time(
+        spine=SPINE, request_time="at", reads=[read], clock=clock, repo_path=repo_path
+    )
+    return answer["stats__value"].to_pylist()
+
+
+def written(tmp_path, **columns):
+    path = tmp_path / "rows.parquet"
+    rows = {name: values for name, values in (ROW | columns).items() if values is not None}
+    pq.write_table(pa.table(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("place", ["data", "data/*.parquet", "data/part-1.parquet"])
+def test_files_folders_and_globs_are_found_from_the_repo(tmp_path, place):
+    (tmp_path / "data").mkdir()
+    written(tmp_path).rename(tmp_path / "data" / "part-1.parquet")
+    (tmp_path / "data" / ".part-0.parquet.tmp").write_text("half a file")
+    assert value_of(read_of(place), repo_path=tmp_path) == [2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "dtype", "message"),
+    [
+        ({"value": None}, "INT64", "feature value: expected column value, got no such column"),
+        ({"value": ["x"]}, "INT64", "feature value: expected INT64, got column value of type str"),
+        ({"value": [1.5]}, "INT64", "Feature value of view stats from .* is no int64"),
+        ({"value": [2**31]}, "INT32", "Feature value of view stats from .* is no int32"),
+        ({"key": ["1"]}, "INT64", "key key: expected INT64, got column key of type string"),
+        ({"key": [1.5]}, "INT64", "a key of type INT64 holds a fraction"),
+        ({"event": [3]}, "INT64", "time event: expected UNIX_TIMESTAMP, got column event of type"),
+        ({"event": pa.nulls(1, pa.timestamp("us"))}, "INT64", "column event: .*, got 1 nulls"),
+        ({"created": pa.nulls(1, pa.timestamp("us"))}, "INT64", "column created: .*, got 1 nulls"),
+    ],
+)
+def test_columns_that_do_not_fit_are_named(tmp_path, columns, dtype, message):
+    read = read_of(written(tmp_path, **columns), dtype=dtype)
+    with pytest.raises(DataError, match=message):
+        value_of(read)
+    with pytest.raises(DataError, match=message):
+        visible_between(read, after=None, until=NOON, clock=VisibilityClock.KNOWLEDGE)
+
+
+def test_all_mismatches_are_reported_at_once(tmp_path):
+    path = written(tmp_path, key=None, value=["x"], created=None)
+    with pytest.raises(DataError) as caught:
+        value_of(read_of(path))
+    assert [problem.where for problem in caught.value.problems] == [
+        "key key",
+        "feature value",
+        "time created",
+    ]
+
+
+def test_a_view_without_created_time_cannot_be_asked_what_was_known(tmp_path):
+    read = read_of(written(tmp_path), created=None)
+    text = "View stats has no created_timestamp_column; give its source one, or ask for the event"
+    with pytest.raises(DataError, match=text):
+        value_of(read)
+    assert value_of(read, VisibilityClock.EVENT) == [2]
+
+
+def test_under_the_event_clock_a_row_without_created_time_loses_ties(tmp_path):
+    created = pa.array([None, NOON, None], pa.timestamp("us", tz="UTC"))
+    rows = {"key": [1] * 3, "value": [1, 2, 3], "event": [NOON] * 3, "created": created}
+    read = read_of(written(tmp_path, **rows))
+    assert value_of(read, VisibilityClock.EVENT) == [2]
+    told = visible_between(read, after=None, until=NOON, clock=VisibilityClock.EVENT)
+    assert told["value"].to_pylist() == [2]
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.parquet has no Parquet file"):
+        value_of(read_of("absent.parquet"), repo_path=tmp_path)
+    torn = tmp_path / "torn.parquet"
+    torn.write_bytes(written(tmp_path).read_bytes()[:-10])
+    with pytest.raises(DataError, match=re.escape(f"{torn} is not a Parquet file")):
+        value_of(read_of(torn))
+    with pytest.raises(DefinitionError, match="not on this machine"):
+        value_of(read_of("s3://bucket/rows.parquet"))
+
+
+def test_an_unknown_feature_is_told_its_closest_name(tmp_path):
+    read = read_of(written(tmp_path))
+    object.__setattr__(read, "columns", ("valeu",))
+    with pytest.raises(InputError, match="did you mean value"):
+        value_of(read)
+
+
+def test_empty_histories_and_spines_are_no_errors(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(ROW).slice(0, 0), path)
+    assert value_of(read_of(path)) == [None]
+    answer = point_in_time(
+        spine=SPINE.slice(0, 0),
+        request_time="at",
+        reads=[read_of(written(tmp_path))],
+        clock=VisibilityClock.KNOWLEDGE,
+    )
+    assert answer.num_rows == 0
+    assert answer.schema.field("stats__value").type == pa.int64()
+
+
+def test_kept_histories_stay_within_their_bound():
+    kept = KeptHistories(bytes_max=100)
+    history = KeptHistory(
+        rows=pa.table({"n": [1, 2]}),
+        visible_us=np.array([1, 2]),
+        key=np.array([1, 2]),
+        rank=np.array([1, 2]),
+    )
+    for name in ("a", "b"):
+        kept.get(name, 1, lambda: history)
+    assert kept.bytes_held == history.bytes_held == 64
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    read = read_of(written(tmp_path))
+    window = {"after": None, "until": NOON, "clock": VisibilityClock.KNOWLEDGE}
+    assert visible_between(read, **window)["value"].to_pylist() == [2]
+    pq.write_table(pa.table(ROW | {"value": [2**40]}), tmp_path / "new.parquet")
+    (tmp_path / "new.parquet").replace(tmp_path / "rows.parquet")
+    assert visible_between(read, **window)["value"].to_pylist() == [2**40]
+
+
+def test_a_history_can_be_queried(tmp_path):
+    sql = history_sql(read_of(written(tmp_path)), clock=VisibilityClock.KNOWLEDGE)
+    connection = connect()
+    try:
+        rows = connection.sql(sql).to_arrow_table().to_pylist()
+    finally:
+        connection.close()
+    assert [(row["key"], row["value"], row["event_time"]) for row in rows] == [(1, 2, NOON)]
