@@ -248,6 +248,30 @@ def test_of_full_ties_the_first_in_source_order_wins(tmp_path, clock, cut):
     assert rows["count"].to_pylist() == [7]
 
 
+def test_of_rows_equal_in_both_times_the_one_written_first_stays(tmp_path):
+    row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "event": 1, "created": 1}
+    history = [row | {"written": 9, "count": 7}, row | {"written": 5, "count": 8}]
+    answer = point_in_time(
+        spine=spine_table([{"text": "a", "number": 1, "at": at} for at in (4, 5, 9)]),
+        request_time="at",
+        reads=[view_read(write(history, tmp_path), ("text",))],
+        clock=VisibilityClock.SERVED,
+    )
+    assert answer["s__count"].to_pylist() == [None, 8, 8]
+
+
+def test_a_window_begins_behind_its_first_moment_and_holds_its_last(tmp_path):
+    row = dict.fromkeys(FEATURES) | {"number": 1, "created": 0, "written": None}
+    history = [row | {"text": str(event), "event": event} for event in (1, 2, 3, 4)]
+    rows = visible_between(
+        view_read(write(history, tmp_path), ("text",)),
+        after=from_us(START_US + 1),
+        until=from_us(START_US + 3),
+        clock=VisibilityClock.KNOWLEDGE,
+    )
+    assert rows["text"].to_pylist() == ["2", "3"]
+
+
 @pytest.mark.parametrize(
     ("age_us", "status"),
     [(0, "PRESENT"), (5, "PRESENT"), (6, "OUTSIDE_MAX_AGE"), (-1, "NOT_FOUND")],
