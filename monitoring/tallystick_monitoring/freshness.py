@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tallystick.contract import Reference
+from tallystick.contract import ModelContract
 from tallystick.records import ViewFreshness
 from tallystick_monitoring.causes import NO_TIME
 from tallystick_monitoring.evidence import microseconds
@@ -29,22 +29,23 @@ ABSENT_MORE_MIN = 0.1
 MICROSECONDS = 1_000_000
 
 
-def freshness(reference: Reference, tables: Sequence[pa.Table]) -> dict[str, ViewFreshness]:
+def freshness(contract: ModelContract, tables: Sequence[pa.Table]) -> dict[str, ViewFreshness]:
     """How old each view's values were at request time, and how often there was none.
 
     A view is stale when the median age is more than the 99th percentile of training and one
     materialization interval, or when far more values are absent than in training: by
-    :data:`ABSENT_MORE_MIN`, and by four standard errors.
+    :data:`ABSENT_MORE_MIN`, and by four standard errors. A view whose
+    values never changed in training has no usual age: it only gets older.
 
     Args:
-        reference: What training saw.
+        contract: What training saw.
         tables: Parts of the log.
 
     Returns:
         Name of the view → what was found, for the views that the log has.
     """
     answer = {}
-    for view, trained in reference.views.items():
+    for view, trained in contract.reference.views.items():
         status, event = f"view.{view}.status", f"view.{view}.event_time"
         having = [table for table in tables if status in table.column_names and table.num_rows]
         if not having:

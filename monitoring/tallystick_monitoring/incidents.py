@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tallystick.bundle import bundle_dir, read_champion, read_contract
 from tallystick.clock import from_us, to_us
-from tallystick.contract import ModelContract, Reference
+from tallystick.contract import ModelContract
 from tallystick.prediction_log.reader import read_log
 from tallystick.records import Incident, load_records, record_name, save_record
 from tallystick.repo import Repo
@@ -49,19 +49,19 @@ def watch(repo: Repo, model_name: str, *, at: datetime, window: timedelta) -> li
     parts = read_log(repo.state_dir, model_name, start=start, end=at)
     if not parts:
         return []
-    reference = champion_contract(repo, model_name).reference
-    found = freshness(reference, [part.table for part in parts])
+    contract = champion_contract(repo, model_name)
+    found = freshness(contract, [part.table for part in parts])
     going_on = any(
         incident.is_open for incident in load_records(repo.state_dir, Incident, model=model_name)
     )
     if not going_on and not any(view.stale for view in found.values()):
         return []
     audited = audit_log(repo, model_name, start=start, end=at)
-    return record_incidents(repo.state_dir, model_name, audited, reference=reference, at=at)
+    return record_incidents(repo.state_dir, model_name, audited, contract=contract, at=at)
 
 
 def record_incidents(
-    state_dir: Path, model_name: str, audited: Audited, *, reference: Reference, at: datetime
+    state_dir: Path, model_name: str, audited: Audited, *, contract: ModelContract, at: datetime
 ) -> list[Incident]:
     """Bring the incidents of a model up to date with an audit, and save those that changed.
 
@@ -69,7 +69,7 @@ def record_incidents(
         state_dir: The repo's state folder.
         model_name: Model that was audited.
         audited: What the audit found.
-        reference: What the champion's training saw.
+        contract: What the champion's training saw.
         at: When the look was taken.
 
     Returns:
@@ -77,7 +77,7 @@ def record_incidents(
     """
     if not audited.parts:
         return []
-    windows = Windows(audited, reference)
+    windows = Windows(audited, contract)
     before = {
         incident.incident_id: incident
         for incident in load_records(state_dir, Incident, model=model_name)

@@ -42,7 +42,7 @@ def look(
     """
     audited = audit_log(repo, model_name, start=start, end=end)
     contract = champion_contract(repo, model_name)
-    record_incidents(repo.state_dir, model_name, audited, reference=contract.reference, at=at)
+    record_incidents(repo.state_dir, model_name, audited, contract=contract, at=at)
     report = MonitorReport(
         model=model_name,
         at=at,
@@ -50,7 +50,7 @@ def look(
         end=end,
         contract_hash=contract.contract_hash,
         parity=audited.report,
-        freshness=freshness(contract.reference, [part.table for part in audited.parts]),
+        freshness=freshness(contract, [part.table for part in audited.parts]),
         drift=drift(contract, audited.parts),
         performance=performance(repo, contract, at=at),
         incidents=incidents_between(repo.state_dir, model_name, start=start, end=end),

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tallystick.contract import Reference
+from tallystick.contract import ModelContract
 from tallystick.records import Cause
 from tallystick_monitoring.causes import Int64s
 from tallystick_monitoring.comparison import Bools
@@ -78,12 +78,12 @@ class Windows:
 
     Args:
         audited: What the audit found; at least one request was looked at.
-        reference: What training saw, to tell a stale view.
+        contract: What training saw, to tell a stale view.
     """
 
-    def __init__(self, audited: Audited, reference: Reference) -> None:
+    def __init__(self, audited: Audited, contract: ModelContract) -> None:
         self._parts = audited.parts
-        self._reference = reference
+        self._contract = contract
         self._affected = _affected(audited.findings)
         self.request_us = np.sort(
             np.concatenate([microseconds(part.table["request_time"]) for part in audited.parts])
@@ -168,14 +168,14 @@ class Windows:
     def _stale(self) -> dict[str, Bools]:
         """View → whether it was stale in each window."""
         count = len(self.edges) - 1
-        stale = {view: np.zeros(count, dtype=np.bool_) for view in self._reference.views}
+        stale = {view: np.zeros(count, dtype=np.bool_) for view in self._contract.reference.views}
         times = [microseconds(part.table["request_time"]) for part in self._parts]
         for place in range(count):
             tables = []
             for part, moments in zip(self._parts, times, strict=True):
                 begin, end = np.searchsorted(moments, self.edges[place : place + 2])
                 tables.append(part.table.slice(int(begin), int(end - begin)))
-            for view, found in freshness(self._reference, tables).items():
+            for view, found in freshness(self._contract, tables).items():
                 stale[view][place] = found.stale
         return stale
 

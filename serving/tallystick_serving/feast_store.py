@@ -1,4 +1,4 @@
-"""The routes that Feast's own server has, answered by Feast itself.
+"""The routes that Feast's own server has, answered by Feast itself, but for plain pushes.
 
 Feast is imported and its registry read by the first request that needs them, in a thread; the
 prediction path never comes here. The registry is read again in the background, not by a request.
@@ -18,6 +18,8 @@ from pydantic import BaseModel, Field
 
 from tallystick.errors import DataError, DefinitionError, TallystickError
 from tallystick_serving.problems import NotFoundError, RequestError
+from tallystick_serving.project import Project
+from tallystick_serving.pushed import PushedRows
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -62,11 +64,12 @@ class FeastStore:
     """Feast's feature store of a repo, opened when it is first needed.
 
     Args:
-        path: Folder of ``feature_store.yaml``.
+        project: The repo.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, project: Project) -> None:
+        self._path = project.path
+        self._pushed = PushedRows(project)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="feast")
         self._opening = asyncio.Lock()
         self._store: FeatureStore | None = None
@@ -90,6 +93,10 @@ class FeastStore:
         store = await self._opened()
 
         def run() -> None:
+            views = self._pushed.views_of(store, request.push_source_name)
+            if views and request.to == "online":
+                self._pushed.write(views, request.df)
+                return
             import pandas as pd
 
             store.push(
@@ -140,6 +147,7 @@ class FeastStore:
             await asyncio.sleep(REGISTRY_REFRESH_S)
             try:
                 await loop.run_in_executor(self._threads, store.refresh_registry)
+                self._pushed.forget()
             except Exception as error:  # noqa: BLE001 any registry may be behind it; the cache serves
                 logger.warning("Feast's registry cannot be read again: %s", error)
 

@@ -91,7 +91,7 @@ async def open_service(
         timeout_s=settings.request_timeout_s,
         poll_s=settings.champion_poll_s,
     )
-    feast = FeastStore(project.path)
+    feast = FeastStore(project)
     await champions.look()
     watching = asyncio.create_task(champions.run())
     try:

@@ -190,10 +190,9 @@ class Replay:
 
     async def _end_week(self, traffic: Traffic, start: datetime) -> None:
         """Look at the week, and decide."""
+        from tallystick.prediction_log.reader import has_records
         from tallystick_monitoring.report import look
         from tallystick_training.retrain import retrain
-
-        from tallystick.prediction_log.reader import has_records
 
         end = start + WEEK
         self._clock.set(end)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import httpx
+import aiohttp
+import orjson
 
 from tallystick.errors import UnavailableError
 from tallystick_simulation.history import Instance, Known, LabelKey
@@ -34,8 +35,11 @@ class Traffic:
     def __init__(
         self, url: str, model: str, label_keys: Sequence[str], labels: Mapping[LabelKey, Known]
     ) -> None:
-        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
-        self._client = httpx.AsyncClient(base_url=url, limits=limits, timeout=TIMEOUT_S)
+        self._session = aiohttp.ClientSession(
+            base_url=url,
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+        )
         self._model = model
         self._label_keys = label_keys
         self._labels = labels
@@ -89,10 +93,16 @@ class Traffic:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._session.close()
 
     async def _post(self, path: str, body: Any) -> Any:
-        answer = await self._client.post(path, json=body)
-        if not answer.is_success:
-            raise UnavailableError(f"POST {path}", f"{answer.status_code}: {answer.text[:500]}")
-        return answer.json() if answer.content else None
+        try:
+            async with self._session.post(
+                path, data=orjson.dumps(body), headers={"Content-Type": "application/json"}
+            ) as answer:
+                content = await answer.read()
+        except aiohttp.ClientError as error:
+            raise UnavailableError(f"POST {path}", str(error)) from error
+        if not answer.ok:
+            raise UnavailableError(f"POST {path}", f"{answer.status}: {content[:500]!r}")
+        return orjson.loads(content) if content else None

@@ -110,7 +110,14 @@ class FeatureReference(Frozen):
 
 
 class ViewReference(Frozen):
-    """How old a view's values were at request time, in seconds, and how often absent."""
+    """How fresh a view was in training.
+
+    Attributes:
+        absent_share: Share of the requests without a value.
+        age_s_p50: Median age of a value at request time, in seconds; None without values.
+        age_s_p99: 99th percentile of it; None without values, and for a view whose values never
+            changed in training, since those only get older.
+    """
 
     absent_share: float
     age_s_p50: float | None = None

@@ -188,7 +188,8 @@ class ViewFreshness(Frozen):
         absent_share: Share without a value (not found, or too old).
         absent_share_reference: The same in training.
         age_s_p50: Median age in seconds, of those with a value.
-        age_s_limit: Age that is normal at most, from training (99th percentile).
+        age_s_limit: Age that is normal at most: the 99th percentile in training, and what the way
+            online may add; None if its values never changed in training.
         stale: Whether the view is not as fresh as in training.
     """
 

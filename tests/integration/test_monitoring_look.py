@@ -127,7 +127,7 @@ def test_freshness_is_by_the_reference(champion_repo: Repo, contract: ModelContr
 
     def at(start: datetime, end: datetime) -> bool:
         parts = read_log(champion_repo.state_dir, MODEL, start=start, end=end)
-        return freshness(contract.reference, [part.table for part in parts])["shop_stats"].stale
+        return freshness(contract, [part.table for part in parts])["shop_stats"].stale
 
     assert not at(BEGIN, STOP)
     assert at(RESUME - DAY, RESUME)

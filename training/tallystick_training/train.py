@@ -21,6 +21,7 @@ from tallystick.contract import (
     Reference,
     TrainingData,
     ViewReference,
+    ViewUse,
 )
 from tallystick.errors import DataError, DefinitionError, Problem
 from tallystick.fold import PRESENT, VisibilityClock
@@ -225,7 +226,7 @@ def _reference(
             feature.name: feature_reference(rows[feature.name], feature.dtype)
             for feature in inputs.features
         },
-        views={use.name: _view_reference(use.name, rows, times) for use in inputs.views},
+        views={use.name: _view_reference(use, rows, times) for use in inputs.views},
         prediction=feature_reference(pa.chunked_array([evaluation.predictions]), "DOUBLE"),
         label_rate=float(rows[LABEL].to_numpy().mean()),
         metrics=evaluation.metrics,
@@ -233,11 +234,12 @@ def _reference(
     )
 
 
-def _view_reference(view: str, rows: pa.Table, times: pa.Table) -> ViewReference:
+def _view_reference(use: ViewUse, rows: pa.Table, times: pa.Table) -> ViewReference:
     """How old the view's values are, in seconds, and how often there is none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    view = use.name
     is_present = pc.equal(times[f"{view}__status"], PRESENT)
     asked = rows[REQUEST_TIME].filter(is_present)
     present = times[f"{view}__event_time"].filter(is_present)
@@ -249,8 +251,17 @@ def _view_reference(view: str, rows: pa.Table, times: pa.Table) -> ViewReference
     return ViewReference(
         absent_share=1 - len(present) / rows.num_rows,
         age_s_p50=float(p50),
-        age_s_p99=float(p99),
+        age_s_p99=float(p99) if _changes(use, rows.filter(is_present), present) else None,
     )
+
+
+def _changes(use: ViewUse, rows: pa.Table, event_times: pa.ChunkedArray) -> bool:
+    """Whether any key of a view had values of several event times."""
+    keys = list(use.request_keys)
+    known = rows.select(keys).append_column("event_time", event_times)
+    versions = known.group_by([*keys, "event_time"]).aggregate([]).num_rows
+    keyed = known.group_by(keys).aggregate([]).num_rows if keys else 1
+    return bool(versions > keyed)
 
 
 def _frequent(column: pa.ChunkedArray) -> tuple[str, ...]:
