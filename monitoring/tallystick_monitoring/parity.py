@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.bundle import load_bundle
+from tallystick.bundle import load_transforms
 from tallystick.clock import from_us, to_us
 from tallystick.contract import ModelContract, ViewUse
 from tallystick.dtypes import arrow_type
@@ -220,11 +220,11 @@ def _audit_transforms(repo: Repo, part: LogPart) -> Iterator[Findings]:
     contract, log = part.contract, part.table
     if not contract.transforms:
         return
-    bundle = load_bundle(repo.state_dir, contract.model, contract.contract_hash)
+    transforms = load_transforms(repo.state_dir, contract.model, contract.contract_hash)
     given = log.select([*_input_columns(contract).values()]).rename_columns(
         [*_input_columns(contract)]
     )
-    computed = computed_values(contract, bundle.transforms, given)
+    computed = computed_values(contract, transforms, given)
     for spec in contract.transforms:
         names = tuple(f"{spec.name}__{column.name}" for column in spec.outputs)
         rows, positions = [], []

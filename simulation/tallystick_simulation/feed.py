@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tallystick.clock import to_us
 from tallystick.truth import read_source
 from tallystick.view import ViewSpec
+from tallystick_simulation.history import microseconds
 from tallystick_simulation.scenario import Push
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class Feed:
         self.source = push.source
         self.every = push.every
         spec = ViewSpec.from_feast(repo.store.get_feature_view(view))
-        self._known = spec.created_column or spec.event_column
+        known = spec.created_column or spec.event_column
         names = [*spec.key_names, *spec.column_names, spec.event_column]
         if spec.created_column:
             names.append(spec.created_column)
@@ -44,16 +46,13 @@ class Feed:
             repo.view_source(view),
             what=f"The source of view {view!r}",
             columns={name: stored.get(name, name) for name in names},
-        ).sort_by(self._known)
+        ).sort_by(known)
+        self._known_us = microseconds(self._table[known])
 
     def between(self, after: datetime, until: datetime) -> Iterator[Columns]:
         """Rows that became known in (after, until], as columns of JSON values, in portions."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        known = self._table[self._known]
-        first = int(pc.sum(pc.less_equal(known, pa.scalar(after, known.type))).as_py() or 0)
-        last = int(pc.sum(pc.less_equal(known, pa.scalar(until, known.type))).as_py() or 0)
+        bounds = [to_us(after), to_us(until)]
+        first, last = self._known_us.searchsorted(bounds, side="right").tolist()
         for start in range(first, last, ROWS_AT_ONCE):
             rows = self._table.slice(start, min(ROWS_AT_ONCE, last - start))
             yield {

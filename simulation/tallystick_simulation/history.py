@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from tallystick.clock import from_us, to_us
 from tallystick.contract import ModelInputs
 from tallystick.truth import read_source
 
@@ -46,23 +49,27 @@ class Requests:
                 "__request_time": model.requests.timestamp_field,
             },
         ).sort_by("__request_time")
-        self._times = table["__request_time"]
+        self._times_us = microseconds(table["__request_time"])
         self._table = table.select(columns)
 
     def between(self, start: datetime, end: datetime) -> list[tuple[datetime, Instance]]:
         """Requests of [start, end), in order: the time, and the instance as JSON holds it."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        moment = self._times.type
-        first = int(pc.sum(pc.less(self._times, pa.scalar(start, moment))).as_py() or 0)
-        last = int(pc.sum(pc.less(self._times, pa.scalar(end, moment))).as_py() or 0)
+        bounds = [to_us(start), to_us(end)]
+        first, last = self._times_us.searchsorted(bounds, side="left").tolist()
         instances = self._table.slice(first, last - first).to_pylist()
-        times = self._times.slice(first, last - first).to_pylist()
+        times = map(from_us, self._times_us[first:last].tolist())
         return [
             (time, {name: _as_json(value) for name, value in instance.items()})
             for time, instance in zip(times, instances, strict=True)
         ]
+
+
+def microseconds(column: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The times of an Arrow column, in microseconds since 1970."""
+    import pyarrow as pa
+
+    whole: np.ndarray[Any, np.dtype[np.int64]] = column.cast(pa.int64()).to_numpy()
+    return whole
 
 
 def labels_of(repo: Repo, model: Model) -> dict[LabelKey, Known]:

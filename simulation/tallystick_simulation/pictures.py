@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tallystick.files import replacing
+from tallystick.metrics import Floats
 from tallystick.records import MonitorReport
 from tallystick_simulation.outcome import Scored, iso_week
 from tallystick_simulation.replay import Played
@@ -15,25 +18,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEVER, LOOP, BAD = "#8a8f98", "#0b6e6e", "#c0392b"
+HALF_WINDOW = 2
 SIZE_INCHES = (10.0, 4.2)
 
 
 def draw_performance(path: Path, scored: Scored, played: Played) -> None:
-    """Log loss by week: the loop, the model never trained again, and where it was retrained."""
-    figure, axes = _figure("Log loss by week of request (lower is better)")
+    """Log loss by week: the loop, the model never trained again, and where it was retrained.
+
+    Points are weeks; lines are means over five weeks, weighted by requests, since a
+    week of one or two days is mostly noise.
+    """
+    figure, axes = _figure("Log loss by week of request; lines over five weeks (lower is better)")
     weekly = scored.weekly()
     weeks = list(weekly)
-    axes.plot(
-        weeks, [week["never"] for week in weekly.values()], color=NEVER, label="never retrained"
-    )
-    axes.plot(weeks, [week["loop"] for week in weekly.values()], color=LOOP, label="the loop")
+    rows = np.array([week["rows"] for week in weekly.values()])
+    for who, color, label in (("never", NEVER, "never retrained"), ("loop", LOOP, "the loop")):
+        losses = np.array([week[who] for week in weekly.values()])
+        axes.plot(weeks, losses, color=color, alpha=0.35, marker=".", linestyle="none")
+        axes.plot(weeks, _smooth(losses, rows), color=color, linewidth=2, label=label)
     label = "new champion"
     for decision in played.decisions:
         week = iso_week(decision.at)
         if decision.promoted and week in weeks:
-            axes.axvline(week, color=LOOP, alpha=0.35, linewidth=1, linestyle=":", label=label)
+            axes.axvline(week, color=LOOP, alpha=0.5, linewidth=1, linestyle=":", label=label)
             label = "_nolegend_"
-    axes.legend(frameon=False, ncols=3)
+    axes.legend(frameon=False, ncols=3, fontsize=9)
     _save(figure, axes, weeks, path)
 
 
@@ -47,7 +56,7 @@ def draw_parity(path: Path, scenario: Scenario, played: Played) -> None:
     if staged in weeks:
         low = shares[weeks.index(staged)]
         axes.annotate(
-            f"{scenario.outage.view}: feed stopped",
+            f"{scenario.outage.view}: not brought online for two days",
             xy=(staged, low),
             xytext=(12, 8),
             textcoords="offset points",
@@ -55,6 +64,15 @@ def draw_parity(path: Path, scenario: Scenario, played: Played) -> None:
             arrowprops={"arrowstyle": "-", "color": BAD},
         )
     _save(figure, axes, weeks, path)
+
+
+def _smooth(values: Floats, weights: Floats) -> Floats:
+    """Weighted mean over each value and the two before and after it."""
+    window = np.ones(2 * HALF_WINDOW + 1)
+    sums = np.convolve(values * weights, window, mode="full")
+    totals = np.convolve(weights, window, mode="full")
+    smooth: Floats = (sums / totals)[HALF_WINDOW : HALF_WINDOW + len(values)]
+    return smooth
 
 
 def _week(look: MonitorReport) -> str:

@@ -95,6 +95,7 @@ class Replay:
         self._tell = tell
         self._materializer = Materializer(repo)
         self._feeds = {view: Feed(repo, view, push) for view, push in scenario.push.items()}
+        self._watched = 0
         self.played = Played()
 
     async def run(self) -> Played:
@@ -105,7 +106,7 @@ class Replay:
         labels = labels_of(self._repo, model)
         traffic = Traffic(self._server.url, model.name, model.label.keys, labels)
         days = sorted(self._scenario.days)
-        look_from = self._scenario.train_until
+        look_from = _monday(self._scenario.train_until)
         try:
             for number, day in enumerate(days):
                 start = datetime(day.year, day.month, day.day, tzinfo=UTC)
@@ -177,7 +178,8 @@ class Replay:
         if _is_due(moment, self._scenario.labels_every):
             with self._watch.stage("labels"):
                 await traffic.send_labels(moment)
-        if _is_due(moment, self._scenario.watch_every):
+        if _is_due(moment, self._scenario.watch_every) and traffic.sent > self._watched:
+            self._watched = traffic.sent
             with self._watch.stage("watch"):
                 self._server.flush_log(expected=traffic.sent)
                 found = watch(
@@ -213,6 +215,12 @@ class Replay:
     def _remember(self, incidents: list[Incident]) -> None:
         for incident in incidents:
             self.played.incidents[incident.incident_id] = incident
+
+
+def _monday(moment: datetime) -> datetime:
+    """Midnight of the Monday on or before a moment, so that weeks are ISO weeks."""
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight - timedelta(days=midnight.weekday())
 
 
 def _is_due(moment: datetime, every: timedelta) -> bool:

@@ -16,6 +16,8 @@ from tallystick_simulation.history import Instance, Known, LabelKey
 
 CONNECTIONS = 8
 TIMEOUT_S = 30.0
+KEEPALIVE_S = 3.0
+"""Shorter than the server's, so that no request goes out on a connection that is being closed."""
 
 
 class Traffic:
@@ -37,7 +39,7 @@ class Traffic:
     ) -> None:
         self._session = aiohttp.ClientSession(
             base_url=url,
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
         )
         self._model = model

@@ -112,6 +112,18 @@ def load_bundle(state_dir: Path, model: str, contract_hash: str) -> Bundle:
     )
 
 
+def load_transforms(state_dir: Path, model: str, contract_hash: str) -> Transforms:
+    """Load only the on-demand functions of a bundle, after verifying all of it.
+
+    Raises:
+        StateError: There is no such bundle.
+        DamagedError: A file is missing or not what was written.
+    """
+    folder = bundle_dir(state_dir, model, contract_hash)
+    _verify(folder)
+    return Transforms.from_bytes((folder / "transforms.dill").read_bytes())
+
+
 def read_contract(path: Path) -> ModelContract:
     """Read a contract from its file.
 

@@ -115,14 +115,16 @@ def judge(inputs: Mapping[str, Any]) -> tuple[Outcome, str]:
     if inputs["report_contract_hash"] != inputs["contract_hash"]:
         return "nothing", "The last look was at an earlier champion: look again first."
     asks, why = _asks(inputs)
+    skew = _skew(inputs)
     if not asks:
-        return "nothing", f"Nothing asks for a retraining: {why}."
+        besides = f" It would be refused as well: {skew}." if skew else ""
+        return "nothing", f"Nothing asks for a retraining: {why}.{besides}"
     if not inputs["forced"] and inputs["days_since_training"] < inputs["min_interval_days"]:
         return "nothing", (
             f"Too early: {why}, but the last training was {inputs['days_since_training']:.1f} days "
             f"ago, and {inputs['min_interval_days']:g} must lie between two."
         )
-    forbidden = _skew(inputs) or _lack(inputs)
+    forbidden = skew or _lack(inputs)
     if forbidden:
         return "refuse", f"{why}, but {forbidden}."
     return "retrain", f"{why}."

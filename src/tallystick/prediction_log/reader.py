@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +46,7 @@ def read_log(state_dir: Path, model: str, *, start: datetime, end: datetime) -> 
 
     parts = []
     for folder in sorted((log_dir(state_dir) / model).glob("*/")):
-        contract = read_contract(folder / "contract.json")
-        schema = log_schema(contract)
+        contract, schema = _contract_of(folder)
         tables = []
         for path in _files(folder, start, end):
             table = _read_file(path)
@@ -85,11 +86,22 @@ def read_labels(state_dir: Path, model: str, *, known_until: datetime) -> pa.Tab
 
 
 def _files(folder: Path, start: datetime, end: datetime, *, closed: bool = False) -> Iterator[Path]:
+    """Files of a folder that can hold times of [start, end), by name; names alone are looked at."""
     low, high = to_us(start), to_us(end) + int(closed)
-    for path in sorted(folder.glob("[!.]*.parquet")):
-        _, first, last, _ = path.stem.split("_")
+    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 names, without paths
+    for name in sorted(names):
+        if name.startswith(".") or not name.endswith(".parquet"):
+            continue
+        _, first, last, _ = name.removesuffix(".parquet").split("_")
         if int(first) < high and int(last) >= low:
-            yield path
+            yield folder / name
+
+
+@lru_cache(maxsize=64)
+def _contract_of(folder: Path) -> tuple[ModelContract, pa.Schema]:
+    """The contract that lies beside log files, and their schema; neither ever changes."""
+    contract = read_contract(folder / "contract.json")
+    return contract, log_schema(contract)
 
 
 def _read_file(path: Path) -> pa.Table:
