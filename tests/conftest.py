@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# Before anything imports Feast, which switches this library to files that all apps of a process
+# share; a server is alone in its process, the servers of these tests are not.
+import prometheus_client  # noqa: F401
 import pytest
 from redis import Redis
 

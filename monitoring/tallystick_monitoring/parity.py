@@ -18,7 +18,7 @@ import numpy as np
 from tallystick.bundle import load_transforms
 from tallystick.clock import from_us, to_us
 from tallystick.contract import ModelContract, ViewUse
-from tallystick.dtypes import arrow_type
+from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
 from tallystick.errors import StateError
 from tallystick.prediction_log.reader import LogPart, read_log
 from tallystick.prediction_log.writer import log_dir
@@ -201,8 +201,19 @@ def _expected(repo: Repo, part: LogPart) -> pa.Table:
         folded = stored_values(repo, uses, spine, clock=clock, with_times=True)
         for name in folded.column_names:
             if name not in expected.column_names:
-                expected = expected.append_column(name, folded[name])
+                dtype = contract.stored_columns.get(name)
+                expected = expected.append_column(name, _as_logged(folded[name], dtype))
     return expected
+
+
+def _as_logged(column: pa.ChunkedArray, dtype: str | None) -> pa.ChunkedArray:
+    """A column of history in the form in which the log holds its type."""
+    import pyarrow as pa
+
+    if dtype not in JSON_TEXT:
+        return column
+    texts = [json_text(value) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, type=pa.string())])
 
 
 def _mismatches(use: ViewUse, equal: dict[str, Bools]) -> Mismatches:
@@ -217,12 +228,17 @@ def _mismatches(use: ViewUse, equal: dict[str, Bools]) -> Mismatches:
 
 def _audit_transforms(repo: Repo, part: LogPart) -> Iterator[Findings]:
     """Compute on-demand features again from logged inputs, and compare."""
+    import pyarrow as pa
+
     contract, log = part.contract, part.table
     if not contract.transforms:
         return
     transforms = load_transforms(repo.state_dir, contract.model, contract.contract_hash)
-    given = log.select([*_input_columns(contract).values()]).rename_columns(
-        [*_input_columns(contract)]
+    given = pa.table(
+        {
+            source: _as_given(log[column], contract.stored_columns.get(source))
+            for source, column in _input_columns(contract).items()
+        }
     )
     computed = computed_values(contract, transforms, given)
     for spec in contract.transforms:
@@ -247,6 +263,17 @@ def _audit_transforms(repo: Repo, part: LogPart) -> Iterator[Findings]:
             evidence=None,
             expected=computed,
         )
+
+
+def _as_given(column: pa.ChunkedArray, dtype: str | None) -> pa.ChunkedArray:
+    """A column of the log in the form in which on-demand functions take its type."""
+    import orjson
+    import pyarrow as pa
+
+    if dtype not in JSON_TEXT or dtype == "JSON":
+        return column
+    values = [None if text is None else orjson.loads(text) for text in column.to_pylist()]
+    return pa.chunked_array([pa.array(values)])
 
 
 def _input_columns(contract: ModelContract) -> dict[str, str]:

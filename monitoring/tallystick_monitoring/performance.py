@@ -44,7 +44,7 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
     """
     end = at - timedelta(microseconds=contract.label.matures_after_us)
     start = min(max(contract.data.end, end - LOOK_BACK), end)
-    parts = read_log(repo.state_dir, contract.model, start=start, end=end)
+    parts = read_log(repo.state_dir, contract.model, start=start, end=end, columns=_columns)
     requests = sum(part.table.num_rows for part in parts)
     if not requests:
         return PerformanceReport(start=start, end=end, requests=0, labelled=0)
@@ -76,6 +76,26 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
     )
 
 
+def _columns(contract: ModelContract) -> list[str]:
+    """The columns of the log that are needed here."""
+    names = [*contract.label.keys, *contract.slices]
+    return list(
+        dict.fromkeys(
+            ["prediction_id", "request_time", "prediction"]
+            + [_logged_as(contract, name) for name in names]
+        )
+    )
+
+
+def _logged_as(contract: ModelContract, name: str) -> str:
+    """The log's column of an entity key, a request field or a feature."""
+    if name in {key.name for key in contract.entity_keys}:
+        return f"entity.{name}"
+    if name in {field.name for field in contract.request_fields}:
+        return f"request.{name}"
+    return f"feature.{name}"
+
+
 def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> Floats:
     """The labels of a part's predictions that were known by ``at``; NaN where there is none.
 
@@ -88,15 +108,19 @@ def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> Floats:
     contract, log = part.contract, part.table
     model = repo.model(contract.model)
     keys = list(contract.label.keys)
-    fields = {field.name for field in contract.request_fields}
     asked = log.select(
-        [
-            "prediction_id",
-            "request_time",
-            *(f"request.{key}" if key in fields else f"entity.{key}" for key in keys),
-        ]
+        ["prediction_id", "request_time", *(_logged_as(contract, key) for key in keys)]
     ).rename_columns(["prediction_id", "request_time", *keys])
-    known = known_labels(repo, model, contract, known_until=at)
+    if not log.num_rows:
+        return np.empty(0)
+    times = log["request_time"]
+    known = known_labels(
+        repo,
+        model,
+        contract,
+        known_until=at,
+        between=(times[0].as_py(), times[-1].as_py() + timedelta(microseconds=1)),
+    )
     labels = _joined(asked, known, [*keys, "request_time"])
     sent = read_labels(repo.state_dir, contract.model, known_until=at)
     if sent is None:
@@ -188,9 +212,8 @@ def _slice(
     """Scores by the values of a slice: an entity key, a request field or a feature."""
     values = []
     for part in parts:
-        columns = [f"{kind}.{name}" for kind in ("entity", "request", "feature")]
-        column = next((one for one in columns if one in part.table.column_names), None)
-        if column is None:
+        column = _logged_as(part.contract, name)
+        if column not in part.table.column_names:
             return {}
         values.append(slice_labels(part.table[column]))
     known = np.concatenate(labels)

@@ -1,7 +1,8 @@
 """Watches which version of each model is the champion, and puts a new one in its place.
 
-A new champion is loaded and warmed in a thread and then swapped in by one assignment: requests in
-flight keep the one they began with. What cannot be loaded changes nothing but the reasons given.
+A new champion is loaded and warmed in a thread and then swapped in by one assignment: a request
+that has begun keeps the one it began with. What cannot be loaded changes nothing but the reasons
+given.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,10 +72,15 @@ def microseconds(column: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     return whole
 
 
-def labels_of(repo: Repo, model: Model) -> dict[LabelKey, Known]:
+def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey, Known]:
     """Every label there will ever be: (keys…, request time) → value and time; first known counts.
 
     Key values are as JSON holds them, as in the instances of :class:`Requests`.
+
+    Args:
+        repo: Where the labels are.
+        model: Whose labels.
+        days: Only labels of requests on these days (in UTC).
     """
     label = model.label
     table = read_source(
@@ -98,7 +103,7 @@ def labels_of(repo: Repo, model: Model) -> dict[LabelKey, Known]:
         table["__known_time"].to_pylist(),
         strict=True,
     ):
-        if value is not None:
+        if value is not None and time.date() in days:
             result.setdefault((*key, time), Known(int(value), known))
     return result
 

@@ -6,6 +6,7 @@ that moment are answered, and their labels arrive when they are known.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,7 +104,9 @@ class Replay:
         model = self._repo.model(self._scenario.model)
         inputs = self._repo.inputs(model)
         requests = Requests(self._repo, model, inputs)
-        labels = labels_of(self._repo, model)
+        labels = labels_of(self._repo, model, set(self._scenario.days))
+        # What was loaded stays to the end: the collector need not walk it again and again.
+        gc.freeze()
         traffic = Traffic(self._server.url, model.name, model.label.keys, labels)
         days = sorted(self._scenario.days)
         look_from = _monday(self._scenario.train_until)
@@ -117,6 +120,7 @@ class Replay:
                 await self._play_day(traffic, requests, start)
             await self._end_week(traffic, look_from)
         finally:
+            gc.unfreeze()
             await traffic.close()
         self.played.sent, self.played.calls = traffic.sent, traffic.calls
         return self.played

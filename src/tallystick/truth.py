@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
+from tallystick.clock import utc
 from tallystick.contract import ModelInputs
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError, Problem
@@ -17,9 +18,21 @@ if TYPE_CHECKING:
 
 
 def known_labels(
-    repo: Repo, model: Model, inputs: ModelInputs, *, known_until: datetime
+    repo: Repo,
+    model: Model,
+    inputs: ModelInputs,
+    *,
+    known_until: datetime,
+    between: tuple[datetime, datetime] | None = None,
 ) -> pa.Table:
     """The labels of a model that were known by ``known_until``; of corrections the last known.
+
+    Args:
+        repo: Where the label source is.
+        model: Whose labels.
+        inputs: What the model takes, for the types of the keys.
+        known_until: Labels known later are left out.
+        between: Only requests of [first, last); all by default.
 
     Returns:
         One row per labelled request: the label's keys, ``request_time``, ``label`` (int8, 0 or 1)
@@ -42,6 +55,7 @@ def known_labels(
             "label": label.column,
             "known_time": label.source.created_timestamp_column,
         },
+        between=between and (label.source.timestamp_field, *between),
     )
     types = {column.name: column.dtype for column in (*inputs.entity_keys, *inputs.request_fields)}
     table = table.filter(
@@ -71,7 +85,14 @@ def known_labels(
     )
 
 
-def read_source(repo: Repo, source: object, *, what: str, columns: dict[str, str]) -> pa.Table:
+def read_source(
+    repo: Repo,
+    source: object,
+    *,
+    what: str,
+    columns: dict[str, str],
+    between: tuple[str, datetime, datetime] | None = None,
+) -> pa.Table:
     """Read columns of a Feast file source under other names; times in UTC at microseconds.
 
     Args:
@@ -79,6 +100,7 @@ def read_source(repo: Repo, source: object, *, what: str, columns: dict[str, str
         source: Feast ``FileSource``.
         what: What the source is, for messages.
         columns: Name in the result → name in the source.
+        between: A time column of the source, and the first and last time [first, last) to read.
 
     Raises:
         DataError: The source cannot be read or lacks a column; all missing ones are listed.
@@ -98,7 +120,10 @@ def read_source(repo: Repo, source: object, *, what: str, columns: dict[str, str
                 [Problem(f"column {name}", "present", "absent") for name in missing],
                 hint=f"It has: {', '.join(sorted(names))}",
             )
-        table = dataset.to_table(columns=sorted(set(columns.values())))
+        table = dataset.to_table(
+            columns=sorted(set(columns.values())),
+            filter=None if between is None else _inside(dataset.schema, *between),
+        )
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{what} ({location}) cannot be read: {error}") from error
     table = table.select(list(columns.values())).rename_columns(list(columns))
@@ -108,3 +133,21 @@ def read_source(repo: Repo, source: object, *, what: str, columns: dict[str, str
             column = table[position].cast(pa.timestamp("us", tz=field.type.tz), safe=False)
             table = table.set_column(position, field.name, column.cast(moment))
     return table
+
+
+def _inside(schema: pa.Schema, column: str, start: datetime, end: datetime) -> Any:
+    """A filter for times in [start, end), in the column's own type; a naive column is in UTC."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = schema.field(column).type
+    if not pa.types.is_timestamp(kind):
+        return None
+    zone = None if kind.tz is None else UTC
+    first, last = (
+        pa.scalar(utc(moment).replace(tzinfo=zone), pa.timestamp("us", tz=kind.tz)).cast(
+            kind, safe=False
+        )
+        for moment in (start, end)
+    )
+    return (pc.field(column) >= first) & (pc.field(column) < last)

@@ -118,6 +118,26 @@ def test_many_threads_lose_nothing():
     assert sorted(written) == list(range(4000))
 
 
+def test_the_thread_outlives_a_failure():
+    written, failures = [], iter([ValueError("a bug"), OSError("disk full")])
+
+    def write(items):
+        failure = next(failures, None)
+        if failure is not None:
+            raise failure
+        written.extend(items)
+
+    writer = BufferedWriter(
+        write=write, rows_of=lambda _: 1, rows_max=10, flush_rows=1, flush_s=0.005
+    )
+    writer.append("row")
+    give_up = time.monotonic() + 10
+    while not written and time.monotonic() < give_up:
+        time.sleep(0.005)
+    writer.close()
+    assert written == ["row"]
+
+
 def test_the_thread_writes_by_itself(tmp_path):
     log = open_log(tmp_path, flush_s=0.01)
     log.append(CONTRACT, predictions(0))
@@ -167,6 +187,17 @@ def test_labels_known_later_are_not_read(tmp_path):
     everything = read_labels(tmp_path, CONTRACT.model, known_until=from_us(late))
     assert everything is not None
     assert everything.num_rows == 3
+
+
+def test_some_columns_can_be_read_alone(tmp_path):
+    log = open_log(tmp_path)
+    log.append(CONTRACT, predictions(0))
+    log.buffer.close()
+    end = START + timedelta(days=1)
+    names = ["request_time", "entity.driver"]
+    (part,) = read_log(tmp_path, CONTRACT.model, start=START, end=end, columns=lambda _: names)
+    assert part.table.column_names == names
+    assert part.table["entity.driver"].to_pylist() == [2**53] * 2
 
 
 def test_no_labels_is_none(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -35,8 +35,23 @@ class LogPart:
     table: pa.Table
 
 
-def read_log(state_dir: Path, model: str, *, start: datetime, end: datetime) -> list[LogPart]:
+def read_log(
+    state_dir: Path,
+    model: str,
+    *,
+    start: datetime,
+    end: datetime,
+    columns: Callable[[ModelContract], Collection[str]] | None = None,
+) -> list[LogPart]:
     """Read the predictions requested in [start, end), one part per contract.
+
+    Args:
+        state_dir: The repo's state folder.
+        model: Whose predictions.
+        start: First request time, included.
+        end: Last request time, excluded.
+        columns: Which columns to read under a contract, ``request_time`` among them; all by
+            default. What is not read costs nothing.
 
     Raises:
         DamagedError: A file cannot be read.
@@ -47,12 +62,14 @@ def read_log(state_dir: Path, model: str, *, start: datetime, end: datetime) -> 
     parts = []
     for folder in sorted((log_dir(state_dir) / model).glob("*/")):
         contract, schema = _contract_of(folder)
-        tables = []
-        for path in _files(folder, start, end):
-            table = _read_file(path)
-            _check_schema(path, schema, table.schema)
-            tables.append(_between(table.cast(schema), "request_time", start, end))
-        whole = pa.concat_tables(tables) if tables else schema.empty_table()
+        wanted = schema.names if columns is None else list(columns(contract))
+        tables = [
+            _between(_read_file(path, schema, wanted), "request_time", start, end)
+            for path in _files(folder, start, end)
+        ]
+        if not tables:
+            continue
+        whole = pa.concat_tables(tables)
         if whole.num_rows:
             parts.append(
                 LogPart(contract=contract, table=whole.sort_by("request_time").combine_chunks())
@@ -104,12 +121,19 @@ def _contract_of(folder: Path) -> tuple[ModelContract, pa.Schema]:
     return contract, log_schema(contract)
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(
+    path: Path, expected: pa.Schema | None = None, columns: Collection[str] | None = None
+) -> pa.Table:
+    """Read a file, or some columns of it, after comparing its schema with the expected one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path).read()
+        with pq.ParquetFile(path) as file:
+            if expected is not None and not file.schema_arrow.equals(expected):
+                _check_schema(path, expected, file.schema_arrow)
+            table = file.read(columns=None if columns is None else list(columns))
+            return table if columns is None else table.select(list(columns))
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(
             f"Log file {path} cannot be read: {error}",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tallystick.contract import ModelInputs
-from tallystick.dtypes import arrow_type
+from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -126,8 +126,9 @@ def to_arrow(inputs: ModelInputs, schema: pa.Schema, batch: Sequence[Predictions
             columns[f"view.{use.name}.created_time"] += read.created_us
             columns[f"view.{use.name}.write_time"] += read.write_us
             columns[f"view.{use.name}.definition"] += read.definition
-        for name in inputs.value_columns:
-            columns[f"feature.{name}"] += part.values[name]
+        for name, dtype in inputs.value_columns.items():
+            values = part.values[name]
+            columns[f"feature.{name}"] += map(json_text, values) if dtype in JSON_TEXT else values
     return pa.table(
         [pa.array(columns[field.name], type=field.type) for field in schema], schema=schema
     )

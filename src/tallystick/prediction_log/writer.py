@@ -135,9 +135,10 @@ class BufferedWriter(Generic[Item]):
             self._wake.clear()
             try:
                 self.flush()
-            except OSError as error:
-                # The disk may be full: the items are kept, and the bound on the buffer holds.
-                logger.error("The log cannot be written, and is kept in memory: %s", error)  # noqa: TRY400
+            except Exception:
+                # Whatever it was (a full disk, a bug), the rows are kept, the bound on the buffer
+                # holds, and the next try may succeed; a dead thread would lose all that follows.
+                logger.exception("The log cannot be written, and is kept in memory.")
 
 
 class PredictionLog:
