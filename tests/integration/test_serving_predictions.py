@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import serving_scene as scene
 
+import serving_scene as scene
 from tallystick.prediction_log.reader import read_labels, read_log
 from tallystick_serving import problems
 from tallystick_serving.app import ROUTERS
