@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from tallystick.clock import SimulatedClock
 from tallystick.errors import InputError
 from tallystick.progress import progress
 from tallystick.settings import override
+from tallystick_simulation.folder import CLOCK, taken
 from tallystick_simulation.scenario import Scenario
 
 STEPS = 1000
@@ -22,14 +27,11 @@ def demo(path: Path, out: Path) -> str:
         out: Folder for everything that the replay makes; an earlier replay's is replaced.
 
     Raises:
-        InputError: The repo has no scenario, or ``out`` holds something else.
+        InputError: The repo has no scenario, or ``out`` holds something else, or another replay
+            runs in it.
     """
     from tallystick.repo import open_repo
 
-    _prepare(out)
-    state = out.resolve() / "state"
-    state.mkdir(parents=True)
-    override(state_dir=state, clock_file=state / "clock", log_flush_s="60")
     repo = open_repo(path)
     scenarios = repo.declared(Scenario)
     if len(scenarios) != 1:
@@ -37,10 +39,11 @@ def demo(path: Path, out: Path) -> str:
             f"{repo.path} must define one Scenario to replay; it has {len(scenarios)}."
         )
     scenario = scenarios[0]
-    clock = SimulatedClock(state / "clock", start=scenario.train_until)
     from tallystick_simulation.stage import play
 
-    with progress(STEPS) as bar:
+    with _ending_on_signals(), taken(out) as state, progress(STEPS) as bar:
+        override(state_dir=state, clock_file=state / CLOCK, log_flush_s="60")
+        clock = SimulatedClock(state / CLOCK, start=scenario.train_until)
 
         def tell(share: float, text: str) -> None:
             bar.step(text, done=int(share * STEPS))
@@ -48,14 +51,16 @@ def demo(path: Path, out: Path) -> str:
         return play(repo, scenario, clock=clock, out=out, tell=tell)
 
 
-def _prepare(out: Path) -> None:
-    """Empty the folder if an earlier replay made it; refuse to touch anything else."""
-    if not out.exists():
-        return
-    ours = {"state", "summary.json", "performance.png", "parity.png", "server.log"}
-    others = sorted(entry.name for entry in out.iterdir() if entry.name not in ours)
-    if others:
-        raise InputError(
-            f"{out} holds files that no replay made ({', '.join(others[:3])}); name another folder."
-        )
-    shutil.rmtree(out)
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """End as by Ctrl-C, with servers stopped, when asked to or when the terminal is closed."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
