@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 NEVER, LOOP, BAD = "#8a8f98", "#0b6e6e", "#c0392b"
 HALF_WINDOW = 2
+HOUR = timedelta(hours=1)
 SIZE_INCHES = (10.0, 4.2)
 
 
@@ -55,8 +57,9 @@ def draw_parity(path: Path, scenario: Scenario, played: Played) -> None:
     staged = iso_week(scenario.outage.start)
     if staged in weeks:
         low = shares[weeks.index(staged)]
+        hours = (scenario.outage.end - scenario.outage.start) / HOUR
         axes.annotate(
-            f"{scenario.outage.view}: not brought online for two days",
+            f"{scenario.outage.view}: not brought online for {hours:g} hours",
             xy=(staged, low),
             xytext=(12, 8),
             textcoords="offset points",

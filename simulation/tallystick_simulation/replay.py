@@ -156,24 +156,29 @@ class Replay:
 
     async def _refresh(self, traffic: Traffic, moment: datetime, *, catch_up: bool) -> None:
         """Bring online what has become known: what is due now, or everything after a gap."""
-        outage = self._scenario.outage
+        down = self._scenario.outage.view if self._is_out(moment) else None
         views = [
             view
             for view, every in self._scenario.refresh.items()
-            if (catch_up or _is_due(moment, every))
-            and not (view == outage.view and outage.start <= moment < outage.end)
+            if catch_up or _is_due(moment, every)
         ]
+        if catch_up:
+            # What was pushed on the days between is brought from history.
+            views += self._feeds
+        views = [view for view in views if view != down]
         with self._watch.stage("materialize"):
+            # No views would mean all of them.
             if views:
                 self._materializer.run(views=views, until=moment)
-            if catch_up:
-                # What was pushed on the days between is brought from history.
-                self._materializer.run(views=list(self._feeds), until=moment)
         with self._watch.stage("push"):
-            for feed in self._feeds.values():
-                if not catch_up and _is_due(moment, feed.every):
+            for view, feed in self._feeds.items():
+                if view != down and not catch_up and _is_due(moment, feed.every):
                     for columns in feed.between(moment - feed.every, moment):
                         await traffic.push(feed.source, columns)
+
+    def _is_out(self, moment: datetime) -> bool:
+        outage = self._scenario.outage
+        return outage.start <= moment < outage.end
 
     async def _look_after(self, traffic: Traffic, moment: datetime) -> None:
         """Send labels and look at freshness, when that is due."""

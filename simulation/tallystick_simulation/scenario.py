@@ -44,7 +44,8 @@ class Scenario:
         labels_every: How often the labels that have become known are sent.
         batch_by: Entity key or request field: requests of one minute that share it are sent as one
             HTTP request; None for one HTTP request each.
-        also: Further models, served on the first of the days.
+        also: Further models, trained and promoted as well, and loaded by the server; nobody asks
+            them.
     """
 
     model: str

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tallystick.online_store import embedded
+from tallystick.records import MonitorReport, load_records
 from tiny_repo import START, make_tiny_repo
 
 SCENARIO = """
@@ -36,6 +40,14 @@ SCENARIO = Scenario(
 """
 
 
+def demo(repo, out):
+    return [sys.executable, "-m", "tallystick", "--repo", str(repo), "demo", "--out", str(out)]
+
+
+def environment():
+    return {name: value for name, value in os.environ.items() if not name.startswith("TALLY")}
+
+
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     folder = tmp_path_factory.mktemp("replay")
@@ -51,11 +63,7 @@ def played(tmp_path_factory):
     (repo / "scenario.py").write_text("import datetime\n" + SCENARIO.format(start=START))
     out = folder / "out"
     done = subprocess.run(
-        [sys.executable, "-m", "tallystick", "--repo", str(repo), "demo", "--out", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={name: value for name, value in os.environ.items() if not name.startswith("TALLY")},
+        demo(repo, out), capture_output=True, text=True, check=False, env=environment()
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return repo, out, done.stdout, json.loads((out / "summary.json").read_text())
@@ -67,6 +75,30 @@ def test_every_request_was_answered_and_logged(played):
     times = pq.read_table(repo / "data" / "requests.parquet")["event_time"].to_pylist()
     expected = sum(first <= time < last for time in times)
     assert summary["requests"] == summary["logged"] == expected > 0
+
+
+def test_every_request_is_in_exactly_one_look(played):
+    _, out, _, summary = played
+    looks = load_records(out / "state", MonitorReport, model="demo_model")
+    assert sum(look.parity.requests for look in looks) == summary["requests"]
+    served_each = 5  # values: four stored and one computed
+    assert summary["parity"]["values"] == served_each * summary["requests"]
+
+
+def test_nothing_of_the_view_goes_online_while_it_is_out(played):
+    folder = played[1] / "state" / "log" / "demo_model"
+    stopped, resumed = START + timedelta(days=36), START + timedelta(days=38)
+    written = {"shop_stats": [], "item_stats": []}
+    for path in folder.glob("*/*.parquet"):
+        for view, times in written.items():
+            table = pq.read_table(path, columns=["request_time", f"view.{view}.write_time"])
+            times += [
+                row[f"view.{view}.write_time"]
+                for row in table.to_pylist()
+                if stopped <= row["request_time"] < resumed
+            ]
+    assert max(time for time in written["shop_stats"] if time) <= stopped
+    assert max(time for time in written["item_stats"] if time) > stopped + timedelta(days=1)
 
 
 def test_every_mismatch_has_a_cause(played):
@@ -101,10 +133,45 @@ def test_report_and_pictures_are_there(played):
 
 def test_a_folder_that_no_replay_made_is_left_alone(played, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    command = [sys.executable, "-m", "tallystick", "--repo", str(played[0])]
-    done = subprocess.run(
-        [*command, "demo", "--out", str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(demo(played[0], tmp_path), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "thesis.txt" in done.stderr
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_mistake_does_not_cost_the_earlier_replay(played, tmp_path):
+    _, out, _, summary = played
+    done = subprocess.run(demo(tmp_path, out), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is not a Feast repo" in done.stderr
+    assert json.loads((out / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_replay_that_is_ended_leaves_no_server_behind(played, tmp_path, number):
+    log = tmp_path / "server.log"
+    replay = subprocess.Popen(
+        demo(played[0], tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    )
+    try:
+        wait_until(lambda: log.exists() and "answers now" in log.read_text())
+        assert embedded.is_running(tmp_path / "state")
+        replay.send_signal(number)
+        assert replay.wait(60) != 0
+    finally:
+        replay.kill()
+        replay.wait()
+    assert not embedded.is_running(tmp_path / "state")
+    # The last that a server says when it ends.
+    assert "Finished server process" in log.read_text()
+    assert not (tmp_path / "summary.json").exists()
+
+
+def wait_until(is_so, *, seconds=60):
+    give_up = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
