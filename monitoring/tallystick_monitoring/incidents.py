@@ -104,9 +104,9 @@ def record_incidents(
 def incidents_between(
     state_dir: Path, model_name: str, *, start: datetime, end: datetime
 ) -> list[Incident]:
-    """The incidents of a model that touch [start, end), by begin."""
+    """The incidents of a model that touch [start, end), by begin; an open one has no end."""
     found = load_records(state_dir, Incident, model=model_name)
-    touching = [one for one in found if one.start < end and one.end >= start]
+    touching = [one for one in found if one.start < end and (one.is_open or one.end >= start)]
     return sorted(touching, key=lambda one: (one.start, one.incident_id))
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tallystick.clock import to_us
 from tallystick.contract import ModelContract
 from tallystick.metrics import CLIP, log_losses, scores, slice_labels, slice_scores
 from tallystick.prediction_log.reader import LogPart, read_labels, read_log
-from tallystick.records import PerformanceReport
+from tallystick.records import Incident, PerformanceReport, load_records
 from tallystick.repo import Repo
 from tallystick.truth import known_labels
+from tallystick_monitoring.evidence import microseconds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,13 +52,14 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
         return PerformanceReport(start=start, end=end, requests=0, labelled=0)
     labels = [labels_of(repo, part, at=at) for part in parts]
     outcomes, predictions = _pairs(parts, labels)
+    incidents = load_records(repo.state_dir, Incident, model=contract.model)
     mine = [
-        place
-        for place, part in enumerate(parts)
+        (part, _outside(incidents, part, known))
+        for part, known in zip(parts, labels, strict=True)
         if part.contract.contract_hash == contract.contract_hash
     ]
     gain, error = recalibration_gain(
-        *_pairs([parts[place] for place in mine], [labels[place] for place in mine])
+        *_pairs([part for part, _ in mine], [known for _, known in mine])
     )
     return PerformanceReport(
         start=start,
@@ -188,6 +191,16 @@ def _last_known(sent: pa.Table, by: Sequence[str]) -> pa.Table:
         .aggregate([("label", "first")])
         .rename_columns([*by, "label"])
     )
+
+
+def _outside(incidents: Sequence[Incident], part: LogPart, labels: Floats) -> Floats:
+    """The labels of a part, NaN where the request lies in an incident; an open one has no end."""
+    asked = microseconds(part.table["request_time"])
+    touched = np.zeros(len(asked), dtype=np.bool_)
+    for incident in incidents:
+        inside = asked >= to_us(incident.start)
+        touched |= inside if incident.is_open else inside & (asked <= to_us(incident.end))
+    return np.where(touched, np.nan, labels)
 
 
 def _pairs(parts: Sequence[LogPart], labels: Sequence[Floats]) -> tuple[Floats, Floats]:

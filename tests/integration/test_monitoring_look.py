@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import looks
 from served_log import HOUR_US, Faults, HistoryRow, read_requests, serve
 from tallystick.clock import to_us
 from tallystick.contract import ModelContract
 from tallystick.errors import DamagedError, InputError, StateError
 from tallystick.prediction_log.labels import LabelLog, LabelRow
 from tallystick.prediction_log.reader import read_log
-from tallystick.records import Incident, MonitorReport, ParityReport, load_records
+from tallystick.records import Incident, MonitorReport, ParityReport, load_records, save_record
 from tallystick.repo import Repo
 from tallystick_monitoring import command
 from tallystick_monitoring.freshness import freshness
@@ -169,6 +170,40 @@ def _truth(path: Path, *, known_until: datetime) -> dict[int, int]:
     known = [row for row in rows if row["created_time"] <= known_until]
     known.sort(key=lambda row: row["created_time"])
     return {to_us(row["event_time"]): row["returned"] for row in known}
+
+
+def test_the_gain_is_estimated_without_incidents(
+    champion_repo: Repo, contract: ModelContract
+) -> None:
+    served(champion_repo, contract, Faults())
+    before = performance(champion_repo, contract, at=END)
+
+    def with_incident(*, start: datetime, end: datetime, is_open: bool = False) -> float | None:
+        incident = looks.incident(at=END, model=MODEL, requests=9, is_open=is_open)
+        incident = incident.model_copy(update={"start": start, "end": end})
+        save_record(champion_repo.state_dir, incident, model=MODEL, name="one")
+        report = performance(champion_repo, contract, at=END)
+        # What was served was served: only the gain leaves it out.
+        assert report.metrics == before.metrics
+        assert report.labelled == before.labelled
+        return report.gain_per_request
+
+    assert with_incident(start=START, end=BEGIN - DAY) == before.gain_per_request
+    assert with_incident(start=STOP, end=STOP + DAY / 2) not in {None, before.gain_per_request}
+    # The rest is too few requests to say anything.
+    assert with_incident(start=BEGIN, end=END) is None
+    assert with_incident(start=BEGIN, end=BEGIN, is_open=True) is None
+
+
+def test_an_open_incident_is_in_every_look_until_it_is_closed(
+    champion_repo: Repo, contract: ModelContract
+) -> None:
+    served(champion_repo, contract, Faults())
+    for is_open in (True, False):
+        incident = looks.incident(at=END, model=MODEL, requests=9, is_open=is_open)
+        save_record(champion_repo.state_dir, incident, model=MODEL, name="one")
+        report = look(champion_repo, MODEL, at=END + DAY, start=END, end=END + DAY)
+        assert report.incidents == ([incident] if is_open else [])
 
 
 def test_labels_that_were_sent_count_most(champion_repo: Repo, contract: ModelContract) -> None:
