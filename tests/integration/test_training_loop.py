@@ -263,6 +263,38 @@ def test_a_retraining_that_passes_its_gates_is_promoted_and_recorded(repo):
     assert retrain(repo, model, look, at=END) == decision
 
 
+def test_a_crash_between_promotion_and_its_record_is_mended_by_running_again(repo, monkeypatch):
+    registry.promote(repo, MODEL, "1")
+    model = changed(repo, gates=(Gate(metric="log_loss", max_regression=0.1),))
+    look = look_at(repo, at=END, gain=0.01)
+    promote = registry.promote
+
+    def promote_and_crash(*arguments):
+        promote(*arguments)
+        crash()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "promote", promote_and_crash)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(repo, model, look, at=END)
+    (torn,) = load_records(repo.state_dir, Decision, model=MODEL)
+    assert (torn.challenger, torn.promoted) == ("3", False)
+    assert read_champion(repo.state_dir, MODEL).version == "3"
+    mended = retrain(repo, model, look, at=END)
+    assert mended == torn.model_copy(update={"promoted": True})
+    assert load_records(repo.state_dir, Decision, model=MODEL) == [mended]
+
+
+def test_a_challenger_is_trained_under_the_clock_of_the_champion(repo):
+    command.train(repo, MODEL, end=MIDDLE, clock="event", promote=True)
+    model = changed(repo, gates=())
+    decision = retrain(repo, model, look_at(repo, at=END, gain=0.01), at=END)
+    assert decision.promoted
+    champion = read_champion(repo.state_dir, MODEL)
+    contract = load_bundle(repo.state_dir, MODEL, champion.contract_hash).contract
+    assert (contract.data.clock, contract.data.known_until) == ("event", END)
+
+
 def test_a_challenger_that_fails_a_gate_stays_a_challenger(repo):
     registry.promote(repo, MODEL, "1")
     model = changed(repo, gates=(Gate(metric="auc", limit=0.999),))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tallystick.bundle import Champion, load_bundle, read_champion
 from tallystick.errors import DataError
+from tallystick.fold import VisibilityClock
 from tallystick.records import (
     Decision,
     Incident,
@@ -16,7 +17,6 @@ from tallystick.records import (
     save_record,
 )
 from tallystick_training import registry
-from tallystick_training.dataset import KNOWLEDGE
 from tallystick_training.evaluation import predictions_of
 from tallystick_training.gates import apply_gates
 from tallystick_training.rule import decide, judge
@@ -35,10 +35,10 @@ def retrain(
 ) -> Decision:
     """Decide by a look; if it says so, train a challenger and promote it if every gate passes.
 
-    The challenger learns from the model's window up to ``at``, from labels known by then, without
-    the rows of any recorded incident. Champion and challenger are scored on the challenger's
-    holdout, which is newer than what either was trained on unless the champion is younger than the
-    holdout is long.
+    The challenger learns from the model's window up to ``at``, from labels known by then, under the
+    champion's clock, without the rows of any recorded incident. Champion and challenger are scored
+    on the challenger's holdout; the champion was not fitted to it either, since it had a holdout of
+    its own, unless the model's has been lengthened since.
 
     Args:
         repo: The repo, applied.
@@ -58,11 +58,16 @@ def retrain(
         UnavailableError: MLflow does not answer.
     """
     recorded = load_records(repo.state_dir, Decision, model=model.name)
-    for decision in recorded:
-        if decision.at == at and decision.promoted:
-            return decision
-    previous = [decision for decision in recorded if decision.at < at]
     champion = read_champion(repo.state_dir, model.name)
+    for decision in recorded:
+        if decision.at != at:
+            continue
+        if decision.promoted:
+            return decision
+        if decision.challenger == champion.version and all(one.passed for one in decision.gates):
+            # It was interrupted between the promotion and the record of it.
+            return _promote(repo, decision)
+    previous = [decision for decision in recorded if decision.at < at]
     bundle = load_bundle(repo.state_dir, model.name, champion.contract_hash)
     decision = decide(report, model, bundle.contract, previous=previous, forced=force)
     decision = decision.model_copy(update={"at": at})
@@ -74,6 +79,8 @@ def retrain(
 def _carry_out(repo: Repo, model: Model, decision: Decision, champion: Champion) -> Decision:
     """Train, compare, record, promote, and record that as well."""
     at = decision.at
+    bundle = load_bundle(repo.state_dir, model.name, champion.contract_hash)
+    clock = VisibilityClock(bundle.contract.data.clock)
     try:
         trained = train(
             repo,
@@ -81,6 +88,7 @@ def _carry_out(repo: Repo, model: Model, decision: Decision, champion: Champion)
             start=training_start(repo, model, end=at),
             end=at,
             known_until=at,
+            clock=clock,
             incidents=load_records(repo.state_dir, Incident, model=model.name),
         )
     except DataError as error:
@@ -89,11 +97,10 @@ def _carry_out(repo: Repo, model: Model, decision: Decision, champion: Champion)
     version = registry.register(repo, trained).version
     registry.mark_challenger(repo, model.name, version)
     evaluation = trained.evaluation
-    bundle = load_bundle(repo.state_dir, model.name, champion.contract_hash)
     gates = apply_gates(
         model,
         evaluation.outcomes,
-        predictions_of(repo, bundle, evaluation.rows, clock=KNOWLEDGE),
+        predictions_of(repo, bundle, evaluation.rows, clock=clock),
         evaluation.predictions,
         evaluation.slices,
     )
@@ -115,7 +122,12 @@ def _carry_out(repo: Repo, model: Model, decision: Decision, champion: Champion)
     _record(repo, decision)
     if failed:
         return decision
-    registry.promote(repo, model.name, version)
+    return _promote(repo, decision)
+
+
+def _promote(repo: Repo, decision: Decision) -> Decision:
+    """Make the challenger of a recorded decision the champion, and record that it is."""
+    registry.promote(repo, decision.model, str(decision.challenger))
     return _record(repo, decision.model_copy(update={"promoted": True}))
 
 
