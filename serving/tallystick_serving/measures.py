@@ -6,7 +6,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -52,13 +52,8 @@ class Measures:
             ["model"],
             registry=self.registry,
         )
-        self._champion = Gauge(
-            "tallystick_champion_info",
-            "1 for the version of each model that answers.",
-            ["model", "version", "contract_hash"],
-            registry=self.registry,
-        )
         self._champions: dict[str, Champion] = {}
+        self.registry.register(_Champions(self._champions))
         self._children: dict[Any, Any] = {}
 
     def add_ledgers(self, ledgers: Mapping[str, Callable[[], Ledger]]) -> None:
@@ -67,11 +62,7 @@ class Measures:
 
     def set_champion(self, champion: Champion) -> None:
         """Say which version of a model answers."""
-        before = self._champions.get(champion.model)
-        if before is not None:
-            self._champion.remove(before.model, before.version, before.contract_hash)
         self._champions[champion.model] = champion
-        self._champion.labels(champion.model, champion.version, champion.contract_hash).set(1)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -98,6 +89,28 @@ class Measures:
         if child is None:
             child = self._children[key] = metric.labels(*labels)
         return child
+
+
+class _Champions(Collector):
+    """Which version of each model answers, read when asked for.
+
+    A gauge of prometheus_client would have to drop the labels of the champion before, which it does
+    not do once something in the process, as Feast does, has switched it to files.
+    """
+
+    def __init__(self, champions: Mapping[str, Champion]) -> None:
+        self._champions = champions
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Give the metric of all champions."""
+        gauge = GaugeMetricFamily(
+            "tallystick_champion_info",
+            "1 for the version of each model that answers.",
+            labels=["model", "version", "contract_hash"],
+        )
+        for champion in list(self._champions.values()):
+            gauge.add_metric([champion.model, champion.version, champion.contract_hash], 1)
+        yield gauge
 
 
 class _Ledgers(Collector):
