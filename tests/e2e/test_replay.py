@@ -147,27 +147,37 @@ def test_a_mistake_does_not_cost_the_earlier_replay(played, tmp_path):
     assert json.loads((out / "summary.json").read_text()) == summary
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_replay_that_is_ended_leaves_no_server_behind(played, tmp_path, number):
-    log = tmp_path / "server.log"
-    replay = subprocess.Popen(
-        demo(played[0], tmp_path),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-    )
+def test_replays_side_by_side_leave_no_server_behind_when_they_are_ended(played, tmp_path):
+    # Ctrl-C, and what a supervisor sends.
+    signals = {tmp_path / "one": signal.SIGINT, tmp_path / "two": signal.SIGTERM}
+    replays = {
+        out: subprocess.Popen(
+            demo(played[0], out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        for out in signals
+    }
     try:
-        wait_until(lambda: log.exists() and "answers now" in log.read_text())
-        assert embedded.is_running(tmp_path / "state")
-        replay.send_signal(number)
-        assert replay.wait(60) != 0
+        for out in replays:
+            wait_until(lambda log=out / "server.log": "answers now" in said(log))
+            assert embedded.is_running(out / "state")
+        for out, replay in replays.items():
+            replay.send_signal(signals[out])
+            assert replay.wait(60) != 0
+            assert not embedded.is_running(out / "state")
+            # The last that a server says when it ends.
+            assert "Finished server process" in said(out / "server.log")
+            assert not (out / "summary.json").exists()
     finally:
-        replay.kill()
-        replay.wait()
-    assert not embedded.is_running(tmp_path / "state")
-    # The last that a server says when it ends.
-    assert "Finished server process" in log.read_text()
-    assert not (tmp_path / "summary.json").exists()
+        for replay in replays.values():
+            replay.kill()
+            replay.wait()
+
+
+def said(log):
+    return log.read_text() if log.exists() else ""
 
 
 def wait_until(is_so, *, seconds=60):
