@@ -35,6 +35,8 @@ def summarize(
             "unexplained": sum(look.parity.unexplained for look in played.looks),
         },
         "incident": _incident(scenario, played),
+        # Of any view and cause: more than the one that is staged are false alarms, or real.
+        "incidents": len(played.incidents),
         "decisions": [
             {
                 "week": iso_week(decision.at - timedelta(days=1)),
@@ -120,7 +122,8 @@ def report(summary: dict[str, Any]) -> str:
             f"{incident['view']} not brought online from {incident['start']} to "
             f"{incident['end']}: {found}; retrained because of it: "
             f"{'YES' if incident['retrained'] else 'no'}; "
-            f"{incident['training_rows_kept_out']:,} rows kept out of training"
+            f"{incident['training_rows_kept_out']:,} rows kept out of training; "
+            f"{summary['incidents'] - incident['found']} other incidents"
         ),
         "Decisions": (
             f"{outcomes.count('retrain')} retrain ({promoted} promoted), "

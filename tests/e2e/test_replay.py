@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tallystick.online_store import embedded
-from tallystick.records import MonitorReport, load_records
+from tallystick.records import Incident, MonitorReport, load_records
 from tiny_repo import START, make_tiny_repo
 
 SCENARIO = """
@@ -113,6 +113,13 @@ def test_the_outage_is_found_named_and_no_reason_to_retrain(played):
     assert incident["cause"] == "materialization_lag"
     assert 0 < incident["found_after_minutes"] < 2 * 24 * 60
     assert incident["retrained"] is False
+
+
+def test_no_incident_is_left_unsaid(played):
+    _, out, printed, summary = played
+    found = load_records(out / "state", Incident, model="demo_model")
+    assert summary["incidents"] == len(found)
+    assert f"{len(found) - 1} other incidents" in printed
 
 
 def test_there_is_a_decision_for_every_week(played):
