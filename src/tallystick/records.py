@@ -164,7 +164,8 @@ class PerformanceReport(Frozen):
         metrics: ``log_loss``, ``brier``, ``auc``, ``ece``.
         slices: Slice column → value → metrics, for values with enough rows.
         gain_per_request: Log loss that a recalibration learned on the older half of these rows
-            saves on the newer half, per request; a floor of what training again would bring.
+            saves on the newer half, per request, without the requests of incidents; a floor of what
+            training again would bring.
         gain_standard_error: Standard error of it.
     """
 
