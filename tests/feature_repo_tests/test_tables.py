@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+DOCS = Path(__file__).parents[2] / "docs"
 ROWS = {
     "requests": 336_776,
     "arrivals": 327_346,
@@ -319,3 +322,11 @@ def test_the_build_is_the_same_every_time(sources, repo_copy, tmp_path):
         again, first = (folder / f"{table}.parquet" for folder in (tmp_path, repo_copy / "data"))
         assert again.read_bytes() == first.read_bytes(), table
     assert {path.suffix for path in tmp_path.iterdir()} == {".parquet"}
+
+
+def test_the_document_tells_how_many_rows_there_are(tables):
+    document = (DOCS / "reference-scenario.md").read_text()
+    told = re.findall(r"^\| `(\w+)`[^|]*\| ([\d,]+) \|", document, flags=re.MULTILINE)
+    counted = [(table, f"{scalar(tables, f'SELECT count(*) FROM {table}'):,}") for table, _ in told]
+    assert told == counted
+    assert {table for table, _ in told} == KEYS.keys()
