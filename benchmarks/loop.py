@@ -27,12 +27,15 @@ from typing import Any
 import httpx
 import orjson
 
+from tallystick.clock import SimulatedClock
+
 ROOT = Path(__file__).parents[1]
 REPO = ROOT / "feature_repo"
 MODEL = "late_arrival"
 TRAIN_UNTIL = datetime(2013, 3, 1, tzinfo=UTC)
 SPINE_ROWS = 250_000
 REQUESTS = 2_000
+DAY_S = 86_400
 ROWS_AT_ONCE = (1, 10, 100)
 
 
@@ -41,17 +44,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    from tallystick.clock import SimulatedClock
     from tallystick.settings import override
 
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder)
         override(state_dir=state, clock_file=state / "clock")
-        SimulatedClock(state / "clock", start=TRAIN_UNTIL)
+        clock = SimulatedClock(state / "clock", start=TRAIN_UNTIL)
         from tallystick.online_store import embedded
 
         try:
-            figures = measure(rounds)
+            figures = measure(rounds, clock)
         finally:
             embedded.stop(state)
     report = {"machine": machine(), "rounds": rounds, **figures}
@@ -61,7 +63,7 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(rounds: int, clock: SimulatedClock) -> dict[str, Any]:
     """Offline, materialization, serving, audit; in this order, since each needs the one before."""
     from tallystick.repo import apply, open_repo
     from tallystick_training.command import train
@@ -72,7 +74,7 @@ def measure(rounds: int) -> dict[str, Any]:
     return {
         "training_set": bench_training_set(repo, rounds),
         "materialize": bench_materialize(repo, rounds),
-        "serve": bench_serve(repo, rounds),
+        "serve": bench_serve(repo, rounds, clock),
         "audit": bench_audit(repo, rounds),
     }
 
@@ -112,7 +114,7 @@ def bench_materialize(repo: Any, rounds: int) -> dict[str, float]:
     return {"rows": rows, "seconds": seconds, "rows_per_s": rows / seconds}
 
 
-def bench_serve(repo: Any, rounds: int) -> dict[str, dict[str, float]]:
+def bench_serve(repo: Any, rounds: int, clock: SimulatedClock) -> dict[str, dict[str, float]]:
     """Predictions over HTTP, logging on, one client that waits for each answer."""
     from tallystick_simulation.history import Requests
 
@@ -131,16 +133,23 @@ def bench_serve(repo: Any, rounds: int) -> dict[str, dict[str, float]]:
         wait_until_ready(url)
         with httpx.Client(base_url=url) as client:
             return {
-                f"{rows}_rows": bench_route(client, instances, rows, rounds)
+                f"{rows}_rows": bench_route(client, instances, rows, rounds, clock)
                 for rows in ROWS_AT_ONCE
             }
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        try:
+            server.wait(30)
+        finally:
+            server.kill()
 
 
 def bench_route(
-    client: httpx.Client, instances: list[dict[str, Any]], rows: int, rounds: int
+    client: httpx.Client,
+    instances: list[dict[str, Any]],
+    rows: int,
+    rounds: int,
+    clock: SimulatedClock,
 ) -> dict[str, float]:
     """Latency and throughput of requests of ``rows`` instances each."""
     bodies = [
@@ -153,6 +162,8 @@ def bench_route(
     for measured in range(rounds + 1):
         started = time.perf_counter()
         for number in range(count):
+            # Time passes, as it does for requests that come over a day.
+            clock.set(TRAIN_UNTIL + timedelta(seconds=number * DAY_S / count))
             before = time.perf_counter()
             answer = client.post(
                 f"/v1/models/{MODEL}:predict",

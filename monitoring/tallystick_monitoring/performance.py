@@ -27,6 +27,7 @@ LABELLED_MIN = 200
 """Labelled requests without which a gain is not estimated."""
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Int64s = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> PerformanceReport:
@@ -51,7 +52,7 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
     if not requests:
         return PerformanceReport(start=start, end=end, requests=0, labelled=0)
     labels = [labels_of(repo, part, at=at) for part in parts]
-    outcomes, predictions = _pairs(parts, labels)
+    outcomes, predictions, _ = _pairs(parts, labels)
     incidents = load_records(repo.state_dir, Incident, model=contract.model)
     mine = [
         (part, _outside(incidents, part, known))
@@ -138,7 +139,7 @@ def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> Floats:
 
 
 def recalibration_gain(
-    outcomes: Floats, predictions: Floats
+    outcomes: Floats, predictions: Floats, days: Int64s
 ) -> tuple[float, float] | tuple[None, None]:
     """Log loss that a recalibration saves per request, and its standard error.
 
@@ -148,13 +149,19 @@ def recalibration_gain(
     Args:
         outcomes: 0 or 1, by request time, of shape (rows,).
         predictions: Probabilities, of shape (rows,).
+        days: Number of the day of each request, of shape (rows,). The requests of a day share what
+            made it a good or a bad one, so the error is that of days, not of requests (Liang and
+            Zeger, "Longitudinal data analysis using generalized linear models", 1986).
 
     Returns:
-        Nats per request; None with fewer than :data:`LABELLED_MIN` rows, or if the older half knows
-        one outcome only.
+        Nats per request; None with fewer than :data:`LABELLED_MIN` rows, if the older half knows
+        one outcome only, or if the newer half has one day only.
     """
     half = len(outcomes) // 2
     if len(outcomes) < LABELLED_MIN or len(np.unique(outcomes[:half])) < 2:  # noqa: PLR2004 outcomes
+        return None, None
+    newer_days, day = np.unique(days[half:], return_inverse=True)
+    if len(newer_days) == 1:
         return None, None
     from sklearn.linear_model import LogisticRegression
 
@@ -165,7 +172,9 @@ def recalibration_gain(
     recalibrated = fitted.predict_proba(logits[half:])[:, 1]
     newer = outcomes[half:]
     saved = log_losses(newer, predictions[half:]) - log_losses(newer, recalibrated)
-    return float(saved.mean()), float(saved.std(ddof=1) / np.sqrt(len(saved)))
+    deviations = np.bincount(day, weights=saved - saved.mean())
+    spread = (deviations**2).sum() * len(newer_days) / (len(newer_days) - 1)
+    return float(saved.mean()), float(np.sqrt(spread) / len(saved))
 
 
 def _joined(asked: pa.Table, labels: pa.Table, by: Sequence[str]) -> Floats:
@@ -203,16 +212,17 @@ def _outside(incidents: Sequence[Incident], part: LogPart, labels: Floats) -> Fl
     return np.where(touched, np.nan, labels)
 
 
-def _pairs(parts: Sequence[LogPart], labels: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Outcomes and predictions of the labelled rows of some parts, by request time."""
+def _pairs(parts: Sequence[LogPart], labels: Sequence[Floats]) -> tuple[Floats, Floats, Int64s]:
+    """Outcomes, predictions and days of the labelled rows of some parts, by request time."""
     if not parts:
-        return np.empty(0), np.empty(0)
+        return np.empty(0), np.empty(0), np.empty(0, dtype=np.int64)
     outcomes = np.concatenate(labels)
     predictions = np.concatenate([part.table["prediction"].to_numpy() for part in parts])
     times = np.concatenate([part.table["request_time"].to_numpy() for part in parts])
     order = np.argsort(times, kind="stable")
     order = order[~np.isnan(outcomes[order])]
-    return outcomes[order], predictions[order]
+    days = times.astype("datetime64[D]").astype(np.int64)
+    return outcomes[order], predictions[order], days[order]
 
 
 def _slice(

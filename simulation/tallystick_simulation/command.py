@@ -42,7 +42,12 @@ def demo(path: Path, out: Path) -> str:
     from tallystick_simulation.stage import play
 
     with _ending_on_signals(), taken(out) as state, progress(STEPS) as bar:
-        override(state_dir=state, clock_file=state / CLOCK, log_flush_s="60")
+        override(
+            state_dir=state,
+            clock_file=state / CLOCK,
+            mlflow_uri=f"sqlite:///{state / 'mlflow.db'}",
+            log_flush_s="60",
+        )
         clock = SimulatedClock(state / CLOCK, start=scenario.train_until)
 
         def tell(share: float, text: str) -> None:

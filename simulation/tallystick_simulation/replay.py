@@ -144,6 +144,7 @@ class Replay:
                     await traffic.predict(asked_at, batches)
             moment += tick
         self._clock.set(moment)
+        await self._look_after(traffic, moment)
 
     @property
     def _tick(self) -> timedelta:

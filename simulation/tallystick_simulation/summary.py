@@ -60,8 +60,7 @@ def staged_incident(scenario: Scenario, played: Played) -> Incident | None:
         incident
         for incident in played.incidents.values()
         if incident.view == outage.view
-        and incident.start < outage.end + timedelta(days=1)
-        and incident.end >= outage.start
+        and outage.start - timedelta(days=1) < incident.start < outage.end + timedelta(days=1)
     ]
     return min(found, key=lambda incident: incident.found_at, default=None)
 

@@ -6,12 +6,14 @@ import numpy as np
 
 from tallystick_monitoring.performance import LABELLED_MIN, recalibration_gain
 
+DAYS = np.repeat(np.arange(40), 100)
+
 
 def test_a_calibrated_model_gains_nothing() -> None:
     rng = np.random.default_rng(1)
     predictions = rng.uniform(0.1, 0.9, size=4_000)
     outcomes = (rng.random(4_000) < predictions).astype(float)
-    gain, error = recalibration_gain(outcomes, predictions)
+    gain, error = recalibration_gain(outcomes, predictions, DAYS)
     assert gain is not None
     assert error is not None
     assert abs(gain) < 3 * error
@@ -21,7 +23,7 @@ def test_a_model_that_reads_too_high_gains() -> None:
     rng = np.random.default_rng(1)
     truth = rng.uniform(0.05, 0.5, size=4_000)
     outcomes = (rng.random(4_000) < truth).astype(float)
-    gain, error = recalibration_gain(outcomes, np.minimum(truth + 0.3, 0.99))
+    gain, error = recalibration_gain(outcomes, np.minimum(truth + 0.3, 0.99), DAYS)
     assert gain is not None
     assert error is not None
     assert gain > 3 * error
@@ -30,5 +32,23 @@ def test_a_model_that_reads_too_high_gains() -> None:
 def test_too_few_rows_or_one_outcome_say_nothing() -> None:
     rng = np.random.default_rng(1)
     few = rng.random(LABELLED_MIN - 1)
-    assert recalibration_gain((few < 0.5).astype(float), few) == (None, None)
-    assert recalibration_gain(np.zeros(1_000), rng.random(1_000)) == (None, None)
+    days = DAYS[:1_000]
+    assert recalibration_gain((few < 0.5).astype(float), few, days[: len(few)]) == (None, None)
+    assert recalibration_gain(np.zeros(1_000), rng.random(1_000), days) == (None, None)
+    halves = (rng.random(1_000) < 0.5).astype(float)
+    assert recalibration_gain(halves, rng.random(1_000), np.zeros(1_000, int)) == (None, None)
+
+
+def test_the_error_is_that_of_days() -> None:
+    """Days that are good or bad as a whole say less than as many requests that are not."""
+    rng = np.random.default_rng(1)
+    rates = np.repeat(rng.uniform(0.1, 0.6, size=40), 100)
+    outcomes = (rng.random(4_000) < rates).astype(float)
+    predictions = np.full(4_000, 0.5) + rng.normal(0, 0.02, 4_000)
+    by_day = recalibration_gain(outcomes, predictions, np.repeat(np.arange(40), 100))
+    mixed = rng.permutation(4_000)
+    as_if_independent = recalibration_gain(outcomes, predictions, mixed)
+    assert by_day[0] == as_if_independent[0]
+    assert by_day[1] is not None
+    assert as_if_independent[1] is not None
+    assert by_day[1] > 2 * as_if_independent[1]
