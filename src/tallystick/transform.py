@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tallystick.clock import utc
 from tallystick.contract import ModelInputs, TransformSpec
 from tallystick.dtypes import INTEGER_LIMITS
 from tallystick.errors import DamagedError, DefinitionError
@@ -159,16 +161,36 @@ def cast_values(values: Sequence[Any], dtype: str) -> list[Any]:
     return [None if value is None else cast(value) for value in values]
 
 
+def _to_float(value: Any) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
 def _to_float32(value: Any) -> float:
     import numpy as np
 
-    return float(np.float32(value))
+    return float(np.float32(_to_float(value)))
+
+
+def _to_bool(value: Any) -> bool:
+    if value not in (0, 1):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return bool(value)
+
+
+def _to_moment(value: Any) -> datetime:
+    if not isinstance(value, datetime):
+        raise TypeError(f"{value!r} is no datetime")
+    return utc(value)
 
 
 def _to_integer(value: Any, dtype: str) -> int:
     if isinstance(value, float) and not value.is_integer():
         raise ValueError(f"{value!r} has a fraction" if math.isfinite(value) else f"{value!r}")
     number = int(value)
+    if number != value:  # also a float32 or a decimal with a fraction, and text
+        raise ValueError(f"{value!r} is no whole number")
     low, high = INTEGER_LIMITS[dtype]
     if not low <= number <= high:
         raise OverflowError(f"{number} is out of range")
@@ -182,10 +204,11 @@ def _to_text(value: Any) -> str:
 
 
 _CASTS: dict[str, Callable[[Any], Any]] = {
-    "DOUBLE": float,
+    "DOUBLE": _to_float,
     "FLOAT": _to_float32,
     "INT32": lambda value: _to_integer(value, "INT32"),
     "INT64": lambda value: _to_integer(value, "INT64"),
-    "BOOL": bool,
+    "BOOL": _to_bool,
     "STRING": _to_text,
+    "UNIX_TIMESTAMP": _to_moment,
 }

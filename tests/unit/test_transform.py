@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
+from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from tallystick.contract import ModelInputs, TransformSpec
@@ -91,3 +94,23 @@ def test_casts_are_exact():
         cast_values([2**31], "INT32")
     with pytest.raises(TypeError):
         cast_values([1], "STRING")
+
+
+@pytest.mark.parametrize("value", [np.float32(2.5), Decimal("2.5"), "7"])
+def test_no_integer_is_made_of_something_else(value):
+    with pytest.raises(ValueError, match="is no whole number"):
+        cast_values([value], "INT64")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [("1.5", "DOUBLE"), ("1.5", "FLOAT"), ("False", "BOOL"), (2, "BOOL"), (0, "UNIX_TIMESTAMP")],
+)
+def test_values_of_another_kind_are_refused(value, dtype):
+    with pytest.raises(TypeError):
+        cast_values([value], dtype)
+
+
+def test_naive_times_are_utc():
+    moment = datetime(2013, 7, 1, 12)
+    assert cast_values([moment], "UNIX_TIMESTAMP") == [moment.replace(tzinfo=UTC)]
