@@ -258,6 +258,11 @@ def check_same_inputs(ours: ModelInputs, theirs: ModelInputs, *, what: str) -> N
             {use.name: f"definition {use.spec.definition_hash}" for use in theirs.views},
         ),
         *_diff_named(
+            "keys of view",
+            {use.name: ", ".join(use.request_keys) for use in ours.views if use.key_map},
+            {use.name: ", ".join(use.request_keys) for use in theirs.views if use.key_map},
+        ),
+        *_diff_named(
             "on-demand view",
             {transform.name: f"code {transform.code_hash}" for transform in ours.transforms},
             {transform.name: f"code {transform.code_hash}" for transform in theirs.transforms},

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from contracts import small_contract
 from tallystick.contract import ModelContract, check_same_inputs
 from tallystick.errors import ContractError
+from tallystick.view import Column
 
 
 def changed_view(**changes):
@@ -66,3 +67,13 @@ def test_the_order_of_features_is_part_of_the_agreement():
     ours = small_contract()
     with pytest.raises(ContractError, match="feature order"):
         check_same_inputs(ours, small_contract(features=ours.features[::-1]), what="no")
+
+
+def test_a_view_that_is_read_by_other_keys_is_another_input():
+    ours = small_contract()
+    keys = (*ours.entity_keys, Column(name="other", dtype="INT64"))
+    ours = small_contract(entity_keys=keys)
+    use = ours.views[0].model_copy(update={"key_map": {"driver": "other"}})
+    theirs = small_contract(entity_keys=keys, views=(use,))
+    with pytest.raises(ContractError, match="keys of view stats: expected driver, got other"):
+        check_same_inputs(ours, theirs, what="The champion no longer fits.")
