@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -202,3 +203,19 @@ def test_some_columns_can_be_read_alone(tmp_path):
 
 def test_no_labels_is_none(tmp_path):
     assert read_labels(tmp_path, CONTRACT.model, known_until=START) is None
+
+
+def test_the_contract_is_written_again_when_the_log_was_cleared_away(tmp_path):
+    log = open_log(tmp_path)
+    log.append(CONTRACT, predictions(0))
+    log.buffer.flush()
+    shutil.rmtree(tmp_path / "log")
+    log.append(CONTRACT, predictions(1))
+    log.buffer.close()
+    (part,) = read_all(tmp_path)
+    assert part.table["prediction_id"].to_pylist() == ["1-0", "1-1"]
+
+
+def test_a_folder_that_has_no_file_yet_is_no_damage(tmp_path):
+    (tmp_path / "log" / CONTRACT.model / CONTRACT.contract_hash).mkdir(parents=True)
+    assert read_all(tmp_path) == []

@@ -61,14 +61,14 @@ def read_log(
 
     parts = []
     for folder in sorted((log_dir(state_dir) / model).glob("*/")):
+        paths = list(_files(folder, start, end))
+        if not paths:
+            continue
         contract, schema = _contract_of(folder)
         wanted = schema.names if columns is None else list(columns(contract))
         tables = [
-            _between(_read_file(path, schema, wanted), "request_time", start, end)
-            for path in _files(folder, start, end)
+            _between(_read_file(path, schema, wanted), "request_time", start, end) for path in paths
         ]
-        if not tables:
-            continue
         whole = pa.concat_tables(tables)
         if whole.num_rows:
             parts.append(

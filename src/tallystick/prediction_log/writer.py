@@ -142,7 +142,7 @@ class BufferedWriter(Generic[Item]):
 
 
 class PredictionLog:
-    """Writes predictions to ``log/<model>/<contract hash>/<day>-<id>.parquet``.
+    """Writes predictions to ``log/<model>/<contract hash>/<day>_<first>_<last>_<id>.parquet``.
 
     Args:
         state_dir: The repo's state folder.
@@ -175,8 +175,9 @@ class PredictionLog:
             schema = self._schemas.get(contract_hash)
             if schema is None:
                 schema = self._schemas[contract_hash] = log_schema(contract)
-                if not (folder / "contract.json").is_file():
-                    write_text(folder / "contract.json", contract.canonical_json())
+            # Looked for each time: whoever clears old logs away may take it along.
+            if not (folder / "contract.json").is_file():
+                write_text(folder / "contract.json", contract.canonical_json())
             write_table(to_arrow(contract, schema, batch), folder, "request_time")
 
 
