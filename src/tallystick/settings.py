@@ -10,7 +10,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tallystick.errors import InputError, Problem
 
@@ -21,6 +21,12 @@ class Settings(BaseModel):
     """Where things are and how much they may take."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("state_dir", "clock_file")
+    @classmethod
+    def _make_absolute(cls, path: Path | None) -> Path | None:
+        """Take a relative path from the folder of now: some work is done in the repo's."""
+        return None if path is None else path.absolute()
 
     state_dir: Path | None = Field(
         default=None,

@@ -39,3 +39,11 @@ def test_every_wrong_variable_is_named_at_once(monkeypatch):
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented(name):
     assert f"`{PREFIX}{name.upper()}`" in DOCS.read_text()
+
+
+def test_a_relative_folder_stays_where_it_was_when_the_working_folder_changes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TALLYSTICK_STATE_DIR", "state")
+    assert settings().state_dir == tmp_path / "state"
