@@ -135,6 +135,18 @@ class Model(Definition):
     description: str = ""
     owner: str = ""
 
+    @model_validator(mode="after")
+    def _check_features(self) -> Model:
+        if not hasattr(self.features, "name"):
+            raise ValueError(
+                "features must be a Feast FeatureService, in which the inputs are named"
+            )
+        if self.population is not None and not getattr(self.population, "timestamp_field", None):
+            raise ValueError(
+                "the population's source must have a timestamp_field: the request time"
+            )
+        return self
+
     @property
     def requests(self) -> Any:
         """The data source of the requests: the population, or else the label's source."""

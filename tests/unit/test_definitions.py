@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from tallystick import Gate, Label, Model
 
+SERVICE = SimpleNamespace(name="features")
 SOURCE = SimpleNamespace(timestamp_field="request_time", created_timestamp_column="known")
 
 
@@ -33,11 +34,22 @@ def test_a_gate_needs_a_condition():
 
 
 def test_the_population_defaults_to_the_labels_source():
-    model = Model(name="m", features=object(), label=label(), estimator=object())
+    model = Model(name="m", features=SERVICE, label=label(), estimator=object())
     assert model.requests is SOURCE
 
 
 @pytest.mark.parametrize("name", ["", "Late", "late arrival", "../late", "x" * 65])
 def test_model_names_are_safe_for_paths_and_addresses(name):
     with pytest.raises(ValidationError, match="name"):
-        Model(name=name, features=object(), label=label(), estimator=object())
+        Model(name=name, features=SERVICE, label=label(), estimator=object())
+
+
+def test_features_must_be_a_service():
+    with pytest.raises(ValidationError, match="FeatureService"):
+        Model(name="m", features=["stats:trips"], label=label(), estimator=object())
+
+
+def test_a_population_needs_a_request_time():
+    source = SimpleNamespace(timestamp_field="")
+    with pytest.raises(ValidationError, match="timestamp_field"):
+        Model(name="m", features=SERVICE, label=label(), estimator=object(), population=source)
