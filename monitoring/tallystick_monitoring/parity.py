@@ -132,7 +132,7 @@ def check_logged(repo: Repo, model_name: str) -> None:
     if not any((log_dir(repo.state_dir) / model_name).glob("*/*.parquet")):
         raise StateError(
             f"Model {model_name!r} has no logged predictions.",
-            hint=f"Serve it, ask it something, and look again:  tally serve {model_name}",
+            hint="Serve it, ask it something, and look again:  tally serve",
         )
 
 

@@ -6,6 +6,7 @@ not installed is answered with the command that installs it.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +37,12 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except TallystickError as error:
+            click.echo(f"tally: {error}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            # No room, no permission, no such folder: the system's sentence names the file.
             click.echo(f"tally: {error}", err=True)
             ctx.exit(1)
 

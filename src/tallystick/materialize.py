@@ -12,10 +12,18 @@ import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tallystick.clock import from_us, process_clock, to_us
-from tallystick.errors import DefinitionError, InputError, Problem, StateError, did_you_mean
+from tallystick.errors import (
+    DamagedError,
+    DefinitionError,
+    InputError,
+    Problem,
+    StateError,
+    did_you_mean,
+)
 from tallystick.files import write_text
 from tallystick.fold import VisibilityClock
 from tallystick.view import Frozen, ViewSpec
@@ -67,7 +75,7 @@ class Materializer:
                 f"There is nothing to materialize: {repo.path} has no applied online view.",
                 hint="Register the definitions first:  tally apply",
             )
-        self._path = repo.state_dir / "materialized.json"
+        self._path = marks_path(repo.state_dir)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -102,13 +110,16 @@ class Materializer:
                 "There is no such online view.",
                 [Problem(name, did_you_mean(name, self._specs), "unknown") for name in unknown],
             )
-        end = from_us(process_clock().now_us()) if until is None else until
+        now = from_us(process_clock().now_us())
+        end = now if until is None else until
         marks = {} if again else self._read_marks()
         done = []
         for name in names:
             after = from_us(marks[name]) if name in marks else None
             result = self._run_view(name, after, end)
-            marks[name] = max(to_us(end), marks.get(name, to_us(end)))
+            # Never ahead of the clock: rows that come to be known until then would be missed.
+            mark = to_us(min(end, now))
+            marks[name] = max(mark, marks.get(name, mark))
             write_text(self._path, json.dumps(self._read_marks() | {name: marks[name]}, indent=1))
             done.append(result)
             progress(result)
@@ -175,8 +186,27 @@ class Materializer:
         return connect(config.connection_string, self._repo.path)
 
     def _read_marks(self) -> dict[str, int]:
-        try:
-            marks = json.loads(self._path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
+        return read_marks(self._path)
+
+
+def marks_path(state_dir: Path) -> Path:
+    """The file that says up to when each view is online."""
+    return state_dir / "materialized.json"
+
+
+def read_marks(path: Path) -> dict[str, int]:
+    """View → rows visible up to this moment (microseconds since 1970) are online; may be empty.
+
+    Raises:
+        DamagedError: The file cannot be read.
+    """
+    try:
+        marks = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): int(mark) for name, mark in marks.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{path} does not say what is online.",
+            hint="Delete it; the next  tally materialize  then writes all of history again.",
+        ) from error

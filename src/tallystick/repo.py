@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tallystick.contract import FeatureSpec, ModelInputs, TransformSpec, ViewUse
 from tallystick.definitions import Model
 from tallystick.dtypes import NUMERIC
-from tallystick.errors import DefinitionError, InputError, Problem, StateError, did_you_mean
+from tallystick.errors import (
+    DamagedError,
+    DefinitionError,
+    InputError,
+    Problem,
+    StateError,
+    did_you_mean,
+)
 from tallystick.settings import settings
 from tallystick.view import Column, ViewSpec, digest
 
@@ -51,14 +58,27 @@ class Repo:
         """
         from feast import FeatureStore
         from feast.errors import FeastError
-        from pydantic import ValidationError
+        from feast.repo_config import FeastConfigError
+        from google.protobuf.message import DecodeError
+        from yaml import YAMLError  # type: ignore[import-untyped]
 
         try:
-            return FeatureStore(repo_path=str(self.path))
-        except (FeastError, ValidationError, ValueError, OSError) as error:
+            store = FeatureStore(repo_path=str(self.path))
+            store.refresh_registry()  # else it is read later, anywhere
+        except DecodeError as error:
+            raise DamagedError(
+                f"The registry that {self.path / 'feature_store.yaml'} names cannot be read.",
+                hint="Restore it, or delete it and register again:  tally apply",
+            ) from error
+        # TypeError: the file is no mapping. FeastConfigError is not one of FeastError's.
+        except (
+            *(FeastError, FeastConfigError, YAMLError),
+            *(ValueError, TypeError, OSError),
+        ) as error:
             raise DefinitionError(
                 f"{self.path / 'feature_store.yaml'} cannot be used: {error}"
             ) from error
+        return store
 
     def declared(self, kind: type[Kind]) -> list[Kind]:
         """The objects of a kind that the files of the repo define; each once."""
@@ -121,6 +141,7 @@ def open_repo(path: Path) -> Repo:
         DefinitionError: A file of the repo cannot be imported, or two models share a name.
     """
     path = path.resolve()
+    settings()  # before anything changes the working folder, from which relative paths are taken
     if not (path / "feature_store.yaml").is_file():
         raise InputError(
             f"{path} is not a Feast repo: it has no feature_store.yaml.",
@@ -184,7 +205,7 @@ def _import_definitions(path: Path) -> list[Any]:
         # Last, as Feast does: a file of the repo must not stand in for a library.
         sys.path.append(folder)
     modules = []
-    with _inside(path):
+    with _inside(path), _forgotten_on_failure(folder):
         for file in sorted(get_repo_files(path)):
             before = set(sys.modules)
             try:
@@ -194,9 +215,35 @@ def _import_definitions(path: Path) -> list[Any]:
                 raise DefinitionError(
                     f"{file} cannot be imported: {type(error).__name__}: {error}"
                 ) from error
-            for name in set(sys.modules) - before:
-                _mark(sys.modules[name], folder)
+            finally:
+                for name in set(sys.modules) - before:
+                    _mark(sys.modules[name], folder)
+            _check_origin(modules[-1], file)
     return modules
+
+
+@contextmanager
+def _forgotten_on_failure(folder: str) -> Iterator[None]:
+    """Leave no path behind in which another repo, opened by the same process, would look first."""
+    try:
+        yield
+    except DefinitionError:
+        sys.path[:] = [entry for entry in sys.path if entry != folder]
+        raise
+
+
+def _check_origin(module: Any, file: Path) -> None:
+    """Refuse a file whose name is that of another module: its definitions would be passed over.
+
+    Raises:
+        DefinitionError: What was imported is something else.
+    """
+    origin = getattr(module, "__file__", None)
+    if origin is None or Path(origin).resolve() != file:
+        raise DefinitionError(
+            f"{file} is not read: Python finds another module {module.__name__!r} first.",
+            hint="Rename the file.",
+        )
 
 
 def _mark(module: Any, folder: str) -> None:
@@ -265,7 +312,12 @@ class _InputsReader:
             for key in spec.key_names
             if key != NO_ENTITY_KEY
         }
-        before = self._uses[name].columns if name in self._uses else ()
+        known = self._uses.get(name)
+        if known is not None and (known.spec, known.key_map) != (spec, key_map):
+            self._problems.append(
+                Problem(f"view {name}", "one view, by one set of keys", "two; use with_name")
+            )
+        before = known.columns if known is not None else ()
         self._uses[name] = ViewUse(
             spec=spec,
             name=name,

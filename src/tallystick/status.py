@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 from tallystick.bundle import read_champion
 from tallystick.clock import from_us
 from tallystick.errors import TallystickError
+from tallystick.materialize import marks_path, read_marks
 from tallystick.prediction_log.writer import log_dir
 from tallystick.records import Decision, Incident, MonitorReport, load_records
 from tallystick.repo import Repo
@@ -24,11 +24,11 @@ def status(repo: Repo) -> Iterator[str]:
 
 
 def _online(repo: Repo) -> Iterator[str]:
-    path = repo.state_dir / "materialized.json"
-    if not path.is_file():
+    marks = read_marks(marks_path(repo.state_dir))
+    if not marks:
         yield "online store: nothing materialized yet; run  tally materialize"
         return
-    for view, mark in sorted(json.loads(path.read_text(encoding="utf-8")).items()):
+    for view, mark in sorted(marks.items()):
         yield f"online view {view}: known until {from_us(mark).isoformat()}"
 
 

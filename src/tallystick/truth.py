@@ -58,6 +58,7 @@ def known_labels(
         between=between and (label.source.timestamp_field, *between),
     )
     types = {column.name: column.dtype for column in (*inputs.entity_keys, *inputs.request_fields)}
+    _check_label_types(model, table, {name: arrow_type(types[name]) for name in label.keys})
     table = table.filter(
         pc.and_(
             pc.less_equal(table["known_time"], pa.scalar(known_until)),
@@ -83,6 +84,39 @@ def known_labels(
         .aggregate([("label", "first"), ("known_time", "first")])
         .rename_columns([*keys, "label", "known_time"])
     )
+
+
+def _check_label_types(model: Model, table: pa.Table, keys: dict[str, pa.DataType]) -> None:
+    """Compare the types of a label source with what they must be.
+
+    Raises:
+        DataError: With every column of another type.
+    """
+    import pyarrow as pa
+    import pyarrow.types as pt
+
+    label = model.label
+    kind = table["label"].type
+    problems = []
+    if not any(test(kind) for test in (pt.is_integer, pt.is_floating, pt.is_boolean, pt.is_null)):
+        problems.append(Problem(f"column {label.column}", "0 or 1", str(kind)))
+    for name, column in (
+        ("request_time", label.source.timestamp_field),
+        ("known_time", label.source.created_timestamp_column),
+    ):
+        if not pt.is_timestamp(table[name].type):
+            problems.append(Problem(f"column {column}", "a timestamp", str(table[name].type)))
+    for name, wanted in keys.items():
+        try:
+            table[name].cast(wanted)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            problems.append(Problem(f"column {name}", str(wanted), str(table[name].type)))
+    if problems:
+        raise DataError(
+            f"The label source of model {model.name!r} has columns of other types.",
+            problems,
+            hint="Mend the source, or name its columns in the model's Label.",
+        )
 
 
 def read_source(

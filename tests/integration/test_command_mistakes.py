@@ -1,0 +1,133 @@
+"""The likeliest mistakes on the command line: one message, exit 1, never a traceback."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from tallystick.cli import main
+from tallystick.clock import process_clock
+from tallystick.materialize import read_marks
+from tallystick.online_store import embedded
+from tallystick.repo import apply, open_repo
+from tallystick.settings import settings
+from tiny_repo import copy_tiny_repo, make_tiny_repo
+
+STORE = "tallystick.online_store.RedisOnlineStore"
+NOBODY = f'{{type: {STORE}, connection_string: "unix:///nowhere/redis.sock"}}'
+
+
+@pytest.fixture(autouse=True)
+def _fresh_settings():
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory):
+    path = make_tiny_repo(tmp_path_factory.mktemp("mistakes") / "repo")
+    file = path / "feature_store.yaml"
+    file.write_text(file.read_text().replace("{type: sqlite, path: data/online.db}", NOBODY))
+    apply(open_repo(path))
+    return path
+
+
+@pytest.fixture
+def repo(applied, tmp_path):
+    return copy_tiny_repo(applied, tmp_path / "repo")
+
+
+def refused(repo, *arguments):
+    """What the command says as it refuses."""
+    done = CliRunner().invoke(main, ["--repo", str(repo), *arguments])
+    assert isinstance(done.exception, SystemExit), repr(done.exception)
+    assert done.exit_code == 1
+    return done.output
+
+
+@pytest.mark.parametrize("text", ["project: [", "", "- a list", "a text"])
+def test_a_store_file_that_is_no_mapping(repo, text):
+    (repo / "feature_store.yaml").write_text(text)
+    assert "feature_store.yaml cannot be used" in refused(repo, "check")
+
+
+def test_a_misspelt_option_of_a_store(repo):
+    file = repo / "feature_store.yaml"
+    file.write_text(file.read_text().replace("connection_string", "conection_string"))
+    assert "conection_string" in refused(repo, "materialize")
+
+
+def test_a_damaged_registry(repo):
+    (repo / "data" / "registry.db").write_bytes(b"garbage" * 50)
+    assert "registry" in refused(repo, "check")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"shop_stats": null}'])
+def test_a_damaged_watermark(repo, text):
+    (repo / ".tallystick").mkdir(exist_ok=True)
+    (repo / ".tallystick" / "materialized.json").write_text(text)
+    for command in ("status", "materialize"):
+        assert "does not say what is online" in refused(repo, command)
+
+
+def test_redis_does_not_answer(repo):
+    assert "Redis at /nowhere/redis.sock did not answer" in refused(repo, "materialize")
+
+
+def test_a_file_that_python_does_not_find_by_its_name(repo):
+    (repo / "json.py").write_text("")
+    assert "json.py is not read" in refused(repo, "check")
+
+
+def test_a_repo_that_fails_does_not_stand_in_for_the_next(applied, tmp_path):
+    broken = copy_tiny_repo(applied, tmp_path / "broken")
+    (broken / "tiny_definitions.py").write_text("raise RuntimeError('broken')")
+    assert "RuntimeError: broken" in refused(broken, "check")
+    whole = copy_tiny_repo(applied, tmp_path / "whole")
+    assert set(open_repo(whole).models) == {"demo_model"}
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [("returned", "0 or 1"), ("created_time", "a timestamp"), ("quantity", "int64")],
+)
+def test_a_label_column_of_another_type(repo, column, expected):
+    path = repo / "data" / "labels.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    text = pa.array(["text"] * table.num_rows)
+    pq.write_table(table.set_column(place, column, text), path)
+    assert f"column {column}: expected {expected}" in refused(repo, "train", "demo_model")
+
+
+def test_one_view_by_two_sets_of_keys_without_an_alias(repo):
+    file = repo / "tiny_definitions.py"
+    two = 'features=[shop_stats, item_stats.with_join_key_map({"item": "other"}), order_value]'
+    text = file.read_text().replace("features=[shop_stats, item_stats, order_value]", two)
+    assert two in text
+    file.write_text(text)
+    apply(open_repo(repo))
+    assert "view item_stats: expected one view, by one set of keys" in refused(repo, "check")
+
+
+def test_what_the_system_refuses_is_one_sentence(repo):
+    place = repo / "feature_store.yaml" / "set.parquet"
+    output = refused(repo, "dataset", "demo_model", "--end", "2024-02-01", "--out", str(place))
+    assert output.startswith("tally: ")
+    assert "feature_store.yaml" in output
+
+
+def test_the_watermark_is_never_ahead_of_the_clock(repo):
+    file = repo / "feature_store.yaml"
+    file.write_text(file.read_text().replace("unix:///nowhere/redis.sock", "embedded"))
+    opened = open_repo(repo)
+    done = CliRunner().invoke(
+        main, ["--repo", str(repo), "materialize", "--view", "shop_stats", "--until", "2100-01-01"]
+    )
+    embedded.stop(opened.state_dir)
+    assert done.exit_code == 0, done.output
+    marks = read_marks(opened.state_dir / "materialized.json")
+    assert marks["shop_stats"] <= process_clock().now_us()
