@@ -126,6 +126,8 @@ class Materializer:
         return done
 
     def _run_view(self, name: str, after: datetime | None, until: datetime) -> Materialized:
+        import pyarrow as pa
+
         from tallystick.offline_store.history import ViewRead
         from tallystick.offline_store.retrieval import visible_between
         from tallystick.online_store.bulk import write_table
@@ -148,7 +150,8 @@ class Materializer:
             repo_path=self._repo.path,
         )
         renamed = {"event_time": spec.event_column, "created_time": spec.created_column}
-        rows = rows.rename_columns([renamed.get(column) or column for column in rows.column_names])
+        # By name: a time column may be a feature as well, and then has the same values.
+        rows = pa.table({renamed.get(name) or name: rows[name] for name in rows.column_names})
         counts = write_table(
             self._client,
             self._repo.project,

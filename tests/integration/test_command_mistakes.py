@@ -131,3 +131,34 @@ def test_the_watermark_is_never_ahead_of_the_clock(repo):
     assert done.exit_code == 0, done.output
     marks = read_marks(opened.state_dir / "materialized.json")
     assert marks["shop_stats"] <= process_clock().now_us()
+
+
+def test_a_time_column_may_be_a_feature(tmp_path):
+    repo = make_tiny_repo(tmp_path / "repo")
+    file = repo / "feature_store.yaml"
+    embedded_store = NOBODY.replace("unix:///nowhere/redis.sock", "embedded")
+    file.write_text(
+        file.read_text().replace("{type: sqlite, path: data/online.db}", embedded_store)
+    )
+    path = repo / "data" / "shop_stats.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns(["shop", "load", "orders", "ts", "created_time"]), path)
+    definitions = repo / "tiny_definitions.py"
+    text = definitions.read_text()
+    text = text.replace("Int64, String", "Int64, String, UnixTimestamp", 1)
+    text = text.replace(
+        'name="orders", dtype=Int64),',
+        'name="orders", dtype=Int64), Field(name="ts", dtype=UnixTimestamp),',
+    )
+    text = text.replace(
+        'source=source("shop_stats"),',
+        'source=FileSource(path="data/shop_stats.parquet", timestamp_field="ts", '
+        'created_timestamp_column="created_time"),',
+    )
+    definitions.write_text(text)
+    apply(open_repo(repo))
+    arguments = ["--repo", str(repo), "materialize", "--view", "shop_stats"]
+    done = CliRunner().invoke(main, arguments)
+    embedded.stop(open_repo(repo).state_dir)
+    assert done.exit_code == 0, repr(done.exception)
+    assert "shop_stats: 6 written" in done.output
