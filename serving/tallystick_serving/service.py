@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -97,17 +97,15 @@ async def open_service(
     try:
         yield Service(settings, client, champions, predictions, labels, feast, measures)
     finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
-        await feast.close()
-        try:
-            await asyncio.to_thread(predictions.buffer.close)
-        finally:
-            try:
-                await asyncio.to_thread(labels.buffer.close)
-            finally:
-                await client.aclose()
+        async with AsyncExitStack() as ending:
+            # Last in, first out: the logs are written whatever happens before them.
+            ending.push_async_callback(client.aclose)
+            ending.push_async_callback(asyncio.to_thread, labels.buffer.close)
+            ending.push_async_callback(asyncio.to_thread, predictions.buffer.close)
+            ending.push_async_callback(feast.close)
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
 
 
 def service_of(request: Request) -> Service:

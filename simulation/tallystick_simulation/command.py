@@ -45,7 +45,7 @@ def demo(path: Path, out: Path) -> str:
         override(
             state_dir=state,
             clock_file=state / CLOCK,
-            mlflow_uri=f"sqlite:///{state / 'mlflow.db'}",
+            mlflow_uri=None,
             log_flush_s="60",
         )
         clock = SimulatedClock(state / CLOCK, start=scenario.train_until)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from tallystick.bundle import champions, load_bundle, read_champion
 from tallystick.contract import ModelInputs, check_same_inputs
-from tallystick.errors import TallystickError
+from tallystick.errors import DefinitionError, TallystickError
 from tallystick.repo import Repo
+from tallystick.transform import Transforms
 
 
 @dataclass
@@ -45,6 +46,7 @@ def check(repo: Repo) -> Checked:
             f"{len(inputs.transforms)} on-demand views"
         )
         _check_clock(inputs, found)
+        _check_transforms(repo, inputs, found)
         _check_estimator(name, model.estimator, found)
         if name in with_champion:
             _check_champion(repo, inputs, found)
@@ -67,9 +69,27 @@ def _check_stores(repo: Repo, found: Checked) -> None:
 def _check_clock(inputs: ModelInputs, found: Checked) -> None:
     for use in inputs.views:
         if use.spec.created_column is None:
-            found.failures.append(
+            found.warnings.append(
                 f"view {use.spec.name!r} has no created_timestamp_column in its source, so nobody "
                 "can tell what was known when: add one, or train with --clock event"
+            )
+
+
+def _check_transforms(repo: Repo, inputs: ModelInputs, found: Checked) -> None:
+    """Compute every on-demand view for a request of which nothing is known."""
+    nulls = {source: [None] for spec in inputs.transforms for source in spec.inputs.values()}
+    try:
+        Transforms.from_repo(repo, inputs).compute(inputs, nulls)
+    except DefinitionError as error:
+        if isinstance(error.__cause__, NameError):
+            found.failures.append(
+                f"{error}. An on-demand function is frozen with what its own file defines: define "
+                "there, or inside the function, what it calls"
+            )
+        else:
+            found.warnings.append(
+                f"{error}. Its inputs were null, as they are for an unknown entity: such a request "
+                "would fail"
             )
 
 

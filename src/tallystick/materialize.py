@@ -26,6 +26,7 @@ from tallystick.errors import (
 )
 from tallystick.files import write_text
 from tallystick.fold import VisibilityClock
+from tallystick.online_store.writer import store_identity
 from tallystick.view import Frozen, ViewSpec
 
 if TYPE_CHECKING:
@@ -50,6 +51,20 @@ class Materialized(Frozen):
     won: int
     lost: int
     repeated: int
+
+
+class Mark(Frozen):
+    """Up to when a view is online.
+
+    Attributes:
+        until_us: Rows visible up to this moment (microseconds since 1970) are online.
+        store: Identity of the online store; another one holds nothing yet.
+        definition: Hash of the definition under which they were written.
+    """
+
+    until_us: int
+    store: str
+    definition: str
 
 
 class Materializer:
@@ -112,18 +127,28 @@ class Materializer:
             )
         now = from_us(process_clock().now_us())
         end = now if until is None else until
-        marks = {} if again else self._read_marks()
+        marks = {} if again else read_marks(self._path)
+        store = store_identity(self._client, self._repo.project)
         done = []
         for name in names:
-            after = from_us(marks[name]) if name in marks else None
+            definition = self._specs[name].definition_hash
+            before = marks.get(name)
+            if before is not None and (before.store, before.definition) != (store, definition):
+                # What the mark was set for is gone: the store was emptied, or holds old rows.
+                before = None
+            after = None if before is None else from_us(before.until_us)
             result = self._run_view(name, after, end)
             # Never ahead of the clock: rows that come to be known until then would be missed.
-            mark = to_us(min(end, now))
-            marks[name] = max(mark, marks.get(name, mark))
-            write_text(self._path, json.dumps(self._read_marks() | {name: marks[name]}, indent=1))
+            until_us = max(to_us(min(end, now)), before.until_us if before else 0)
+            self._save_mark(name, Mark(until_us=until_us, store=store, definition=definition))
             done.append(result)
             progress(result)
         return done
+
+    def _save_mark(self, view: str, mark: Mark) -> None:
+        marks = read_marks(self._path) | {view: mark}
+        content = {name: kept.model_dump() for name, kept in marks.items()}
+        write_text(self._path, json.dumps(content, indent=1))
 
     def _run_view(self, name: str, after: datetime | None, until: datetime) -> Materialized:
         import pyarrow as pa
@@ -188,24 +213,21 @@ class Materializer:
             )
         return connect(config.connection_string, self._repo.path)
 
-    def _read_marks(self) -> dict[str, int]:
-        return read_marks(self._path)
-
 
 def marks_path(state_dir: Path) -> Path:
     """The file that says up to when each view is online."""
     return state_dir / "materialized.json"
 
 
-def read_marks(path: Path) -> dict[str, int]:
-    """View → rows visible up to this moment (microseconds since 1970) are online; may be empty.
+def read_marks(path: Path) -> dict[str, Mark]:
+    """View → up to when its rows are online; may be empty.
 
     Raises:
         DamagedError: The file cannot be read.
     """
     try:
         marks = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): int(mark) for name, mark in marks.items()}
+        return {str(name): Mark.model_validate(mark) for name, mark in marks.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:

@@ -91,14 +91,17 @@ def settings() -> Settings:
         ) from error
 
 
-def override(**values: str | Path) -> None:
+def override(**values: str | Path | None) -> None:
     """Set settings for this process and the processes that it starts.
 
     Args:
-        values: Field of :class:`Settings` → value.
+        values: Field of :class:`Settings` → value; None for its default.
     """
     for name, value in values.items():
-        os.environ[PREFIX + name.upper()] = str(value)
+        if value is None:
+            os.environ.pop(PREFIX + name.upper(), None)
+        else:
+            os.environ[PREFIX + name.upper()] = str(value)
     settings.cache_clear()
 
 

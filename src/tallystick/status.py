@@ -29,7 +29,7 @@ def _online(repo: Repo) -> Iterator[str]:
         yield "online store: nothing materialized yet; run  tally materialize"
         return
     for view, mark in sorted(marks.items()):
-        yield f"online view {view}: known until {from_us(mark).isoformat()}"
+        yield f"online view {view}: known until {from_us(mark.until_us).isoformat()}"
 
 
 def _model(repo: Repo, name: str) -> Iterator[str]:

@@ -105,7 +105,12 @@ def test_a_write_that_fails_keeps_the_rows(tmp_path):
 def test_many_threads_lose_nothing():
     written = []
     writer = BufferedWriter(
-        write=written.extend, rows_of=lambda _: 1, rows_max=10**6, flush_rows=7, flush_s=0.001
+        write=written.extend,
+        group_of=lambda _: 0,
+        rows_of=lambda _: 1,
+        rows_max=10**6,
+        flush_rows=7,
+        flush_s=0.001,
     )
     threads = [
         threading.Thread(target=lambda base=base: [writer.append(base + i) for i in range(1000)])
@@ -129,7 +134,12 @@ def test_the_thread_outlives_a_failure():
         written.extend(items)
 
     writer = BufferedWriter(
-        write=write, rows_of=lambda _: 1, rows_max=10, flush_rows=1, flush_s=0.005
+        write=write,
+        group_of=lambda _: 0,
+        rows_of=lambda _: 1,
+        rows_max=10,
+        flush_rows=1,
+        flush_s=0.005,
     )
     writer.append("row")
     give_up = time.monotonic() + 10
@@ -137,6 +147,33 @@ def test_the_thread_outlives_a_failure():
         time.sleep(0.005)
     writer.close()
     assert written == ["row"]
+
+
+def test_what_is_written_is_settled_whatever_becomes_of_the_rest():
+    written, disk_full = [], [True]
+
+    def write(items):
+        if items[0].startswith("b") and disk_full[0]:
+            raise OSError("disk full")
+        written.extend(items)
+
+    writer = BufferedWriter(
+        write=write,
+        group_of=lambda item: item[0],
+        rows_of=lambda _: 1,
+        rows_max=10,
+        flush_rows=10,
+        flush_s=60.0,
+    )
+    for item in ("a1", "b1", "a2", "c1"):
+        writer.append(item)
+    with pytest.raises(OSError, match="disk full"):
+        writer.flush()
+    assert written == ["a1", "a2", "c1"]
+    assert (writer.ledger.durable, writer.ledger.in_flight) == (3, 1)
+    disk_full[0] = False
+    writer.close()
+    assert written == ["a1", "a2", "c1", "b1"]
 
 
 def test_the_thread_writes_by_itself(tmp_path):

@@ -42,6 +42,11 @@ def definitions_key(project: str) -> bytes:
     return project_prefix(project) + b":definitions"
 
 
+def store_key(project: str) -> bytes:
+    """Key of what tells one store of the project from another, or from itself once emptied."""
+    return project_prefix(project) + b":store"
+
+
 def _integer(value: Any) -> bytes:
     if isinstance(value, bool):
         raise TypeError("bool")

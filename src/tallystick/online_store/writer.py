@@ -9,13 +9,14 @@ filled for times that are already there.
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 from tallystick.online_store.connection import AsyncClient, SyncClient, redis_errors
-from tallystick.online_store.keys import definitions_key, project_prefix, view_prefix
+from tallystick.online_store.keys import definitions_key, project_prefix, store_key, view_prefix
 from tallystick.online_store.packed import VERSION, order_of
 from tallystick.view import ViewSpec
 
@@ -123,12 +124,30 @@ async def write_rows_async(
     return counts
 
 
-def delete_view(client: SyncClient, project: str, view: str) -> int:
-    """Remove all rows of one view; give their number.
+def store_identity(client: SyncClient, project: str) -> str:
+    """A text that stays the same as long as the store keeps what was written to it.
+
+    An emptied store, another server, and a store of which a view was removed have another one.
 
     Raises:
         UnavailableError: Redis did not answer.
     """
+    key = store_key(project)
+    with redis_errors(client):
+        client.set(key, uuid.uuid4().hex, nx=True)
+        return bytes(client.get(key)).decode()
+
+
+def delete_view(client: SyncClient, project: str, view: str) -> int:
+    """Remove all rows of one view; give their number.
+
+    The store is another one from then on: what was noted of this one no longer holds.
+
+    Raises:
+        UnavailableError: Redis did not answer.
+    """
+    with redis_errors(client):
+        client.delete(store_key(project))
     return _delete(client, view_prefix(project, view))
 
 

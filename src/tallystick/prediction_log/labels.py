@@ -72,6 +72,7 @@ class LabelLog:
         self._state_dir = state_dir
         self.buffer: BufferedWriter[tuple[ModelContract, Sequence[LabelRow]]] = BufferedWriter(
             write=self._write_items,
+            group_of=lambda item: item[0].contract_hash,
             rows_of=lambda item: len(item[1]),
             rows_max=rows_max,
             flush_rows=flush_rows,
@@ -83,11 +84,12 @@ class LabelLog:
         return self.buffer.append((contract, rows))
 
     def _write_items(self, items: Sequence[tuple[ModelContract, Sequence[LabelRow]]]) -> None:
-        groups: dict[str, tuple[ModelContract, list[LabelRow]]] = {}
-        for contract, rows in items:
-            groups.setdefault(contract.model, (contract, []))[1].extend(rows)
-        for model, (contract, rows) in groups.items():
-            write_table(_to_arrow(contract, rows), labels_dir(self._state_dir, model), "known_time")
+        """Write the labels of one contract's model."""
+        contract = items[0][0]
+        rows = [row for _, some in items for row in some]
+        write_table(
+            _to_arrow(contract, rows), labels_dir(self._state_dir, contract.model), "known_time"
+        )
 
 
 def _to_arrow(contract: ModelContract, rows: Sequence[LabelRow]) -> pa.Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -41,8 +41,9 @@ class BufferedWriter(Generic[Item]):
     """A bounded buffer with a thread that empties it.
 
     Args:
-        write: Writes items for good; called from the thread only. An ``OSError`` keeps the items
-            for the next try.
+        write: Writes items of one group for good, all or none of them. An error keeps them for the
+            next try.
+        group_of: What items must share to be written together.
         rows_of: How many rows an item stands for.
         rows_max: Rows held in memory; beyond it new items are dropped, and counted.
         flush_rows: Rows that start a write at once.
@@ -53,12 +54,14 @@ class BufferedWriter(Generic[Item]):
         self,
         *,
         write: Callable[[Sequence[Item]], None],
+        group_of: Callable[[Item], Hashable],
         rows_of: Callable[[Item], int],
         rows_max: int,
         flush_rows: int,
         flush_s: float,
     ) -> None:
         self._write = write
+        self._group_of = group_of
         self._rows_of = rows_of
         self._rows_max = rows_max
         self._flush_rows = flush_rows
@@ -106,16 +109,23 @@ class BufferedWriter(Generic[Item]):
         with self._writing:
             with self._lock:
                 items, self._items = self._items, []
-            if not items:
-                return
-            try:
-                self._write(items)
-            except BaseException:
-                with self._lock:
-                    self._items = items + self._items
-                raise
-            with self._lock:
-                self._durable += sum(map(self._rows_of, items))
+            groups: dict[Hashable, list[Item]] = {}
+            for item in items:
+                groups.setdefault(self._group_of(item), []).append(item)
+            failure: BaseException | None = None
+            for group in groups.values():
+                # Each by itself: what is written is settled, whatever becomes of the rest.
+                try:
+                    self._write(group)
+                except BaseException as error:  # noqa: BLE001 raised below, the rows are kept
+                    failure = error
+                    with self._lock:
+                        self._items = group + self._items
+                else:
+                    with self._lock:
+                        self._durable += sum(map(self._rows_of, group))
+            if failure is not None:
+                raise failure
 
     def close(self) -> None:
         """Take nothing more, write what is left, and stop the thread.
@@ -156,6 +166,7 @@ class PredictionLog:
         self._schemas: dict[str, pa.Schema] = {}
         self.buffer: BufferedWriter[tuple[ModelContract, Predictions]] = BufferedWriter(
             write=self._write_items,
+            group_of=lambda item: item[0].contract_hash,
             rows_of=lambda item: len(item[1].prediction_id),
             rows_max=rows_max,
             flush_rows=flush_rows,
@@ -167,18 +178,17 @@ class PredictionLog:
         return self.buffer.append((contract, predictions))
 
     def _write_items(self, items: Sequence[tuple[ModelContract, Predictions]]) -> None:
-        groups: dict[str, tuple[ModelContract, list[Predictions]]] = {}
-        for contract, predictions in items:
-            groups.setdefault(contract.contract_hash, (contract, []))[1].append(predictions)
-        for contract_hash, (contract, batch) in groups.items():
-            folder = self._folder / contract.model / contract_hash
-            schema = self._schemas.get(contract_hash)
-            if schema is None:
-                schema = self._schemas[contract_hash] = log_schema(contract)
-            # Looked for each time: whoever clears old logs away may take it along.
-            if not (folder / "contract.json").is_file():
-                write_text(folder / "contract.json", contract.canonical_json())
-            write_table(to_arrow(contract, schema, batch), folder, "request_time")
+        """Write the predictions of one contract."""
+        contract = items[0][0]
+        folder = self._folder / contract.model / contract.contract_hash
+        schema = self._schemas.get(contract.contract_hash)
+        if schema is None:
+            schema = self._schemas[contract.contract_hash] = log_schema(contract)
+        # Looked for each time: whoever clears old logs away may take it along.
+        if not (folder / "contract.json").is_file():
+            write_text(folder / "contract.json", contract.canonical_json())
+        batch = [predictions for _, predictions in items]
+        write_table(to_arrow(contract, schema, batch), folder, "request_time")
 
 
 def log_dir(state_dir: Path) -> Path:

@@ -1,0 +1,64 @@
+"""Bringing history online: what was noted holds for the store that it was noted of."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import yaml
+
+from tallystick.materialize import Materializer
+from tallystick.online_store.writer import delete_view
+from tallystick.repo import apply, open_repo
+from tiny_repo import END, make_tiny_repo
+
+
+@pytest.fixture
+def repo(tmp_path, redis_server):
+    path = make_tiny_repo(tmp_path / "repo")
+    settings = path / "feature_store.yaml"
+    store = {
+        "type": "tallystick.online_store.RedisOnlineStore",
+        "connection_string": redis_server.connection_string,
+    }
+    settings.write_text(
+        yaml.safe_dump(yaml.safe_load(settings.read_text()) | {"online_store": store})
+    )
+    opened = open_repo(path)
+    apply(opened)
+    return opened
+
+
+def written(repo):
+    done = Materializer(repo).run(until=END)
+    return {view.view: view.won for view in done}
+
+
+def test_a_second_run_writes_nothing_new(repo):
+    first = written(repo)
+    assert min(first.values()) > 0
+    assert set(written(repo).values()) == {0}
+
+
+def test_an_emptied_store_is_filled_again(repo, redis_server):
+    first = written(repo)
+    redis_server.client.flushall()
+    assert written(repo) == first
+
+
+def test_a_removed_view_is_filled_again(repo, redis_server):
+    first = written(repo)
+    delete_view(redis_server.client, repo.project, "shop_stats")
+    assert written(repo)["shop_stats"] == first["shop_stats"]
+
+
+def test_a_changed_definition_is_filled_again(repo):
+    first = written(repo)
+    file = repo.path / "tiny_definitions.py"
+    file.write_text(file.read_text().replace("ttl=timedelta(days=2)", "ttl=timedelta(days=3)"))
+    del sys.modules["tiny_definitions"]  # as in a new process
+    changed = open_repo(repo.path)
+    apply(changed)
+    again = written(changed)
+    assert again["item_stats"] == first["item_stats"]
+    assert again["shop_stats"] == 0
