@@ -242,9 +242,11 @@ def _experiment(repo: Repo, client: Any, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    # A tracking server of one's own decides where artifacts go.
+    # A tracking server decides where artifacts go; a database alone would put them in the folder
+    # from which the command was called.
+    uri = settings().mlflow_uri
     artifacts = repo.state_dir.resolve() / "mlruns" / name
-    location = None if settings().mlflow_uri else artifacts.as_uri()
+    location = artifacts.as_uri() if uri is None or uri.startswith("sqlite:") else None
     return str(client.create_experiment(name, artifact_location=location))
 
 
