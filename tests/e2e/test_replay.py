@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import yaml
 
 from tallystick.online_store import embedded
 from tallystick.records import Incident, MonitorReport, load_records
-from tiny_repo import START, make_tiny_repo
+from tiny_repo import START, copy_tiny_repo, make_tiny_repo
 
 SCENARIO = """
 from datetime import timedelta
@@ -157,25 +158,26 @@ def test_a_mistake_does_not_cost_the_earlier_replay(played, tmp_path):
 def test_replays_side_by_side_leave_no_server_behind_when_they_are_ended(played, tmp_path):
     # Ctrl-C, and what a supervisor sends.
     signals = {tmp_path / "one": signal.SIGINT, tmp_path / "two": signal.SIGTERM}
-    replays = {
-        out: subprocess.Popen(
-            demo(played[0], out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-        )
-        for out in signals
-    }
+    replays = {}
+    for out in signals:
+        # Each has a repo of its own: Feast's registry is one file, which it writes unguarded.
+        repo = copy_tiny_repo(played[0], tmp_path / f"{out.name}-repo")
+        with (tmp_path / f"{out.name}.txt").open("w") as output:
+            replays[out] = subprocess.Popen(
+                demo(repo, out), stdout=output, stderr=output, env=environment()
+            )
     try:
-        for out in replays:
-            wait_until(lambda log=out / "server.log": "answers now" in said(log))
+        for out, replay in replays.items():
+            told = tmp_path / f"{out.name}.txt"
+            wait_until(lambda log=out / "server.log": "answers now" in said(log), replay, told)
             assert embedded.is_running(out / "state")
         for out, replay in replays.items():
             replay.send_signal(signals[out])
             assert replay.wait(60) != 0
             assert not embedded.is_running(out / "state")
-            # The last that a server says when it ends.
-            assert "Finished server process" in said(out / "server.log")
+            (server,) = re.findall(r"Started server process \[(\d+)\]", said(out / "server.log"))
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(server), 0)
             assert not (out / "summary.json").exists()
     finally:
         for replay in replays.values():
@@ -187,8 +189,9 @@ def said(log):
     return log.read_text() if log.exists() else ""
 
 
-def wait_until(is_so, *, seconds=60):
+def wait_until(is_so, replay, told, *, seconds=120):
     give_up = time.monotonic() + seconds
     while not is_so():
-        assert time.monotonic() < give_up
+        assert replay.poll() is None, said(told)
+        assert time.monotonic() < give_up, said(told)
         time.sleep(0.05)
