@@ -283,6 +283,19 @@ def status(path: Path) -> None:
 
 
 @main.command()
+@click.pass_obj
+def stop(path: Path) -> None:
+    """Stop the embedded Redis; its data stays."""
+    from tallystick.online_store import embedded
+    from tallystick.repo import state_dir
+
+    state = state_dir(path.resolve())
+    running = embedded.is_running(state)
+    embedded.stop(state)
+    click.echo("Stopped the embedded Redis." if running else "No embedded Redis is running.")
+
+
+@main.command()
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

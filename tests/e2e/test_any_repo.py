@@ -148,6 +148,9 @@ def test_the_repo_of_feast_init_runs_through_the_whole_loop(repo, tmp_path):
     assert "driver_hourly_stats: 5 written" in tally(repo, "materialize")
     # Every row of this repo was created when the repo was made, so the past is only to be had under
     # the event clock.
+    refused = tally(repo, "train", "driver_ok", code=1)
+    assert "view driver_hourly_stats: expected values at request time" in refused
+    assert "--clock event" in refused
     out = tmp_path / "set.parquet"
     tally(repo, "dataset", "driver_ok", "--out", str(out), "--clock", "event")
     table = pq.read_table(out)
@@ -166,6 +169,8 @@ def test_the_repo_of_feast_init_runs_through_the_whole_loop(repo, tmp_path):
     assert parity["requests"] == 3
     assert parity["values"] == parity["equal"] == 3 * (6 + 2)  # stored and computed
     assert "champion: version 1" in tally(repo, "status")
+    assert "Stopped" in tally(repo, "stop")
+    assert "No embedded Redis is running" in tally(repo, "stop")
 
 
 def test_mistakes_get_one_clear_message(repo, tmp_path):

@@ -55,7 +55,8 @@ class TrainedVersion:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
         text = (
             f"Trained {self.model} version {self.version} (contract {self.contract_hash[:12]}) on "
-            f"{self.rows:,} rows; holdout: {scores}; left out: {_left_out(self.counts)}\n"
+            f"{self.rows:,} rows; on the holdout, the newest part, which it was not fitted to: "
+            f"{scores}; left out: {_left_out(self.counts)}\n"
         )
         if self.promoted:
             return text + "It is the champion."

@@ -121,6 +121,7 @@ def train(
         incidents=incidents,
     )
     fitted, times, holdout = _split(data, model)
+    _check_views(data.inputs, times, clock)
     estimator = _fit(model, data.inputs, fitted)
     evaluation = evaluate(estimator, data.inputs, holdout, label=LABEL, slices=model.slices)
     contract = ModelContract(
@@ -231,6 +232,32 @@ def _reference(
         label_rate=float(rows[LABEL].to_numpy().mean()),
         metrics=evaluation.metrics,
         slice_values={name: _frequent(rows[name]) for name in evaluation.slices},
+    )
+
+
+def _check_views(inputs: ModelInputs, times: pa.Table, clock: VisibilityClock) -> None:
+    """Refuse to learn from views that have no value for any request, which no estimator can tell.
+
+    Raises:
+        DataError: There are such views; all are listed.
+    """
+    empty = [
+        use.name
+        for use in inputs.views
+        if PRESENT not in set(times[f"{use.name}__status"].unique().to_pylist())
+    ]
+    if not empty:
+        return
+    known = (
+        "A row counts from its created time on; if the history was created all at once, train by "
+        "event time:  --clock event"
+        if clock is KNOWLEDGE
+        else "Look whether its keys and times are those of the requests."
+    )
+    raise DataError(
+        f"No request of model {inputs.model!r} has a value of some views.",
+        [Problem(f"view {name}", "values at request time", "none for any row") for name in empty],
+        hint=known,
     )
 
 
