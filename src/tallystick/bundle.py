@@ -3,6 +3,7 @@
 ::
 
     models/<model>/<contract hash>/contract.json  estimator.joblib  transforms.dill  manifest.json
+                                   compiled.bin, if the contract says so
     models/<model>/champion.json
 
 The manifest holds the checksum of every other file and is verified before anything is loaded. The
@@ -28,6 +29,7 @@ from tallystick.transform import Transforms
 from tallystick.view import Frozen
 
 _PARTS = ("contract.json", "estimator.joblib", "transforms.dill")
+_COMPILED = "compiled.bin"
 
 
 class Champion(Frozen):
@@ -46,11 +48,19 @@ class Champion(Frozen):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded model: its contract, its estimator and its on-demand functions."""
+    """A loaded model.
+
+    Attributes:
+        contract: Its contract.
+        estimator: Its fitted estimator.
+        transforms: Its on-demand functions.
+        compiled: The compiled form of its estimator, if the contract has one.
+    """
 
     contract: ModelContract
     estimator: Any
     transforms: Transforms
+    compiled: bytes | None = None
 
 
 def models_dir(state_dir: Path) -> Path:
@@ -70,6 +80,7 @@ def write_bundle(state_dir: Path, bundle: Bundle) -> Path:
     """
     import joblib
 
+    assert (bundle.compiled is None) == (bundle.contract.compiled is None)
     target = bundle_dir(state_dir, bundle.contract.model, bundle.contract.contract_hash)
     if target.is_dir():
         return target
@@ -80,7 +91,9 @@ def write_bundle(state_dir: Path, bundle: Bundle) -> Path:
         (temporary / "contract.json").write_text(bundle.contract.canonical_json(), encoding="utf-8")
         joblib.dump(bundle.estimator, temporary / "estimator.joblib")
         (temporary / "transforms.dill").write_bytes(bundle.transforms.to_bytes())
-        manifest = {part: sha256_of(temporary / part) for part in _PARTS}
+        if bundle.compiled is not None:
+            (temporary / _COMPILED).write_bytes(bundle.compiled)
+        manifest = {part: sha256_of(temporary / part) for part in _parts(bundle.contract)}
         write_text(temporary / "manifest.json", json.dumps(manifest, indent=1))
         temporary.rename(target)
     finally:
@@ -98,8 +111,7 @@ def load_bundle(state_dir: Path, model: str, contract_hash: str) -> Bundle:
     import joblib
 
     folder = bundle_dir(state_dir, model, contract_hash)
-    _verify(folder)
-    contract = read_contract(folder / "contract.json")
+    contract = _verified(folder)
     if contract.contract_hash != contract_hash:
         raise DamagedError(
             f"{folder} does not hold the contract it is named after.",
@@ -109,6 +121,7 @@ def load_bundle(state_dir: Path, model: str, contract_hash: str) -> Bundle:
         contract=contract,
         estimator=joblib.load(folder / "estimator.joblib"),
         transforms=Transforms.from_bytes((folder / "transforms.dill").read_bytes()),
+        compiled=None if contract.compiled is None else (folder / _COMPILED).read_bytes(),
     )
 
 
@@ -120,7 +133,7 @@ def load_transforms(state_dir: Path, model: str, contract_hash: str) -> Transfor
         DamagedError: A file is missing or not what was written.
     """
     folder = bundle_dir(state_dir, model, contract_hash)
-    _verify(folder)
+    _verified(folder)
     return Transforms.from_bytes((folder / "transforms.dill").read_bytes())
 
 
@@ -164,7 +177,7 @@ def publish_champion(state_dir: Path, champion: Champion) -> None:
         StateError: There is no such bundle.
         DamagedError: The bundle is not what was written; the champion stays.
     """
-    _verify(bundle_dir(state_dir, champion.model, champion.contract_hash))
+    _verified(bundle_dir(state_dir, champion.model, champion.contract_hash))
     write_text(_pointer(state_dir, champion.model), champion.model_dump_json(indent=1))
 
 
@@ -177,12 +190,24 @@ def _pointer(state_dir: Path, model: str) -> Path:
     return models_dir(state_dir) / model / "champion.json"
 
 
-def _verify(folder: Path) -> None:
+def _parts(contract: ModelContract) -> tuple[str, ...]:
+    """Files that the manifest covers."""
+    return _PARTS if contract.compiled is None else (*_PARTS, _COMPILED)
+
+
+def _verified(folder: Path) -> ModelContract:
+    """The contract of a bundle, every file of which is what was written.
+
+    Raises:
+        StateError: There is no such bundle.
+        DamagedError: A file is missing or not what was written.
+    """
     if not folder.is_dir():
         raise StateError(f"There is no model bundle at {folder}.")
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        expected = {part: str(manifest[part]) for part in _PARTS}
+        listed = (*_PARTS, _COMPILED) if _COMPILED in manifest else _PARTS
+        expected = {part: str(manifest[part]) for part in listed}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder / 'manifest.json'} cannot be read.") from error
     problems = []
@@ -191,9 +216,15 @@ def _verify(folder: Path) -> None:
         got = sha256_of(path) if path.is_file() else "no file"
         if got != checksum:
             problems.append(Problem(str(path), f"SHA-256 {checksum[:12]}…", f"{got[:12]}…"))
-    if problems:
-        raise DamagedError(
-            "A model's files are not what training wrote; it is not loaded.",
-            problems,
-            hint="Restore the files, train again, or go back:  tally rollback MODEL",
-        )
+    if not problems:
+        contract = read_contract(folder / "contract.json")
+        if _parts(contract) == listed:
+            return contract
+        problems = [
+            Problem(str(folder / "manifest.json"), ", ".join(_parts(contract)), ", ".join(listed))
+        ]
+    raise DamagedError(
+        "A model's files are not what training wrote; it is not loaded.",
+        problems,
+        hint="Restore the files, train again, or go back:  tally rollback MODEL",
+    )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from tallystick.errors import ContractError, Problem
 from tallystick.view import Column, Frozen, ViewSpec, digest
@@ -20,6 +20,9 @@ CONTRACT_VERSION = 1
 """Version of the contract's own format."""
 
 FeatureKind = Literal["view", "on_demand"]
+InputType = Literal["float64", "float32"]
+Accepts = Literal["any", "nan", "finite"]
+Library = Literal["numpy", "treelite"]
 
 
 class FeatureSpec(Frozen):
@@ -57,8 +60,8 @@ class ViewUse(Frozen):
 
     @property
     def request_keys(self) -> tuple[str, ...]:
-        """The request's entity keys in the order of the view's key columns."""
-        return tuple(self.key_map[key] for key in self.spec.key_names)
+        """The request's entity keys in the order of the view's key columns, if it has any."""
+        return tuple(self.key_map[key] for key in self.spec.key_names if key in self.key_map)
 
 
 class TransformSpec(Frozen):
@@ -157,6 +160,30 @@ class TrainingData(Frozen):
     content_hash: str
 
 
+class CompiledSpec(Frozen):
+    """The compiled form of the model's trees, and what training found when it compared the forms.
+
+    Attributes:
+        library: Package that computes with it.
+        version: Its version in training.
+        input_type: Type to which the estimator rounds its inputs before it compares them.
+        accepts: Numbers that the estimator takes: all, all but infinity, or neither that nor NaN.
+        rows: Real rows on which the forms were compared.
+        probes: Made-up rows on which they were compared: thresholds, their neighbours, NaN, edges.
+        difference_max: Largest difference of a probability.
+        tolerance: Largest difference that was allowed.
+    """
+
+    library: Library
+    version: str
+    input_type: InputType
+    accepts: Accepts
+    rows: int
+    probes: int
+    difference_max: float
+    tolerance: float
+
+
 class ModelInputs(Frozen):
     """What a request must carry, what is read for it, and what the model sees.
 
@@ -180,7 +207,7 @@ class ModelInputs(Frozen):
     transforms: tuple[TransformSpec, ...]
     frame: bool = False
 
-    @property
+    @cached_property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the model's inputs, in its order."""
         return tuple(feature.name for feature in self.features)
@@ -217,6 +244,7 @@ class ModelContract(ModelInputs):
         reference: What training saw.
         data: Which data it was.
         packages: Versions that shape a prediction.
+        compiled: The compiled form that answers; None if the original estimator does.
     """
 
     contract_version: int = CONTRACT_VERSION
@@ -226,6 +254,15 @@ class ModelContract(ModelInputs):
     reference: Reference
     data: TrainingData
     packages: dict[str, str]
+    compiled: CompiledSpec | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Write a contract without a compiled form as before there was one: its hash stays."""
+        content = handler(self)
+        if self.compiled is None:
+            content.pop("compiled", None)
+        return content
 
     @cached_property
     def contract_hash(self) -> str:

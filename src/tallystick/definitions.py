@@ -113,6 +113,8 @@ class Model(Definition):
         population: Feast data source of the requests to learn from: entity keys, request fields and
             request time (its ``timestamp_field``). Default: the label's source.
         threshold: Probability from which a prediction counts as positive.
+        compile_tolerance: Largest difference of a probability for which the compiled form of an
+            ensemble of trees may answer in place of the estimator; None never to compile it.
         frame: Whether the estimator takes a pandas DataFrame with named columns: needed for text
             features and for estimators that select columns by name; an array is quicker.
         slices: Entity keys, request fields or features by which every evaluation is split.
@@ -128,6 +130,7 @@ class Model(Definition):
     estimator: Any
     population: Any = None
     threshold: float = Field(default=0.5, gt=0, lt=1)
+    compile_tolerance: float | None = Field(default=1e-9, ge=0, lt=1)
     frame: bool = False
     slices: tuple[str, ...] = ()
     gates: tuple[Gate, ...] = (Gate(metric="log_loss", max_regression=0.0),)

@@ -8,11 +8,13 @@ from datetime import timedelta
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 import looks
 from tallystick.bundle import bundle_dir, load_bundle, read_champion
+from tallystick.compiled.scorer import Scorer
 from tallystick.definitions import Gate
 from tallystick.errors import (
     ContractError,
@@ -22,6 +24,7 @@ from tallystick.errors import (
     InputError,
     StateError,
 )
+from tallystick.matrix import feature_matrix
 from tallystick.records import Decision, Incident, load_records, save_record
 from tallystick.repo import open_repo
 from tallystick_training import command, registry
@@ -119,6 +122,34 @@ def test_a_bundle_predicts_what_training_predicted(tiny_repo):
     bundle = load_bundle(tiny_repo.state_dir, MODEL, trained.contract.contract_hash)
     again = predictions_of(tiny_repo, bundle, trained.evaluation.rows, clock=KNOWLEDGE)
     assert np.array_equal(again, trained.evaluation.predictions)
+
+
+def test_an_ensemble_of_trees_is_compiled_with_its_contract(tiny_repo):
+    model = changed(tiny_repo, estimator=HistGradientBoostingClassifier(max_iter=20))
+    trained = learn(tiny_repo, model)
+    spec = trained.contract.compiled
+    assert trained.compilation.reason == ""
+    holdout = trained.evaluation.rows
+    assert spec.rows == trained.contract.data.rows + holdout.num_rows
+    assert 0 <= spec.difference_max <= 1e-14 < spec.tolerance == model.compile_tolerance
+    bundle = load_bundle(tiny_repo.state_dir, MODEL, trained.contract.contract_hash)
+    scorer = Scorer(bundle.contract, bundle.estimator, bundle.compiled)
+    assert scorer.form == "compiled"
+    columns = {name: holdout[name] for name in bundle.contract.feature_names}
+    found = scorer.predict(feature_matrix(bundle.contract, columns))
+    assert found == pytest.approx(trained.evaluation.predictions, abs=1e-14)
+    assert learn(tiny_repo, model).contract.contract_hash == trained.contract.contract_hash
+
+
+def test_what_is_not_compiled_has_no_form_in_its_contract(tiny_repo):
+    trained = learn(tiny_repo)
+    assert "Pipeline" in trained.compilation.reason
+    assert "compiled" not in trained.contract.model_dump()
+    assert not (trained.folder / "compiled.bin").exists()
+    never = changed(
+        tiny_repo, estimator=HistGradientBoostingClassifier(max_iter=3), compile_tolerance=None
+    )
+    assert "compile_tolerance is None" in learn(tiny_repo, never).compilation.reason
 
 
 def test_a_champion_that_cannot_be_asked_is_named(tiny_repo):
@@ -330,8 +361,17 @@ def test_the_commands_say_what_they_did(repo, tmp_path):
     trained = command.train(repo, MODEL, end=MIDDLE, promote=True)
     assert trained.version == "2"
     assert "It is the champion." in str(trained)
+    assert "The original estimator answers requests: Pipeline is none of" in str(trained)
     with pytest.raises(StateError, match="tally monitor demo_model"):
         command.retrain(repo, MODEL, at=END)
     look = look_at(repo, at=END)
     save_record(repo.state_dir, look, model=MODEL, name="look")
     assert str(command.retrain(repo, MODEL, at=END)).startswith("nothing: ")
+
+
+def test_the_command_says_that_the_compiled_form_answers(repo, monkeypatch):
+    model = changed(repo, estimator=HistGradientBoostingClassifier(max_iter=5))
+    monkeypatch.setattr(type(repo), "model", lambda *_: model)
+    text = str(command.train(repo, MODEL, end=MIDDLE))
+    assert f"Its compiled form (numpy {np.__version__}) answers requests" in text
+    assert "(allowed: 1e-09)" in text

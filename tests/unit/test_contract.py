@@ -4,9 +4,40 @@ import pytest
 from pydantic import ValidationError
 
 from contracts import small_contract
-from tallystick.contract import ModelContract, check_same_inputs
+from tallystick.contract import CompiledSpec, ModelContract, check_same_inputs
 from tallystick.errors import ContractError
 from tallystick.view import Column
+
+# As it was written before there were compiled forms.
+OLD = (
+    '{"contract_version":1,"data":{"clock":"knowledge","content_hash":"0",'
+    '"end":"2013-03-01T00:00:00Z","known_until":"2013-03-01T00:00:00Z","quarantined_rows":0,'
+    '"rows":10,"start":"2013-01-01T00:00:00Z"},"entity_keys":[{"dtype":"INT64",'
+    '"name":"driver"}],"features":[{"dtype":"INT64","feature":"trips","kind":"view",'
+    '"name":"stats__trips","view":"stats"},{"dtype":"FLOAT","feature":"rate","kind":"view",'
+    '"name":"stats__rate","view":"stats"}],"frame":false,"label":{"column":"y",'
+    '"keys":["driver"],"matures_after_us":3600000000},"model":"demo_model","packages":{},'
+    '"project":"demo","reference":{"features":{},"label_rate":0.5,"metrics":{},'
+    '"prediction":{"categories":[],"edges":[],"mean":null,"null_share":0.0,"rows":0,'
+    '"shares":[],"std":null},"slice_values":{},"views":{}},'
+    '"request_fields":[{"dtype":"DOUBLE","name":"amount"}],"slices":[],"threshold":0.5,'
+    '"transforms":[],"views":[{"columns":["trips","rate"],"key_map":{"driver":"driver"},'
+    '"name":"stats","spec":{"columns":[{"dtype":"INT64","name":"trips"},{"dtype":"FLOAT",'
+    '"name":"rate"}],"created_column":"created","event_column":"event_time",'
+    '"field_mapping":{},"join_keys":[{"dtype":"INT64","name":"driver"}],"name":"stats",'
+    '"ttl_us":3600000000}}]}'
+)
+OLD_HASH = "651724452d831522a6e8d3cc77766e8f"
+FORM = CompiledSpec(
+    library="treelite",
+    version="4.8.1",
+    input_type="float64",
+    accepts="any",
+    rows=10,
+    probes=20,
+    difference_max=3e-16,
+    tolerance=1e-9,
+)
 
 
 def changed_view(**changes):
@@ -23,6 +54,23 @@ def test_the_hash_is_of_the_content_and_survives_the_file():
     again = ModelContract.model_validate_json(contract.canonical_json())
     assert again == contract
     assert again.contract_hash == contract.contract_hash == small_contract().contract_hash
+
+
+def test_a_contract_from_before_compiled_forms_is_read_and_keeps_its_hash():
+    contract = ModelContract.model_validate_json(OLD)
+    assert contract.compiled is None
+    assert contract == small_contract()
+    assert contract.canonical_json() == OLD
+    assert contract.contract_hash == OLD_HASH
+
+
+def test_a_compiled_form_is_part_of_the_content():
+    contract = small_contract(compiled=FORM)
+    again = ModelContract.model_validate_json(contract.canonical_json())
+    assert again.compiled == FORM
+    assert again.contract_hash == contract.contract_hash != OLD_HASH
+    other = FORM.model_copy(update={"tolerance": 1e-6})
+    assert small_contract(compiled=other).contract_hash != contract.contract_hash
 
 
 @pytest.mark.parametrize("change", [{"threshold": 0.4}, {"slices": ("driver",)}, {"project": "x"}])

@@ -53,3 +53,15 @@ def test_a_population_needs_a_request_time():
     source = SimpleNamespace(timestamp_field="")
     with pytest.raises(ValidationError, match="timestamp_field"):
         Model(name="m", features=SERVICE, label=label(), estimator=object(), population=source)
+
+
+@pytest.mark.parametrize("tolerance", [-1e-9, 1.0, float("nan")])
+def test_a_tolerance_is_a_difference_of_probabilities(tolerance):
+    with pytest.raises(ValidationError, match="compile_tolerance"):
+        Model(
+            name="m",
+            features=SERVICE,
+            label=label(),
+            estimator=object(),
+            compile_tolerance=tolerance,
+        )

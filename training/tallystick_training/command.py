@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tallystick.bundle import Champion
 from tallystick.clock import from_us, process_clock
+from tallystick.compiled.comparison import Compilation
 from tallystick.errors import StateError
 from tallystick.fold import VisibilityClock
 from tallystick.records import Decision, Incident, MonitorReport, load_records
@@ -50,13 +51,14 @@ class TrainedVersion:
     rows: int
     counts: Counts
     metrics: dict[str, float]
+    compilation: Compilation
 
     def __str__(self) -> str:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
         text = (
             f"Trained {self.model} version {self.version} (contract {self.contract_hash[:12]}) on "
             f"{self.rows:,} rows; on the holdout, the newest part, which it was not fitted to: "
-            f"{scores}; left out: {_left_out(self.counts)}\n"
+            f"{scores}; left out: {_left_out(self.counts)}\n{_form(self.compilation)}\n"
         )
         if self.promoted:
             return text + "It is the champion."
@@ -153,6 +155,7 @@ def train(
         rows=trained.contract.data.rows,
         counts=trained.counts,
         metrics=trained.evaluation.metrics,
+        compilation=trained.compilation,
     )
 
 
@@ -186,4 +189,17 @@ def _left_out(counts: Counts) -> str:
     return (
         f"{counts.quarantined:,} quarantined, {counts.immature:,} with a label not mature yet, "
         f"{counts.unlabelled:,} without one"
+    )
+
+
+def _form(compilation: Compilation) -> str:
+    """Which form answers requests, and why."""
+    spec = compilation.spec
+    if spec is None:
+        return f"The original estimator answers requests: {compilation.reason}."
+    differed = f"by more than {spec.difference_max:.1e}" if spec.difference_max else "at all"
+    return (
+        f"Its compiled form ({spec.library} {spec.version}) answers requests: on {spec.rows:,} "
+        f"real and {spec.probes:,} made-up rows no decision differed, and no probability "
+        f"{differed} (allowed: {spec.tolerance:g})."
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 import tallystick
 from tallystick.bundle import Bundle, write_bundle
+from tallystick.compiled.comparison import Compilation, compile_model
 from tallystick.contract import (
     LabelSpec,
     ModelContract,
@@ -64,6 +65,7 @@ class Trained:
         contract: Its contract.
         folder: Its bundle.
         estimator: The fitted estimator.
+        compilation: Its compiled form, or why the original estimator serves.
         evaluation: What it says about the holdout.
         counts: Rows in and out of the training set, the holdout included.
     """
@@ -71,6 +73,7 @@ class Trained:
     contract: ModelContract
     folder: Path
     estimator: Any
+    compilation: Compilation
     evaluation: Evaluation
     counts: Counts
 
@@ -124,6 +127,13 @@ def train(
     _check_views(data.inputs, times, clock)
     estimator = _fit(model, data.inputs, fitted)
     evaluation = evaluate(estimator, data.inputs, holdout, label=LABEL, slices=model.slices)
+    compilation = compile_model(
+        estimator,
+        data.inputs,
+        [_matrix(data.inputs, rows) for rows in (holdout, fitted)],
+        threshold=model.threshold,
+        tolerance=model.compile_tolerance,
+    )
     contract = ModelContract(
         **{name: getattr(data.inputs, name) for name in ModelInputs.model_fields},
         label=LabelSpec(
@@ -148,16 +158,19 @@ def train(
             "tallystick": tallystick.__version__,
             **{name: version(name) for name in PACKAGES},
         },
+        compiled=compilation.spec,
     )
     bundle = Bundle(
         contract=contract,
         estimator=estimator,
         transforms=Transforms.from_repo(repo, data.inputs),
+        compiled=compilation.data,
     )
     return Trained(
         contract=contract,
         folder=write_bundle(repo.state_dir, bundle),
         estimator=estimator,
+        compilation=compilation,
         evaluation=evaluation,
         counts=data.counts,
     )
@@ -202,9 +215,7 @@ def _split(data: Dataset, model: Model) -> tuple[pa.Table, pa.Table, pa.Table]:
 def _fit(model: Model, inputs: ModelInputs, rows: pa.Table) -> Any:
     from sklearn.base import clone
 
-    from tallystick.matrix import feature_matrix
-
-    matrix = feature_matrix(inputs, {name: rows[name] for name in inputs.feature_names})
+    matrix = _matrix(inputs, rows)
     outcomes = rows[LABEL].to_numpy().astype(np.int64)
     try:
         return clone(model.estimator).fit(matrix, outcomes)
@@ -215,6 +226,12 @@ def _fit(model: Model, inputs: ModelInputs, rows: pa.Table) -> Any:
             f"{type(error).__name__}: {error}",
             hint="Null reaches it as NaN: put an imputer before one that takes no NaN.",
         ) from error
+
+
+def _matrix(inputs: ModelInputs, rows: pa.Table) -> Any:
+    from tallystick.matrix import feature_matrix
+
+    return feature_matrix(inputs, {name: rows[name] for name in inputs.feature_names})
 
 
 def _reference(
