@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 # Before anything imports Feast, which switches this library to files that all apps of a process
@@ -13,9 +14,13 @@ import prometheus_client  # noqa: F401
 import pytest
 from redis import Redis
 
+from tallystick.clock import SimulatedClock, process_clock
 from tallystick.online_store import embedded
 from tallystick.repo import Repo, apply, open_repo
+from tallystick.settings import settings
 from tiny_repo import copy_tiny_repo, make_tiny_repo
+
+pytest_plugins = ["redis_servers"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,20 @@ def redis_server(redis_process: RedisServer) -> RedisServer:
     """The session's Redis server, emptied."""
     redis_process.client.flushall()
     return redis_process
+
+
+@pytest.fixture
+def simulated_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedClock]:
+    """A simulated clock for this process, at noon of 1 March 2024."""
+    path = tmp_path / "clock"
+    clock = SimulatedClock(path, start=datetime(2024, 3, 1, 12, tzinfo=UTC))
+    monkeypatch.setenv("TALLYSTICK_CLOCK_FILE", str(path))
+    settings.cache_clear()
+    process_clock.cache_clear()
+    yield clock
+    monkeypatch.undo()
+    settings.cache_clear()
+    process_clock.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from tallystick.contract import (
     TransformSpec,
     ViewUse,
 )
-from tallystick.online_store.keys import RowKeys
+from tallystick.online_store.keys import EntityKeys
 from tallystick.online_store.packed import RowCodec
 from tallystick.online_store.writer import write_rows
 from tallystick.settings import Settings
@@ -158,14 +158,15 @@ def publish(state_dir, estimator, *, version="1", agreed=None, function=derive):
 
 def write(client, spec, key, values, *, event, created=None):
     """Put one row into the online store."""
-    (redis_key,) = RowKeys(PROJECT, spec.name, spec.join_keys).of([[key]])
-    row = RowCodec(spec).encode(
+    (redis_key,) = EntityKeys(PROJECT, spec.join_keys).of([[key]])
+    codec = RowCodec(spec)
+    row = codec.encode(
         values,
         event_us=to_us(event),
         created_us=None if created is None else to_us(created),
         write_us=to_us(event) + 5,
     )
-    write_rows(client, PROJECT, spec, [(redis_key, row)])
+    write_rows(client, PROJECT, codec, [(redis_key, row)])
 
 
 def fill(client, *, now=None):

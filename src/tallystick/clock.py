@@ -76,6 +76,11 @@ def process_clock() -> Clock:
     return SystemClock() if path is None else SimulatedClock(path)
 
 
+def is_simulated() -> bool:
+    """Whether this process's time is not the machine's."""
+    return settings().clock_file is not None
+
+
 def utc(moment: datetime) -> datetime:
     """Give an aware UTC time; a naive one is taken as UTC.
 

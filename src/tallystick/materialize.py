@@ -26,7 +26,7 @@ from tallystick.errors import (
 )
 from tallystick.files import write_text
 from tallystick.fold import VisibilityClock
-from tallystick.online_store.writer import store_identity
+from tallystick.online_store.registry import store_identity
 from tallystick.view import Frozen, ViewSpec
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Materializer:
                 ],
                 hint="Change it, or materialize with Feast:  feast materialize-incremental …",
             )
-        return connect(config.connection_string, self._repo.path)
+        return connect(config.connection_string, self._repo.path, redis_type=config.redis_type)
 
 
 def marks_path(state_dir: Path) -> Path:

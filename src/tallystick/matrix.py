@@ -31,6 +31,8 @@ def feature_matrix(
         DataFrame of float64 and text columns. Booleans are 0 and 1, times are seconds since 1970.
     """
     if not inputs.frame:
+        if not any(hasattr(columns[name], "to_pylist") for name in inputs.feature_names):
+            return _matrix_of_plain(inputs, columns)
         rows = len(columns[inputs.features[0].name]) if inputs.features else 0
         matrix = np.empty((rows, len(inputs.features)), dtype=np.float64)
         for position, feature in enumerate(inputs.features):
@@ -50,6 +52,24 @@ def feature_matrix(
     )
 
 
+def _matrix_of_plain(
+    inputs: ModelInputs, columns: Mapping[str, Sequence[Any] | pa.ChunkedArray]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The array from plain values by one call; it takes None for NaN."""
+    plain = [
+        _seconds(columns[feature.name])
+        if feature.dtype == "UNIX_TIMESTAMP"
+        else columns[feature.name]
+        for feature in inputs.features
+    ]
+    transposed = np.array(plain, dtype=np.float64).reshape(len(plain), -1)
+    return np.ascontiguousarray(transposed.T)
+
+
+def _seconds(column: Sequence[Any] | pa.ChunkedArray) -> list[float | None]:
+    return [None if value is None else to_us(value) / MICROSECONDS for value in column]
+
+
 def _plain(column: Sequence[Any] | pa.ChunkedArray) -> list[Any]:
     return list(column.to_pylist() if hasattr(column, "to_pylist") else column)
 
@@ -58,7 +78,7 @@ def _numbers(column: Sequence[Any] | pa.ChunkedArray, feature: FeatureSpec) -> A
     if hasattr(column, "to_pylist"):
         return _numbers_of_arrow(column, feature)
     if feature.dtype == "UNIX_TIMESTAMP":
-        column = [None if value is None else to_us(value) / MICROSECONDS for value in column]
+        column = _seconds(column)
     return np.array(column, dtype=np.float64)
 
 

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pandas as pd
 import pytest
 
-from tallystick.clock import SimulatedClock, process_clock
+from tallystick.clock import process_clock
 from tallystick.contract import ViewUse
 from tallystick.errors import DataError, UnavailableError
-from tallystick.online_store.connection import connect
+from tallystick.online_store.connection import connect_for_reads
+from tallystick.online_store.keys import definitions_key, entity_prefix, ttls_key
 from tallystick.online_store.reader import OnlineReader
 from tallystick.online_store.writer import WriteCounts
-from tallystick.settings import settings
 from tallystick.view import ViewSpec
 
 NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)
@@ -23,17 +23,10 @@ FEATURES = ["shop:n", "shop:share", "shop:tags", "pair:text"]
 
 
 @pytest.fixture
-def clock(tmp_path, monkeypatch):
+def clock(simulated_clock):
     """A simulated clock for the process, at NOW."""
-    path = tmp_path / "clock"
-    simulated = SimulatedClock(path, start=NOW)
-    monkeypatch.setenv("TALLYSTICK_CLOCK_FILE", str(path))
-    settings.cache_clear()
-    process_clock.cache_clear()
-    yield simulated
-    monkeypatch.undo()
-    settings.cache_clear()
-    process_clock.cache_clear()
+    simulated_clock.set(NOW)
+    return simulated_clock
 
 
 def definitions(folder, *, extra=False):
@@ -241,7 +234,7 @@ def test_reader_and_feast_agree(store, redis_server):
     keys = {"id": [1, 2, 3], "town": ["A", "B", "B"]}
 
     async def ask():
-        client = connect(redis_server.connection_string, asynchronous=True)
+        client = connect_for_reads(redis_server.connection_string)
         uses = [
             ViewUse(
                 spec=spec,
@@ -298,14 +291,13 @@ def test_applying_a_change_and_deleting_a_view(tmp_path, redis_server):
     other.apply(definitions(tmp_path))
     other.materialize(NOW - 2 * HOUR, NOW, disable_event_timestamp=False)
     store.apply([], objects_to_delete=[changed[2]], partial=False)
-    assert sorted(redis_server.client.keys("ts1:proj:*")) == [
-        b"ts1:proj::definitions",
-        b"ts1:proj:pair:{i1;s1:A}",
-        b"ts1:proj:pair:{i2;s1:B}",
-    ]
+    pairs = entity_prefix("proj", ["town", "id"])
+    assert sorted(redis_server.client.keys("ts2:proj:*")) == sorted(
+        [definitions_key("proj"), ttls_key("proj"), pairs + b"i1;s1:A", pairs + b"i2;s1:B"]
+    )
     store.teardown()
-    assert not redis_server.client.keys("ts1:proj:*")
-    assert len(redis_server.client.keys("ts1:myproj:*")) == 5
+    assert not redis_server.client.keys("ts2:proj:*")
+    assert len(redis_server.client.keys("ts2:myproj:*")) == 6
 
 
 def replace_project(store, project):

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
-from redis import asyncio as redis_asyncio
 
 from tallystick.contract import ViewUse
 from tallystick.online_store.bulk import write_table
-from tallystick.online_store.keys import RowKeys
+from tallystick.online_store.connection import connect_for_reads
+from tallystick.online_store.keys import EntityKeys
 from tallystick.online_store.packed import RowCodec
 from tallystick.online_store.reader import OnlineReader, Status
+from tallystick.online_store.sections import joined
 from tallystick.online_store.writer import WriteCounts, write_rows
 from tallystick.view import Column, ViewSpec
 
@@ -30,7 +31,7 @@ SPEC = ViewSpec(
     created_column="created",
 )
 CODEC = RowCodec(SPEC)
-KEYS = RowKeys("project", "view", SPEC.join_keys)
+KEYS = EntityKeys("project", SPEC.join_keys)
 # Times on both sides of every boundary that a comparison of halves or of doubles can get wrong.
 EDGES = [0, 1, -1, 2**31, 2**32, 2**32 - 1, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), -(2**32)]
 TIMES = st.sampled_from(EDGES) | st.integers(0, 5)
@@ -58,7 +59,7 @@ def brute_force(writes):
 
 def read(socket, keys, spec=SPEC, *, request_time_us=0):
     async def ask():
-        client = redis_asyncio.Redis(unix_socket_path=str(socket))
+        client = connect_for_reads(f"unix://{socket}")
         use = ViewUse(
             spec=spec,
             name="use",
@@ -94,7 +95,7 @@ def test_writes_one_by_one(redis_server, writes):
     redis_server.client.flushall()
     counts = WriteCounts()
     for value, write in enumerate(writes):
-        counts += write_rows(redis_server.client, "project", SPEC, [packed(write, value)])
+        counts += write_rows(redis_server.client, "project", CODEC, [packed(write, value)])
     expected, expected_counts = brute_force(writes)
     assert stored(redis_server.socket) == expected
     assert counts == expected_counts
@@ -108,7 +109,7 @@ def test_writes_in_batches(redis_server, writes, data):
     total = WriteCounts()
     while rows:
         size = data.draw(st.integers(1, len(rows)))
-        total += write_rows(redis_server.client, "project", SPEC, rows[:size])
+        total += write_rows(redis_server.client, "project", CODEC, rows[:size])
         rows = rows[size:]
     assert stored(redis_server.socket) == brute_force(writes)[0]
     assert total.won + total.lost + total.repeated == len(writes)
@@ -119,9 +120,9 @@ def test_writes_in_batches(redis_server, writes, data):
 def test_writing_all_again_changes_nothing(redis_server, writes):
     redis_server.client.flushall()
     rows = [packed(write, value) for value, write in enumerate(writes)]
-    write_rows(redis_server.client, "project", SPEC, rows)
+    write_rows(redis_server.client, "project", CODEC, rows)
     before = stored(redis_server.socket)
-    again = write_rows(redis_server.client, "project", SPEC, random.sample(rows, len(rows)))
+    again = write_rows(redis_server.client, "project", CODEC, random.sample(rows, len(rows)))
     assert again.won == 0
     assert stored(redis_server.socket) == before
 
@@ -146,7 +147,7 @@ def test_concurrent_writers_end_in_the_largest(redis_server, seed):
         client = Redis(unix_socket_path=str(redis_server.socket))
         with client:
             for start in range(0, len(part), 37):
-                write_rows(client, "project", SPEC, part[start : start + 37])
+                write_rows(client, "project", CODEC, part[start : start + 37])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, [chance.sample(rows, len(rows)) for _ in range(4)]))
@@ -227,5 +228,5 @@ def test_a_table_packs_the_same_bytes_as_rows(redis_server, data):
             created_us=created[row],
             write_us=7,
         )
-        key = RowKeys("project", "view", spec.join_keys).of([[row]])[0]
-        assert redis_server.client.get(key) == expected
+        key = EntityKeys("project", spec.join_keys).of([[row]])[0]
+        assert redis_server.client.get(key) == joined([expected])

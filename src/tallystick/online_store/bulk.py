@@ -7,9 +7,29 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError, Problem
+from tallystick.online_store.cells import FIXED, CellType
 from tallystick.online_store.connection import SyncClient
-from tallystick.online_store.keys import RowKeys
-from tallystick.online_store.packed import FIXED, HAS_CREATED, VERSION, RowCodec
+from tallystick.online_store.keys import EntityKeys
+from tallystick.online_store.layout import (
+    CREATED,
+    FAR_CREATED,
+    FAR_WRITE,
+    INT32,
+    LATER,
+    LATER_WRITE,
+    LONG,
+    LONG_INTEGERS,
+    NEAR,
+    NEAR_CREATED,
+    NEAR_WRITE,
+    NO_CREATED,
+    NULLS,
+    SAME_CREATED,
+    SHORT_MAX,
+    WRITE,
+    Layout,
+)
+from tallystick.online_store.packed import RowCodec
 from tallystick.online_store.writer import WriteCounts, write_rows
 from tallystick.repo import NO_ENTITY_KEY
 from tallystick.view import Column, ViewSpec
@@ -17,14 +37,6 @@ from tallystick.view import Column, ViewSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_NUMPY: Final = {
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "FLOAT": "<f4",
-    "DOUBLE": "<f8",
-    "BOOL": "?",
-    "UNIX_TIMESTAMP": "<i8",
-}
 _ROWS_AT_ONCE: Final = 50_000
 
 
@@ -44,19 +56,20 @@ def write_table(
     Raises:
         DataError: Columns are missing, or have values that do not fit their type; all are listed.
             Nothing is written.
+        DefinitionError: The view's tag stands for another view or definition.
         UnavailableError: Redis did not answer; writing the table again does no harm.
     """
     cast = _cast(spec, table)
     codec = RowCodec(spec)
-    keys = RowKeys(project, spec.name, spec.join_keys)
+    keys = EntityKeys(project, spec.join_keys)
 
     def rows() -> Iterator[tuple[bytes | None, bytes]]:
         for start in range(0, cast.num_rows, _ROWS_AT_ONCE):
             part = cast.slice(start, _ROWS_AT_ONCE).combine_chunks()
             names = [part.column(name).to_pylist() for name in spec.key_names]
-            yield from zip(keys.of(names), _packed(codec, part, write_us), strict=True)
+            yield from zip(keys.of(names), packed_rows(codec, part, write_us), strict=True)
 
-    return write_rows(client, project, spec, rows())
+    return write_rows(client, project, codec, rows())
 
 
 def _cast(spec: ViewSpec, table: pa.Table) -> pa.Table:
@@ -95,84 +108,141 @@ def _cast(spec: ViewSpec, table: pa.Table) -> pa.Table:
     return pa.table(arrays)
 
 
-def _packed(codec: RowCodec, table: pa.Table, write_us: int) -> Iterator[bytes]:
-    """Packed rows of a table whose columns have their exact types."""
+def packed_rows(codec: RowCodec, table: pa.Table, write_us: int) -> list[bytes]:
+    """Pack the rows of a table whose columns have their exact types, as :class:`RowCodec` does."""
     import numpy as np
+
+    columns = _Columns(codec, table, write_us)
+    rows: list[bytes] = [b""] * table.num_rows
+    for flags in np.unique(columns.flags).tolist():
+        places = np.flatnonzero(columns.flags == flags)
+        layout = codec.layout(flags)
+        heads = columns.heads(layout, places)
+        whole, size = heads.tobytes(), layout.struct.size
+        for start, place in zip(range(0, len(whole), size), places.tolist(), strict=True):
+            rows[place] = b"".join(
+                (
+                    whole[start : start + size],
+                    *(content[place] for content in columns.contents.values()),
+                )
+            )
+    return rows
+
+
+class _Columns:
+    """Columns of a table as rows hold them, and which flags each row gets."""
+
+    def __init__(self, codec: RowCodec, table: pa.Table, write_us: int) -> None:
+        import numpy as np
+
+        spec = codec.spec
+        count = table.num_rows
+        self._codec = codec
+        self._write_us = write_us
+        self._event = _microseconds(table.column(spec.event_column))
+        self._created = self._event
+        has_created = np.zeros(count, dtype=bool)
+        if spec.created_column is not None:
+            created = table.column(spec.created_column)
+            has_created = created.is_valid().to_numpy()
+            self._created = np.where(has_created, _microseconds(created), self._event)
+        self._nulls = np.zeros((count, codec.null_bytes), dtype="u1")
+        self._numbers: dict[int, Any] = {}
+        self.contents: dict[int, list[bytes]] = {}
+        for place, (column, cell) in enumerate(zip(spec.columns, codec.cells, strict=True)):
+            values = table.column(column.name)
+            if values.null_count:
+                absent = ~values.is_valid().to_numpy()
+                self._nulls[absent, place >> 3] |= 1 << (place & 7)
+            if cell.code is None:
+                self.contents[place] = _contents(values, cell)
+            else:
+                self._numbers[place] = _numbers(values, column.dtype)
+        self._lengths = {
+            place: np.fromiter(map(len, content), dtype="i8", count=count)
+            for place, content in self.contents.items()
+        }
+        self.flags = self._flags(has_created)
+
+    def _flags(self, has_created: Any) -> Any:
+        import numpy as np
+
+        # Differences may overflow where times are absurd; they are then not near, as they should.
+        with np.errstate(over="ignore"):
+            after = self._created - self._event
+            written = self._write_us - self._event
+        far = ~((after > 0) & (after < NEAR) & (self._created > self._event))
+        kind = np.where(far, FAR_CREATED, NEAR_CREATED)
+        kind[self._created == self._event] = SAME_CREATED
+        flags = np.where(has_created, kind, NO_CREATED)
+        near = (written >= 0) & (written < LATER) & (self._event <= self._write_us)
+        flags |= np.where(near & (written < NEAR), NEAR_WRITE, LATER_WRITE)
+        flags[~near] += FAR_WRITE - LATER_WRITE
+        for place in self._codec.integers:
+            numbers = self._numbers[place]
+            flags[(numbers < INT32[0]) | (numbers > INT32[-1])] |= LONG_INTEGERS
+        flags[self._nulls.any(axis=1)] |= NULLS
+        contents = sum(self._lengths.values(), np.zeros(len(flags), dtype="i8"))
+        for value in np.unique(flags).tolist():
+            layout = self._codec.layout(value)
+            is_long = (flags == value) & (contents + layout.struct.size - layout.head > SHORT_MAX)
+            flags[is_long] |= LONG
+        return flags
+
+    def heads(self, layout: Layout, places: Any) -> Any:
+        """All but the contents of the rows at ``places``, which have this layout."""
+        import numpy as np
+
+        heads = np.zeros(len(places), dtype=layout.dtype)
+        assert heads.dtype.itemsize == layout.struct.size
+        event = self._event[places]
+        heads["head"] = np.frombuffer(self._codec.tag + bytes((layout.flags,)), dtype="u1")
+        heads["event"] = event
+        if layout.flags & CREATED == NEAR_CREATED:
+            heads["created"] = self._created[places] - event
+        elif layout.flags & CREATED == FAR_CREATED:
+            heads["created"] = self._created[places]
+        if layout.flags & WRITE == FAR_WRITE:
+            heads["write"] = self._write_us
+        else:
+            heads["write_low"] = (self._write_us - event) & 0xFFFFFFFF
+        if layout.flags & WRITE == LATER_WRITE:
+            heads["write_high"] = (self._write_us - event) >> 32
+        if layout.flags & NULLS:
+            heads["nulls"] = self._nulls[places]
+        for place, numbers in self._numbers.items():
+            heads[f"c{place}"] = numbers[places]
+        length = layout.struct.size - layout.head
+        for place, lengths in self._lengths.items():
+            heads[f"c{place}"] = lengths[places]
+            length = length + lengths[places]
+        heads["length"] = length
+        return heads
+
+
+def _microseconds(times: pa.ChunkedArray) -> Any:
     import pyarrow as pa
 
-    spec = codec.spec
-    heads = np.zeros(table.num_rows, dtype=_head_type(codec))
-    assert heads.dtype.itemsize == codec.layout.size
-    event_us = table.column(spec.event_column).cast(pa.int64()).to_numpy()
-    heads["version"] = VERSION
-    heads["definition"] = np.frombuffer(codec.definition, dtype="V8")[0]
-    heads["event"] = heads["created"] = event_us
-    heads["write"] = write_us
-    if spec.created_column is not None:
-        created = table.column(spec.created_column)
-        known = created.is_valid().to_numpy()
-        heads["flags"][known] = HAS_CREATED
-        heads["created"] = np.where(
-            known, created.cast(pa.int64()).fill_null(0).to_numpy(), event_us
-        )
-    for place, column in enumerate(spec.columns):
-        values = table.column(column.name)
-        if values.null_count:
-            byte, bit = codec.null_bits[column.name]
-            heads["nulls"][:, byte] |= np.where(values.is_valid().to_numpy(), 0, bit).astype("u1")
-        if column.dtype in FIXED:
-            heads[f"c{place}"] = _numbers(values, column.dtype)
-    tails = [_tails(table.column(column.name), column.dtype) for column in codec.variable]
-    for column, contents in zip(codec.variable, tails, strict=True):
-        place = spec.columns.index(column)
-        heads[f"c{place}"] = [len(content) for content in contents]
-    whole, size = heads.tobytes(), codec.layout.size
-    starts = range(0, len(whole), size)
-    if not tails:
-        return (whole[start : start + size] for start in starts)
-    return (
-        b"".join((whole[start : start + size], *contents))
-        for start, contents in zip(starts, zip(*tails, strict=True), strict=True)
-    )
-
-
-def _head_type(codec: RowCodec) -> list[tuple[Any, ...]]:
-    """The struct of the codec as NumPy fields; a column's is named by its place in the view."""
-    places = {column.name: place for place, column in enumerate(codec.spec.columns)}
-    return [
-        ("version", "u1"),
-        ("definition", "V8"),
-        ("flags", "u1"),
-        ("event", "<i8"),
-        ("created", "<i8"),
-        ("write", "<i8"),
-        ("nulls", "u1", (codec.null_bytes,)),
-        *((f"c{places[column.name]}", _NUMPY[column.dtype]) for column in codec.fixed),
-        *((f"c{places[column.name]}", "<u4") for column in codec.variable),
-    ]
+    return times.cast(pa.int64()).fill_null(0).to_numpy()
 
 
 def _numbers(values: pa.ChunkedArray, dtype: str) -> Any:
-    import pyarrow as pa
-
     if dtype == "UNIX_TIMESTAMP":
-        values = values.cast(pa.int64())
+        return _microseconds(values)
     return values.fill_null(False if dtype == "BOOL" else 0).to_numpy()
 
 
-def _tails(values: pa.ChunkedArray, dtype: str) -> list[bytes]:
+def _contents(values: pa.ChunkedArray, cell: CellType) -> list[bytes]:
     """Bytes of a variable column; empty for null."""
-    contents = values.to_pylist()
-    if dtype == "STRING":
-        return [b"" if content is None else content.encode() for content in contents]
-    if dtype == "BYTES":
-        return [b"" if content is None else content for content in contents]
+    if not cell.needs_feast:
+        return [
+            b"" if content is None else cell.from_python(content) for content in values.to_pylist()
+        ]
     from feast.type_map import python_values_to_proto_values
     from feast.value_type import ValueType
 
+    contents = values.to_pylist()
     present = [content for content in contents if content is not None]
-    protos = iter(python_values_to_proto_values(present, ValueType[dtype]) if present else ())
-    return [
-        b"" if content is None else next(protos).SerializeToString(deterministic=True)
-        for content in contents
-    ]
+    # All at once: Feast looks at the type of the whole column.
+    protos = iter(python_values_to_proto_values(present, ValueType[cell.dtype]) if present else ())
+    return [b"" if content is None else cell.from_proto(next(protos)) for content in contents]

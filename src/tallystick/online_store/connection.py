@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, overload
@@ -11,66 +12,58 @@ from redis import Redis
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.exceptions import AskError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from tallystick.errors import InputError, Problem, UnavailableError
+from tallystick.online_store.cluster import AsyncCluster, Cluster
+from tallystick.online_store.place import Place, read_place
+from tallystick.online_store.wire import Wire
 
 SyncClient: TypeAlias = Any
-"""A ``redis.Redis``; the annotations of its commands mix answers and awaitables."""
+"""A ``redis.Redis`` or :class:`tallystick.online_store.cluster.Cluster`; the annotations of their
+commands mix answers and awaitables."""
 AsyncClient: TypeAlias = Any
-"""A ``redis.asyncio.Redis``."""
+"""A ``redis.asyncio.Redis`` or :class:`tallystick.online_store.cluster.AsyncCluster`."""
+
+ReadClient: TypeAlias = Wire | AsyncCluster
+"""What serving reads with."""
 
 EMBEDDED: Final = "embedded"
 CONNECT_TIMEOUT_S: Final = 1.0
 READ_TIMEOUT_S: Final = 5.0
-_FORM: Final = (
-    "host:port[,username=…][,password=…][,ssl=true][,db=0], unix:///path/of/socket, or embedded"
-)
-_OPTIONS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "port": ("a number", int),
-    "db": ("a number", int),
-    "ssl": ("true or false", lambda value: {"true": True, "false": False}[value.lower()]),
-    "username": ("text", str),
-    "password": ("text", str),
-}
+_ERRORS: Final = (RedisError, RedisClusterException, OSError)
+"""All that redis-py raises; its errors of a cluster are no RedisError."""
 
 
-def connection_arguments(connection_string: str, state_dir: Path | None) -> dict[str, Any]:
-    """What a Redis client has to be told to connect; starts the embedded server if it is meant.
+def place_of(
+    connection_string: str, repo_path: Path | None = None, redis_type: str = "redis"
+) -> Place:
+    """Where a Redis is; starts the embedded server if that is meant.
+
+    Args:
+        connection_string: As :mod:`tallystick.online_store.place` has it, or ``embedded``.
+        repo_path: Folder of the Feast repo, of which an embedded server is part.
+        redis_type: ``redis``, or ``redis_cluster`` for a cluster of which one node is named.
 
     Raises:
-        InputError: The text has another form; no part of it that may be secret is shown.
+        InputError: The connection string cannot be used, or a file that it names.
         UnavailableError: The embedded server does not start.
     """
-    if connection_string == EMBEDDED:
-        if state_dir is None:
-            raise InputError("An embedded Redis needs the folder in which it keeps its data.")
-        from tallystick.online_store.embedded import start
-
-        return {"unix_socket_path": str(start(state_dir))}
-    if connection_string.startswith("unix://"):
-        return {"unix_socket_path": connection_string.removeprefix("unix://")}
-    address, *options = connection_string.split(",")
-    host, _, port = address.rpartition(":")
-    problems = [] if host else [Problem("address", "host:port", "another text")]
-    arguments: dict[str, Any] = {"host": host.strip("[]")}
-    for option in (f"port={port}", *options):
-        name, _, value = option.partition("=")
-        if name not in _OPTIONS:
-            problems.append(Problem("option", f"one of {', '.join(_OPTIONS)}", "another name"))
-            continue
-        expected, read = _OPTIONS[name]
-        try:
-            arguments[name] = read(value)
-        except (KeyError, ValueError):
-            problems.append(Problem(name, expected, "another value"))
-    if problems:
+    if connection_string != EMBEDDED:
+        return read_place(connection_string, redis_type)
+    if repo_path is None:
+        raise InputError("An embedded Redis needs the folder in which it keeps its data.")
+    if redis_type != "redis":
         raise InputError(
-            "The online store's connection_string cannot be used.", problems, hint=f"Form: {_FORM}"
+            "The embedded Redis is one server.", [Problem("redis_type", "redis", repr(redis_type))]
         )
-    return arguments
+    from tallystick.online_store.embedded import start
+    from tallystick.repo import state_dir
+
+    return Place(socket=str(start(state_dir(repo_path))))
 
 
 @overload
@@ -78,6 +71,7 @@ def connect(
     connection_string: str,
     repo_path: Path | None = None,
     *,
+    redis_type: str = "redis",
     asynchronous: Literal[False] = False,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     read_timeout_s: float = READ_TIMEOUT_S,
@@ -87,6 +81,7 @@ def connect(
     connection_string: str,
     repo_path: Path | None = None,
     *,
+    redis_type: str = "redis",
     asynchronous: Literal[True],
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     read_timeout_s: float = READ_TIMEOUT_S,
@@ -95,48 +90,83 @@ def connect(
     connection_string: str,
     repo_path: Path | None = None,
     *,
+    redis_type: str = "redis",
     asynchronous: bool = False,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     read_timeout_s: float = READ_TIMEOUT_S,
 ) -> Any:
-    """A Redis client, which connects when it is first used.
+    """A client of Redis or of a Redis Cluster, which connects when it is first used.
+
+    A synchronous client of a cluster connects at once, to learn which nodes there are.
 
     A command whose connection turns out to be closed is sent once more: every command that is used
     here may be repeated. A command that times out is not.
 
     Args:
-        connection_string: ``host:port[,username=…][,password=…][,ssl=true][,db=0]``,
-            ``unix:///path`` or ``embedded``.
+        connection_string: As :mod:`tallystick.online_store.place` has it, or ``embedded``.
         repo_path: Folder of the Feast repo, of which an embedded server is part.
-        asynchronous: Whether to give a ``redis.asyncio.Redis``.
+        redis_type: ``redis``, or ``redis_cluster`` for a cluster of which one node is named.
+        asynchronous: Whether to give a client for asyncio.
         connect_timeout_s: Seconds to connect.
         read_timeout_s: Seconds to wait for an answer.
 
     Raises:
-        InputError: The connection string cannot be used.
-        UnavailableError: The embedded server does not start.
+        InputError: The connection string cannot be used, or a file that it names.
+        UnavailableError: The embedded server does not start, or the cluster does not answer.
     """
-    from tallystick.repo import state_dir
-
-    arguments = connection_arguments(
-        connection_string, None if repo_path is None else state_dir(repo_path)
-    )
-    arguments |= {"socket_connect_timeout": connect_timeout_s, "socket_timeout": read_timeout_s}
+    place = place_of(connection_string, repo_path, redis_type)
+    options: dict[str, Any] = {
+        **place.options,
+        "socket_connect_timeout": connect_timeout_s,
+        "socket_timeout": read_timeout_s,
+    }
+    if place.is_cluster:
+        if asynchronous:
+            return AsyncCluster(place, **options)
+        try:
+            return Cluster(place, **options)
+        except _ERRORS as error:
+            raise UnavailableError(str(place), _told(error, place)) from error
+    if place.socket:
+        options["unix_socket_path"] = place.socket
+    else:
+        ((options["host"], options["port"]),) = place.addresses
     again: dict[str, Any] = {
         "backoff": NoBackoff(),
         "retries": 1,
         "supported_errors": (RedisConnectionError,),
     }
     if asynchronous:
-        return redis_asyncio.Redis(retry=AsyncRetry(**again), **arguments)
-    return Redis(retry=Retry(**again), **arguments)
+        return redis_asyncio.Redis(retry=AsyncRetry(**again), **options)
+    return Redis(retry=Retry(**again), **options)
+
+
+def connect_for_reads(
+    connection_string: str,
+    repo_path: Path | None = None,
+    *,
+    redis_type: str = "redis",
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    read_timeout_s: float = READ_TIMEOUT_S,
+) -> ReadClient:
+    """What serving reads Redis with: the quickest that the place allows.
+
+    Args and errors are those of :func:`connect`.
+    """
+    place = place_of(connection_string, repo_path, redis_type)
+    if not place.is_cluster:
+        return Wire(place, connect_timeout_s=connect_timeout_s, read_timeout_s=read_timeout_s)
+    return AsyncCluster(
+        place,
+        **place.options,
+        socket_connect_timeout=connect_timeout_s,
+        socket_timeout=read_timeout_s,
+    )
 
 
 def address(client: SyncClient | AsyncClient) -> str:
     """Where a client's Redis is, without anything secret."""
-    arguments = client.connection_pool.connection_kwargs
-    place = arguments.get("path") or f"{arguments.get('host')}:{arguments.get('port')}"
-    return f"Redis at {place}"
+    return str(_place_of_client(client))
 
 
 @contextmanager
@@ -144,5 +174,38 @@ def redis_errors(client: SyncClient | AsyncClient) -> Iterator[None]:
     """Turn any error of Redis or of the connection into an UnavailableError that names the host."""
     try:
         yield
-    except (RedisError, OSError) as error:
-        raise UnavailableError(address(client), str(error) or type(error).__name__) from error
+    except _ERRORS as error:
+        if isinstance(error, RedisClusterException) and isinstance(client, Cluster | AsyncCluster):
+            client.start_over()
+        place = _place_of_client(client)
+        raise UnavailableError(str(place), _told(error, place)) from error
+
+
+def _place_of_client(client: SyncClient | AsyncClient) -> Place:
+    place = getattr(client, "place", None)
+    if isinstance(place, Place):
+        return place
+    arguments = client.connection_pool.connection_kwargs
+    if socket := arguments.get("path"):
+        return Place(socket=socket)
+    own = (arguments.get("host", "localhost"), arguments.get("port", 6379))
+    return Place((own,), options={"ssl": "ssl_cert_reqs" in arguments})
+
+
+def _told(error: BaseException, place: Place) -> str:
+    """What an error says; why TLS failed is behind the error to which that led."""
+    told = str(error) or type(error).__name__
+    if isinstance(error, AskError):
+        told = "a slot of the cluster does not stop moving"
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, ssl.SSLCertVerificationError):
+            return f"TLS failed: the certificate does not hold, {behind.verify_message}"
+        if isinstance(behind, ssl.SSLError):
+            return f"TLS failed: {behind.reason or behind}"
+        is_connecting = isinstance(behind, RedisTimeoutError) and "connecti" in str(behind)
+        if is_connecting and place.options.get("ssl"):
+            # A server without TLS waits for the rest of what it takes for a command.
+            return f"{told}: TLS failed, or nobody is there"
+        behind = behind.__cause__ or behind.__context__
+    return told

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from tallystick.errors import DamagedError, Problem
-from tallystick.online_store.packed import HEAD_BYTES, RowCodec, definition_of, head_of
+from tallystick.online_store.layout import HEAD, TAG, view_tag
+from tallystick.online_store.packed import RowCodec, RowReader
 from tallystick.view import ViewSpec
 
 
@@ -32,6 +35,7 @@ class ViewRows:
         definition: Hash of the definition under which the row was written, None if NOT_FOUND.
         values: Column → values, None where the row is not PRESENT, the value is null, or the row's
             definition has no column of that name and type.
+        is_complete: Whether it is known that all rows are PRESENT and no value is None.
     """
 
     status: list[Status]
@@ -40,23 +44,19 @@ class ViewRows:
     write_us: list[int | None]
     definition: list[str | None]
     values: dict[str, list[Any]]
+    is_complete: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """How rows of one definition are read.
+class UnknownDefinitionError(Exception):
+    """A row's definition has to be learnt first.
 
-    Attributes:
-        codec: The definition's codec.
-        names: Columns wanted that it has, by name and type.
-        lacking: Columns wanted that it has not.
-        same_entity: Whether its rows belong to the same entity.
+    Args:
+        tag: Tag of the row.
     """
 
-    codec: RowCodec
-    names: list[str]
-    lacking: list[str]
-    same_entity: bool
+    def __init__(self, tag: bytes) -> None:
+        self.tag = tag
+        super().__init__(tag.hex())
 
 
 class ViewDecoder:
@@ -66,52 +66,72 @@ class ViewDecoder:
         spec: The definition by which rows are wanted; its ttl is enforced.
         columns: Columns wanted.
         protos: Whether values are given as Feast's ``Value`` rather than Python values.
+        name: The view's name online, where it is not that of the definition.
+
+    Attributes:
+        view: Tag of the view, which its rows start with.
     """
 
-    def __init__(self, spec: ViewSpec, columns: Sequence[str], *, protos: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ViewSpec,
+        columns: Sequence[str],
+        *,
+        protos: bool = False,
+        name: str | None = None,
+    ) -> None:
         self._spec = spec
+        self._name = spec.name if name is None else name
+        self.view = view_tag(self._name, spec.key_names)
         self._columns = tuple(columns)
         self._protos = protos
         self._dtypes = {column.name: column.dtype for column in spec.columns}
-        self._readings: dict[bytes, _Reading] = {}
+        self._codecs: dict[bytes, RowCodec] = {}
+        self._readers: dict[bytes, _Reader] = {}
         self._add(spec)
 
     def _add(self, written: ViewSpec) -> None:
-        """Work out once how rows of a definition are read."""
-        stored = {column.name: column.dtype for column in written.columns}
-        self._readings[head_of(written.definition_hash)] = _Reading(
-            codec=RowCodec(written),
-            names=[name for name in self._columns if stored.get(name) == self._dtypes[name]],
-            lacking=[name for name in self._columns if stored.get(name) != self._dtypes[name]],
-            same_entity=sorted(written.key_names) == sorted(self._spec.key_names),
-        )
+        """Take a definition under which rows may have been written."""
+        codec = RowCodec(written, self._name)
+        if not self._protos and codec.needs_feast(self._common(codec)):
+            import feast.type_map  # noqa: F401 takes seconds, and so never within a request
+        self._codecs[codec.tag] = codec
 
-    def unknown(self, rows: Sequence[bytes | None]) -> set[str]:
-        """Hashes of the definitions that have to be learnt before these rows can be decoded.
+    def _common(self, codec: RowCodec) -> list[str]:
+        """The columns wanted that a definition has, by name and type."""
+        stored = {column.name: column.dtype for column in codec.spec.columns}
+        return [name for name in self._columns if stored.get(name) == self._dtypes[name]]
+
+    def _reader(self, head: bytes) -> _Reader:
+        """What reads rows that start with these bytes; made once."""
+        reader = self._readers.get(head)
+        if reader is None:
+            codec = self._codecs.get(head[:TAG])
+            if codec is None:
+                raise UnknownDefinitionError(head[:TAG])
+            names = self._common(codec)
+            reader = self._readers[head] = _Reader(
+                rows=codec.reader(head, names, protos=self._protos),
+                definition=codec.spec.definition_hash,
+                lacking=[name for name in self._columns if name not in names],
+            )
+        return reader
+
+    def learn(self, tag: bytes, written: bytes | None) -> None:
+        """Take a definition, as Redis has it for a tag.
 
         Raises:
-            DamagedError: Something that is no row lies in Redis.
+            DamagedError: Redis has none, or another one.
         """
-        heads = {row[:HEAD_BYTES] for row in rows if row is not None}
-        return {definition_of(head) for head in heads - self._readings.keys()}
-
-    def learn(self, definitions: Mapping[str, bytes | None]) -> None:
-        """Take definitions by hash, as they lie in Redis.
-
-        Raises:
-            DamagedError: One is not there.
-        """
-        missing = [found for found, text in definitions.items() if text is None]
-        if missing:
+        spec = None if written is None else ViewSpec.model_validate_json(written)
+        if spec is None or RowCodec(spec, self._name).tag != tag:
             raise DamagedError(
-                f"Rows of view {self._spec.name} were written under a definition that Redis "
+                f"Rows of view {self._name} were written under a definition that Redis "
                 "no longer has.",
-                [Problem("definition", "a known hash", found) for found in missing],
+                [Problem("definition", "a known tag", tag.hex())],
                 hint="Materialize the view again.",
             )
-        for text in definitions.values():
-            if text is not None:
-                self._add(ViewSpec.model_validate_json(text))
+        self._add(spec)
 
     def decode(self, rows: Sequence[bytes | None], *, request_time_us: int) -> ViewRows:
         """Decode what Redis answered for each row of a request.
@@ -123,24 +143,55 @@ class ViewDecoder:
 
         Raises:
             DamagedError: A row cannot be read.
-            KeyError: A definition is unknown; see :meth:`unknown`.
+            UnknownDefinitionError: A row was written under a definition that has to be learnt.
         """
         ttl_us = self._spec.ttl_us
         oldest_us = None if ttl_us is None else request_time_us - ttl_us
-        heads = [None if row is None else row[:HEAD_BYTES] for row in rows]
-        found = {head for head in heads if head is not None}
-        if len(found) == 1 and None not in heads:
-            present = [row for row in rows if row is not None]
-            return self._of_one_definition(self._readings[found.pop()], present, oldest_us)
-        answer = self._absent(len(rows))
+        if not rows:
+            return self._absent(0)
+        heads = [None if row is None else row[:HEAD] for row in rows]
+        found = dict.fromkeys(heads)
+        if len(found) == 1:
+            return self._of_one_head(heads[0], rows, oldest_us)
+        # What differs in its head is read apart, and then brought into the order of the rows.
+        order: list[int] = []
+        parts = []
         for head in found:
             places = [place for place, other in enumerate(heads) if other == head]
-            packed = [row for row in (rows[place] for place in places) if row is not None]
-            part = self._of_one_definition(self._readings[head], packed, oldest_us)
-            for whole, some in zip(self._lists(answer), self._lists(part), strict=True):
-                for place, value in zip(places, some, strict=True):
-                    whole[place] = value
-        return answer
+            parts.append(self._of_one_head(head, [rows[place] for place in places], oldest_us))
+            order += places
+        return _ordered(parts, sorted(range(len(order)), key=order.__getitem__))
+
+    def _of_one_head(
+        self, head: bytes | None, rows: Sequence[bytes | None], oldest_us: int | None
+    ) -> ViewRows:
+        """Decode rows with the same head: of one definition, with the same flags."""
+        count = len(rows)
+        if head is None:
+            return self._absent(count)
+        reader = self._reader(head)
+        decoded = reader.rows.read([row for row in rows if row is not None])
+        values = decoded.values
+        for name in reader.lacking:
+            values[name] = [None] * count
+        status = [Status.PRESENT] * count
+        is_complete = not reader.rows.has_nulls and not reader.lacking
+        if oldest_us is not None and min(decoded.event_us) < oldest_us:
+            is_complete = False
+            for place, event_us in enumerate(decoded.event_us):
+                if event_us < oldest_us:
+                    status[place] = Status.OUTSIDE_MAX_AGE
+                    for column in values.values():
+                        column[place] = None
+        return ViewRows(
+            status=status,
+            event_us=list[int | None](decoded.event_us),
+            created_us=decoded.created_us,
+            write_us=list[int | None](decoded.write_us),
+            definition=[reader.definition] * count,
+            values=values,
+            is_complete=is_complete,
+        )
 
     def _absent(self, count: int) -> ViewRows:
         return ViewRows(
@@ -152,43 +203,35 @@ class ViewDecoder:
             values={name: [None] * count for name in self._columns},
         )
 
-    def _of_one_definition(
-        self, reading: _Reading, packed: Sequence[bytes], oldest_us: int | None
-    ) -> ViewRows:
-        """Decode rows that were all written under one definition."""
-        count = len(packed)
-        if not reading.same_entity:
-            return self._absent(count)  # the other entity's key happens to have the same value
-        codec, names = reading.codec, reading.names
-        decoded = (
-            codec.decode_protos(packed, names) if self._protos else codec.decode(packed, names)
-        )
-        status = [Status.PRESENT] * count
-        values = decoded.values
-        for name in reading.lacking:
-            values[name] = [None] * count
-        if oldest_us is not None and min(decoded.event_us, default=oldest_us) < oldest_us:
-            for place, event_us in enumerate(decoded.event_us):
-                if event_us < oldest_us:
-                    status[place] = Status.OUTSIDE_MAX_AGE
-                    for column in values.values():
-                        column[place] = None
-        return ViewRows(
-            status=status,
-            event_us=[*decoded.event_us],
-            created_us=decoded.created_us,
-            write_us=[*decoded.write_us],
-            definition=[codec.spec.definition_hash] * count,
-            values=values,
-        )
 
-    def _lists(self, rows: ViewRows) -> list[list[Any]]:
-        """All lists of ``rows``, always in the same order."""
-        return [
-            rows.status,
-            rows.event_us,
-            rows.created_us,
-            rows.write_us,
-            rows.definition,
-            *(rows.values[name] for name in self._columns),
-        ]
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """How rows with one head are read.
+
+    Attributes:
+        rows: Reads the columns that their definition has.
+        definition: Its hash.
+        lacking: Columns wanted that it has not.
+    """
+
+    rows: RowReader
+    definition: str
+    lacking: list[str]
+
+
+def _ordered(parts: Sequence[ViewRows], order: Sequence[int]) -> ViewRows:
+    """The rows of several parts, of which row ``order[n]`` of all parts together comes n-th."""
+    take = itemgetter(*order)  # there are two parts, and so two rows at least
+
+    def of(lists: Iterable[list[Any]]) -> list[Any]:
+        return list(take(list(chain.from_iterable(lists))))
+
+    return ViewRows(
+        status=of(part.status for part in parts),
+        event_us=of(part.event_us for part in parts),
+        created_us=of(part.created_us for part in parts),
+        write_us=of(part.write_us for part in parts),
+        definition=of(part.definition for part in parts),
+        values={name: of(part.values[name] for part in parts) for name in parts[0].values},
+        is_complete=all(part.is_complete for part in parts),
+    )

@@ -1,17 +1,24 @@
-"""The names under which rows lie in Redis.
+"""The names under which entities lie in Redis.
 
-``ts1:PROJECT:VIEW:{KEY}``: project and view are percent-encoded, so that no name can end where
-another goes on, and a scan for one view or project matches no other. The braces are Redis
-Cluster's hash tag: all views of one entity share a slot. ``KEY`` is the values of the view's join
-keys, in the order of the join keys' names, each with its type and its end: ``i42;`` or ``s3:ATL``.
-An integer never equals a string, and no two tuples of values have the same text. It never starts
-with a closing brace, which would make the hash tag empty.
+``ts2:PROJECT:EE:KEY``: the project is percent-encoded, so that no name can end where another goes
+on, and a scan for one project matches no other. ``EE`` are two letters of a hash over the names of
+the join keys, short because they stand in every key. ``KEY`` is the values of the join keys, in the
+order of their names, each with its type and its end: ``i42;`` or ``s3:ATL``. An integer never
+equals a string, and no two tuples of values have the same text.
+
+All views with the same join keys share the value under this name. Should the letters of two tuples
+of join keys be the same, they share values as well, and nothing is mistaken: a row's tag says of
+which view and by which keys it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from operator import index
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -23,7 +30,7 @@ from tallystick.view import Column
 if TYPE_CHECKING:
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
-_LAYOUT: Final = "ts1"
+_LAYOUT: Final = "ts2"
 """Version of this module's layout; two layouts never see each other's rows."""
 
 
@@ -32,14 +39,25 @@ def project_prefix(project: str) -> bytes:
     return f"{_LAYOUT}:{quote(project, safe='')}:".encode()
 
 
-def view_prefix(project: str, view: str) -> bytes:
-    """What all row keys of a view start with, and no other key does."""
-    return project_prefix(project) + f"{quote(view, safe='')}:".encode()
+def entity_prefix(project: str, join_keys: Iterable[str]) -> bytes:
+    """What all keys of entities with these join keys start with."""
+    return _entity_prefix(project, tuple(sorted(join_keys)))
+
+
+@lru_cache(maxsize=1024)
+def _entity_prefix(project: str, names: tuple[str, ...]) -> bytes:
+    letters = base64.urlsafe_b64encode(hashlib.sha256(json.dumps(names).encode()).digest())[:2]
+    return project_prefix(project) + letters + b":"
 
 
 def definitions_key(project: str) -> bytes:
-    """Key of the project's definitions; a view's name is never empty, so no row has it."""
+    """Key of the project's definitions; no value has it, since theirs have two letters there."""
     return project_prefix(project) + b":definitions"
+
+
+def ttls_key(project: str) -> bytes:
+    """Key of the ttl of each definition that has one."""
+    return project_prefix(project) + b":ttls"
 
 
 def store_key(project: str) -> bytes:
@@ -94,30 +112,28 @@ _BY_PROTO_FIELD: Final[dict[str, Callable[[Any], bytes]]] = {
 }
 
 
-class RowKeys:
-    """Makes the Redis keys of one view from columns of key values.
+class EntityKeys:
+    """Makes Redis keys from columns of key values.
 
     Args:
         project: Feast project.
-        view: The view's name.
-        join_keys: The view's key columns, in the order in which :meth:`of` is given their values.
+        join_keys: The key columns, in the order in which :meth:`of` is given their values.
 
     Raises:
         DefinitionError: A key has a type that cannot be a key.
     """
 
-    def __init__(self, project: str, view: str, join_keys: Sequence[Column]) -> None:
+    def __init__(self, project: str, join_keys: Sequence[Column]) -> None:
         problems = [
-            Problem(f"key {key.name} of view {view}", " or ".join(_BY_DTYPE), key.dtype)
+            Problem(f"key {key.name}", " or ".join(_BY_DTYPE), key.dtype)
             for key in join_keys
             if key.dtype not in _BY_DTYPE
         ]
         if problems:
             raise DefinitionError("A view has keys that the online store cannot use.", problems)
-        self._view = view
         self._join_keys = tuple(join_keys)
         self._order = sorted(range(len(join_keys)), key=lambda place: join_keys[place].name)
-        self._start = view_prefix(project, view) + b"{"
+        self._start = entity_prefix(project, [key.name for key in join_keys])
 
     def of(self, columns: Sequence[Sequence[Any]]) -> list[bytes | None]:
         """One Redis key per row; None where a key value is None.
@@ -131,13 +147,13 @@ class RowKeys:
         parts = [self._column(self._join_keys[place], columns[place]) for place in self._order]
         problems = [part for part in parts if isinstance(part, Problem)]
         if problems:
-            raise InputError(f"Keys of view {self._view} have the wrong type.", problems)
+            raise InputError("Entity keys have the wrong type.", problems)
         encoded = [part for part in parts if not isinstance(part, Problem)]
         start = self._start
         if len(encoded) == 1:
-            return [None if one is None else b"%b%b}" % (start, one) for one in encoded[0]]
+            return [None if one is None else b"%b%b" % (start, one) for one in encoded[0]]
         return [
-            None if None in row else b"%b%b}" % (start, b"".join(part for part in row if part))
+            None if None in row else b"%b%b" % (start, b"".join(part for part in row if part))
             for row in zip(*encoded, strict=True)
         ]
 
@@ -156,11 +172,11 @@ class RowKeys:
             raise
 
 
-def proto_key(prefix: bytes, entity_key: EntityKey) -> bytes | None:
-    """The Redis key of a row from Feast's entity key; None where a key value is null.
+def proto_key(project: str, entity_key: EntityKey) -> bytes | None:
+    """The Redis key of an entity from Feast's entity key; None where a key value is null.
 
     Args:
-        prefix: :func:`view_prefix` of the view.
+        project: Feast project.
         entity_key: Join keys and values, in any order.
 
     Raises:
@@ -180,4 +196,4 @@ def proto_key(prefix: bytes, entity_key: EntityKey) -> bytes | None:
                 "An entity key cannot be used.", [Problem(name, " or ".join(_BY_DTYPE), field)]
             )
         parts.append(encode(getattr(value, field)))
-    return b"%b{%b}" % (prefix, b"".join(parts))
+    return b"%b%b" % (entity_prefix(project, entity_key.join_keys), b"".join(parts))

@@ -1,96 +1,51 @@
-"""One row of one view as bytes, and back.
-
-All numbers are little-endian::
-
-    version     1   of this layout
-    definition  8   the view's definition hash: the row is read by it, never by the view of today
-    flags       1   bit 0: the row has a created time
-    event       8   microseconds since 1970; the fold compares it, then created
-    created     8   likewise; the event time again where the row has none
-    write       8   when the row was written
-    nulls       n   one bit per column of the view, in its order
-    fixed           INT32, INT64, FLOAT, DOUBLE, BOOL, UNIX_TIMESTAMP (microseconds); 0 for null
-    lengths     4   of each variable column
-    variable        STRING as UTF-8, BYTES as they are, all else as Feast's serialized ``Value``
-
-Everything but the last part is one :class:`struct.Struct`, so that a row is read by one call.
-"""
+"""Rows of one definition of a view, packed and unpacked as their layout says."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import repeat
-from operator import index
+from operator import add
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import from_us, to_us
-from tallystick.errors import DamagedError, DataError, Problem
+from tallystick.errors import DataError, Problem
+from tallystick.online_store.cells import cell_type, damaged, is_null
+from tallystick.online_store.layout import (
+    CREATED,
+    FAR_CREATED,
+    FAR_WRITE,
+    FLAGS_END,
+    HEAD,
+    INT32,
+    LATER,
+    LATER_WRITE,
+    LONG,
+    LONG_INTEGERS,
+    NEAR,
+    NEAR_CREATED,
+    NEAR_WRITE,
+    NO_CREATED,
+    NULLS,
+    SAME_CREATED,
+    SHORT_MAX,
+    TAG,
+    VIEW_TAG,
+    WRITE,
+    Layout,
+    view_tag,
+)
 from tallystick.view import ViewSpec
 
 if TYPE_CHECKING:
     from feast.protos.feast.types.Value_pb2 import Value
 
-VERSION: Final = 1
-HAS_CREATED: Final = 1
-"""Flag of a row whose source has a created time."""
-
-FIXED: Final = {
-    "INT32": "i",
-    "INT64": "q",
-    "FLOAT": "f",
-    "DOUBLE": "d",
-    "BOOL": "?",
-    "UNIX_TIMESTAMP": "q",
-}
-"""Feast value type → its format in the struct."""
-
-PROTO_FIELD: Final = {
-    "INT32": "int32_val",
-    "INT64": "int64_val",
-    "FLOAT": "float_val",
-    "DOUBLE": "double_val",
-    "BOOL": "bool_val",
-    "UNIX_TIMESTAMP": "unix_timestamp_val",
-    "STRING": "string_val",
-    "BYTES": "bytes_val",
-}
-"""Feast value type → the field of a ``Value`` that carries it; of types that are stored as such."""
-
-_HEADER: Final = "<B8sBqqq"
-_HEADER_FIELDS: Final = 7
-_PROTO_NULL_TIME: Final = -(2**63)
-_SECOND_US: Final = 1_000_000
-_ORDER: Final = struct.Struct("<qq")
-_ORDER_AT: Final = 10
-
-
-HEAD_BYTES: Final = 9
-"""Bytes at a row's start that say how to read it: version and definition."""
-
-
-def head_of(definition: str) -> bytes:
-    """The first bytes of every row that is written under the definition of that hash."""
-    return bytes((VERSION,)) + bytes.fromhex(definition)
-
-
-def definition_of(row: bytes) -> str:
-    """Hash of the definition under which a row was written, from its first bytes.
-
-    Raises:
-        DamagedError: The bytes are no row, or of another version.
-    """
-    if len(row) < HEAD_BYTES or row[0] != VERSION:
-        raise _damaged(f"a row of version {VERSION}", f"bytes that start with {row[:1]!r}")
-    return row[1:HEAD_BYTES].hex()
-
-
-def order_of(row: bytes) -> tuple[int, int]:
-    """What the fold compares: event time and created time, in microseconds."""
-    event_us, created_us = _ORDER.unpack_from(row, _ORDER_AT)
-    return event_us, created_us
+_LOW: Final = (1 << 32) - 1
+_LENGTH: Final = 1
+_EVENT: Final = 2
+"""Places of these fields in every layout."""
+_NUMPY_FROM: Final = 16
+"""Rows from which a NumPy view is quicker than one struct per row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,35 +70,53 @@ class RowCodec:
 
     Args:
         spec: The definition.
+        name: The view's name online, where it is not that of the definition.
 
     Attributes:
         spec: The definition.
-        definition: Its hash, eight bytes.
-        fixed: Columns of fixed width.
-        variable: Columns of variable width.
-        null_bits: Column → its byte among the nulls, and its bit there.
-        null_bytes: Number of bytes of the nulls.
-        layout: Everything but the variable columns' bytes.
+        name: The view's name online.
+        view: Tag of the view.
+        tag: The first bytes of its rows: tags of view and definition.
+        cells: How each column is stored, in the view's order.
+        variable: Places of the columns of variable width.
+        integers: Places of the INT64 columns.
+        null_bytes: Number of bytes of the nulls, where there are any.
     """
 
-    def __init__(self, spec: ViewSpec) -> None:
+    def __init__(self, spec: ViewSpec, name: str | None = None) -> None:
         self.spec = spec
-        self.definition = bytes.fromhex(spec.definition_hash)
-        self.fixed = tuple(column for column in spec.columns if column.dtype in FIXED)
-        self.variable = tuple(column for column in spec.columns if column.dtype not in FIXED)
-        self.null_bits = {
-            column.name: (place >> 3, 1 << (place & 7)) for place, column in enumerate(spec.columns)
-        }
+        self.name = spec.name if name is None else name
+        self.view = view_tag(self.name, spec.key_names)
+        self.tag = self.view + bytes.fromhex(spec.definition_hash)[: TAG - VIEW_TAG]
+        self.cells = tuple(cell_type(column.dtype) for column in spec.columns)
+        self.variable = [place for place, cell in enumerate(self.cells) if cell.code is None]
+        self.integers = [
+            place for place, cell in enumerate(self.cells) if cell.dtype in {"INT32", "INT64"}
+        ]
         self.null_bytes = (len(spec.columns) + 7) // 8
-        formats = "".join(FIXED[column.dtype] for column in self.fixed)
-        self.layout = struct.Struct(
-            f"{_HEADER}{self.null_bytes}s{formats}{'I' * len(self.variable)}"
-        )
-        self._place = {
-            column.name: _HEADER_FIELDS + place
-            for place, column in enumerate((*self.fixed, *self.variable))
-        }
-        self._dtypes = {column.name: column.dtype for column in spec.columns}
+        self._places = {column.name: place for place, column in enumerate(spec.columns)}
+        self._layouts: dict[int, Layout] = {}
+
+    def layout(self, flags: int) -> Layout:
+        """The layout of rows with these flags.
+
+        Raises:
+            DamagedError: There are no such flags.
+        """
+        found = self._layouts.get(flags)
+        if found is None:
+            if flags >= FLAGS_END or flags & WRITE > FAR_WRITE:
+                raise damaged("flags of a row", f"{flags:#x}")
+            found = self._layouts[flags] = Layout(self.cells, flags)
+        return found
+
+    def place(self, name: str) -> int:
+        """The place of a column in the view's order."""
+        return self._places[name]
+
+    def needs_feast(self, names: Sequence[str]) -> bool:
+        """Whether these columns cannot be decoded without importing Feast."""
+        return any(self.cells[self._places[name]].needs_feast for name in names)
 
     def encode(
         self, values: Mapping[str, Any], *, event_us: int, created_us: int | None, write_us: int
@@ -153,8 +126,8 @@ class RowCodec:
         Raises:
             DataError: A value does not fit its type; every such column is listed.
         """
-        head = self._head(event_us=event_us, created_us=created_us, write_us=write_us)
-        return self._pack(values, _FROM_PYTHON, _python_to_proto, head)
+        stored = self._stored(values, [cell.from_python for cell in self.cells])
+        return self._packed(stored, event_us, created_us, write_us)
 
     def encode_protos(
         self,
@@ -169,61 +142,64 @@ class RowCodec:
         Raises:
             DataError: A value does not fit its type; every such column is listed.
         """
-        present = {
-            name: value
-            for name, value in values.items()
-            if name in self._dtypes and not _is_null(value, self._dtypes[name])
-        }
-        head = self._head(event_us=event_us, created_us=created_us, write_us=write_us)
-        return self._pack(present, _FROM_PROTO, _serialized, head)
+        present = {name: value for name, value in values.items() if not is_null(value)}
+        stored = self._stored(present, [cell.from_proto for cell in self.cells])
+        return self._packed(stored, event_us, created_us, write_us)
 
-    def _head(self, *, event_us: int, created_us: int | None, write_us: int) -> tuple[Any, ...]:
-        """The header's fields before the nulls."""
-        return (
-            VERSION,
-            self.definition,
-            0 if created_us is None else HAS_CREATED,
-            event_us,
-            event_us if created_us is None else created_us,
-            write_us,
-        )
-
-    def _pack(
-        self,
-        values: Mapping[str, Any],
-        converters: Mapping[str, Callable[[Any], Any]],
-        otherwise: Callable[[Any, str], bytes],
-        head: tuple[Any, ...],
-    ) -> bytes:
-        nulls = bytearray(self.null_bytes)
-        raw: dict[str, Any] = {}
+    def _stored(
+        self, values: Mapping[str, Any], converters: Sequence[Callable[[Any], Any]]
+    ) -> list[Any]:
+        """Stored form of each column, None for null."""
+        stored: list[Any] = []
         problems = []
-        for column in self.spec.columns:
-            name, dtype = column.name, column.dtype
-            value = values.get(name)
+        for column, cell, convert in zip(self.spec.columns, self.cells, converters, strict=True):
+            value = values.get(column.name)
             if value is None:
-                byte, bit = self.null_bits[name]
-                nulls[byte] |= bit
-                raw[name] = 0 if dtype in FIXED else b""
+                stored.append(None)
                 continue
-            convert = converters.get(dtype)
             try:
-                stored = otherwise(value, dtype) if convert is None else convert(value)
-                if dtype in FIXED:
-                    struct.pack("<" + FIXED[dtype], stored)
-                raw[name] = stored
+                content = convert(value)
+                if cell.code is not None:
+                    struct.pack("<" + cell.code, content)
+                stored.append(content)
             except (TypeError, ValueError, OverflowError, struct.error):
-                problems.append(Problem(f"column {name}", dtype, repr(value)))
+                problems.append(Problem(f"column {column.name}", column.dtype, repr(value)))
         if problems:
             raise DataError(f"A row of view {self.spec.name} cannot be stored.", problems)
-        tails = [raw[column.name] for column in self.variable]
-        whole = self.layout.pack(
-            *head,
-            bytes(nulls),
-            *(raw[column.name] for column in self.fixed),
-            *map(len, tails),
+        return stored
+
+    def _packed(
+        self, stored: Sequence[Any], event_us: int, created_us: int | None, write_us: int
+    ) -> bytes:
+        contents = [stored[place] or b"" for place in self.variable]
+        flags = _time_flags(event_us, created_us, write_us)
+        if any(stored[place] is not None and stored[place] not in INT32 for place in self.integers):
+            flags |= LONG_INTEGERS
+        if None in stored:
+            flags |= NULLS
+        layout = self.layout(flags)
+        size = layout.struct.size - layout.head + sum(map(len, contents))
+        if size > SHORT_MAX:
+            layout = self.layout(flags | LONG)
+            size = layout.struct.size - layout.head + sum(map(len, contents))
+        nulls = bytearray(self.null_bytes)
+        for place, value in enumerate(stored):
+            if value is None:
+                nulls[place >> 3] |= 1 << (place & 7)
+        fixed = [
+            0 if value is None else value
+            for value, cell in zip(stored, self.cells, strict=True)
+            if cell.code is not None
+        ]
+        whole = layout.struct.pack(
+            self.tag + bytes((layout.flags,)),
+            size,
+            *_times(layout.flags, event_us, created_us, write_us),
+            *([bytes(nulls)] if flags & NULLS else []),
+            *fixed,
+            *map(len, contents),
         )
-        return b"".join((whole, *tails))
+        return b"".join((whole, *contents))
 
     def decode(self, rows: Sequence[bytes], names: Sequence[str] | None = None) -> Decoded:
         """Unpack rows of this definition to Python values.
@@ -231,234 +207,212 @@ class RowCodec:
         Times are aware UTC datetimes, other types as Feast gives them.
 
         Args:
-            rows: Packed rows.
+            rows: Packed rows, all with the same flags.
             names: Columns wanted; default all.
 
         Raises:
-            DamagedError: A row is cut, too long, or of another definition.
+            DamagedError: A row is cut, too long, or of another definition or other flags.
         """
-        return self._unpack(rows, names, _TO_PYTHON, _proto_to_python)
+        return self._decoded(rows, names, protos=False)
 
     def decode_protos(self, rows: Sequence[bytes], names: Sequence[str] | None = None) -> Decoded:
         """Unpack rows of this definition to Feast's values; a null is an empty ``Value``.
 
         Raises:
-            DamagedError: A row is cut, too long, or of another definition.
+            DamagedError: A row is cut, too long, or of another definition or other flags.
         """
-        from feast.protos.feast.types.Value_pb2 import Value
+        return self._decoded(rows, names, protos=True)
 
-        makers: dict[str, Callable[[Any], Any]] = {
-            dtype: _proto_maker(Value, dtype) for dtype in PROTO_FIELD
-        }
-        decoded = self._unpack(rows, names, makers, _parsed)
-        for values in decoded.values.values():
-            values[:] = [Value() if value is None else value for value in values]
-        return decoded
-
-    def _unpack(
-        self,
-        rows: Sequence[bytes],
-        names: Sequence[str] | None,
-        converters: Mapping[str, Callable[[Any], Any]],
-        otherwise: Callable[[Any, str], Any],
+    def _decoded(
+        self, rows: Sequence[bytes], names: Sequence[str] | None, *, protos: bool
     ) -> Decoded:
         wanted = self.spec.column_names if names is None else names
         if not rows:
             return Decoded([], [], [], {name: [] for name in wanted})
-        try:
-            fields = list(zip(*map(self.layout.unpack_from, rows), strict=True))
-        except struct.error as error:
-            raise _damaged(f"rows of view {self.spec.name}", str(error)) from error
-        tails = self._tails(rows, fields, set(wanted))
-        _, _, flags, event_us, created_us, write_us, nulls = fields[:_HEADER_FIELDS]
-        some_null = any(map(any, nulls))
-        values = {}
-        for name in wanted:
-            dtype = self._dtypes[name]
-            column: Sequence[Any] = tails[name] if name in tails else fields[self._place[name]]
-            byte, bit = self.null_bits[name]
-            if some_null:
-                column = [
+        head = rows[0][:HEAD]
+        if not head.startswith(self.tag) or any(row[:HEAD] != head for row in rows):
+            raise damaged(
+                f"rows of view {self.name} and definition {self.spec.definition_hash}, all with "
+                "the same flags",
+                f"bytes that start with {sorted({row[:HEAD].hex() for row in rows})}",
+            )
+        return self.reader(head, wanted, protos=protos).read(rows)
+
+    def reader(self, head: bytes, names: Sequence[str], *, protos: bool) -> RowReader:
+        """What reads rows with this head; to be kept, since making it takes longer than reading.
+
+        Args:
+            head: First bytes of the rows: this definition's tag, and flags.
+            names: Columns wanted.
+            protos: Whether values are given as Feast's ``Value``.
+
+        Raises:
+            DamagedError: The head is cut, or there are no such flags.
+        """
+        if len(head) < HEAD:
+            raise damaged("a whole row", f"{head!r}")
+        return RowReader(self, self.layout(head[TAG]), names, protos=protos)
+
+
+class RowReader:
+    """Reads rows of one definition with the same flags.
+
+    Args:
+        codec: The definition.
+        layout: Of rows with these flags.
+        names: Columns wanted.
+        protos: Whether values are given as Feast's ``Value``.
+
+    Attributes:
+        has_nulls: Whether some value of each row is null, though maybe none that is wanted.
+    """
+
+    def __init__(
+        self, codec: RowCodec, layout: Layout, names: Sequence[str], *, protos: bool
+    ) -> None:
+        self.has_nulls = bool(layout.flags & NULLS)
+        self._name = codec.name
+        self._layout = layout
+        self._unpack = layout.struct.unpack_from
+        self._places = layout.places
+        self._fixed = not codec.variable
+        self._variable = {place: layout.places[f"c{place}"] for place in codec.variable}
+        self._protos = protos
+        self._columns = [(name, codec.place(name)) for name in names]
+        cells = [codec.cells[place] for _, place in self._columns]
+        converters = [cell.to_proto if protos else cell.to_python for cell in cells]
+        self._conversions = [
+            (name, cell.dtype, convert)
+            for name, cell, convert in zip(names, cells, converters, strict=True)
+            if convert is not None
+        ]
+
+    def read(self, rows: Sequence[bytes]) -> Decoded:
+        """Unpack rows, all of which start with this reader's head.
+
+        Raises:
+            DamagedError: A row is cut or too long, or a value is not of its type.
+        """
+        fields = self._fields(rows)
+        contents = {} if self._fixed else self._contents(rows, fields)
+        places = self._places
+        values: dict[str, list[Any]] = {
+            name: contents[place] if place in contents else list(fields[places[f"c{place}"]])
+            for name, place in self._columns
+        }
+        if self.has_nulls:
+            nulls = fields[places["nulls"]]
+            for name, place in self._columns:
+                byte, bit = place >> 3, 1 << (place & 7)
+                values[name] = [
                     None if null[byte] & bit else value
-                    for null, value in zip(nulls, column, strict=True)
+                    for null, value in zip(nulls, values[name], strict=True)
                 ]
-            values[name] = _converted(column, dtype, converters, otherwise)
+        for name, dtype, convert in self._conversions:
+            values[name] = self._converted(values[name], convert, dtype)
+        event_us = list(fields[_EVENT])
         return Decoded(
-            list(event_us),
-            [
-                created if flag & HAS_CREATED else None
-                for flag, created in zip(flags, created_us, strict=True)
-            ],
-            list(write_us),
-            values,
+            event_us, self._created(fields, event_us), self._written(fields, event_us), values
         )
 
-    def _tails(
-        self, rows: Sequence[bytes], fields: Sequence[Sequence[Any]], wanted: set[str]
-    ) -> dict[str, list[bytes]]:
-        """Check header and length of every row; cut out the variable columns that are wanted."""
-        if set(fields[0]) != {VERSION} or set(fields[1]) != {self.definition}:
-            raise _damaged(
-                f"rows of version {VERSION} and definition {self.definition.hex()}",
-                f"versions {sorted(set(fields[0]))}, "
-                f"definitions {sorted(found.hex() for found in set(fields[1]))}",
-            )
-        ends: list[int] = list(repeat(self.layout.size, len(rows)))
-        tails = {}
-        for column in self.variable:
-            lengths = fields[self._place[column.name]]
+    def _fields(self, rows: Sequence[bytes]) -> Sequence[Sequence[Any]]:
+        """The fields of all rows, one sequence for each; the rows are as long as they say."""
+        layout, size = self._layout, self._layout.struct.size
+        if not self._fixed or len(rows) < _NUMPY_FROM:
+            try:
+                columns: Sequence[Sequence[Any]] = list(zip(*map(self._unpack, rows), strict=True))
+            except struct.error as error:
+                raise damaged("a whole row", str(error)) from error
+        else:
+            import numpy as np
+
+            whole = b"".join(rows)
+            if len(whole) != size * len(rows):
+                raise damaged(f"rows of {size} bytes", f"{sorted(set(map(len, rows)))} bytes")
+            table = np.frombuffer(whole, dtype=layout.dtype)
+            columns = [table[name].tolist() for name in layout.places]
+        lengths = list(map(len, rows))
+        if [layout.head + length for length in columns[_LENGTH]] != lengths or (
+            self._fixed and lengths[0] != size
+        ):
+            raise damaged(f"rows of view {self._name} as long as they say", f"{lengths} bytes")
+        return columns
+
+    def _contents(
+        self, rows: Sequence[bytes], columns: Sequence[Sequence[int]]
+    ) -> dict[int, list[Any]]:
+        """Bytes of each variable column, which together end where the row ends."""
+        ends: list[int] = list(repeat(self._layout.struct.size, len(rows)))
+        contents: dict[int, list[Any]] = {}
+        for place, field in self._variable.items():
             starts = ends
-            ends = [start + length for start, length in zip(starts, lengths, strict=True)]
-            if column.name in wanted:
-                tails[column.name] = [
-                    row[start:end] for row, start, end in zip(rows, starts, ends, strict=True)
-                ]
+            ends = [start + length for start, length in zip(starts, columns[field], strict=True)]
+            contents[place] = [
+                row[start:end] for row, start, end in zip(rows, starts, ends, strict=True)
+            ]
         if ends != list(map(len, rows)):
-            raise _damaged(
-                f"rows of view {self.spec.name} of {ends} bytes", f"{list(map(len, rows))} bytes"
+            raise damaged(
+                f"rows of view {self._name} of {ends} bytes", f"{list(map(len, rows))} bytes"
             )
-        return tails
+        return contents
+
+    def _converted(
+        self, column: Sequence[Any], convert: Callable[[Any], Any], dtype: str
+    ) -> list[Any]:
+        try:
+            if self._protos:
+                from feast.protos.feast.types.Value_pb2 import Value
+
+                return [Value() if value is None else convert(value) for value in column]
+            return [None if value is None else convert(value) for value in column]
+        except (ValueError, OverflowError) as error:
+            raise damaged(f"values of type {dtype}", str(error)) from error
+
+    def _created(
+        self, columns: Sequence[Sequence[int]], event_us: Sequence[int]
+    ) -> list[int | None]:
+        kind = self._layout.flags & CREATED
+        if kind == NO_CREATED:
+            return [None] * len(event_us)
+        if kind == SAME_CREATED:
+            return list(event_us)
+        created = columns[self._places["created"]]
+        return list(created) if kind == FAR_CREATED else list(map(add, event_us, created))
+
+    def _written(self, columns: Sequence[Sequence[int]], event_us: Sequence[int]) -> list[int]:
+        kind = self._layout.flags & WRITE
+        if kind == FAR_WRITE:
+            return list(columns[self._places["write"]])
+        written = list(map(add, event_us, columns[self._places["write_low"]]))
+        if kind == LATER_WRITE:
+            high = columns[self._places["write_high"]]
+            written = [low + (part << 32) for low, part in zip(written, high, strict=True)]
+        return written
 
 
-def _converted(
-    column: Sequence[Any],
-    dtype: str,
-    converters: Mapping[str, Callable[[Any], Any]],
-    otherwise: Callable[[Any, str], Any],
-) -> list[Any]:
-    if dtype in converters:
-        convert = converters[dtype]
-    elif dtype in FIXED:
-        return list(column)
+def _time_flags(event_us: int, created_us: int | None, write_us: int) -> int:
+    if created_us is None:
+        flags = NO_CREATED
+    elif created_us == event_us:
+        flags = SAME_CREATED
     else:
-
-        def convert(value: Any) -> Any:
-            return otherwise(value, dtype)
-
-    try:
-        return [None if value is None else convert(value) for value in column]
-    except (ValueError, OverflowError) as error:
-        raise _damaged(f"values of type {dtype}", str(error)) from error
+        flags = NEAR_CREATED if 0 < created_us - event_us < NEAR else FAR_CREATED
+    after_us = write_us - event_us
+    if 0 <= after_us < NEAR:
+        return flags | NEAR_WRITE
+    return flags | (LATER_WRITE if 0 <= after_us < LATER else FAR_WRITE)
 
 
-def _damaged(expected: str, got: str) -> DamagedError:
-    return DamagedError(
-        "A row in Redis cannot be read.",
-        [Problem("row", expected, got)],
-        hint="Delete the rows that another program wrote, and materialize the view again.",
-    )
-
-
-def _boolean(value: Any) -> bool:
-    if value in (0, 1):
-        return bool(value)
-    raise TypeError(type(value).__name__)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str | bytes):
-        raise TypeError(type(value).__name__)
-    return float(value)
-
-
-def _moment(value: Any) -> int:
-    if not isinstance(value, datetime):
-        raise TypeError(type(value).__name__)
-    return to_us(value)
-
-
-def _text(value: Any) -> bytes:
-    if not isinstance(value, str):
-        raise TypeError(type(value).__name__)
-    return value.encode()
-
-
-def _binary(value: Any) -> bytes:
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError(type(value).__name__)
-    return bytes(value)
-
-
-_FROM_PYTHON: Final[dict[str, Callable[[Any], Any]]] = {
-    "INT32": index,
-    "INT64": index,
-    "FLOAT": _number,
-    "DOUBLE": _number,
-    "BOOL": _boolean,
-    "UNIX_TIMESTAMP": _moment,
-    "STRING": _text,
-    "BYTES": _binary,
-}
-_TO_PYTHON: Final[dict[str, Callable[[Any], Any]]] = {
-    "UNIX_TIMESTAMP": from_us,
-    "STRING": bytes.decode,
-    "BYTES": bytes,
-}
-
-
-def _field_reader(dtype: str) -> Callable[[Any], Any]:
-    field = PROTO_FIELD[dtype]
-
-    def read(value: Any) -> Any:
-        if value.WhichOneof("val") != field:
-            raise TypeError(field)
-        content = getattr(value, field)
-        if dtype == "UNIX_TIMESTAMP":
-            return content * _SECOND_US
-        return content.encode() if dtype == "STRING" else content
-
-    return read
-
-
-def _proto_maker(value_class: Any, dtype: str) -> Callable[[Any], Any]:
-    field = PROTO_FIELD[dtype]
-
-    def make(content: Any) -> Any:
-        if dtype == "UNIX_TIMESTAMP":
-            content //= _SECOND_US
-        elif dtype == "STRING":
-            content = content.decode()
-        return value_class(**{field: content})
-
-    return make
-
-
-_FROM_PROTO: Final = {dtype: _field_reader(dtype) for dtype in PROTO_FIELD}
-
-
-def _is_null(value: Any, dtype: str) -> bool:
-    field = value.WhichOneof("val")
-    if field is None or field == "null_val":
-        return True
-    return bool(dtype == "UNIX_TIMESTAMP" and value.unix_timestamp_val == _PROTO_NULL_TIME)
-
-
-def _serialized(value: Any, dtype: str) -> bytes:
-    del dtype
-    return bytes(value.SerializeToString(deterministic=True))
-
-
-def _parsed(content: bytes, dtype: str) -> Any:
-    from feast.protos.feast.types.Value_pb2 import Value
-    from google.protobuf.message import DecodeError
-
-    value = Value()
-    try:
-        value.ParseFromString(content)
-    except DecodeError as error:
-        raise _damaged(f"a serialized {dtype}", str(error)) from error
-    return value
-
-
-def _python_to_proto(value: Any, dtype: str) -> bytes:
-    from feast.type_map import python_values_to_proto_values
-    from feast.value_type import ValueType
-
-    return _serialized(python_values_to_proto_values([value], ValueType[dtype])[0], dtype)
-
-
-def _proto_to_python(content: bytes, dtype: str) -> Any:
-    from feast.type_map import feast_value_type_to_python_type
-    from feast.value_type import ValueType
-
-    return feast_value_type_to_python_type(_parsed(content, dtype), ValueType[dtype])
+def _times(flags: int, event_us: int, created_us: int | None, write_us: int) -> list[int]:
+    times = [event_us]
+    kind = flags & CREATED
+    if kind == FAR_CREATED and created_us is not None:
+        times.append(created_us)
+    elif kind == NEAR_CREATED and created_us is not None:
+        times.append(created_us - event_us)
+    if flags & WRITE == FAR_WRITE:
+        return [*times, write_us]
+    after_us = write_us - event_us
+    if flags & WRITE == NEAR_WRITE:
+        return [*times, after_us]
+    return [*times, after_us & _LOW, after_us >> 32]

@@ -8,29 +8,37 @@ from typing import Any
 
 from tallystick.contract import ViewUse
 from tallystick.errors import InputError, Problem
-from tallystick.online_store.connection import AsyncClient, redis_errors
-from tallystick.online_store.decoder import Status, ViewDecoder, ViewRows
-from tallystick.online_store.keys import RowKeys, definitions_key
+from tallystick.online_store.commands import mget_async
+from tallystick.online_store.connection import ReadClient, redis_errors
+from tallystick.online_store.decoder import Status, UnknownDefinitionError, ViewDecoder, ViewRows
+from tallystick.online_store.keys import EntityKeys, definitions_key
+from tallystick.online_store.sections import rows_of
 
 __all__ = ["OnlineReader", "Status", "ViewRows"]
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
-    """A view as it is read: how its keys are made, and how its rows are decoded."""
+class _Entity:
+    """Views that are found under the same keys of a request, and so in the same values of Redis.
 
-    name: str
+    Attributes:
+        request_keys: The request's entity key for each join key; None for the key of views
+            without entities, which no request names.
+        keys: Makes the Redis keys.
+        decoders: Name of the view's use → how its rows are decoded.
+    """
+
     request_keys: tuple[str | None, ...]
-    keys: RowKeys
-    decoder: ViewDecoder
+    keys: EntityKeys
+    decoders: dict[str, ViewDecoder]
 
 
 class OnlineReader:
     """Reads the views that a model uses.
 
     Args:
-        client: A ``redis.asyncio.Redis`` that answers with bytes; its timeouts hold here
-            (:func:`tallystick.online_store.connection.connect`).
+        client: Redis or a cluster; its timeouts hold here
+            (:func:`tallystick.online_store.connection.connect_for_reads`).
         project: Feast project.
         uses: Views, as the contract has them.
 
@@ -38,19 +46,19 @@ class OnlineReader:
         DefinitionError: A view has keys that the online store cannot use.
     """
 
-    def __init__(self, client: AsyncClient, project: str, uses: Sequence[ViewUse]) -> None:
-        self._client = client
+    def __init__(self, client: ReadClient, project: str, uses: Sequence[ViewUse]) -> None:
+        self._client: Any = client
         self._definitions_key = definitions_key(project)
-        self._views = [
-            _View(
-                name=use.name,
-                # A view without entities has one row, under a key that no request names.
-                request_keys=tuple(use.key_map.get(key) for key in use.spec.key_names),
-                keys=RowKeys(project, use.spec.name, use.spec.join_keys),
-                decoder=ViewDecoder(use.spec, use.columns),
+        self._names = [use.name for use in uses]
+        entities: dict[Any, _Entity] = {}
+        for use in uses:
+            named = tuple(use.key_map.get(key) for key in use.spec.key_names)
+            entity = entities.setdefault(
+                (use.spec.join_keys, named),
+                _Entity(named, EntityKeys(project, use.spec.join_keys), {}),
             )
-            for use in uses
-        ]
+            entity.decoders[use.name] = ViewDecoder(use.spec, use.columns)
+        self._entities = tuple(entities.values())
 
     async def read(
         self, keys: Mapping[str, Sequence[Any]], *, request_time_us: int
@@ -70,38 +78,42 @@ class OnlineReader:
             DamagedError: Something that is no row lies in Redis.
             UnavailableError: Redis did not answer in time.
         """
-        wanted = self._row_keys(keys)
-        asked = [key for row_keys in wanted for key in row_keys if key is not None]
+        wanted = self._redis_keys(keys)
+        asked = [key for redis_keys in wanted for key in redis_keys if key is not None]
         if asked:
             with redis_errors(self._client):
-                found = iter(await self._client.mget(asked))
+                found = iter(await mget_async(self._client, asked))
         else:
             found = iter(())
-        answer = {}
-        for view, row_keys in zip(self._views, wanted, strict=True):
-            rows = [None if key is None else next(found) for key in row_keys]
-            unknown = view.decoder.unknown(rows)
-            if unknown:
-                await self._learn(view.decoder, sorted(unknown))
-            answer[view.name] = view.decoder.decode(rows, request_time_us=request_time_us)
-        return answer
+        decoded: dict[str, ViewRows] = {}
+        for entity, redis_keys in zip(self._entities, wanted, strict=True):
+            values = [None if key is None else next(found) for key in redis_keys]
+            rows = rows_of(values, [decoder.view for decoder in entity.decoders.values()])
+            for name, decoder in entity.decoders.items():
+                decoded[name] = await self._decoded(decoder, rows[decoder.view], request_time_us)
+        return {name: decoded[name] for name in self._names}
 
-    def _row_keys(self, keys: Mapping[str, Sequence[Any]]) -> list[list[bytes | None]]:
-        needed = {key for view in self._views for key in view.request_keys if key is not None}
+    def _redis_keys(self, keys: Mapping[str, Sequence[Any]]) -> list[list[bytes | None]]:
+        needed = {key for entity in self._entities for key in entity.request_keys if key}
         if missing := needed - keys.keys():
             raise InputError(
                 "The request lacks entity keys.",
                 [Problem(key, "a value in each row", "none") for key in sorted(missing)],
             )
-        count = len(next(iter(keys.values()), ()))
-        no_key = [""] * count
+        no_key = [""] * len(next(iter(keys.values()), ()))
         return [
-            view.keys.of([no_key if key is None else keys[key] for key in view.request_keys])
-            for view in self._views
+            entity.keys.of([no_key if key is None else keys[key] for key in entity.request_keys])
+            for entity in self._entities
         ]
 
-    async def _learn(self, decoder: ViewDecoder, hashes: Sequence[str]) -> None:
-        """Fetch definitions under which older rows were written; rare, and then remembered."""
-        with redis_errors(self._client):
-            texts = await self._client.hmget(self._definitions_key, hashes)
-        decoder.learn(dict(zip(hashes, texts, strict=True)))
+    async def _decoded(
+        self, decoder: ViewDecoder, rows: Sequence[bytes | None], request_time_us: int
+    ) -> ViewRows:
+        while True:
+            try:
+                return decoder.decode(rows, request_time_us=request_time_us)
+            except UnknownDefinitionError as error:
+                # Rows of an older definition, or of one that is newer than the model; rare.
+                with redis_errors(self._client):
+                    (written,) = await self._client.hmget(self._definitions_key, [error.tag])
+                decoder.learn(error.tag, written)

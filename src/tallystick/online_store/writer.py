@@ -1,61 +1,42 @@
 """The fold, run forward: a write replaces a row only if its (event time, created time) is larger.
 
-Redis does it, one key at a time and atomically, in a script: concurrent writers, repeated and
-shuffled writes end in the same row. A row with the same times stays (the first written wins),
-unless it was written under another definition of the view: otherwise a new column could never be
-filled for times that are already there.
+Redis does it, one entity at a time and atomically, by the scripts of
+:mod:`tallystick.online_store.scripts`: concurrent writers, repeated and shuffled writes end in the
+same row. Redis also forgets: an entity's value goes one ttl after the last of its rows has run out,
+by Redis' own clock, unless a view without ttl is among them. Not while the clock is simulated.
 """
 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from tallystick.online_store.connection import AsyncClient, SyncClient, redis_errors
-from tallystick.online_store.keys import definitions_key, project_prefix, store_key, view_prefix
-from tallystick.online_store.packed import VERSION, order_of
-from tallystick.view import ViewSpec
+from tallystick.clock import is_simulated
+from tallystick.online_store.commands import run_script, run_script_async, scan
+from tallystick.online_store.connection import (
+    AsyncClient,
+    SyncClient,
+    redis_errors,
+)
+from tallystick.online_store.keys import definitions_key, entity_prefix, project_prefix
+from tallystick.online_store.layout import order_of, view_tag
+from tallystick.online_store.packed import RowCodec
+from tallystick.online_store.registry import (
+    Registered,
+    entities_of,
+    forget_identity,
+    register,
+    register_async,
+)
+from tallystick.online_store.scripts import FOLD, REMOVE
 
 logger = logging.getLogger(__name__)
 
-KEYS_PER_CALL: Final = 200
-"""Rows that one call of the script writes; other clients wait meanwhile, well under 1 ms."""
-CALLS_PER_ROUND_TRIP: Final = 25
+ROWS_PER_ROUND_TRIP: Final = 5_000
 _KEYS_PER_SCAN: Final = 1_000
-
-# Redis' Lua has numbers of 53 bits and compares strings by locale: each time is compared as two
-# integers of 32 bits, the upper one signed. 26 bytes: all that a row has before its write time.
-FOLD: Final = f"""
-local won, lost, repeated = 0, 0, 0
-for i, key in ipairs(KEYS) do
-  local new = ARGV[i]
-  local old = redis.call('GETRANGE', key, 0, 25)
-  local order = 1
-  if #old == 26 and string.byte(old) == {VERSION} then
-    local event_low, event_high, created_low, created_high = struct.unpack('<I4i4I4i4', old, 11)
-    local new_event_low, new_event_high, new_created_low, new_created_high =
-      struct.unpack('<I4i4I4i4', new, 11)
-    order = new_event_high - event_high
-    if order == 0 then order = new_event_low - event_low end
-    if order == 0 then order = new_created_high - created_high end
-    if order == 0 then order = new_created_low - created_low end
-    if order == 0 and string.sub(old, 2, 9) ~= string.sub(new, 2, 9) then order = 1 end
-  end
-  if order > 0 then
-    redis.call('SET', key, new)
-    won = won + 1
-  elseif order < 0 then
-    lost = lost + 1
-  else
-    repeated = repeated + 1
-  end
-end
-return {{won, lost, repeated}}
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,71 +65,77 @@ class WriteCounts:
 
 
 def write_rows(
-    client: SyncClient, project: str, spec: ViewSpec, rows: Iterable[tuple[bytes | None, bytes]]
+    client: SyncClient, project: str, codec: RowCodec, rows: Iterable[tuple[bytes | None, bytes]]
 ) -> WriteCounts:
     """Fold packed rows into Redis.
 
     Args:
         client: Redis.
         project: Feast project.
-        spec: Definition under which the rows were packed; it is stored before them.
+        codec: What the rows were packed by; its definition is registered before them.
         rows: Redis key (None for a row without key) and packed row, in order of writing.
 
     Raises:
+        DefinitionError: The view's tag stands for another view or definition.
         UnavailableError: Redis did not answer. Part of the rows may be written; writing all of them
             again does no harm.
     """
     counts = WriteCounts()
-    with redis_errors(client):
-        for batch in _batches(rows):
-            winners, folded = _fold(batch)
-            pipeline = client.pipeline(transaction=False)
-            _queue(pipeline, project, spec, winners)
-            counts += folded + _summed(pipeline.execute())
-    logger.debug("view %s of project %s: %s", spec.name, project, counts)
+    registered: Registered | None = None
+    for batch in _batches(rows):
+        winners, folded = _fold(batch)
+        counts += folded
+        if not winners:
+            continue
+        registered = registered or register(client, project, codec)
+        with redis_errors(client):
+            counts += _summed(
+                run_script(client, FOLD, list(winners.items()), shared=_shared(registered))
+            )
+    logger.debug("view %s of project %s: %s", codec.name, project, counts)
     return counts
 
 
 async def write_rows_async(
-    client: AsyncClient, project: str, spec: ViewSpec, rows: Iterable[tuple[bytes | None, bytes]]
+    client: AsyncClient, project: str, codec: RowCodec, rows: Iterable[tuple[bytes | None, bytes]]
 ) -> WriteCounts:
     """Fold packed rows into Redis, as :func:`write_rows`."""
     counts = WriteCounts()
-    with redis_errors(client):
-        for batch in _batches(rows):
-            winners, folded = _fold(batch)
-            pipeline = client.pipeline(transaction=False)
-            _queue(pipeline, project, spec, winners)
-            counts += folded + _summed(await pipeline.execute())
-    logger.debug("view %s of project %s: %s", spec.name, project, counts)
+    registered: Registered | None = None
+    for batch in _batches(rows):
+        winners, folded = _fold(batch)
+        counts += folded
+        if not winners:
+            continue
+        registered = registered or await register_async(client, project, codec)
+        with redis_errors(client):
+            counts += _summed(
+                await run_script_async(
+                    client, FOLD, list(winners.items()), shared=_shared(registered)
+                )
+            )
+    logger.debug("view %s of project %s: %s", codec.name, project, counts)
     return counts
 
 
-def store_identity(client: SyncClient, project: str) -> str:
-    """A text that stays the same as long as the store keeps what was written to it.
-
-    An emptied store, another server, and a store of which a view was removed have another one.
-
-    Raises:
-        UnavailableError: Redis did not answer.
-    """
-    key = store_key(project)
-    with redis_errors(client):
-        client.set(key, uuid.uuid4().hex, nx=True)
-        return bytes(client.get(key)).decode()
-
-
 def delete_view(client: SyncClient, project: str, view: str) -> int:
-    """Remove all rows of one view; give their number.
+    """Remove all rows of one view, whatever its join keys were; give their number.
 
     The store is another one from then on: what was noted of this one no longer holds.
 
     Raises:
         UnavailableError: Redis did not answer.
     """
+    forget_identity(client, project)
+    removed = 0
     with redis_errors(client):
-        client.delete(store_key(project))
-    return _delete(client, view_prefix(project, view))
+        definitions = client.hgetall(definitions_key(project))
+        for names in sorted(entities_of(definitions, view)):
+            found = scan(client, entity_prefix(project, names) + b"*")
+            while keys := list(islice(found, _KEYS_PER_SCAN)):
+                calls = [(key, None) for key in keys]
+                removed += sum(run_script(client, REMOVE, calls, shared=[view_tag(view, names)]))
+    return removed
 
 
 def delete_project(client: SyncClient, project: str) -> int:
@@ -157,24 +144,28 @@ def delete_project(client: SyncClient, project: str) -> int:
     Raises:
         UnavailableError: Redis did not answer.
     """
-    return _delete(client, project_prefix(project))
-
-
-def _delete(client: SyncClient, prefix: bytes) -> int:
-    """Remove the keys that start with ``prefix``, which has no character special to SCAN."""
-    deleted = 0
+    removed = 0
     with redis_errors(client):
-        found = client.scan_iter(match=prefix + b"*", count=_KEYS_PER_SCAN)
+        # The prefix has no character that is special to SCAN.
+        found = scan(client, project_prefix(project) + b"*")
         while keys := list(islice(found, _KEYS_PER_SCAN)):
-            deleted += client.unlink(*keys)
-    return deleted
+            pipeline = client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.unlink(key)
+            removed += sum(pipeline.execute())
+    return removed
+
+
+def _shared(registered: Registered) -> list[bytes]:
+    """What the script takes before the rows."""
+    return [registered.ttls, b"0" if is_simulated() else b"1"]
 
 
 def _batches(
     rows: Iterable[tuple[bytes | None, bytes]],
 ) -> Iterator[list[tuple[bytes | None, bytes]]]:
     iterator = iter(rows)
-    while batch := list(islice(iterator, KEYS_PER_CALL * CALLS_PER_ROUND_TRIP)):
+    while batch := list(islice(iterator, ROWS_PER_ROUND_TRIP)):
         yield batch
 
 
@@ -204,21 +195,8 @@ def _fold(
     return winners, WriteCounts(lost=lost, repeated=repeated, unkeyed=unkeyed)
 
 
-def _queue(
-    pipeline: SyncClient | AsyncClient, project: str, spec: ViewSpec, winners: dict[bytes, bytes]
-) -> None:
-    """Queue the definition and then the calls of the script."""
-    if winners:
-        pipeline.hset(definitions_key(project), spec.definition_hash, spec.canonical_json())
-    items = iter(winners.items())
-    while chunk := list(islice(items, KEYS_PER_CALL)):
-        keys, rows = zip(*chunk, strict=True)
-        pipeline.eval(FOLD, len(keys), *keys, *rows)
-
-
-def _summed(answers: Sequence[object]) -> WriteCounts:
+def _summed(answers: Iterable[Sequence[int]]) -> WriteCounts:
     counts = WriteCounts()
-    for answer in answers[1:]:  # the first one is the definition's
-        assert isinstance(answer, list)
+    for answer in answers:
         counts += WriteCounts(*answer)
     return counts

@@ -1,0 +1,114 @@
+"""The store on a real cluster, and by a user who may do no more than it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+
+import pyarrow as pa
+import pytest
+
+from redis_servers import LIMITED_USER, USER_PASSWORD
+from tallystick.contract import ViewUse
+from tallystick.online_store.bulk import write_table
+from tallystick.online_store.connection import connect, connect_for_reads
+from tallystick.online_store.reader import OnlineReader, Status
+from tallystick.online_store.registry import store_identity
+from tallystick.online_store.writer import WriteCounts, delete_project, delete_view
+from tallystick.view import Column, ViewSpec
+
+# The rows here are of 1970, which Redis would have forgotten at once by its own clock.
+pytestmark = pytest.mark.usefixtures("simulated_clock")
+COUNT = 2_000
+MOMENT = pa.timestamp("us", tz="UTC")
+
+
+def view(name, ttl_us=None):
+    return ViewSpec(
+        name=name,
+        join_keys=(Column(name="id", dtype="INT64"),),
+        columns=(Column(name="x", dtype="INT64"), Column(name="s", dtype="STRING")),
+        ttl_us=ttl_us,
+        event_column="event",
+        created_column=None,
+    )
+
+
+SHOP, BUYER = view("shop", ttl_us=3_600_000_000), view("buyer")
+
+
+@pytest.fixture(params=["cluster", "cluster with TLS and a user", "one server with TLS and a user"])
+def place(request, certificates):
+    """A connection string."""
+    if request.param == "cluster":
+        return request.getfixturevalue("redis_cluster").connection_string
+    ending = f",ssl=true,ssl_ca_certs={certificates.authority}"
+    ending += f",username={LIMITED_USER},password={USER_PASSWORD}"
+    if request.param.startswith("one server"):
+        return f"localhost:{request.getfixturevalue('tls_redis').port}{ending}"
+    return request.getfixturevalue("tls_cluster").connection_string + ending
+
+
+@pytest.fixture
+def client(place):
+    with closing(connect(place)) as client:
+        delete_project(client, "p")
+        delete_project(client, "other")
+        yield client
+
+
+def write(client, spec, ids, *, event, project="p"):
+    table = pa.table(
+        {
+            "id": ids,
+            "x": [identity + event for identity in ids],
+            "s": [f"{spec.name} {identity}" for identity in ids],
+            "event": pa.array([event] * len(ids), pa.int64()).cast(MOMENT),
+        }
+    )
+    return write_table(client, project, spec, table, write_us=event)
+
+
+def read(place, specs, ids, project="p"):
+    uses = [
+        ViewUse(spec=spec, name=spec.name, key_map={"id": "id"}, columns=spec.column_names)
+        for spec in specs
+    ]
+
+    async def ask():
+        client = connect_for_reads(place)
+        try:
+            reader = OnlineReader(client, project, uses)
+            return await reader.read({"id": ids}, request_time_us=10)
+        finally:
+            await client.aclose()
+
+    return asyncio.run(ask())
+
+
+def test_rows_are_folded_read_and_removed(place, client):
+    ids = list(range(COUNT))
+    identity = store_identity(client, "p")
+    assert write(client, SHOP, ids, event=2) == WriteCounts(won=COUNT)
+    assert write(client, BUYER, ids, event=2) == WriteCounts(won=COUNT)
+    assert write(client, SHOP, ids, event=1) == WriteCounts(lost=COUNT)
+    assert write(client, SHOP, ids, event=2) == WriteCounts(repeated=COUNT)
+    assert write(client, SHOP, ids[:100], event=3) == WriteCounts(won=100)
+    assert write(client, SHOP, ids[:10], event=1, project="other") == WriteCounts(won=10)
+    asked = [*reversed(ids), COUNT, 7, 7]
+    answer = read(place, [SHOP, BUYER], asked)
+    expected = [*(number + (3 if number < 100 else 2) for number in reversed(ids)), None, 10, 10]
+    assert answer["shop"].values["x"] == expected
+    assert answer["buyer"].values["s"][:COUNT] == [f"buyer {number}" for number in reversed(ids)]
+    assert answer["buyer"].status == [
+        Status.NOT_FOUND if number == COUNT else Status.PRESENT for number in asked
+    ]
+    assert store_identity(client, "p") == identity
+    assert delete_view(client, "p", "shop") == COUNT
+    assert store_identity(client, "p") != identity
+    left = read(place, [SHOP, BUYER], ids)
+    assert set(left["shop"].status) == {Status.NOT_FOUND}
+    assert set(left["buyer"].status) == {Status.PRESENT}
+    assert delete_project(client, "p") >= COUNT
+    assert set(read(place, [BUYER], ids)["buyer"].status) == {Status.NOT_FOUND}
+    assert read(place, [SHOP], [3], project="other")["shop"].values["x"] == [4]
