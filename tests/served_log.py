@@ -67,6 +67,8 @@ class Faults:
         ttl_factor: What the server takes the ttl for, in ttls; None if it enforces none.
         value: ``view__feature`` and value → what the model saw, and the log has.
         output: What the server makes of an on-demand output.
+        stamped: Whether the store says when a row was created and written, and by which definition;
+            only Tallystick's own does.
     """
 
     row: Callable[[str, HistoryRow], HistoryRow | None] = lambda _, row: row
@@ -74,6 +76,7 @@ class Faults:
     ttl_factor: float | None = 1.0
     value: Callable[[str, Any], Any] = lambda _, value: value
     output: Callable[[float | None], float | None] = _same
+    stamped: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +233,9 @@ def serve(
                 request_us=request["request_us"],
                 model_version="1",
                 keys={key.name: [request[key.name]] for key in contract.entity_keys} | fields,
-                views={name: _columns(read) for name, read in reads.items()},
+                views={
+                    name: _columns(read, stamped=faults.stamped) for name, read in reads.items()
+                },
                 values=values,
                 prediction=[_prediction(request)],
                 latency_us=1_000,
@@ -249,12 +254,13 @@ def _value(read: Read, name: str) -> Any:
     return read.row.values[name] if read.row and read.status == "PRESENT" else None
 
 
-def _columns(read: Read) -> ViewColumns:
+def _columns(read: Read, *, stamped: bool) -> ViewColumns:
     row = read.row
+    known = row if stamped else None
     return ViewColumns(
         status=[read.status],
         event_us=[row and row.event_us],
-        created_us=[row and row.created_us],
-        write_us=[row and row.write_us],
-        definition=[row and row.definition],
+        created_us=[known and known.created_us],
+        write_us=[known and known.write_us],
+        definition=[known and known.definition],
     )

@@ -59,6 +59,9 @@ class Evidence:
         first_visible_us: When history's first row of the key became visible.
         passed_over: Whether rows of the view were written online after that and before the request,
             or no write to the view was seen at all.
+        unstamped: Whether the row came from an online store that says neither when it was created
+            and written nor by which definition. Its times are those of the version that history has
+            within a second of its event time: of the one with the value that was served, if any.
     """
 
     request_us: Int64s
@@ -76,6 +79,7 @@ class Evidence:
     seen_online: Bools
     first_visible_us: Int64s
     passed_over: Bools
+    unstamped: Bools
 
 
 def same_row(evidence: Evidence) -> Bools:
@@ -109,20 +113,25 @@ def classify(evidence: Evidence, *, ttl_us: int | None, window_start_us: int) ->
     )
     age_us = e.request_us - np.where(online, e.served_event_us, e.request_us)
     too_old = np.zeros_like(online) if ttl_us is None else age_us > ttl_us
+    # Of a row that is not in history, or has no time at all, only its store knows what it is.
+    told = (~e.unstamped | e.in_history) & (online | ~e.served_present)
     for_long = ~e.seen_online & (e.first_visible_us < window_start_us) & e.passed_over
     rules: dict[Cause, Bools] = {
         "definition_changed": e.definition_differs,
         "early_visibility": online
         & (np.maximum(e.served_event_us, e.served_created_us) > e.request_us),
-        "source_rewritten": online & ~e.in_history
-        | same & e.served_present & e.expected_present & ~e.cast_equal & ~e.served_rightly,
+        "source_rewritten": ~e.unstamped
+        & (
+            online & ~e.in_history
+            | same & e.served_present & e.expected_present & ~e.cast_equal & ~e.served_rightly
+        ),
         "expired_or_ttl": online
         & ((e.served_present & too_old & ~e.expected_present) | (~e.served_present & ~too_old)),
         "type_or_precision": same & e.cast_equal,
-        "out_of_order_write": online & behind & e.newer_served_before,
-        "correction_not_propagated": online & behind & correction,
-        "entity_missing": ~online & e.expected_present & for_long,
-        "materialization_lag": behind & e.expected_present,
+        "out_of_order_write": online & told & behind & e.newer_served_before,
+        "correction_not_propagated": online & told & behind & correction,
+        "entity_missing": told & ~online & e.expected_present & for_long,
+        "materialization_lag": told & behind & e.expected_present,
     }
     order = list(rules)
     if tuple(order) != CAUSES[:-1]:
@@ -153,10 +162,24 @@ def sentence(cause: Cause, evidence: Evidence, place: int) -> str:
             "online."
         ),
         "materialization_lag": f"The {expected} was known; online was the {served}.",
-        "unexplained": f"Served was the {served}, expected the {expected}.",
+        "unexplained": _untold(e, place)
+        if e.unstamped[place] or (e.served_present[place] and e.served_event_us[place] == NO_TIME)
+        else f"Served was the {served}, expected the {expected}.",
         "transform": "The contract's function gives another value for the logged inputs.",
     }
     return sentences[cause]
+
+
+def _untold(evidence: Evidence, place: int) -> str:
+    """What is not known of a value from a store that does not say more than an event time."""
+    if evidence.served_event_us[place] == NO_TIME:
+        return "Of which row the value served is, its online store does not say."
+    event = _time(evidence.served_event_us[place])
+    lacks = "has the value served" if evidence.in_history[place] else "was found"
+    return (
+        f"In history no version of the row of {event} {lacks}. Whether history was rewritten, or "
+        "the row was written under another definition, its online store does not say."
+    )
 
 
 def _time(moment_us: int) -> str:

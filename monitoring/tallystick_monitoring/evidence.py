@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tallystick.contract import ViewUse
-from tallystick.dtypes import arrow_type
+from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
 from tallystick.fold import VisibilityClock
 from tallystick_monitoring.causes import NO_TIME, Evidence, Int64s, same_row
 from tallystick_monitoring.comparison import Bools, equal_after_cast
+from tallystick_monitoring.provenance import NOWHERE, SECOND_US, Wanted, identified
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +27,7 @@ def fold_clock(use: ViewUse) -> VisibilityClock:
     return VisibilityClock.KNOWLEDGE if use.spec.created_column else VisibilityClock.EVENT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """Rows of one view, by key and times; every column has the same length.
 
@@ -34,14 +35,16 @@ class Rows:
         keys: The view's key columns, in its order.
         event_us: Event time.
         created_us: Created time.
+        values: Feature → its values in the log's types; of the features that were asked for.
     """
 
     keys: tuple[pa.Array, ...]
     event_us: Int64s
     created_us: Int64s
+    values: Mapping[str, pa.Array] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sightings(Rows):
     """What the log saw of a view online: one row per request.
 
@@ -52,6 +55,14 @@ class Sightings(Rows):
 
     request_us: Int64s
     write_us: Int64s
+
+    @property
+    def unstamped(self) -> Bools:
+        """Whether a row was found in an online store that does not say when it was written.
+
+        Such a store says nothing of created time and definition either.
+        """
+        return np.asarray((self.event_us != NO_TIME) & (self.write_us == NO_TIME), dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -93,10 +104,10 @@ def sightings(parts: Sequence[LogPart], view: str) -> Sightings:
             pa.concat_arrays(list(columns))
             for columns in zip(*(one.keys for one in found), strict=True)
         ),
-        **{
-            name: np.concatenate([getattr(one, name) for one in found])
-            for name in ("event_us", "created_us", "request_us", "write_us")
-        },
+        event_us=np.concatenate([one.event_us for one in found]),
+        created_us=np.concatenate([one.created_us for one in found]),
+        request_us=np.concatenate([one.request_us for one in found]),
+        write_us=np.concatenate([one.write_us for one in found]),
     )
 
 
@@ -132,15 +143,39 @@ def flat(column: Any) -> pa.Array:
     return column
 
 
-def history(repo: Repo, use: ViewUse) -> Rows:
-    """All rows of a view's history, without their values.
+def written_us(table: pa.Table, view: str) -> Int64s:
+    """When the rows of a view in the log had been written online at the earliest.
+
+    Where the online store does not say, that is the row's event time.
+    """
+    write_us = microseconds(table[f"view.{view}.write_time"])
+    return np.where(write_us == NO_TIME, microseconds(table[f"view.{view}.event_time"]), write_us)
+
+
+def as_logged(column: pa.ChunkedArray, dtype: str | None) -> pa.ChunkedArray:
+    """A column of history in the form in which the log holds its type."""
+    import pyarrow as pa
+
+    if dtype not in JSON_TEXT:
+        return column
+    texts = [json_text(value) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, type=pa.string())])
+
+
+def history(repo: Repo, use: ViewUse, *, columns: Sequence[str] = ()) -> Rows:
+    """All rows of a view's history.
+
+    Args:
+        repo: An applied repo.
+        use: The view.
+        columns: Features whose values are wanted too.
 
     Raises:
         DataError: The source is not as declared.
     """
     from tallystick.offline_store.connection import connect, read_table
-    from tallystick.offline_store.history import ViewRead
-    from tallystick.offline_store.retrieval import history_sql
+    from tallystick.offline_store.history import ViewRead, open_history
+    from tallystick.offline_store.retrieval import named
     from tallystick.retrieval import offline_config
 
     read = ViewRead(
@@ -148,12 +183,15 @@ def history(repo: Repo, use: ViewUse) -> Rows:
         source=repo.view_source(use.spec.name),
         name=use.spec.name,
         key_map={},
-        columns=(),
+        # A feature of such a name stands in the way of the row's own time.
+        columns=tuple(name for name in columns if name not in {"event_time", "created_time"}),
     )
-    sql = history_sql(read, clock=fold_clock(use), repo_path=repo.path)
+    found = open_history(read, clock=fold_clock(use), repo_path=repo.path)
+    wanted = ", ".join((*found.keys, *found.values, "event_us", "created_us"))
     connection = connect(offline_config(repo))
     try:
-        table = read_table(connection, sql, what=f"the history of view {use.spec.name}")
+        sql = f"SELECT {wanted} FROM {found.sql} AS history"
+        table = named(read_table(connection, sql, what=found.what), found, read)
     finally:
         connection.close()
     event_us, created_us = microseconds(table["event_time"]), microseconds(table["created_time"])
@@ -165,6 +203,12 @@ def history(repo: Repo, use: ViewUse) -> Rows:
         ),
         event_us=event_us,
         created_us=np.where(created_us == NO_TIME, event_us, created_us),
+        values={
+            column.name: flat(as_logged(table[column.name], column.dtype)).cast(
+                arrow_type(column.dtype)
+            )
+            for column in read.features
+        },
     )
 
 
@@ -230,10 +274,75 @@ def gather(
         seen_online=np.isin(own, log_keys[seen.event_us != NO_TIME]),
         first_visible_us=first_visible,
         passed_over=(watermark == NO_TIME) | (watermark > first_visible),
+        unstamped=served.unstamped[rows],
     )
+    if evidence.unstamped.any():
+        evidence = _identified(
+            evidence, part, mismatches, known, seen, keys=(log_keys, history_keys, own)
+        )
     # Values of different rows may be equal after a cast by chance: they are not asked.
     cast_equal = _cast_equal(table, expected, mismatches, among=same_row(evidence))
     return replace(evidence, cast_equal=cast_equal)
+
+
+def _identified(
+    evidence: Evidence,
+    part: LogPart,
+    mismatches: Mismatches,
+    known: Rows,
+    seen: Sightings,
+    *,
+    keys: tuple[Int64s, Int64s, Int64s],
+) -> Evidence:
+    """Put in the rows of history for values whose online store does not say which row it was.
+
+    Args:
+        evidence: What the log alone says.
+        part: The part of the log that they are in.
+        mismatches: Which values differ.
+        known: The view's history, with values.
+        seen: What the log saw of the view online.
+        keys: Numbers of the keys of ``seen``, of ``known`` and of the mismatches.
+    """
+    log_keys, history_keys, own = keys
+    unstamped = evidence.unstamped
+    origin = np.full(len(own), NOWHERE, dtype=np.int64)
+    for position, column in enumerate(mismatches.use.columns):
+        places = np.flatnonzero(unstamped & (mismatches.feature == position))
+        values = part.table[f"feature.{mismatches.use.name}__{column}"]
+        wanted = Wanted(
+            keys=own[places],
+            event_us=evidence.served_event_us[places],
+            request_us=evidence.request_us[places],
+            expected_event_us=evidence.expected_event_us[places],
+            expected_created_us=evidence.expected_created_us[places],
+            present=evidence.served_present[places],
+            values=values.take(mismatches.rows[places]).to_pylist(),
+        )
+        origin[places] = identified(wanted, known, history_keys, known.values.get(column))
+    found = origin != NOWHERE
+    served_event, served_created = (
+        evidence.served_event_us.copy(),
+        evidence.served_created_us.copy(),
+    )
+    served_event[found] = known.event_us[origin[found]]
+    served_created[found] = known.created_us[origin[found]]
+    # Order among what was served: by the second, and not by versions, which nobody told apart.
+    seconds = _to_the_second(seen.event_us)
+    given = _to_the_second(evidence.served_event_us)
+    coarse = replace(seen, event_us=seconds, created_us=seconds)
+    newer = _newer_before(log_keys, coarse, own, evidence.request_us, (given, given))
+    return replace(
+        evidence,
+        served_event_us=served_event,
+        served_created_us=served_created,
+        in_history=np.where(unstamped, found, evidence.in_history),
+        newer_served_before=np.where(unstamped, newer, evidence.newer_served_before),
+    )
+
+
+def _to_the_second(moments_us: Int64s) -> Int64s:
+    return np.where(moments_us == NO_TIME, NO_TIME, moments_us - moments_us % SECOND_US)
 
 
 def expected_times(expected: pa.Table, use: ViewUse) -> tuple[Int64s, Int64s]:
@@ -297,7 +406,9 @@ def _first_visible(history_keys: Int64s, known: Rows, own: Int64s) -> Int64s:
 def _watermark(seen: Sightings, request_us: Int64s) -> Int64s:
     """The newest write of the view that the log had seen by each request, NO_TIME if none."""
     order = np.argsort(seen.request_us, kind="stable")
-    newest = np.maximum.accumulate(seen.write_us[order])
+    # A row was not written before its event: where nothing else is known, that is the earliest.
+    write_us = np.where(seen.unstamped, seen.event_us, seen.write_us)
+    newest = np.maximum.accumulate(write_us[order])
     places = np.searchsorted(seen.request_us[order], request_us, side="right") - 1
     return newest[places]
 

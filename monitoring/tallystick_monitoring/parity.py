@@ -18,7 +18,7 @@ import numpy as np
 from tallystick.bundle import load_transforms
 from tallystick.clock import from_us, to_us
 from tallystick.contract import ModelContract, ViewUse
-from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
+from tallystick.dtypes import JSON_TEXT, arrow_type
 from tallystick.errors import StateError
 from tallystick.prediction_log.reader import LogPart, read_log
 from tallystick.prediction_log.writer import log_dir
@@ -29,6 +29,7 @@ from tallystick_monitoring.comparison import Bools, same_bits
 from tallystick_monitoring.evidence import (
     Mismatches,
     Rows,
+    as_logged,
     flat,
     fold_clock,
     gather,
@@ -119,8 +120,27 @@ def audit_log(repo: Repo, model_name: str, *, start: datetime, end: datetime) ->
         requests += part.table.num_rows
         values += part.table.num_rows * len(part.contract.value_columns)
         findings += _audit_part(repo, part, parts, histories, start=start)
-    report = _report(model_name, start, end, requests=requests, values=values, findings=findings)
+    report = _report(
+        model_name,
+        start,
+        end,
+        requests=requests,
+        values=values,
+        findings=findings,
+        unstamped=_unstamped(parts),
+    )
     return Audited(report=report, parts=parts, findings=findings)
+
+
+def _unstamped(parts: Sequence[LogPart]) -> list[str]:
+    """The views whose online store did not say when its rows were written."""
+    found = {
+        use.name
+        for part in parts
+        for use in part.contract.views
+        if sightings([part], use.spec.name).unstamped.any()
+    }
+    return sorted(found)
 
 
 def check_logged(repo: Repo, model_name: str) -> None:
@@ -158,14 +178,16 @@ def _audit_part(
         if not len(mismatches.rows):
             continue
         view = use.spec.name
+        seen = sightings(parts, view)
         if view not in histories:
-            histories[view] = history(repo, use)
+            values = use.spec.column_names if seen.unstamped.any() else ()
+            histories[view] = history(repo, use, columns=values)
         evidence = gather(
             part,
             expected,
             mismatches,
             equal=equal,
-            seen=sightings(parts, view),
+            seen=seen,
             known=histories[view],
         )
         yield Findings(
@@ -202,18 +224,8 @@ def _expected(repo: Repo, part: LogPart) -> pa.Table:
         for name in folded.column_names:
             if name not in expected.column_names:
                 dtype = contract.stored_columns.get(name)
-                expected = expected.append_column(name, _as_logged(folded[name], dtype))
+                expected = expected.append_column(name, as_logged(folded[name], dtype))
     return expected
-
-
-def _as_logged(column: pa.ChunkedArray, dtype: str | None) -> pa.ChunkedArray:
-    """A column of history in the form in which the log holds its type."""
-    import pyarrow as pa
-
-    if dtype not in JSON_TEXT:
-        return column
-    texts = [json_text(value) for value in column.to_pylist()]
-    return pa.chunked_array([pa.array(texts, type=pa.string())])
 
 
 def _mismatches(use: ViewUse, equal: dict[str, Bools]) -> Mismatches:
@@ -294,6 +306,7 @@ def _report(
     requests: int,
     values: int,
     findings: Sequence[Findings],
+    unstamped: list[str],
 ) -> ParityReport:
     causes: Counter[Cause] = Counter()
     views: dict[str, Counter[Cause]] = {}
@@ -320,6 +333,7 @@ def _report(
         causes=dict(causes),
         views={view: dict(counts) for view, counts in views.items()},
         exemplars=exemplars,
+        unstamped=unstamped,
     )
 
 

@@ -79,6 +79,12 @@ def _parity_lines(report: ParityReport) -> Iterator[str]:
     for view, causes in sorted(report.views.items()):
         for cause, count in sorted(causes.items(), key=lambda item: -item[1]):
             yield f"  {view:<24} {cause:<26} {count:>10,}"
+    if report.unstamped:
+        yield (
+            f"not told    {', '.join(report.unstamped)}: the online store says neither when a row "
+            "was created and written nor by which definition, so that definition_changed and "
+            "source_rewritten count as unexplained"
+        )
     for cause, exemplars in sorted(report.exemplars.items()):
         first = exemplars[0]
         yield (

@@ -26,7 +26,7 @@ from tallystick.contract import ModelContract
 from tallystick.records import Cause
 from tallystick_monitoring.causes import Int64s
 from tallystick_monitoring.comparison import Bools
-from tallystick_monitoring.evidence import microseconds
+from tallystick_monitoring.evidence import microseconds, written_us
 from tallystick_monitoring.freshness import (
     MATERIALIZED_EVERY_S,
     MICROSECONDS,
@@ -130,16 +130,17 @@ class Windows:
         return min(low, int(before_us)), max(high, int(request_us[resumed]))
 
     def _writes(self, view: str) -> tuple[Int64s, Int64s]:
-        """Request times, and the newest write of a view that the log had seen by each."""
+        """Request times, and the newest write of a view that the log had seen by each.
+
+        Where the online store does not say when it was, its row's event time stands for it.
+        """
         tables = [
             part.table
             for part in self._parts
             if f"view.{view}.write_time" in part.table.schema.names
         ]
         request_us = np.concatenate([microseconds(table["request_time"]) for table in tables])
-        write_us = np.concatenate(
-            [microseconds(table[f"view.{view}.write_time"]) for table in tables]
-        )
+        write_us = np.concatenate([written_us(table, view) for table in tables])
         order = np.argsort(request_us, kind="stable")
         return request_us[order], np.maximum.accumulate(write_us[order])
 

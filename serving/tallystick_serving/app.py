@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi.routing import APIRoute
 
 from tallystick.settings import Settings, settings
 from tallystick_serving import problems
+from tallystick_serving.lane import Direct, Lane
 from tallystick_serving.measures import Measures
 from tallystick_serving.project import Project
 from tallystick_serving.routes import features, labels, models, predictions, status
-from tallystick_serving.service import open_service
+from tallystick_serving.service import Service, open_service
 
-ROUTERS = (predictions.router, labels.router, models.router, features.router, status.router)
+ROUTERS = (labels.router, models.router, features.router, status.router)
+DIRECT = (
+    Direct.of("/v1/models/{name}:predict", predictions.predict),
+    Direct.of("/v1/models/{name}:features", predictions.read_features),
+    Direct.of("/get-online-features", features.get_online_features),
+)
+PATHS = frozenset(
+    [route.path for route in DIRECT]
+    + [route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+)
+"""Every route that is answered."""
 
 
 def create_app(project: Project, limits: Settings | None = None) -> FastAPI:
@@ -42,34 +52,10 @@ def create_app(project: Project, limits: Settings | None = None) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
-    app.add_middleware(_Counted, measures=measures)
+
+    def service() -> Service:
+        opened: Service = app.state.service
+        return opened
+
+    app.add_middleware(Lane, routes=DIRECT, service=service, limits=chosen, measures=measures)
     return app
-
-
-class _Counted:
-    """Counts answers by route and status; plain ASGI, which costs least."""
-
-    def __init__(self, app: ASGIApp, measures: Measures) -> None:
-        self._app = app
-        self._measures = measures
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status = 500
-
-        async def counted_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, counted_send)
-        finally:
-            route = scope.get("route")
-            self._measures.count_request(
-                "unknown" if route is None else route.path, status, time.perf_counter() - started
-            )

@@ -17,10 +17,10 @@ from types import MappingProxyType
 from tallystick.bundle import Champion, champions, load_bundle, models_dir, read_champion
 from tallystick.contract import ModelContract
 from tallystick.errors import ContractError, Problem, TallystickError, did_you_mean
-from tallystick.online_store.connection import AsyncClient
 from tallystick_serving.measures import Measures
 from tallystick_serving.predictor import Predictor
 from tallystick_serving.problems import NotReadyError, PredictionError, UnknownModelError
+from tallystick_serving.readers import Readers
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class ChampionWatcher:
     Args:
         state_dir: The repo's state folder.
         project: Feast project; a bundle of another one is refused.
-        client: Redis.
+        readers: The online store.
         measures: Where failures are counted.
         timeout_s: Seconds that a request may wait for the online store.
         poll_s: Seconds between looks.
@@ -42,14 +42,14 @@ class ChampionWatcher:
         *,
         state_dir: Path,
         project: str,
-        client: AsyncClient,
+        readers: Readers,
         measures: Measures,
         timeout_s: float,
         poll_s: float,
     ) -> None:
         self._state_dir = state_dir
         self._project = project
-        self._client = client
+        self._readers = readers
         self._measures = measures
         self._timeout_s = timeout_s
         self._poll_s = poll_s
@@ -132,7 +132,13 @@ class ChampionWatcher:
     def _load(self, champion: Champion) -> Predictor:
         bundle = load_bundle(self._state_dir, champion.model, champion.contract_hash)
         _check_owner(bundle.contract, champion, self._project)
-        predictor = Predictor(champion, bundle, self._client, timeout_s=self._timeout_s)
+        predictor = Predictor(
+            champion,
+            bundle,
+            self._readers.reader(bundle.contract),
+            service=self._readers.service,
+            timeout_s=self._timeout_s,
+        )
         _warm_up(predictor)
         return predictor
 

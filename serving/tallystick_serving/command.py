@@ -1,13 +1,13 @@
-"""``tally serve``: the app on uvicorn."""
+"""``tally serve``: the app on uvicorn, in one process or several."""
 
 from __future__ import annotations
 
-import errno
 import logging
+import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -15,16 +15,21 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
-from tallystick.errors import InputError, StateError
+from tallystick.errors import StateError
+from tallystick.settings import settings
 from tallystick_serving.app import create_app
-from tallystick_serving.project import read_project
+from tallystick_serving.crew import Crew, end_with_crew
+from tallystick_serving.listening import listening, listening_beside
+from tallystick_serving.project import Project, read_project
+from tallystick_serving.protocol import patient_protocol
 from tallystick_serving.service import Service
 
 logger = logging.getLogger(__name__)
 
 DRAIN_S: Final = 30
 """Seconds that requests have to finish after a stop was asked for."""
-BACKLOG: Final = 2048
+FLUSH_S: Final = 30
+"""Seconds that a worker has besides, to write its logs, before it is ended by force."""
 
 
 def serve(
@@ -33,6 +38,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     uds: Path | None = None,
+    workers: int = 1,
     log_level: str = "info",
 ) -> None:
     """Serve the repo's models until SIGTERM or SIGINT; then answer what is in flight and flush.
@@ -44,6 +50,7 @@ def serve(
         host: Address to listen on.
         port: Port to listen on; 0 for any free one.
         uds: Unix socket to listen on instead.
+        workers: Processes that answer; several listen at addresses of their own as well.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
 
     Raises:
@@ -52,12 +59,52 @@ def serve(
         StateError: The server did not start; its log says why.
     """
     project = read_project(repo)
+    _log_to_terminal(log_level)
+    with listening(host, port, uds) as listener:
+        place = uds or listener.getsockname()
+        if workers == 1:
+            logger.info("Tallystick serves %s on %s.", project.name, place)
+            _run(project, [listener], log_level)
+            return
+        logger.info("Tallystick serves %s on %s with %d workers.", project.name, place, workers)
+        Crew(repo, listener, count=workers, stop_s=DRAIN_S + FLUSH_S).run()
+
+
+def work(repo: Path, *, shared: int, number: int, log_level: str = "info") -> None:
+    """Be one of several workers; see :mod:`tallystick_serving.crew`.
+
+    Args:
+        repo: Folder of ``feature_store.yaml``.
+        shared: File number of the socket that all share.
+        number: This worker's number, from 1.
+        log_level: As in :func:`serve`.
+
+    Raises:
+        InputError: There is no repo, or the worker's own address cannot be had.
+        DefinitionError: The repo cannot be served.
+        StateError: The server did not start; its log says why.
+    """
+    project = read_project(repo)
+    _log_to_terminal(log_level)
+    end_with_crew(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with socket.socket(fileno=shared) as listener, listening_beside(listener, number) as own:
+        logger.info("Worker %d of %s also listens on %s.", number, project.name, own.getsockname())
+        _run(project, [listener, own], log_level)
+
+
+def _log_to_terminal(level: str) -> None:
     logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Feast tells of each look at its registry, which here is every few seconds.
+    logging.getLogger("feast").setLevel(logging.WARNING)
+
+
+def _run(project: Project, listeners: Sequence[socket.socket], log_level: str) -> None:
     app = create_app(project)
     config = uvicorn.Config(
         app,
+        http=patient_protocol(settings().request_body_timeout_s),
         access_log=False,
         log_config=None,
         log_level=log_level,
@@ -65,56 +112,11 @@ def serve(
         server_header=False,
         lifespan="on",
     )
-    with _listening(host, port, uds) as listener:
-        logger.info("Tallystick serves %s on %s.", project.name, uds or listener.getsockname())
-        server = uvicorn.Server(config)
-        with _outliving_signals(), _flushing_on_signal(app):
-            server.run(sockets=[listener])
+    server = uvicorn.Server(config)
+    with _outliving_signals(), _flushing_on_signal(app):
+        server.run(sockets=list(listeners))
     if not server.started:
         raise StateError("The server did not start; the lines above say why.")
-
-
-@contextmanager
-def _listening(host: str, port: int, uds: Path | None) -> Iterator[socket.socket]:
-    """A bound socket; taken before anything is loaded, so that a clash is told at once."""
-    if uds is not None:
-        with socket.socket(socket.AF_UNIX) as listener:
-            _bind_path(listener, uds)
-            try:
-                yield listener
-            finally:
-                uds.unlink(missing_ok=True)
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(BACKLOG)
-        except (OSError, OverflowError) as error:
-            in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            reason = "is in use" if in_use else f"cannot be listened on ({error})"
-            raise InputError(
-                f"Port {port} on {host} {reason}; choose another one:  tally serve --port N"
-            ) from error
-        yield listener
-
-
-def _bind_path(listener: socket.socket, path: Path) -> None:
-    """Bind to a path; a socket that a dead server left there is replaced, a living one's is not."""
-    if path.is_socket():
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()
-    try:
-        listener.bind(str(path))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        raise InputError(
-            f"Socket {path} cannot be listened on ({error}); choose another path."
-        ) from error
 
 
 @contextmanager

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from tallystick.errors import DataError, DefinitionError, TallystickError
+from tallystick.errors import DataError, TallystickError, UnavailableError
+from tallystick.repo import Repo
+from tallystick.view import ViewSpec
+from tallystick_serving.feature_plans import FeaturePlans
 from tallystick_serving.problems import NotFoundError, RequestError
 from tallystick_serving.project import Project
 from tallystick_serving.pushed import PushedRows
@@ -65,14 +68,22 @@ class FeastStore:
 
     Args:
         project: The repo.
+        plans: What was asked for before, and needs Feast no more.
+        store: Feast's feature store, if it is open already.
+
+    Attributes:
+        plans: The plans.
     """
 
-    def __init__(self, project: Project) -> None:
-        self._path = project.path
+    def __init__(
+        self, project: Project, plans: FeaturePlans, store: FeatureStore | None = None
+    ) -> None:
+        self.plans = plans
+        self._project = project
         self._pushed = PushedRows(project)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="feast")
         self._opening = asyncio.Lock()
-        self._store: FeatureStore | None = None
+        self._store = store
         self._refreshing: asyncio.Task[None] | None = None
 
     async def online_features(self, request: OnlineFeaturesRequest) -> dict[str, Any]:
@@ -84,7 +95,16 @@ class FeastStore:
             UnavailableError: The online store did not answer.
         """
         store = await self._opened()
-        return await self._call(lambda: _online_features(store, request))
+
+        def run() -> dict[str, Any]:
+            answer = _online_features(store, request)
+            self.plans.learn(
+                store,
+                (request.feature_service, tuple(request.features), request.full_feature_names),
+            )
+            return answer
+
+        return await self._call(run)
 
     async def push(self, request: PushRequest) -> None:
         """Push rows through a push source; errors as in :meth:`online_features`."""
@@ -93,8 +113,8 @@ class FeastStore:
         store = await self._opened()
 
         def run() -> None:
-            views = self._pushed.views_of(store, request.push_source_name)
-            if views and request.to == "online":
+            views = self._packed_views(store, request)
+            if views:
                 self._pushed.write(views, request.df)
                 return
             import pandas as pd
@@ -108,6 +128,12 @@ class FeastStore:
             )
 
         await self._call(run)
+
+    def _packed_views(self, store: FeatureStore, request: PushRequest) -> tuple[ViewSpec, ...]:
+        """The views that take a push in packed form; none where Feast has to write it itself."""
+        if not self._project.is_packed or request.to != "online":
+            return ()
+        return self._pushed.views_of(store, request.push_source_name)
 
     async def write(self, request: WriteRequest) -> None:
         """Write rows of a view online; errors as in :meth:`online_features`."""
@@ -137,7 +163,10 @@ class FeastStore:
         async with self._opening:
             if self._store is None:
                 loop = asyncio.get_running_loop()
-                self._store = await loop.run_in_executor(self._threads, _open, self._path)
+                self._store = await loop.run_in_executor(
+                    self._threads, open_feast, self._project.path
+                )
+            if self._refreshing is None:
                 self._refreshing = asyncio.create_task(self._refresh(self._store))
         return self._store
 
@@ -148,6 +177,7 @@ class FeastStore:
             try:
                 await loop.run_in_executor(self._threads, store.refresh_registry)
                 self._pushed.forget()
+                await loop.run_in_executor(self._threads, self.plans.renew, store)
             except Exception as error:  # noqa: BLE001 any registry may be behind it; the cache serves
                 logger.warning("Feast's registry cannot be read again: %s", error)
 
@@ -168,18 +198,23 @@ class FeastStore:
             raise RequestError(f"Feast refuses the request: {error}") from error
         except (ValueError, TypeError, KeyError) as error:
             raise RequestError(f"Feast cannot use the request: {error}") from error
+        except Exception as error:
+            if self._project.is_packed:
+                raise
+            # Another online store: each has errors of its own.
+            logger.warning("Feast failed: %s: %s", type(error).__name__, error)
+            service = f"Feast's online store ({self._project.online_store})"
+            raise UnavailableError(service, type(error).__name__) from error
 
 
-def _open(path: Path) -> FeatureStore:
-    from feast import FeatureStore
-    from feast.errors import FeastError
+def open_feast(path: Path) -> FeatureStore:
+    """Open Feast's feature store of the repo at ``path``; takes seconds.
 
-    try:
-        store = FeatureStore(repo_path=str(path))
-        store.refresh_registry()
-    except (FeastError, ValueError, OSError) as error:
-        raise DefinitionError(f"Feast cannot open {path}: {error}") from error
-    return store
+    Raises:
+        DefinitionError: ``feature_store.yaml`` cannot be used.
+        DamagedError: The registry cannot be read.
+    """
+    return Repo(path=path, models={}).store
 
 
 def _online_features(store: FeatureStore, request: OnlineFeaturesRequest) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from tallystick.bundle import Champion
 from tallystick.prediction_log.writer import Ledger
 
+_PRESENT = "PRESENT"
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -52,6 +53,11 @@ class Measures:
             ["model"],
             registry=self.registry,
         )
+        self._in_flight = Gauge(
+            "tallystick_requests_in_flight",
+            "Requests that are being worked on.",
+            registry=self.registry,
+        )
         self._champions: dict[str, Champion] = {}
         self.registry.register(_Champions(self._champions))
         self._children: dict[Any, Any] = {}
@@ -59,6 +65,10 @@ class Measures:
     def add_ledgers(self, ledgers: Mapping[str, Callable[[], Ledger]]) -> None:
         """Measure the ledgers of logs, by name, whenever somebody asks."""
         self.registry.register(_Ledgers(ledgers))
+
+    def watch_in_flight(self, count: Callable[[], int]) -> None:
+        """Measure how many requests are being worked on, whenever somebody asks."""
+        self._in_flight.set_function(count)
 
     def set_champion(self, champion: Champion) -> None:
         """Say which version of a model answers."""
@@ -75,6 +85,9 @@ class Measures:
         """Count predictions and, for each view, the statuses of its rows."""
         self._child(self._predictions, champion.model, champion.version).inc(rows)
         for view, listed in statuses.items():
+            if listed.count(_PRESENT) == rows:
+                self._child(self._statuses, champion.model, view, _PRESENT).inc(rows)
+                continue
             for status, count in Tally(listed).items():
                 self._child(self._statuses, champion.model, view, str(status)).inc(count)
 

@@ -12,13 +12,14 @@ import numpy as np
 from uuid_utils import uuid7
 
 from tallystick.bundle import Bundle, Champion
+from tallystick.compiled.scorer import Scorer
 from tallystick.errors import UnavailableError
 from tallystick.matrix import feature_matrix
-from tallystick.online_store.connection import AsyncClient, address
-from tallystick.online_store.reader import OnlineReader, ViewRows
+from tallystick.online_store.reader import ViewRows
 from tallystick.prediction_log.record import Predictions, ViewColumns
 from tallystick_serving.instances import InstanceChecker
 from tallystick_serving.problems import PredictionError
+from tallystick_serving.readers import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +41,29 @@ class Predictor:
     Args:
         champion: Which version it is.
         bundle: Its contract, estimator and on-demand functions.
-        client: Redis.
+        reader: Reads the contract's views.
+        service: What it reads them from, in messages.
         timeout_s: Seconds that a request may wait for the online store.
 
     Raises:
         ContractError: The model takes a type that a request cannot carry.
-        DefinitionError: A view has keys that the online store cannot use.
     """
 
     def __init__(
-        self, champion: Champion, bundle: Bundle, client: AsyncClient, *, timeout_s: float
+        self, champion: Champion, bundle: Bundle, reader: Reader, *, service: str, timeout_s: float
     ) -> None:
         self.champion = champion
         self.contract = bundle.contract
         self.instances = InstanceChecker(bundle.contract)
-        self._estimator = bundle.estimator
+        self.scorer = Scorer(bundle.contract, bundle.estimator, bundle.compiled)
         self._transforms = bundle.transforms
-        self._client = client
-        self._reader = OnlineReader(client, bundle.contract.project, bundle.contract.views)
+        self._stored = [
+            (f"{use.name}__{column}", use.name, column)
+            for use in bundle.contract.views
+            for column in use.columns
+        ]
+        self._reader = reader
+        self._service = service
         self._timeout_s = timeout_s
 
     async def predict(
@@ -76,14 +82,7 @@ class Predictor:
             DefinitionError: An on-demand function failed.
             PredictionError: The model failed, or gave something that is no probability.
         """
-        views = await self._read(columns, request_us)
-        values: dict[str, Sequence[Any]] = {
-            f"{name}__{column}": cells
-            for name, rows in views.items()
-            for column, cells in rows.values.items()
-        }
-        if self.contract.transforms:
-            values |= self._transforms.compute(self.contract, {**columns, **values})
+        views, values = await self.features(columns, request_us=request_us)
         probabilities = self.probabilities(values)
         ids = [str(uuid7()) for _ in probabilities]
         record = Predictions(
@@ -109,6 +108,31 @@ class Predictor:
         threshold = self.contract.threshold
         return Answer(record=record, positive=[number >= threshold for number in probabilities])
 
+    async def features(
+        self, columns: Mapping[str, Sequence[Any]], *, request_us: int
+    ) -> tuple[dict[str, ViewRows], dict[str, Sequence[Any]]]:
+        """Read and compute what the model would see.
+
+        Args:
+            columns: Entity key or request field → its value in each instance.
+            request_us: Request time.
+
+        Returns:
+            What was read of each view, and ``view__feature`` → its value in each instance.
+
+        Raises:
+            UnavailableError: The online store did not answer in time.
+            DamagedError: Something that is no row lies in it.
+            DefinitionError: An on-demand function failed.
+        """
+        views = await self._read(columns, request_us)
+        values: dict[str, Sequence[Any]] = {
+            name: views[view].values[column] for name, view, column in self._stored
+        }
+        if self.contract.transforms:
+            values |= self._transforms.compute(self.contract, {**columns, **values})
+        return views, values
+
     def probabilities(self, values: Mapping[str, Sequence[Any]]) -> list[float]:
         """Probability of the positive class in each row.
 
@@ -120,7 +144,7 @@ class Predictor:
         """
         matrix = feature_matrix(self.contract, values)
         try:
-            positive = np.asarray(self._estimator.predict_proba(matrix), dtype=np.float64)[:, 1]
+            positive = self.scorer.predict(matrix)
         except Exception as error:
             # Any exception: the estimator is the user's code.
             raise PredictionError(
@@ -142,6 +166,4 @@ class Predictor:
             async with asyncio.timeout(self._timeout_s):
                 return await self._reader.read(columns, request_time_us=request_us)
         except TimeoutError as error:
-            raise UnavailableError(
-                address(self._client), f"no answer in {self._timeout_s} s"
-            ) from error
+            raise UnavailableError(self._service, f"no answer in {self._timeout_s} s") from error

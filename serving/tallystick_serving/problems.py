@@ -56,6 +56,30 @@ class TooLargeError(RequestError):
     title = "The request is too large"
 
 
+class TooSlowError(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    slug = "too-slow"
+    title = "The request took too long to arrive"
+
+
+class MethodError(RequestError):
+    """The route takes another method.
+
+    Args:
+        method: The one that was used.
+        path: The route.
+    """
+
+    status = 405
+    slug = "method-not-allowed"
+    title = "Method Not Allowed"
+
+    def __init__(self, method: str, path: str) -> None:
+        super().__init__(f"{method} {path}: this route takes POST. See docs/http-api.md.")
+
+
 class UnknownModelError(RequestError):
     """There is no such model."""
 
@@ -216,8 +240,13 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_any(request: Request, error: Exception) -> Response:
-    # The server logs the error with its trace; its text may hold what is no business of the caller.
+    # The server logs the error with its trace.
     del request, error
+    return unforeseen()
+
+
+def unforeseen() -> Response:
+    """The answer to an error whose text may hold what is no business of the caller."""
     return problem_response(
         status=500,
         slug="internal",

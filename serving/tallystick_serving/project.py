@@ -13,10 +13,13 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from tallystick.errors import DefinitionError, InputError, Problem
-from tallystick.online_store.connection import EMBEDDED
+from tallystick.online_store.connection import CONNECT_TIMEOUT_S, EMBEDDED, READ_TIMEOUT_S
 from tallystick.repo import state_dir
 
 ONLINE_STORE = "tallystick.online_store.RedisOnlineStore"
+"""Tallystick's own; any other store of Feast's is read through Feast's SDK."""
+FEASTS_DEFAULT = "sqlite"
+"""What Feast takes where the file names no store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +29,27 @@ class Project:
     Attributes:
         path: Folder of ``feature_store.yaml``.
         name: Feast project.
-        connection_string: Where its Redis is.
+        connection_string: Where its Redis is; nothing for another online store.
         state_dir: Folder of models and logs.
+        online_store: Type of its online store, as Feast names it.
+        redis_type: ``redis`` or ``redis_cluster``.
+        connect_timeout_s: Seconds to connect to its Redis.
+        read_timeout_s: Seconds to wait for an answer of its Redis.
     """
 
     path: Path
     name: str
     connection_string: str
     state_dir: Path
+    online_store: str = ONLINE_STORE
+    redis_type: str = "redis"
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    read_timeout_s: float = READ_TIMEOUT_S
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its online store is Tallystick's own."""
+        return self.online_store == ONLINE_STORE
 
 
 def read_project(path: Path) -> Project:
@@ -55,21 +71,43 @@ def read_project(path: Path) -> Project:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DefinitionError(f"{file} cannot be read: {error}") from error
     root = content if isinstance(content, dict) else {}
-    store = root.get("online_store")
-    online = store if isinstance(store, dict) else {"type": store}
+    store = root.get("online_store", {})
+    online = {"type": FEASTS_DEFAULT, **store} if isinstance(store, dict) else {"type": store}
+    kind = online["type"]
     problems = []
     if not isinstance(root.get("project"), str):
         problems.append(Problem("project", "a name", repr(root.get("project"))))
-    if online.get("type") != ONLINE_STORE:
-        problems.append(Problem("online_store.type", ONLINE_STORE, repr(online.get("type"))))
-    connection_string: Any = online.get("connection_string", EMBEDDED)
-    if not isinstance(connection_string, str):
-        problems.append(Problem("online_store.connection_string", "a text", "something else"))
+    if not isinstance(kind, str) or kind.lower() in {"none", "null"}:
+        problems.append(Problem("online_store.type", f"a type, like {ONLINE_STORE}", repr(kind)))
+    redis = _read_redis(online, problems) if kind == ONLINE_STORE else {"connection_string": ""}
     if problems:
         raise DefinitionError(f"{file} cannot be served.", problems)
     return Project(
         path=path,
         name=root["project"],
-        connection_string=connection_string,
         state_dir=state_dir(path),
+        online_store=kind,
+        **redis,
     )
+
+
+def _read_redis(online: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """How Tallystick's own store reaches its Redis; what is wrong is added to ``problems``."""
+    read = {
+        "connection_string": online.get("connection_string", EMBEDDED),
+        "redis_type": online.get("redis_type", "redis"),
+    }
+    problems += [
+        Problem(f"online_store.{name}", "a text", "something else")
+        for name, value in read.items()
+        if not isinstance(value, str)
+    ]
+    for name, default in (
+        ("connect_timeout_s", CONNECT_TIMEOUT_S),
+        ("read_timeout_s", READ_TIMEOUT_S),
+    ):
+        value = online.get(name, default)
+        read[name] = value
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            problems.append(Problem(f"online_store.{name}", "seconds above 0", repr(value)))
+    return read

@@ -64,7 +64,11 @@ class PushedRows:
 
     @cached_property
     def _client(self) -> SyncClient:
-        return connect(self._project.connection_string, self._project.path)
+        return connect(
+            self._project.connection_string,
+            self._project.path,
+            redis_type=self._project.redis_type,
+        )
 
 
 def _plain_views(store: FeatureStore, source: str) -> tuple[ViewSpec, ...]:

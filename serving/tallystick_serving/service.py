@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from tallystick.errors import UnavailableError
-from tallystick.online_store.connection import AsyncClient, address, connect, redis_errors
 from tallystick.prediction_log.labels import LabelLog
 from tallystick.prediction_log.writer import PredictionLog
 from tallystick.settings import Settings
 from tallystick_serving.champions import ChampionWatcher
-from tallystick_serving.feast_store import FeastStore
+from tallystick_serving.feast_store import FeastStore, open_feast
+from tallystick_serving.feature_plans import FeaturePlans
 from tallystick_serving.measures import Measures
 from tallystick_serving.project import Project
+from tallystick_serving.readers import PackedReaders, Readers, sdk_readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Service:
     """What the routes work with."""
 
     settings: Settings
-    client: AsyncClient
+    readers: Readers
     champions: ChampionWatcher
     predictions: PredictionLog
     labels: LabelLog
@@ -43,10 +44,9 @@ class Service:
             reasons.append("no model has a champion; train one:  tally train MODEL --promote")
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
-                with redis_errors(self.client):
-                    await self.client.ping()
+                await self.readers.ping()
         except TimeoutError:
-            reasons.append(f"{address(self.client)} did not answer in time")
+            reasons.append(f"{self.readers.service} did not answer in time")
         except UnavailableError as error:
             reasons.append(str(error))
         return reasons
@@ -60,17 +60,21 @@ async def open_service(
 
     Raises:
         InputError: The connection string cannot be used.
+        DefinitionError: Feast cannot open the repo, if it has another online store.
         UnavailableError: The embedded Redis does not start.
         OSError: At the end, the logs could not be written.
     """
-    client = await asyncio.to_thread(
-        connect,
-        project.connection_string,
-        project.path,
-        asynchronous=True,
-        connect_timeout_s=settings.request_timeout_s,
-        read_timeout_s=settings.request_timeout_s,
-    )
+    readers: Readers
+    if project.is_packed:
+        store = None
+        readers = packed = await asyncio.to_thread(
+            PackedReaders, project, timeout_s=settings.request_timeout_s
+        )
+        plans = FeaturePlans(packed.client)
+    else:
+        store = await asyncio.to_thread(open_feast, project.path)
+        readers = await sdk_readers(project, store)
+        plans = FeaturePlans(None)
     bounds = {
         "rows_max": settings.log_buffer_rows_max,
         "flush_rows": settings.log_flush_rows,
@@ -86,20 +90,20 @@ async def open_service(
     champions = ChampionWatcher(
         state_dir=project.state_dir,
         project=project.name,
-        client=client,
+        readers=readers,
         measures=measures,
         timeout_s=settings.request_timeout_s,
         poll_s=settings.champion_poll_s,
     )
-    feast = FeastStore(project)
+    feast = FeastStore(project, plans, store)
     await champions.look()
     watching = asyncio.create_task(champions.run())
     try:
-        yield Service(settings, client, champions, predictions, labels, feast, measures)
+        yield Service(settings, readers, champions, predictions, labels, feast, measures)
     finally:
         async with AsyncExitStack() as ending:
             # Last in, first out: the logs are written whatever happens before them.
-            ending.push_async_callback(client.aclose)
+            ending.push_async_callback(readers.close)
             ending.push_async_callback(asyncio.to_thread, labels.buffer.close)
             ending.push_async_callback(asyncio.to_thread, predictions.buffer.close)
             ending.push_async_callback(feast.close)

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tallystick.bundle import champions, load_bundle, read_champion
 from tallystick.contract import ModelInputs, check_same_inputs
 from tallystick.errors import DefinitionError, TallystickError
 from tallystick.repo import Repo
 from tallystick.transform import Transforms
+
+ONLINE_STORE = "tallystick.online_store.RedisOnlineStore"
+MISSING_ONLINE = (
+    (
+        "rows have no created time, write time or definition: there the audit cannot tell "
+        "definition_changed and source_rewritten, and calls both unexplained"
+    ),
+    (
+        "it decides itself which of two writes stays: a correction may never go online, and an "
+        "older row may replace a newer one"
+    ),
+    "tally serve enforces the ttl; Feast's SDK and server may not",
+    (
+        "a view's definition is compared with the contract's when the champion is loaded, and not "
+        "row by row: after a change, write the view again before you train"
+    ),
+    (
+        "Feast fills it, by  feast materialize-incremental , which misses rows that arrive late; "
+        "tally materialize does not write to it"
+    ),
+)
+"""What another online store than Tallystick's own lacks."""
 
 
 @dataclass
@@ -55,15 +78,30 @@ def check(repo: Repo) -> Checked:
 
 def _check_stores(repo: Repo, found: Checked) -> None:
     config = repo.store.config
-    for kind, ours in (
-        ("offline_store", "tallystick.offline_store.DuckDBOfflineStore"),
-        ("online_store", "tallystick.online_store.RedisOnlineStore"),
-    ):
-        got = str(getattr(getattr(config, kind), "type", None))
-        if got == ours:
-            found.passed.append(f"{kind}: {got}")
-        else:
-            found.warnings.append(f"{kind} is {got}: Tallystick's guarantees need  type: {ours}")
+    ours = "tallystick.offline_store.DuckDBOfflineStore"
+    got = str(getattr(config.offline_store, "type", None))
+    if got == ours:
+        found.passed.append(f"offline_store: {got}")
+    else:
+        found.warnings.append(f"offline_store is {got}: Tallystick's guarantees need  type: {ours}")
+    _check_online_store(config.online_store, found)
+
+
+def _check_online_store(config: Any, found: Checked) -> None:
+    if config is None:
+        found.failures.append(
+            f"online_store is none: no model can be served; name one, best  type: {ONLINE_STORE}"
+        )
+        return
+    got = str(config.type)
+    if got == ONLINE_STORE:
+        found.passed.append(f"online_store: {got}")
+        return
+    found.warnings.append(
+        f"online_store is {got}: it works, through Feast's SDK, and is slower; all of Tallystick's "
+        f"guarantees need  type: {ONLINE_STORE}"
+    )
+    found.warnings += [f"online_store {got}: {missing}" for missing in MISSING_ONLINE]
 
 
 def _check_clock(inputs: ModelInputs, found: Checked) -> None:

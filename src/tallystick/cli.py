@@ -195,10 +195,30 @@ def train(path: Path, /, model: str, **options: Any) -> None:
 @click.option(
     "--uds", type=click.Path(path_type=Path), help="Unix socket instead of host and port."
 )
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that answer; number N also listens on port + N, where its metrics are.",
+)
+@click.option("--worker", type=(int, int), hidden=True, help="Be one of them: socket, number.")
 @click.pass_obj
-def serve(path: Path, host: str, port: int, uds: Path | None) -> None:
+def serve(
+    path: Path,
+    host: str,
+    port: int,
+    *,
+    uds: Path | None,
+    workers: int,
+    worker: tuple[int, int] | None,
+) -> None:
     """Answer requests over HTTP."""
-    _area("tallystick_serving", "serve")(path, host=host, port=port, uds=uds)
+    if worker is not None:
+        shared, number = worker
+        _area("tallystick_serving", "work")(path, shared=shared, number=number)
+        return
+    _area("tallystick_serving", "serve")(path, host=host, port=port, uds=uds, workers=workers)
 
 
 @main.command()

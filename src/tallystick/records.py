@@ -72,6 +72,8 @@ class ParityReport(Frozen):
         causes: Cause → number of unequal values.
         views: View → cause → number of unequal values.
         exemplars: Up to three mismatches for each cause.
+        unstamped: Views from an online store that says neither when a row was created and written
+            nor by which definition: there some causes cannot be told.
     """
 
     model: str
@@ -83,6 +85,7 @@ class ParityReport(Frozen):
     causes: dict[Cause, int]
     views: dict[str, dict[Cause, int]]
     exemplars: dict[Cause, list[Exemplar]] = Field(default_factory=dict)
+    unstamped: list[str] = Field(default_factory=list)
 
     @property
     def unexplained(self) -> int:

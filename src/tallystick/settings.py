@@ -44,6 +44,14 @@ class Settings(BaseModel):
     request_bytes_max: int = Field(
         default=4 << 20, ge=1024, description="Bytes that the body of one request may have."
     )
+    request_body_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds that the head of a request, and then its body, may take to arrive.",
+    )
+    requests_in_flight_max: int = Field(
+        default=100, ge=1, description="Requests worked on at once; further ones get 503 at once."
+    )
     request_timeout_s: float = Field(
         default=1.0, gt=0, description="Seconds that a request may wait for the online store."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tallystick.bundle import read_champion
+from tallystick.check import ONLINE_STORE
 from tallystick.clock import from_us
 from tallystick.errors import TallystickError
 from tallystick.materialize import marks_path, read_marks
@@ -24,6 +25,10 @@ def status(repo: Repo) -> Iterator[str]:
 
 
 def _online(repo: Repo) -> Iterator[str]:
+    kind = str(getattr(repo.store.config.online_store, "type", None))
+    if kind != ONLINE_STORE:
+        yield f"online store: {kind}, which Feast fills; nobody notes up to when"
+        return
     marks = read_marks(marks_path(repo.state_dir))
     if not marks:
         yield "online store: nothing materialized yet; run  tally materialize"

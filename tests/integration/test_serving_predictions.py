@@ -15,7 +15,7 @@ import pytest
 import serving_scene as scene
 from tallystick.prediction_log.reader import read_labels, read_log
 from tallystick_serving import problems
-from tallystick_serving.app import ROUTERS
+from tallystick_serving.app import DIRECT, ROUTERS
 
 START, END = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
@@ -283,6 +283,7 @@ def test_models_say_what_they_are(repo):
             "ready": True,
             "version": "7",
             "contract_hash": agreed.contract_hash,
+            "form": "original",
         }
         assert scene.metric(client, "tallystick_champion_info{contract_hash=") == 1
 
@@ -294,7 +295,7 @@ def test_every_route_and_metric_is_documented(repo, request):
         for router in ROUTERS
         for route in router.routes
         for method in sorted(route.methods - {"HEAD"})
-    ]
+    ] + [f"POST {route.path}" for route in DIRECT]
     assert len(routes) >= 10
     scene.publish(repo.state_dir, scene.constant(0.25))
     with scene.running(repo) as client:

@@ -21,7 +21,7 @@ from tallystick.online_store.decoder import Status
 from tallystick.online_store.embedded import server_program
 from tallystick.prediction_log.writer import Ledger
 from tallystick.settings import Settings
-from tallystick_serving.app import ROUTERS
+from tallystick_serving.app import PATHS
 from tallystick_serving.command import DRAIN_S
 from tallystick_serving.measures import Measures
 from tallystick_serving.project import read_project
@@ -41,7 +41,7 @@ EXPRESSIONS = {f"alert {rule['alert']}": rule["expr"] for rule in RULES} | {
     for target in panel["targets"]
 }
 PROMETHEUS_LABELS = {"job", "instance"}
-ROUTES = {route.path for router in ROUTERS for route in router.routes}
+ROUTES = PATHS
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 OBJECTS = [
     item

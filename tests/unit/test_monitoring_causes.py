@@ -33,6 +33,7 @@ BASE: dict[str, Any] = {
     "seen_online": True,
     "first_visible_us": 100 * HOUR,
     "passed_over": True,
+    "unstamped": False,
 }
 NOTHING_ONLINE = {
     "served_present": False,
@@ -40,6 +41,7 @@ NOTHING_ONLINE = {
     "served_created_us": NO_TIME,
     "in_history": False,
 }
+UNSTAMPED = {"unstamped": True}
 OLDER = {"served_event_us": 980 * HOUR, "served_created_us": 981 * HOUR}
 EXPIRED = {"served_event_us": NOW - TTL - 1, "served_created_us": NOW - TTL - 1}
 
@@ -103,6 +105,39 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "old row that history lacks": ("source_rewritten", {**OLDER, "in_history": False}),
     "served past the ttl while a newer row was known": ("materialization_lag", EXPIRED),
+    # From a store that says no more of a row than its event time.
+    "unstamped, value of no version": ("unexplained", UNSTAMPED | {"served_rightly": False}),
+    "unstamped, in no history": ("unexplained", UNSTAMPED | {"in_history": False}),
+    "unstamped, in no history, but older": (
+        "unexplained",
+        UNSTAMPED | OLDER | {"in_history": False, "newer_served_before": True},
+    ),
+    "unstamped, in no history, as old as a correction": (
+        "unexplained",
+        UNSTAMPED | {"in_history": False, "served_created_us": 990 * HOUR},
+    ),
+    "present, of no known time": (
+        "unexplained",
+        NOTHING_ONLINE | {"served_present": True, "seen_online": False},
+    ),
+    "unstamped, older row of history": ("materialization_lag", UNSTAMPED | OLDER),
+    "unstamped, older version of the row": (
+        "correction_not_propagated",
+        UNSTAMPED | {"served_created_us": 990 * HOUR},
+    ),
+    "unstamped, newer one was served before": (
+        "out_of_order_write",
+        UNSTAMPED | OLDER | {"newer_served_before": True},
+    ),
+    "unstamped, equal after a cast": ("type_or_precision", UNSTAMPED | {"cast_equal": True}),
+    "unstamped, event in the future": (
+        "early_visibility",
+        UNSTAMPED | {"served_event_us": NOW + 1, "in_history": False},
+    ),
+    "unstamped, past the ttl": (
+        "expired_or_ttl",
+        {**UNSTAMPED, **EXPIRED, "expected_present": False, "expected_event_us": NO_TIME},
+    ),
 }
 
 

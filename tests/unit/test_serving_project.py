@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tallystick.errors import DefinitionError, InputError
-from tallystick_serving.project import read_project
+from tallystick_serving.project import ONLINE_STORE, read_project
 
 GOOD = """\
 project: shop
@@ -21,6 +21,33 @@ def test_it_reads_the_project_and_expands_the_environment(tmp_path, monkeypatch)
     project = read_project(tmp_path)
     assert (project.name, project.connection_string) == ("shop", "redis:6379,db=1")
     assert project.state_dir == tmp_path / ".tallystick"
+    assert project.is_packed
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("online_store: redis", "redis"),
+        ("online_store: {type: redis, connection_string: [1, 2]}", "redis"),
+        ("online_store: {path: data/online.db}", "sqlite"),
+        ("provider: local", "sqlite"),
+        ("online_store: my.own.OnlineStore", "my.own.OnlineStore"),
+        (f"online_store: {ONLINE_STORE}", ONLINE_STORE),
+    ],
+)
+def test_any_online_store_can_be_served(tmp_path, text, kind):
+    (tmp_path / "feature_store.yaml").write_text(f"project: shop\n{text}\n")
+    project = read_project(tmp_path)
+    assert project.online_store == kind
+    assert project.is_packed == (kind == ONLINE_STORE)
+    assert project.connection_string == ("embedded" if project.is_packed else "")
+
+
+@pytest.mark.parametrize("text", ["null", "none", "{type: null}", "[sqlite]"])
+def test_without_an_online_store_nothing_is_served(tmp_path, text):
+    (tmp_path / "feature_store.yaml").write_text(f"project: shop\nonline_store: {text}\n")
+    with pytest.raises(DefinitionError, match="online_store"):
+        read_project(tmp_path)
 
 
 def test_a_folder_without_the_file_is_no_repo(tmp_path):
@@ -36,7 +63,7 @@ def test_a_file_that_cannot_be_served_says_why(tmp_path, text):
 
 
 def test_every_reason_is_given_at_once(tmp_path):
-    (tmp_path / "feature_store.yaml").write_text("online_store: {type: redis}")
+    (tmp_path / "feature_store.yaml").write_text("online_store: {type: [redis]}")
     with pytest.raises(DefinitionError) as refused:
         read_project(tmp_path)
     assert [problem.where for problem in refused.value.problems] == ["project", "online_store.type"]

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import asyncio
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from tallystick_serving.body import read_object
+from tallystick.clock import process_clock
+from tallystick.errors import InputError, UnavailableError
+from tallystick_serving.body import object_of
 from tallystick_serving.feast_store import OnlineFeaturesRequest, PushRequest, WriteRequest
+from tallystick_serving.feature_plans import FeaturePlan
 from tallystick_serving.problems import ProblemList, TooLargeError, shown
-from tallystick_serving.service import service_of
+from tallystick_serving.service import Service, service_of
 
 router = APIRouter()
 Body = TypeVar("Body", bound=BaseModel)
 
 
-@router.post("/get-online-features")
-async def get_online_features(request: Request) -> Response:
+async def get_online_features(service: Service, name: str, body: bytes) -> bytes:
     """Features from the online store, as Feast answers."""
-    service = service_of(request)
-    body = await _read(request, OnlineFeaturesRequest)
-    _check_rows(body.entities, service.settings.request_rows_max)
-    answer = await service.feast.online_features(body)
-    return Response(orjson.dumps(answer), media_type="application/json")
+    del name
+    content = object_of(body)
+    plan = service.feast.plans.find(content)
+    if plan is not None:
+        answer = await _planned(service, plan, content.get("entities"))
+        if answer is not None:
+            return answer
+    request = _validated(OnlineFeaturesRequest, content)
+    _check_rows(request.entities, service.settings.request_rows_max)
+    return orjson.dumps(await service.feast.online_features(request))
+
+
+async def _planned(service: Service, plan: FeaturePlan, entities: Any) -> bytes | None:
+    """The answer by a plan; None where the request is for Feast to judge."""
+    if not isinstance(entities, dict) or entities.keys() != plan.keys:
+        return None
+    lengths = {len(values) if isinstance(values, list) else 0 for values in entities.values()}
+    if len(lengths) != 1 or not 0 < min(lengths) <= service.settings.request_rows_max:
+        return None
+    timeout_s = service.settings.request_timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await plan.answer(entities, request_us=process_clock().now_us())
+    except InputError:
+        return None  # a key of another type, which Feast may take all the same
+    except TimeoutError as error:
+        raise UnavailableError(service.readers.service, f"no answer in {timeout_s} s") from error
 
 
 @router.post("/push")
@@ -47,8 +72,10 @@ async def write_to_online_store(request: Request) -> Response:
 
 
 async def _read(request: Request, model: type[Body]) -> Body:
-    service = service_of(request)
-    content = await read_object(request, bytes_max=service.settings.request_bytes_max)
+    return _validated(model, object_of(await request.body()))
+
+
+def _validated(model: type[Body], content: dict[str, Any]) -> Body:
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from tallystick.clock import process_clock, to_us
 from tallystick.contract import ModelContract
 from tallystick.prediction_log.labels import LabelRow
-from tallystick_serving.body import read_object
+from tallystick_serving.body import object_of
 from tallystick_serving.problems import (
     BusyError,
     ProblemList,
@@ -37,7 +37,7 @@ async def take_labels(request: Request, name: str) -> Response:
     """Take labels: all of a request, or none."""
     service = service_of(request)
     contract = service.champions.predictor(name).contract
-    body = await read_object(request, bytes_max=service.settings.request_bytes_max)
+    body = object_of(await request.body())
     labels = body.get("labels")
     if not isinstance(labels, list) or len(body) != 1:
         raise RequestError('The body must be {"labels": [...]}.')

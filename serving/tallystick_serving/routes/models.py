@@ -19,11 +19,13 @@ async def list_models(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/models/{name}")
 async def show_model(request: Request, name: str) -> dict[str, Any]:
-    """Whether a model can answer, and by which version."""
-    champion = service_of(request).champions.predictor(name).champion
+    """Whether a model can answer, by which version, and in which form."""
+    predictor = service_of(request).champions.predictor(name)
+    champion = predictor.champion
     return {
         "name": champion.model,
         "ready": True,
         "version": champion.version,
         "contract_hash": champion.contract_hash,
+        "form": predictor.scorer.form,
     }

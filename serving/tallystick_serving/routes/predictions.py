@@ -1,34 +1,30 @@
-"""Predictions, in the outline of KServe's V1 protocol."""
+"""Predictions, in the outline of KServe's V1 protocol, and the features that a model would see."""
 
 from __future__ import annotations
 
 import base64
 import math
 import time
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request
-from starlette.responses import Response
 
 from tallystick.clock import from_us, process_clock
-from tallystick_serving.body import read_object
+from tallystick.online_store.decoder import ViewRows
+from tallystick_serving.body import object_of
+from tallystick_serving.columns_json import AS_SEEN
 from tallystick_serving.predictor import Answer, Predictor
 from tallystick_serving.problems import ProblemList, RequestError, TooLargeError, shown
-from tallystick_serving.service import service_of
-
-router = APIRouter()
+from tallystick_serving.service import Service
 
 
-@router.post("/v1/models/{name}:predict")
-async def predict(request: Request, name: str) -> Response:
+async def predict(service: Service, name: str, body: bytes) -> bytes:
     """Predict each instance, and log what was seen and answered."""
     started_ns = time.perf_counter_ns()
-    service = service_of(request)
     predictor = service.champions.predictor(name)
-    body = await read_object(request, bytes_max=service.settings.request_bytes_max)
-    instances, explained = _read_body(body, rows_max=service.settings.request_rows_max)
+    instances, explained = _read_body(object_of(body), rows_max=service.settings.request_rows_max)
     columns = predictor.instances.columns(instances)
     answer = await predictor.predict(
         columns, request_us=process_clock().now_us(), started_ns=started_ns
@@ -40,10 +36,53 @@ async def predict(request: Request, name: str) -> Response:
         len(instances),
         {view: read.status for view, read in record.views.items()},
     )
-    return Response(
-        orjson.dumps(_answer_body(predictor, answer, explained=explained)),
-        media_type="application/json",
+    return orjson.dumps(_answer_body(predictor, answer, explained=explained))
+
+
+async def read_features(service: Service, name: str, body: bytes) -> bytes:
+    """Give the features that a model would see for each instance, column by column."""
+    predictor = service.champions.predictor(name)
+    content = object_of(body)
+    instances, explained = _read_body(content, rows_max=service.settings.request_rows_max)
+    if explained:
+        raise RequestError("This route takes no parameters: it answers with features anyway.")
+    columns = predictor.instances.columns(instances)
+    request_us = process_clock().now_us()
+    views, values = await predictor.features(columns, request_us=request_us)
+    return orjson.dumps(
+        {
+            "model_name": predictor.contract.model,
+            "model_version": predictor.champion.version,
+            "contract_hash": predictor.contract.contract_hash,
+            "request_time": from_us(request_us),
+            "features": {
+                feature: _column_json(values[feature], dtype)
+                for feature, dtype in predictor.contract.value_columns.items()
+            },
+            "views": {view: _view_columns(rows) for view, rows in views.items()},
+        }
     )
+
+
+def _view_columns(rows: ViewRows) -> Mapping[str, Any]:
+    return {
+        "status": rows.status,
+        "event_time": _times(rows.event_us),
+        "created_time": _times(rows.created_us),
+        "write_time": _times(rows.write_us),
+        "definition": rows.definition,
+    }
+
+
+def _times(times_us: Sequence[int | None]) -> list[datetime | None]:
+    return [None if time_us is None else from_us(time_us) for time_us in times_us]
+
+
+def _column_json(values: Sequence[Any], dtype: str) -> orjson.Fragment:
+    write = AS_SEEN.get(dtype)
+    if write is None:
+        return orjson.Fragment(orjson.dumps([_as_json(value) for value in values]))
+    return orjson.Fragment(write(values))
 
 
 def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], bool]:
@@ -100,7 +139,7 @@ def _answer_body(predictor: Predictor, answer: Answer, *, explained: bool) -> di
         "model_name": predictor.contract.model,
         "model_version": record.model_version,
         "contract_hash": predictor.contract.contract_hash,
-        "request_time": _time(record.request_us),
+        "request_time": from_us(record.request_us),
         "predictions": predictions,
     }
 

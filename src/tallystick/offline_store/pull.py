@@ -64,10 +64,8 @@ def pull_latest(
     Raises:
         DataError: The source lacks a column, or a time column holds no times.
     """
-    import pyarrow as pa
-
-    keys = tuple(key for key in pull.keys if key != NO_ENTITY_KEY)
-    pull = replace(pull, keys=keys)
+    pull = _by_real_keys(pull)
+    keys = pull.keys
     files = open_source(source, repo_path)
     grouped = [f"key_{at}" for at in range(len(keys))]
     complete = " AND ".join(f"{key} IS NOT NULL" for key in grouped) or "true"
@@ -75,9 +73,7 @@ def pull_latest(
     found = read(
         files, pull, latest_sql(rows, keys=grouped or ["no_key"], position=POSITION), config
     )
-    if not keys:
-        found = found.append_column(NO_ENTITY_KEY, pa.array([""] * found.num_rows, pa.string()))
-    return found
+    return _with_a_key(found, pull)
 
 
 def pull_all(
@@ -87,9 +83,24 @@ def pull_all(
 
     Args, answer and errors as for :func:`pull_latest`; rows with null keys are returned as well.
     """
+    pull = _by_real_keys(pull)
     files = open_source(source, repo_path)
     sql = f"SELECT * FROM ({rows_sql(files, pull)}) AS pulled ORDER BY {', '.join(POSITION)}"
-    return read(files, pull, sql, config)
+    return _with_a_key(read(files, pull, sql, config), pull)
+
+
+def _by_real_keys(pull: Pull) -> Pull:
+    """Without Feast's stand-in for a key, which no source has."""
+    return replace(pull, keys=tuple(key for key in pull.keys if key != NO_ENTITY_KEY))
+
+
+def _with_a_key(found: pa.Table, pull: Pull) -> pa.Table:
+    """With Feast's stand-in for a key where there is none; Feast materializes by it."""
+    import pyarrow as pa
+
+    if pull.keys:
+        return found
+    return found.append_column(NO_ENTITY_KEY, pa.array([""] * found.num_rows, pa.string()))
 
 
 def rows_sql(files: SourceFiles, pull: Pull) -> str:

@@ -1,0 +1,246 @@
+"""Answers to ``/get-online-features`` without Feast, where Feast would do nothing but read.
+
+What a feature service or a list of features means is worked out once from the registry: a *plan*.
+With it a request is one read of the online store and an answer put together column by column. The
+answer is Feast's to the letter. Where Feast has more to do (on-demand views, other stores, keys
+that it would coerce), there is no plan, and Feast answers by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import orjson
+
+from tallystick.contract import ViewUse
+from tallystick.online_store.decoder import Status, ViewRows
+from tallystick.online_store.reader import OnlineReader
+from tallystick_serving.columns_json import COLUMNS, moments_json
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+    from tallystick.online_store.connection import ReadClient
+
+_KEY_TYPES: Final = frozenset({"INT32", "INT64", "STRING"})
+"""Types of keys that are in JSON what they are in the store."""
+_NULL: Final = "NULL_VALUE"
+PLANS_MAX: Final = 1_000
+
+
+Request: TypeAlias = tuple[str | None, tuple[str, ...], bool]
+"""Feature service or features that are asked for, and whether by full names."""
+
+
+class FeaturePlans:
+    """The plans of what was asked for so far.
+
+    Args:
+        client: What Redis is read with; None for another online store, which has no plans.
+    """
+
+    def __init__(self, client: ReadClient | None) -> None:
+        self._client = client
+        self._plans: dict[Request, FeaturePlan | None] = {}
+        self._registry: Any = None
+
+    def find(self, content: Mapping[str, Any]) -> FeaturePlan | None:
+        """The plan for the body of a request, if there is one."""
+        if content.get("include_feature_view_version_metadata"):
+            return None
+        try:
+            return self._plans.get(
+                (
+                    content.get("feature_service"),
+                    tuple(content.get("features", ())),
+                    content.get("full_feature_names", False),
+                )
+            )
+        except TypeError:  # a body of another outline, which is told elsewhere
+            return None
+
+    def learn(self, store: FeatureStore, request: Request) -> None:
+        """Make a plan for what was asked for the first time; in a thread.
+
+        Raises:
+            FeastError: There is no such service, view or feature.
+        """
+        if self._client is None or request in self._plans:
+            return
+        if len(self._plans) >= PLANS_MAX:
+            self._plans = {}
+        self._plans[request] = make_plan(store, self._client, request)
+
+    def renew(self, store: FeatureStore) -> None:
+        """Make all plans again if the registry has changed; in a thread."""
+        from feast.errors import FeastError
+
+        registry = store.registry.proto().SerializeToString(deterministic=True)
+        if registry == self._registry:
+            return
+        renewed: dict[Request, FeaturePlan | None] = {}
+        for request in list(self._plans):
+            with suppress(FeastError):
+                renewed[request] = make_plan(store, self._client, request)
+        self._plans, self._registry = renewed, registry
+
+
+class FeaturePlan:
+    """How one set of features is read and answered.
+
+    Args:
+        reader: Reads the views.
+        uses: The views, in the order in which they are answered.
+        keys: Join keys that a request has to name.
+        full_names: Whether features are answered with the names of their views.
+    """
+
+    def __init__(
+        self,
+        reader: OnlineReader,
+        uses: Sequence[ViewUse],
+        keys: frozenset[str],
+        *,
+        full_names: bool,
+    ) -> None:
+        self.keys = keys
+        self._reader = reader
+        self._views = []
+        self._names: list[str] = []
+        for use in uses:
+            dtypes = {column.name: column.dtype for column in use.spec.columns}
+            self._views.append(
+                (use.name, [(column, COLUMNS[dtypes[column]]) for column in use.columns])
+            )
+            self._names += [
+                f"{use.name}__{column}" if full_names else column for column in use.columns
+            ]
+
+    async def answer(self, entities: Mapping[str, Sequence[Any]], *, request_us: int) -> bytes:
+        """Read the features of entities.
+
+        Args:
+            entities: Join key → its value in each row.
+            request_us: Time of the request.
+
+        Returns:
+            The answer's JSON.
+
+        Raises:
+            InputError: A key has another type than the view's.
+            UnavailableError: The online store did not answer in time.
+        """
+        read = await self._reader.read(entities, request_time_us=request_us)
+        count = len(next(iter(entities.values())))
+        present, never = _repeated("PRESENT", count), moments_json([None] * count)
+        results = [
+            b'{"values":%b,"statuses":%b,"event_timestamps":%b}'
+            % (orjson.dumps(values), present, never)
+            for values in entities.values()
+        ]
+        for name, columns in self._views:
+            rows = read[name]
+            statuses, times = _statuses(rows), moments_json(rows.event_us)
+            for column, write in columns:
+                values = rows.values[column]
+                own = statuses
+                if not rows.is_complete and None in values:
+                    own = _with_nulls(rows.status, values)
+                results.append(
+                    b'{"values":%b,"statuses":%b,"event_timestamps":%b}'
+                    % (write(values), own, times)
+                )
+        return b'{"results":[%b],"metadata":{"feature_names":%b}}' % (
+            b",".join(results),
+            orjson.dumps([*entities, *self._names]),
+        )
+
+
+def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan | None:
+    """Work out from Feast's registry how features are read; None where Feast has to do it.
+
+    Args:
+        store: Feast's store; its registry is read.
+        client: What Redis is read with.
+        request: What is asked for.
+
+    Raises:
+        FeastError: There is no such service, view or feature.
+    """
+    from feast import utils
+
+    from tallystick.online_store.feast_reads import spec_of
+
+    feature_service, features, full_names = request
+    wanted: Any = list(features)
+    if feature_service:
+        wanted = store.get_feature_service(feature_service, allow_cache=True)
+    if not _is_plain(store, wanted):
+        return None
+    context = utils._get_online_request_context(  # noqa: SLF001 - Feast has no public form of it
+        store.registry, store.project, wanted, full_names
+    )
+    _, on_demand, _, _, _, grouped, _, needed, without_entity = context
+    if on_demand or needed or without_entity:
+        return None
+    uses = []
+    for table, requested in grouped:
+        spec = spec_of(table)
+        mapped = table.projection.join_key_map
+        use = ViewUse(
+            spec=spec,
+            name=table.projection.name_to_use(),
+            key_map={key: mapped.get(key, key) for key in spec.key_names},
+            columns=tuple(requested),
+        )
+        if not _is_answered_here(use):
+            return None
+        uses.append(use)
+    if len({use.name for use in uses}) < len(uses):
+        return None
+    return FeaturePlan(
+        OnlineReader(client, store.project, uses),
+        uses,
+        frozenset(key for use in uses for key in use.key_map.values()),
+        full_names=full_names,
+    )
+
+
+def _is_plain(store: FeatureStore, wanted: Any) -> bool:
+    """Whether nothing of Feast's own comes between a request and the store's rows."""
+    config = store.config
+    if getattr(config.registry, "enable_online_feature_view_versioning", False):
+        return False
+    if getattr(getattr(config, "auth_config", None), "type", "no_auth") != "no_auth":
+        return False
+    return not getattr(wanted, "precompute_online", False)
+
+
+def _is_answered_here(use: ViewUse) -> bool:
+    dtypes = {column.name: column.dtype for column in use.spec.columns}
+    return all(key.dtype in _KEY_TYPES for key in use.spec.join_keys) and all(
+        dtypes.get(column) in COLUMNS for column in use.columns
+    )
+
+
+@lru_cache(maxsize=1024)
+def _repeated(status: str, count: int) -> bytes:
+    return orjson.dumps([status] * count)
+
+
+def _statuses(rows: ViewRows) -> bytes:
+    if rows.is_complete:
+        return _repeated("PRESENT", len(rows.status))
+    return orjson.dumps(rows.status)
+
+
+def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> bytes:
+    return orjson.dumps(
+        [
+            _NULL if value is None and status is Status.PRESENT else status
+            for status, value in zip(statuses, values, strict=True)
+        ]
+    )

@@ -1,0 +1,142 @@
+"""Several workers behind one address, for real processes: deaths, signals, a crew that is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+import serving_scene as scene
+
+BODY = {"instances": [scene.INSTANCE]}
+PREDICT = f"/v1/models/{scene.MODEL}:predict"
+YAML = """\
+project: scene
+provider: local
+registry: registry.db
+offline_store: {type: tallystick.offline_store.DuckDBOfflineStore}
+online_store:
+  type: tallystick.online_store.RedisOnlineStore
+  connection_string: %s
+"""
+
+
+class Running:
+    """A ``tally serve --workers 2`` and what it says."""
+
+    def __init__(self, path, state):
+        self.port = free_ports()
+        self.said = []
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tallystick", "--repo", str(path), "serve"),
+                *("--workers", "2", "--port", str(self.port)),
+            ],
+            env=os.environ | {"TALLYSTICK_STATE_DIR": str(state), "TALLYSTICK_LOG_FLUSH_S": "60"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._listener = threading.Thread(target=self._listen)
+        self._listener.start()
+
+    def _listen(self):
+        with self.process.stderr as lines:
+            self.said += lines
+
+    def is_ready(self, number):
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port + number}/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def children(self):
+        folder = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
+        return [int(pid) for pid in Path(folder).read_text().split()]
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        self._listener.join()
+
+
+def free_ports():
+    """A port that is free, with the two behind it."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+        try:
+            for place in range(3):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port + place))
+        except (OSError, OverflowError):
+            continue
+        return port
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def crew(tmp_path, redis_server):
+    scene.fill(redis_server.client)
+    (tmp_path / "feature_store.yaml").write_text(YAML % redis_server.connection_string)
+    repo = scene.project(tmp_path, redis_server.connection_string)
+    scene.publish(repo.state_dir, scene.constant(0.25))
+    running = Running(tmp_path, repo.state_dir)
+    try:
+        scene.wait_for(lambda: all(map(running.is_ready, (0, 1, 2))), seconds=60)
+        yield running, repo
+    finally:
+        running.end()
+
+
+def test_a_dead_worker_is_replaced_and_all_end_together(crew):
+    running, repo = crew
+    url = f"http://127.0.0.1:{running.port}{PREDICT}"
+    ids = [httpx.post(url, json=BODY).json()["predictions"][0]["prediction_id"] for _ in range(20)]
+    before = running.children()
+    assert len(before) == 2
+    flushed = len(logged(repo))
+    running.process.send_signal(signal.SIGUSR1)
+    scene.wait_for(lambda: len(logged(repo)) == 20)
+    assert flushed == 0
+    os.kill(before[0], signal.SIGKILL)
+    scene.wait_for(lambda: len({*running.children()} - {*before}) == 1, seconds=30)
+    scene.wait_for(lambda: all(map(running.is_ready, (1, 2))), seconds=60)
+    ids.append(httpx.post(url, json=BODY).json()["predictions"][0]["prediction_id"])
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(60) == 0, "".join(running.said)
+    assert "Worker 1 ended with -9" in "".join(running.said)
+    assert sorted(logged(repo)) == sorted(ids)
+
+
+def test_workers_do_not_outlive_their_crew(crew):
+    running, repo = crew
+    answer = httpx.post(f"http://127.0.0.1:{running.port}{PREDICT}", json=BODY)
+    workers = running.children()
+    running.process.kill()
+    scene.wait_for(lambda: not any(map(is_alive, workers)), seconds=30)
+    (prediction,) = answer.json()["predictions"]
+    assert logged(repo) == [prediction["prediction_id"]]
+
+
+def logged(repo):
+    import pyarrow.parquet as pq
+
+    return [
+        found
+        for file in (repo.state_dir / "log").rglob("*.parquet")
+        for found in pq.read_table(file, partitioning=None)["prediction_id"].to_pylist()
+    ]

@@ -1,0 +1,228 @@
+"""Too much at once, slow clients and dead ones: refused at once, and nobody waits for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from redis import Redis
+
+import serving_scene as scene
+
+BODY = {"instances": [scene.INSTANCE]}
+PREDICT = f"/v1/models/{scene.MODEL}:predict"
+BUSY = "urn:tallystick:problem:busy"
+
+
+@pytest.fixture
+def repo(tmp_path, redis_server):
+    scene.fill(redis_server.client)
+    return scene.project(tmp_path, redis_server.connection_string)
+
+
+def slow(inputs):
+    """An on-demand view that keeps the server busy."""
+    import time
+
+    time.sleep(0.05)
+    return {"per_km": [1.0 for _ in inputs["n"]], "hour": [1 for _ in inputs["depart"]]}
+
+
+slow.__module__ = "__main__"
+
+
+def request_bytes(body, *, path=PREDICT, length=None):
+    content = json.dumps(body).encode()
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length or len(content)}\r\n\r\n"
+    ).encode() + content
+
+
+def connected(client):
+    url = client.base_url
+    return socket.create_connection((url.host, url.port), timeout=20)
+
+
+def test_more_than_the_limit_is_refused_at_once_and_the_rest_is_answered(repo):
+    scene.publish(repo.state_dir, scene.constant(0.25))
+    with scene.running(repo, requests_in_flight_max=4, request_timeout_s=20) as client:
+        # A Redis that does not answer keeps the first four in their places.
+        with stopped(repo):
+            lines = [connected(client) for _ in range(12)]
+            for line in lines:
+                line.sendall(request_bytes(BODY))
+            refused = []
+            for line in lines[4:]:
+                line.settimeout(4)
+                refused.append(line.recv(65536))
+            in_flight = scene.metric(client, "tallystick_requests_in_flight")
+        answered = [line.recv(65536) for line in lines[:4]]
+        for line in lines:
+            line.close()
+        assert in_flight == 4
+        for answer in refused:
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"retry-after: 1" in answer.lower()
+            assert BUSY.encode() in answer
+        assert [answer[:12] for answer in answered] == [b"HTTP/1.1 200"] * 4
+        scene.wait_for(lambda: scene.metric(client, "tallystick_requests_in_flight") == 0)
+        assert client.post(PREDICT, json=BODY).status_code == 200
+
+
+@contextmanager
+def stopped(repo):
+    """A Redis that does not answer until the end of the block."""
+    with Redis(unix_socket_path=repo.connection_string.removeprefix("unix://")) as client:
+        pid = client.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_health_and_metrics_are_answered_when_all_places_are_taken(repo):
+    scene.publish(repo.state_dir, scene.constant(0.25))
+    with scene.running(repo, requests_in_flight_max=1, request_timeout_s=20) as client:
+        with stopped(repo):
+            line = connected(client)
+            line.sendall(request_bytes(BODY))
+            scene.wait_for(lambda: scene.metric(client, "tallystick_requests_in_flight") == 1)
+            assert client.get("/health").status_code == 200
+            labels = client.post("/v1/models/late/labels", json={"labels": []})
+            assert (labels.status_code, labels.json()["type"]) == (503, BUSY)
+        assert line.recv(65536).startswith(b"HTTP/1.1 200")
+        line.close()
+
+
+def test_a_body_that_does_not_come_holds_no_place_and_is_given_up(repo):
+    scene.publish(repo.state_dir, scene.constant(0.25))
+    with scene.running(repo, requests_in_flight_max=1, request_body_timeout_s=0.5) as client:
+        lines = [connected(client) for _ in range(5)]
+        for line in lines:
+            line.sendall(request_bytes(BODY, length=100_000))
+        for _ in range(3):
+            assert client.post(PREDICT, json=BODY).status_code == 200
+        for line in lines:
+            answer = line.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"urn:tallystick:problem:too-slow" in answer
+            line.close()
+
+
+def test_a_client_that_goes_away_or_does_not_read_holds_no_place(repo):
+    scene.publish(repo.state_dir, scene.constant(0.25))
+    with scene.running(repo, requests_in_flight_max=1) as client:
+        gone = connected(client)
+        gone.sendall(request_bytes(BODY, length=100_000))
+        gone.close()
+        deaf = connected(client)
+        many = {"instances": [scene.INSTANCE] * 1000, "parameters": {"features": True}}
+        for _ in range(20):
+            deaf.sendall(request_bytes(many))
+        for _ in range(5):
+            scene.wait_for(lambda: client.post(PREDICT, json=BODY).status_code == 200)
+        assert scene.metric(client, "tallystick_requests_in_flight") == 0
+        deaf.close()
+
+
+def test_limits_on_bodies_hold_for_every_route(repo):
+    scene.publish(repo.state_dir, scene.constant(0.25))
+    with scene.running(repo, request_bytes_max=2048) as client:
+        for path in (PREDICT, "/v1/models/late/labels", "/push", "/get-online-features"):
+            declared = client.post(path, content=b"x" * 2049)
+            assert declared.status_code == 413, path
+            chunked = client.post(path, content=iter([b"x" * 1500, b"x" * 1500]))
+            assert chunked.status_code == 413, path
+            assert client.post(path, content=b"x" * 2048).status_code == 400, path
+
+
+def test_another_method_is_told_which_one_is_taken(repo):
+    with scene.running(repo) as client:
+        for path in (PREDICT, "/get-online-features", "/v1/models/late:features"):
+            answer = client.get(path)
+            assert answer.status_code == 405
+            assert answer.json()["type"] == "urn:tallystick:problem:method-not-allowed"
+            assert "takes POST" in answer.json()["detail"]
+
+
+def test_an_error_nobody_foresaw_is_told_without_its_text(repo, monkeypatch, caplog):
+    from tallystick_serving.champions import ChampionWatcher
+
+    def fail(*_):
+        raise RuntimeError("s3cret")
+
+    with scene.running(repo) as client:
+        monkeypatch.setattr(ChampionWatcher, "predictor", fail)
+        answer = client.post(PREDICT, json=BODY)
+    assert answer.status_code == 500
+    assert answer.json()["type"] == "urn:tallystick:problem:internal"
+    assert "s3cret" not in answer.text
+    assert "s3cret" in caplog.text
+
+
+def test_a_busy_server_answers_all_that_it_took(repo):
+    scene.publish(repo.state_dir, scene.constant(0.25), function=slow)
+    statuses = []
+    with scene.running(repo, requests_in_flight_max=3) as client:
+
+        def ask():
+            line = connected(client)
+            line.sendall(request_bytes(BODY))
+            statuses.append(line.recv(65536)[9:12])
+            line.close()
+
+        threads = [threading.Thread(target=ask) for _ in range(30)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        accepted = scene.metric(client, 'tallystick_log_accepted_total{log="predictions"}')
+    assert set(statuses) <= {b"200", b"503"}
+    assert statuses.count(b"200") == accepted > 0
+
+
+def test_a_connection_that_never_asks_is_closed():
+    import uvicorn
+
+    from tallystick_serving.protocol import patient_protocol
+
+    async def app(scope, receive, send):
+        assert scope["type"] == "http"
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    config = uvicorn.Config(
+        app, port=0, http=patient_protocol(0.3), log_config=None, lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    scene.wait_for(lambda: server.started)
+    address = server.servers[0].sockets[0].getsockname()
+    whole = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+    mute, slow_head, second_slow, idle = (
+        socket.create_connection(address, timeout=20) for _ in range(4)
+    )
+    slow_head.sendall(whole[:-4])
+    for line in (second_slow, idle):
+        line.sendall(whole)
+        assert line.recv(1000).startswith(b"HTTP/1.1 200")
+    second_slow.sendall(whole[:-4])
+    for line in (mute, slow_head, second_slow):
+        assert line.recv(1000) == b""
+    # One that asked before and is idle is kept, as uvicorn keeps it.
+    time.sleep(0.4)
+    idle.sendall(whole)
+    assert idle.recv(1000).startswith(b"HTTP/1.1 200")
+    for line in (mute, slow_head, second_slow, idle):
+        line.close()
+    server.should_exit = True
+    thread.join()

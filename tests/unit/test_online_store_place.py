@@ -1,0 +1,160 @@
+"""What feature_store.yaml says of where a Redis is."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from tallystick.errors import InputError
+from tallystick.online_store.connection import connect
+from tallystick.online_store.place import read_place
+
+
+def mistakes(text, redis_type="redis"):
+    with pytest.raises(InputError) as caught:
+        read_place(text, redis_type)
+    return [problem.where for problem in caught.value.problems], str(caught.value)
+
+
+def test_one_server():
+    place = read_place("h:1,username=u,password=a=b,ssl=true,db=2")
+    assert place.addresses == (("h", 1),)
+    assert place.options == {"username": "u", "password": "a=b", "ssl": True, "db": 2}
+    assert not place.is_cluster
+    assert read_place("[::1]:6379").addresses == (("::1", 6379),)
+
+
+@pytest.mark.parametrize(
+    ("text", "redis_type", "addresses"),
+    [
+        ("a:1,b:2, c:3", "redis", (("a", 1), ("b", 2), ("c", 3))),
+        ("a:1,b:2,cluster=true", "redis_cluster", (("a", 1), ("b", 2))),
+        ("a:1,cluster=true", "redis", (("a", 1),)),
+        ("a:1", "redis_cluster", (("a", 1),)),
+    ],
+)
+def test_a_cluster(text, redis_type, addresses):
+    place = read_place(text + ",password=x", redis_type)
+    assert place.is_cluster
+    assert place.addresses == addresses
+    assert place.options == {"password": "x"}
+
+
+def test_a_socket():
+    place = read_place("unix:///a/b,password=x,db=1")
+    assert place.socket == "/a/b"
+    assert place.addresses == ()
+    assert place.options == {"password": "x", "db": 1}
+
+
+def test_tls_options(certificates):
+    authority, certificate = certificates.authority, certificates.certificate("client")
+    place = read_place(
+        f"h:1,ssl=True,ssl_ca_certs={authority},ssl_certfile={certificate},"
+        f"ssl_keyfile={certificates.key('client')},ssl_cert_reqs=Optional,ssl_check_hostname=false"
+    )
+    assert place.options == {
+        "ssl": True,
+        "ssl_ca_certs": str(authority),
+        "ssl_certfile": str(certificate),
+        "ssl_keyfile": str(certificates.key("client")),
+        "ssl_cert_reqs": "optional",
+        "ssl_check_hostname": False,
+    }
+    # What is not checked at all has no name that could be checked.
+    assert read_place("h:1,ssl=true,ssl_cert_reqs=none").options["ssl_check_hostname"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("h:1,password=s3cret", "Redis at h:1"),
+        ("[::1]:1,ssl=true,password=s3cret", "Redis at [::1]:1 over TLS"),
+        ("a:1,b:2,password=s3cret", "Redis Cluster at a:1, b:2"),
+        ("unix:///a/b,password=s3cret", "Redis at /a/b"),
+    ],
+)
+def test_what_is_shown_has_no_secret(text, shown):
+    place = read_place(text)
+    assert str(place) == shown
+    assert "s3cret" not in repr(place)
+
+
+def test_all_mistakes_are_told_at_once_and_no_secret():
+    where, text = mistakes("6379,ssl=maybe,db=x,pasword=s3cret,ssl_cert_reqs=s3cret")
+    assert where == ["address", "ssl", "db", "option", "ssl_cert_reqs"]
+    assert "s3cret" not in text
+    assert "one of username, password, db, cluster, ssl" in text
+    assert "Form: host:port[,host2:port2…][,option=value…]" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("", ["address"]),
+        ("h", ["address"]),
+        ("h:0", ["address"]),
+        ("h:65536", ["address"]),
+        ("h:-1", ["address"]),
+        (":1", ["address"]),
+        ("h:1,", ["address"]),
+        ("h:1,port=2", ["option"]),
+        ("h:1,db=-1", ["db"]),
+        ("h:1,password=a,password=b", ["password"]),
+        # Whatever stands behind the first option may be the rest of a password.
+        ("h:1,password=a,s3cret:1", ["option"]),
+        ("a:1,b:2,db=0", ["db"]),
+        ("a:1,b:2,cluster=false", ["cluster"]),
+        ("unix:///a,cluster=true", ["address"]),
+        ("unix:///a,ssl=true", ["ssl"]),
+        ("h:1,ssl_check_hostname=true", ["ssl"]),
+        ("h:1,ssl=false,ssl_cert_reqs=none", ["ssl"]),
+    ],
+)
+def test_a_mistake(text, where):
+    found, told = mistakes(text)
+    assert found == where
+    assert "s3cret" not in told
+
+
+def test_a_type_that_is_none():
+    assert mistakes("h:1", "redis_sentinel")[0] == ["redis_type"]
+    assert mistakes("a:1,cluster=false", "redis_cluster")[0] == ["cluster"]
+    with pytest.raises(InputError, match=r"embedded.*\n.*redis_type: expected redis,"):
+        connect("embedded", redis_type="redis_cluster", repo_path="unused")
+
+
+def test_files_of_certificates_are_looked_at_before_anything_connects(certificates, tmp_path):
+    absent, empty = tmp_path / "absent.pem", tmp_path / "empty.pem"
+    empty.write_text("nothing\n")
+    with pytest.raises(InputError) as caught:
+        connect(f"h:1,ssl=true,ssl_ca_certs={absent},ssl_certfile={tmp_path},ssl_keyfile={empty}")
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"ssl_ca_certs: expected a file that can be read, got {absent} (No such file or directory)",
+        f"ssl_certfile: expected a file that can be read, got {tmp_path} (Is a directory)",
+    ]
+    certificate, other_key = certificates.certificate("client"), certificates.key("server")
+    where, told = mistakes(
+        f"h:1,ssl=true,ssl_ca_certs={empty},ssl_certfile={certificate},ssl_keyfile={other_key}"
+    )
+    assert where == ["ssl_ca_certs", "ssl_certfile"]
+    assert f"expected certificates in PEM form, got {empty}, which has none" in told
+    assert f"{certificate} and {other_key}" in told
+    assert mistakes(f"h:1,ssl=true,ssl_keyfile={other_key}")[0] == ["ssl_certfile"]
+    assert mistakes(f"h:1,ssl=true,ssl_certfile={certificate}")[0] == ["ssl_certfile"]
+
+
+def test_nobody_is_asked_for_the_password_of_a_key(certificates, tmp_path):
+    key = serialization.load_pem_private_key(certificates.key("client").read_bytes(), None)
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"s3cret"),
+        )
+    )
+    certificate = certificates.certificate("client")
+    where, told = mistakes(f"h:1,ssl=true,ssl_certfile={certificate},ssl_keyfile={locked}")
+    assert where == ["ssl_certfile"]
+    assert "without a password" in told
