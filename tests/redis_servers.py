@@ -1,20 +1,15 @@
 """Redis servers that tests start for real: a cluster, one with users, and TLS in front of both.
 
-The embedded server's program has no TLS, so a relay ends it: what a client sees is a real TLS
-socket. Each server hangs on a pipe to this process, and goes with it, however it dies.
+Each server hangs on a pipe to this process, and goes with it, however it dies.
 """
 
 from __future__ import annotations
 
-import asyncio
-import datetime as dt
-import ipaddress
-import random
+import secrets
 import socket
 import ssl
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,32 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from tallystick.online_store.commands import (
-    Item,
-    mget,
-    mget_async,
-    run_script,
-    run_script_async,
-    scan,
-    scan_async,
-)
-from tallystick.online_store.connection import connect, connect_for_reads, redis_errors
+from redis_caller import Caller
+from tallystick.online_store.connection import connect
 from tallystick.online_store.embedded import server_program
+from tls_relay import HOST, Certificates, Relay, make_certificates
 
-HOST = "127.0.0.1"
 SLOTS = 16_384
 PASSWORD = "pass=word"
 USER = "tally"
 USER_PASSWORD = "another one"
+POWERLESS_USER = "powerless"
 LIMITED_USER = "limited"
-LIMITS = "~ts2:* +@read +@write +@scripting +ping +command +cluster|slots -@dangerous"
+LIMITS = "~ts2:* +@read +@write +@scripting -@dangerous +ping +command +cluster|slots"
 """What infra/README.md says a user needs."""
 _START_S = 30.0
 _BUS = 10_000
@@ -73,7 +58,8 @@ def wait_until(holds: Callable[[], Any], what: str) -> None:
 def free_port() -> int:
     """A port that is free, and so is the one that a cluster's nodes use among themselves."""
     while True:
-        port = random.randrange(10_000, 22_000)  # both are below those that clients are given
+        # Both are below those that clients are given, and no seed of the tests chooses them.
+        port = 10_000 + secrets.randbelow(12_000)
         try:
             for one in (port, port + _BUS):
                 with socket.socket() as probe:
@@ -133,169 +119,6 @@ class Server:
         finally:
             self.kill()
             self.admin.close()
-
-
-class Gate:
-    """Holds all answers until each of some relays has had a request."""
-
-    def __init__(self, relays: Sequence[Relay]) -> None:
-        self._awaited = set(relays)
-        self.is_open = False
-
-    def pass_request(self, relay: Relay) -> None:
-        self._awaited.discard(relay)
-        self.is_open = self.is_open or not self._awaited
-
-
-class Relay:
-    """Passes what it gets to a port and back; ends TLS if it has a context."""
-
-    def __init__(self, target: int, context: ssl.SSLContext | None = None) -> None:
-        self.target = target
-        self.gate: Gate | None = None
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(lambda *_: None)  # clients that break off are expected
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._server = self._run(asyncio.start_server(self._serve, HOST, 0, ssl=context))
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    def close(self) -> None:
-        self._run(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_S)
-
-    async def _close(self) -> None:
-        self._server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers = [writer]
-        try:
-            answers, requests = await asyncio.open_connection(HOST, self.target)
-            writers.append(requests)
-            ways = [self._pass(reader, requests, is_answer=False)]
-            ways.append(self._pass(answers, writer, is_answer=True))
-            # One end closed is all closed.
-            await asyncio.wait(map(asyncio.ensure_future, ways), return_when="FIRST_COMPLETED")
-        except OSError:
-            pass
-        finally:
-            for one in writers:
-                one.transport.abort()
-
-    async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool
-    ) -> None:
-        while data := await reader.read(65_536):
-            gate = self.gate
-            if gate is not None and not is_answer:
-                gate.pass_request(self)
-            # Each relay has a loop of its own, so that no event of asyncio can be shared.
-            while gate is not None and is_answer and not gate.is_open:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-            writer.write(data)
-            await writer.drain()
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """Files in PEM form. The server's is for this machine, the one named elsewhere is not."""
-
-    folder: Path
-
-    @property
-    def authority(self) -> Path:
-        return self.folder / "authority.pem"
-
-    @property
-    def other_authority(self) -> Path:
-        return self.folder / "other_authority.pem"
-
-    def certificate(self, name: str) -> Path:
-        return self.folder / f"{name}.pem"
-
-    def key(self, name: str) -> Path:
-        return self.folder / f"{name}.key"
-
-    def context(self, name: str = "server", *, asks_clients: bool = False) -> ssl.SSLContext:
-        """What a TLS server needs."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.certificate(name), self.key(name))
-        if asks_clients:
-            context.load_verify_locations(self.authority)
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
-
-
-def make_certificates(folder: Path) -> Certificates:
-    """An authority with certificates of servers and a client, and an authority of nobody."""
-    made = Certificates(folder)
-    authority_key = _write_key(folder / "authority.key")
-    authority = _write_certificate(made.authority, authority_key, authority_key, "authority")
-    _write_certificate(made.other_authority, *[_write_key(folder / "other.key")] * 2, "authority")
-    for name in ("server", "elsewhere", "client"):
-        key = _write_key(made.key(name))
-        _write_certificate(made.certificate(name), key, authority_key, name, authority)
-    return made
-
-
-def _write_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    key = ec.generate_private_key(ec.SECP256R1())
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return key
-
-
-def _write_certificate(
-    path: Path,
-    key: ec.EllipticCurvePrivateKey,
-    authority_key: ec.EllipticCurvePrivateKey,
-    name: str,
-    authority: x509.Certificate | None = None,
-) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    here = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
-    places = here if name == "server" else [x509.DNSName(f"{name}.example")]
-    usage = {"key_encipherment": False, "data_encipherment": False, "key_agreement": False}
-    usage |= {"encipher_only": False, "decipher_only": False, "content_commitment": False}
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(authority.subject if authority else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
-            critical=False,
-        )
-    )
-    if authority is None:
-        signs = x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, **usage)
-        builder = builder.add_extension(signs, critical=True)
-    else:
-        builder = builder.add_extension(x509.SubjectAlternativeName(places), critical=False)
-    certificate = builder.sign(authority_key, hashes.SHA256())
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return certificate
 
 
 @dataclass
@@ -412,87 +235,9 @@ def _node_options() -> list[str]:
 _GUARDED = (
     *("--requirepass", PASSWORD),
     *("--user", USER, "on", f">{USER_PASSWORD}", "~*", "+@all"),
+    *("--user", POWERLESS_USER, "on", f">{USER_PASSWORD}"),
     *("--user", LIMITED_USER, "on", f">{USER_PASSWORD}", *LIMITS.split()),
 )
-
-
-class Caller:
-    """Asks Redis in one of the ways that there are, with one client for all calls.
-
-    Args:
-        way: ``sync``; ``async``; or ``serving``, which reads with a client of its own.
-    """
-
-    def __init__(self, way: str) -> None:
-        self._way = way
-        self._runner = asyncio.Runner()
-        self._clients: dict[tuple[str, float, bool], Any] = {}
-
-    def call(
-        self,
-        text: str,
-        work: Callable[[Any], Any],
-        *,
-        read_timeout_s: float = 5.0,
-        writes: bool = True,
-    ) -> Any:
-        """What ``work`` gives for the client of a connection string, awaited if it has to be."""
-        for_reads = self._way == "serving" and not writes
-        known = (text, read_timeout_s, for_reads)
-        if known not in self._clients:
-            self._clients[known] = (
-                connect_for_reads(text, read_timeout_s=read_timeout_s)
-                if for_reads
-                else connect(text, asynchronous=self._way != "sync", read_timeout_s=read_timeout_s)
-            )
-        client = self._clients[known]
-
-        async def awaited() -> Any:
-            with redis_errors(client):
-                return await work(client)
-
-        if self._way != "sync":
-            return self._runner.run(awaited())
-        with redis_errors(client):
-            return work(client)
-
-    def ping(self, text: str, **options: Any) -> None:
-        self.call(text, lambda client: client.ping(), writes=False, **options)
-
-    def mget(self, text: str, keys: Sequence[bytes], **options: Any) -> list[bytes | None]:
-        function: Any = mget if self._way == "sync" else mget_async
-        return self.call(text, lambda client: function(client, keys), writes=False, **options)
-
-    def run_script(
-        self, text: str, script: str, items: Sequence[Item], **options: Any
-    ) -> list[Any]:
-        function: Any = run_script if self._way == "sync" else run_script_async
-        return self.call(text, lambda client: function(client, script, items, **options))
-
-    def scan(self, text: str, pattern: bytes) -> list[bytes]:
-        async def listed(client: Any) -> list[bytes]:
-            return [key async for key in scan_async(client, pattern)]
-
-        if self._way == "sync":
-            return self.call(text, lambda client: list(scan(client, pattern)))
-        return self.call(text, listed)
-
-    def close(self) -> None:
-        for client in self._clients.values():
-            if self._way == "sync":
-                client.close()
-            else:
-                self._runner.run(client.aclose())
-        self._runner.run(self._parted())
-        self._runner.close()
-
-    @staticmethod
-    async def _parted() -> None:
-        """Wait until connections that were told to close have closed: TLS says goodbye first."""
-        open_files = asyncio.get_running_loop()._selector.get_map()
-        async with asyncio.timeout(_START_S):
-            while len(open_files) > 1:  # noqa: ASYNC110 - the loop's own is always there
-                await asyncio.sleep(0.005)
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -538,31 +283,46 @@ def certificates(redis_folder: Path) -> Certificates:
 
 
 @pytest.fixture(scope="session")
-def guarded_redis(redis_folder: Path) -> Iterator[Server]:
-    """A Redis that asks for a password, and has a user besides."""
+def guarded_redis_process(redis_folder: Path) -> Iterator[Server]:
+    """One Redis that asks for a password, and has users besides."""
     with Server(redis_folder / "guarded", _GUARDED, PASSWORD).running() as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
+def guarded_redis(guarded_redis_process: Server) -> Server:
+    """The session's Redis with password and users, emptied."""
+    guarded_redis_process.admin.flushall()
+    return guarded_redis_process
+
+
+@pytest.fixture
 def tls_redis(guarded_redis: Server, certificates: Certificates) -> Iterator[Relay]:
-    """The Redis with password and user, behind TLS."""
+    """The same, behind TLS."""
     relay = Relay(guarded_redis.port, certificates.context())
     yield relay
     relay.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def mutual_tls_redis(guarded_redis: Server, certificates: Certificates) -> Iterator[Relay]:
-    """The same behind TLS that asks clients for a certificate."""
+    """The same, behind TLS that asks clients for a certificate."""
     relay = Relay(guarded_redis.port, certificates.context(asks_clients=True))
     yield relay
     relay.close()
 
 
 @pytest.fixture(scope="session")
-def tls_cluster(redis_folder: Path, certificates: Certificates) -> Iterator[RedisCluster]:
-    """A cluster of which each node has TLS, a password and a user."""
+def tls_cluster_process(redis_folder: Path, certificates: Certificates) -> Iterator[RedisCluster]:
+    """One cluster of which each node has TLS, a password and users."""
     (redis_folder / "tls_cluster").mkdir()
     with running_cluster(redis_folder / "tls_cluster", certificates.context()) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def tls_cluster(tls_cluster_process: RedisCluster) -> RedisCluster:
+    """The session's cluster with TLS, emptied."""
+    for server in tls_cluster_process.servers:
+        server.admin.flushall()
+    return tls_cluster_process

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from redis.crc import key_slot
 
-from redis_servers import HOST, Gate, Relay, free_port, wait_until
+from redis_servers import free_port, wait_until
 from tallystick.errors import UnavailableError
 from tallystick.online_store.commands import KEYS_PER_CALL, mget_async
 from tallystick.online_store.connection import address, connect, redis_errors
+from tls_relay import HOST, Gate, Relay
 
 ADD = """
 for i, key in ipairs(KEYS) do

@@ -9,7 +9,7 @@ import pytest
 from tallystick.online_store.keys import EntityKeys
 from tallystick.online_store.layout import view_tag
 from tallystick.online_store.packed import RowCodec
-from tallystick.online_store.sections import rows_of
+from tallystick.online_store.sections import SectionReader
 from tallystick.online_store.writer import write_rows
 from tallystick.view import Column, ViewSpec
 
@@ -48,7 +48,7 @@ def rest_s(client, key):
 
 def views(client, key, *names):
     tags = {name: view_tag(name, ["id"]) for name in names}
-    found = rows_of([client.get(key)], tags.values())
+    found = SectionReader(tags.values()).rows([client.get(key)])
     return {name for name, tag in tags.items() if found[tag] != [None]}
 
 

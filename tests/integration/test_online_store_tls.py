@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from redis_servers import HOST, PASSWORD, USER, USER_PASSWORD, Caller, Relay
+from redis_caller import Caller
+from redis_servers import (
+    PASSWORD,
+    POWERLESS_USER,
+    USER,
+    USER_PASSWORD,
+)
 from tallystick.errors import UnavailableError
 from tallystick.online_store.commands import KEYS_PER_CALL
 from tallystick.online_store.connection import address, connect
+from tls_relay import HOST, Relay
 
 SET = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i]) end return #KEYS"
 WRONG = "s3cret"
@@ -70,6 +77,11 @@ def test_reads_and_writes_over_tls_with_password_and_user(place, login, caller):
 )
 def test_a_wrong_user_or_password(place, login, told, caller):
     assert told in refusal(caller, f"{place},{login}".removesuffix(","))
+
+
+def test_a_user_who_may_not(place, caller):
+    told = refusal(caller, f"{place},username={POWERLESS_USER},password={USER_PASSWORD}")
+    assert "no permissions" in told
 
 
 def test_an_authority_that_did_not_sign(tls_redis, tls_cluster, certificates, caller):

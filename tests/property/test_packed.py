@@ -14,8 +14,9 @@ from tallystick.clock import from_us
 from tallystick.errors import DamagedError, DataError
 from tallystick.online_store.cells import FIXED
 from tallystick.online_store.decoder import ViewDecoder
-from tallystick.online_store.layout import HEAD, TAG, order_of
+from tallystick.online_store.layout import HEAD, TAG
 from tallystick.online_store.packed import RowCodec
+from tallystick.online_store.row_times import order_of
 from tallystick.view import Column, ViewSpec
 
 TIMES = st.integers(-(2**63), 2**63 - 1)

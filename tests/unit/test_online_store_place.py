@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from redis_servers import LIMITS
 from tallystick.errors import InputError
 from tallystick.online_store.connection import connect
-from tallystick.online_store.place import read_place
+from tallystick.online_store.place import _OPTIONS, read_place
+
+ROOT = Path(__file__).parents[2]
 
 
 def mistakes(text, redis_type="redis"):
@@ -158,3 +163,9 @@ def test_nobody_is_asked_for_the_password_of_a_key(certificates, tmp_path):
     where, told = mistakes(f"h:1,ssl=true,ssl_certfile={certificate},ssl_keyfile={locked}")
     assert where == ["ssl_certfile"]
     assert "without a password" in told
+
+
+def test_the_documents_name_every_option_and_what_a_user_needs():
+    settings = (ROOT / "docs" / "settings.md").read_text()
+    assert [name for name in _OPTIONS if f"`{name}`" not in settings] == []
+    assert f" {LIMITS}\n" in (ROOT / "infra" / "README.md").read_text()

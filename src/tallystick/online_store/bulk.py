@@ -30,6 +30,7 @@ from tallystick.online_store.layout import (
     Layout,
 )
 from tallystick.online_store.packed import RowCodec
+from tallystick.online_store.row_times import head_bytes
 from tallystick.online_store.writer import WriteCounts, write_rows
 from tallystick.repo import NO_ENTITY_KEY
 from tallystick.view import Column, ViewSpec
@@ -185,7 +186,9 @@ class _Columns:
         contents = sum(self._lengths.values(), np.zeros(len(flags), dtype="i8"))
         for value in np.unique(flags).tolist():
             layout = self._codec.layout(value)
-            is_long = (flags == value) & (contents + layout.struct.size - layout.head > SHORT_MAX)
+            is_long = (flags == value) & (
+                contents + layout.struct.size - head_bytes(layout.flags) > SHORT_MAX
+            )
             flags[is_long] |= LONG
         return flags
 
@@ -212,7 +215,7 @@ class _Columns:
             heads["nulls"] = self._nulls[places]
         for place, numbers in self._numbers.items():
             heads[f"c{place}"] = numbers[places]
-        length = layout.struct.size - layout.head
+        length = layout.struct.size - head_bytes(layout.flags)
         for place, lengths in self._lengths.items():
             heads[f"c{place}"] = lengths[places]
             length = length + lengths[places]

@@ -12,7 +12,7 @@ from redis import Redis
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import AskError, RedisClusterException, RedisError
+from redis.exceptions import AskError, NoPermissionError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
@@ -193,7 +193,7 @@ def _place_of_client(client: SyncClient | AsyncClient) -> Place:
 
 
 def _told(error: BaseException, place: Place) -> str:
-    """What an error says; why TLS failed is behind the error to which that led."""
+    """What an error says; why TLS or a user was refused is behind the error to which that led."""
     told = str(error) or type(error).__name__
     if isinstance(error, AskError):
         told = "a slot of the cluster does not stop moving"
@@ -203,6 +203,8 @@ def _told(error: BaseException, place: Place) -> str:
             return f"TLS failed: the certificate does not hold, {behind.verify_message}"
         if isinstance(behind, ssl.SSLError):
             return f"TLS failed: {behind.reason or behind}"
+        if isinstance(behind, NoPermissionError):  # redis-py takes it for a server of no cluster
+            return str(behind)
         is_connecting = isinstance(behind, RedisTimeoutError) and "connecti" in str(behind)
         if is_connecting and place.options.get("ssl"):
             # A server without TLS waits for the rest of what it takes for a command.

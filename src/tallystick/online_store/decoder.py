@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 from tallystick.errors import DamagedError, Problem
-from tallystick.online_store.layout import HEAD, TAG, view_tag
+from tallystick.online_store.layout import TAG, VALUES, view_tag
 from tallystick.online_store.packed import RowCodec, RowReader
 from tallystick.view import ViewSpec
+
+_VALUES: Final = [bytes((flags & VALUES,)) for flags in range(256)]
 
 
 class Status(StrEnum):
@@ -102,16 +104,16 @@ class ViewDecoder:
         stored = {column.name: column.dtype for column in codec.spec.columns}
         return [name for name in self._columns if stored.get(name) == self._dtypes[name]]
 
-    def _reader(self, head: bytes) -> _Reader:
-        """What reads rows that start with these bytes; made once."""
-        reader = self._readers.get(head)
+    def _reader(self, kind: bytes) -> _Reader:
+        """What reads rows with this tag and these flags; made once."""
+        reader = self._readers.get(kind)
         if reader is None:
-            codec = self._codecs.get(head[:TAG])
+            codec = self._codecs.get(kind[:TAG])
             if codec is None:
-                raise UnknownDefinitionError(head[:TAG])
+                raise UnknownDefinitionError(kind[:TAG])
             names = self._common(codec)
-            reader = self._readers[head] = _Reader(
-                rows=codec.reader(head, names, protos=self._protos),
+            reader = self._readers[kind] = _Reader(
+                rows=codec.reader(kind[TAG], names, protos=self._protos),
                 definition=codec.spec.definition_hash,
                 lacking=[name for name in self._columns if name not in names],
             )
@@ -149,27 +151,27 @@ class ViewDecoder:
         oldest_us = None if ttl_us is None else request_time_us - ttl_us
         if not rows:
             return self._absent(0)
-        heads = [None if row is None else row[:HEAD] for row in rows]
-        found = dict.fromkeys(heads)
+        kinds = [None if row is None else row[:TAG] + _VALUES[row[TAG]] for row in rows]
+        found = dict.fromkeys(kinds)
         if len(found) == 1:
-            return self._of_one_head(heads[0], rows, oldest_us)
-        # What differs in its head is read apart, and then brought into the order of the rows.
+            return self._of_one_kind(kinds[0], rows, oldest_us)
+        # What has to be read otherwise is read apart, and then brought into the order of the rows.
         order: list[int] = []
         parts = []
-        for head in found:
-            places = [place for place, other in enumerate(heads) if other == head]
-            parts.append(self._of_one_head(head, [rows[place] for place in places], oldest_us))
+        for kind in found:
+            places = [place for place, other in enumerate(kinds) if other == kind]
+            parts.append(self._of_one_kind(kind, [rows[place] for place in places], oldest_us))
             order += places
         return _ordered(parts, sorted(range(len(order)), key=order.__getitem__))
 
-    def _of_one_head(
-        self, head: bytes | None, rows: Sequence[bytes | None], oldest_us: int | None
+    def _of_one_kind(
+        self, kind: bytes | None, rows: Sequence[bytes | None], oldest_us: int | None
     ) -> ViewRows:
-        """Decode rows with the same head: of one definition, with the same flags."""
+        """Decode rows of one definition whose values lie alike."""
         count = len(rows)
-        if head is None:
+        if kind is None:
             return self._absent(count)
-        reader = self._reader(head)
+        reader = self._reader(kind)
         decoded = reader.rows.read([row for row in rows if row is not None])
         values = decoded.values
         for name in reader.lacking:
@@ -206,7 +208,7 @@ class ViewDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """How rows with one head are read.
+    """How rows of one definition whose values lie alike are read.
 
     Attributes:
         rows: Reads the columns that their definition has.

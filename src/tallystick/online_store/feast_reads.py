@@ -21,7 +21,7 @@ from tallystick.clock import from_us, process_clock
 from tallystick.errors import InputError, Problem
 from tallystick.online_store.decoder import Status, ViewDecoder, ViewRows
 from tallystick.online_store.keys import proto_key
-from tallystick.online_store.sections import rows_of
+from tallystick.online_store.sections import SectionReader
 from tallystick.view import Column, ViewSpec
 
 Answer: TypeAlias = tuple[datetime | None, dict[str, Value] | None]
@@ -48,7 +48,7 @@ class ViewRead:
     def rows(self, found: Mapping[bytes, bytes | None]) -> list[bytes | None]:
         """The packed row of each key, from what Redis has of all entities."""
         view = self.decoder.view
-        return rows_of([found[key] for key in self.keys], [view])[view]
+        return SectionReader([view]).rows([found[key] for key in self.keys])[view]
 
 
 def stored_name(config: RepoConfig, table: Any) -> str:

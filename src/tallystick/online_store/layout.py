@@ -49,6 +49,8 @@ LONG_INTEGERS: Final = 1 << 4
 NULLS: Final = 1 << 5
 LONG: Final = 1 << 6
 FLAGS_END: Final = 1 << 7
+VALUES: Final = LONG_INTEGERS | NULLS | LONG
+"""Flags that say how a row's values lie; the others are of its times."""
 
 VIEW_TAG: Final = 3
 """Bytes of a view's tag."""
@@ -78,57 +80,44 @@ def view_tag(view: str, join_keys: Iterable[str]) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:VIEW_TAG]
 
 
-def order_of(row: bytes) -> tuple[int, int]:
-    """What the fold compares: event time and created time, in microseconds."""
-    flags = row[TAG]
-    body = HEAD + (4 if flags & LONG else 1)
-    (event_us,) = struct.unpack_from("<q", row, body)
-    kind = flags & CREATED
-    if kind == NEAR_CREATED:
-        return event_us, event_us + struct.unpack_from("<I", row, body + 8)[0]
-    if kind == FAR_CREATED:
-        return event_us, struct.unpack_from("<q", row, body + 8)[0]
-    return event_us, event_us
-
-
 class Layout:
     """Where everything lies in rows of one definition with the same flags.
 
     Attributes:
         flags: The flags.
         struct: Everything but the variable columns' bytes.
-        places: Field → its place among what :attr:`struct` gives; columns are ``c0``, ``c1``…
-        head: Bytes before those that ``length`` counts.
-        dtype: The struct as NumPy's fields.
+        dtype: The same as NumPy's fields; columns are ``c0``, ``c1``…
+        values: The part of it that begins with the nulls.
+        values_dtype: The same as NumPy's fields.
+        places: Field → its place among what :attr:`values` gives.
     """
 
     def __init__(self, columns: Sequence[CellType], flags: int) -> None:
         length = "I" if flags & LONG else "B"
         created = {NEAR_CREATED: "I", FAR_CREATED: "q"}.get(flags & CREATED)
-        fields = [("head", f"{HEAD}s"), ("length", length), ("event", "q")]
+        start = [("head", f"{HEAD}s"), ("length", length), ("event", "q")]
         if created is not None:
-            fields.append(("created", created))
-        if flags & WRITE == FAR_WRITE:
-            fields.append(("write", "q"))
-        else:
-            fields.append(("write_low", "I"))
+            start.append(("created", created))
+        start.append(("write", "q") if flags & WRITE == FAR_WRITE else ("write_low", "I"))
         if flags & WRITE == LATER_WRITE:
-            fields.append(("write_high", "H"))
-        if flags & NULLS:
-            fields.append(("nulls", f"{(len(columns) + 7) // 8}s"))
+            start.append(("write_high", "H"))
+        values = [("nulls", f"{(len(columns) + 7) // 8}s")] if flags & NULLS else []
         integer = "q" if flags & LONG_INTEGERS else "i"
         named = [(f"c{place}", cell) for place, cell in enumerate(columns)]
-        fields += [
+        values += [
             (name, integer if cell.dtype == "INT64" else cell.code)
             for name, cell in named
             if cell.code is not None
         ]
-        fields += [(name, length) for name, cell in named if cell.code is None]
+        values += [(name, length) for name, cell in named if cell.code is None]
         self.flags = flags
-        self.struct = struct.Struct("<" + "".join(code for _, code in fields))
-        self.places = {name: place for place, (name, _) in enumerate(fields)}
-        self.head = HEAD + struct.calcsize(f"<{length}")
-        self.dtype: list[tuple[Any, ...]] = [
-            (name, "u1", (int(code[:-1]),)) if code.endswith("s") else (name, _NUMPY[code])
-            for name, code in fields
-        ]
+        self.struct, self.dtype = _struct_of([*start, *values])
+        self.values, self.values_dtype = _struct_of(values)
+        self.places = {name: place for place, (name, _) in enumerate(values)}
+
+
+def _struct_of(fields: Sequence[tuple[str, str]]) -> tuple[struct.Struct, list[tuple[Any, ...]]]:
+    return struct.Struct("<" + "".join(code for _, code in fields)), [
+        (name, "u1", (int(code[:-1]),)) if code.endswith("s") else (name, _NUMPY[code])
+        for name, code in fields
+    ]

@@ -5,45 +5,38 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from operator import add
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.errors import DataError, Problem
 from tallystick.online_store.cells import cell_type, damaged, is_null
 from tallystick.online_store.layout import (
-    CREATED,
-    FAR_CREATED,
     FAR_WRITE,
     FLAGS_END,
     HEAD,
     INT32,
-    LATER,
-    LATER_WRITE,
     LONG,
     LONG_INTEGERS,
-    NEAR,
-    NEAR_CREATED,
-    NEAR_WRITE,
-    NO_CREATED,
     NULLS,
-    SAME_CREATED,
     SHORT_MAX,
     TAG,
+    VALUES,
     VIEW_TAG,
     WRITE,
     Layout,
     view_tag,
+)
+from tallystick.online_store.row_times import (
+    VALUES_AT,
+    head_bytes,
+    time_fields,
+    time_flags,
+    times_of,
 )
 from tallystick.view import ViewSpec
 
 if TYPE_CHECKING:
     from feast.protos.feast.types.Value_pb2 import Value
 
-_LOW: Final = (1 << 32) - 1
-_LENGTH: Final = 1
-_EVENT: Final = 2
-"""Places of these fields in every layout."""
 _NUMPY_FROM: Final = 16
 """Rows from which a NumPy view is quicker than one struct per row."""
 
@@ -172,16 +165,16 @@ class RowCodec:
         self, stored: Sequence[Any], event_us: int, created_us: int | None, write_us: int
     ) -> bytes:
         contents = [stored[place] or b"" for place in self.variable]
-        flags = _time_flags(event_us, created_us, write_us)
+        flags = time_flags(event_us, created_us, write_us)
         if any(stored[place] is not None and stored[place] not in INT32 for place in self.integers):
             flags |= LONG_INTEGERS
         if None in stored:
             flags |= NULLS
         layout = self.layout(flags)
-        size = layout.struct.size - layout.head + sum(map(len, contents))
+        size = layout.struct.size - head_bytes(layout.flags) + sum(map(len, contents))
         if size > SHORT_MAX:
             layout = self.layout(flags | LONG)
-            size = layout.struct.size - layout.head + sum(map(len, contents))
+            size = layout.struct.size - head_bytes(layout.flags) + sum(map(len, contents))
         nulls = bytearray(self.null_bytes)
         for place, value in enumerate(stored):
             if value is None:
@@ -194,7 +187,7 @@ class RowCodec:
         whole = layout.struct.pack(
             self.tag + bytes((layout.flags,)),
             size,
-            *_times(layout.flags, event_us, created_us, write_us),
+            *time_fields(layout.flags, event_us, created_us, write_us),
             *([bytes(nulls)] if flags & NULLS else []),
             *fixed,
             *map(len, contents),
@@ -207,11 +200,11 @@ class RowCodec:
         Times are aware UTC datetimes, other types as Feast gives them.
 
         Args:
-            rows: Packed rows, all with the same flags.
+            rows: Packed rows, whose values lie alike.
             names: Columns wanted; default all.
 
         Raises:
-            DamagedError: A row is cut, too long, or of another definition or other flags.
+            DamagedError: A row is cut, too long, or of another definition, or lies otherwise.
         """
         return self._decoded(rows, names, protos=False)
 
@@ -219,7 +212,7 @@ class RowCodec:
         """Unpack rows of this definition to Feast's values; a null is an empty ``Value``.
 
         Raises:
-            DamagedError: A row is cut, too long, or of another definition or other flags.
+            DamagedError: A row is cut, too long, or of another definition, or lies otherwise.
         """
         return self._decoded(rows, names, protos=True)
 
@@ -229,37 +222,32 @@ class RowCodec:
         wanted = self.spec.column_names if names is None else names
         if not rows:
             return Decoded([], [], [], {name: [] for name in wanted})
-        head = rows[0][:HEAD]
-        if not head.startswith(self.tag) or any(row[:HEAD] != head for row in rows):
+        kinds = {row[:TAG] + bytes((row[TAG] & VALUES,)) for row in rows if len(row) > TAG}
+        if len(kinds) != 1 or min(map(len, rows)) <= TAG or not rows[0].startswith(self.tag):
             raise damaged(
                 f"rows of view {self.name} and definition {self.spec.definition_hash}, all with "
-                "the same flags",
+                "values of the same widths",
                 f"bytes that start with {sorted({row[:HEAD].hex() for row in rows})}",
             )
-        return self.reader(head, wanted, protos=protos).read(rows)
+        return self.reader(rows[0][TAG] & VALUES, wanted, protos=protos).read(rows)
 
-    def reader(self, head: bytes, names: Sequence[str], *, protos: bool) -> RowReader:
-        """What reads rows with this head; to be kept, since making it takes longer than reading.
+    def reader(self, flags: int, names: Sequence[str], *, protos: bool) -> RowReader:
+        """What reads rows of this definition; to be kept, as making it takes longer than reading.
 
         Args:
-            head: First bytes of the rows: this definition's tag, and flags.
+            flags: How their values lie: the part :data:`tallystick.online_store.layout.VALUES`.
             names: Columns wanted.
             protos: Whether values are given as Feast's ``Value``.
-
-        Raises:
-            DamagedError: The head is cut, or there are no such flags.
         """
-        if len(head) < HEAD:
-            raise damaged("a whole row", f"{head!r}")
-        return RowReader(self, self.layout(head[TAG]), names, protos=protos)
+        return RowReader(self, self.layout(flags & VALUES), names, protos=protos)
 
 
 class RowReader:
-    """Reads rows of one definition with the same flags.
+    """Reads rows of one definition whose values lie alike; their times may lie differently.
 
     Args:
         codec: The definition.
-        layout: Of rows with these flags.
+        layout: Of any of the rows.
         names: Columns wanted.
         protos: Whether values are given as Feast's ``Value``.
 
@@ -273,7 +261,7 @@ class RowReader:
         self.has_nulls = bool(layout.flags & NULLS)
         self._name = codec.name
         self._layout = layout
-        self._unpack = layout.struct.unpack_from
+        self._unpack = layout.values.unpack_from
         self._places = layout.places
         self._fixed = not codec.variable
         self._variable = {place: layout.places[f"c{place}"] for place in codec.variable}
@@ -293,8 +281,10 @@ class RowReader:
         Raises:
             DamagedError: A row is cut or too long, or a value is not of its type.
         """
-        fields = self._fields(rows)
-        contents = {} if self._fixed else self._contents(rows, fields)
+        starts = [VALUES_AT[row[TAG]] for row in rows]
+        fields, ends = self._fields(rows, starts)
+        contents = self._contents(rows, fields, ends)
+        times = times_of(rows)
         places = self._places
         values: dict[str, list[Any]] = {
             name: contents[place] if place in contents else list(fields[places[f"c{place}"]])
@@ -310,43 +300,36 @@ class RowReader:
                 ]
         for name, dtype, convert in self._conversions:
             values[name] = self._converted(values[name], convert, dtype)
-        event_us = list(fields[_EVENT])
-        return Decoded(
-            event_us, self._created(fields, event_us), self._written(fields, event_us), values
-        )
+        return Decoded(*times, values)
 
-    def _fields(self, rows: Sequence[bytes]) -> Sequence[Sequence[Any]]:
-        """The fields of all rows, one sequence for each; the rows are as long as they say."""
-        layout, size = self._layout, self._layout.struct.size
-        if not self._fixed or len(rows) < _NUMPY_FROM:
-            try:
-                columns: Sequence[Sequence[Any]] = list(zip(*map(self._unpack, rows), strict=True))
-            except struct.error as error:
-                raise damaged("a whole row", str(error)) from error
-        else:
+    def _fields(
+        self, rows: Sequence[bytes], starts: Sequence[int]
+    ) -> tuple[Sequence[Sequence[Any]], list[int]]:
+        """The fields of all rows' values, one sequence for each, and where they end."""
+        if 0 in starts:
+            raise damaged("flags of a row", f"{sorted({row[TAG] for row in rows})}")
+        layout = self._layout
+        ends = [start + layout.values.size for start in starts]
+        is_numeric = self._fixed and layout.values.size > 0
+        if is_numeric and len(rows) >= _NUMPY_FROM and ends == list(map(len, rows)):
             import numpy as np
 
-            whole = b"".join(rows)
-            if len(whole) != size * len(rows):
-                raise damaged(f"rows of {size} bytes", f"{sorted(set(map(len, rows)))} bytes")
-            table = np.frombuffer(whole, dtype=layout.dtype)
-            columns = [table[name].tolist() for name in layout.places]
-        lengths = list(map(len, rows))
-        if [layout.head + length for length in columns[_LENGTH]] != lengths or (
-            self._fixed and lengths[0] != size
-        ):
-            raise damaged(f"rows of view {self._name} as long as they say", f"{lengths} bytes")
-        return columns
+            blocks = b"".join([row[start:] for row, start in zip(rows, starts, strict=True)])
+            table = np.frombuffer(blocks, dtype=layout.values_dtype)
+            return [table[name].tolist() for name in layout.places], ends
+        try:
+            return list(zip(*map(self._unpack, rows, starts), strict=True)), ends
+        except struct.error as error:
+            raise damaged("a whole row", str(error)) from error
 
     def _contents(
-        self, rows: Sequence[bytes], columns: Sequence[Sequence[int]]
+        self, rows: Sequence[bytes], fields: Sequence[Sequence[int]], ends: list[int]
     ) -> dict[int, list[Any]]:
         """Bytes of each variable column, which together end where the row ends."""
-        ends: list[int] = list(repeat(self._layout.struct.size, len(rows)))
         contents: dict[int, list[Any]] = {}
         for place, field in self._variable.items():
             starts = ends
-            ends = [start + length for start, length in zip(starts, columns[field], strict=True)]
+            ends = [start + length for start, length in zip(starts, fields[field], strict=True)]
             contents[place] = [
                 row[start:end] for row, start, end in zip(rows, starts, ends, strict=True)
             ]
@@ -367,52 +350,3 @@ class RowReader:
             return [None if value is None else convert(value) for value in column]
         except (ValueError, OverflowError) as error:
             raise damaged(f"values of type {dtype}", str(error)) from error
-
-    def _created(
-        self, columns: Sequence[Sequence[int]], event_us: Sequence[int]
-    ) -> list[int | None]:
-        kind = self._layout.flags & CREATED
-        if kind == NO_CREATED:
-            return [None] * len(event_us)
-        if kind == SAME_CREATED:
-            return list(event_us)
-        created = columns[self._places["created"]]
-        return list(created) if kind == FAR_CREATED else list(map(add, event_us, created))
-
-    def _written(self, columns: Sequence[Sequence[int]], event_us: Sequence[int]) -> list[int]:
-        kind = self._layout.flags & WRITE
-        if kind == FAR_WRITE:
-            return list(columns[self._places["write"]])
-        written = list(map(add, event_us, columns[self._places["write_low"]]))
-        if kind == LATER_WRITE:
-            high = columns[self._places["write_high"]]
-            written = [low + (part << 32) for low, part in zip(written, high, strict=True)]
-        return written
-
-
-def _time_flags(event_us: int, created_us: int | None, write_us: int) -> int:
-    if created_us is None:
-        flags = NO_CREATED
-    elif created_us == event_us:
-        flags = SAME_CREATED
-    else:
-        flags = NEAR_CREATED if 0 < created_us - event_us < NEAR else FAR_CREATED
-    after_us = write_us - event_us
-    if 0 <= after_us < NEAR:
-        return flags | NEAR_WRITE
-    return flags | (LATER_WRITE if 0 <= after_us < LATER else FAR_WRITE)
-
-
-def _times(flags: int, event_us: int, created_us: int | None, write_us: int) -> list[int]:
-    times = [event_us]
-    kind = flags & CREATED
-    if kind == FAR_CREATED and created_us is not None:
-        times.append(created_us)
-    elif kind == NEAR_CREATED and created_us is not None:
-        times.append(created_us - event_us)
-    if flags & WRITE == FAR_WRITE:
-        return [*times, write_us]
-    after_us = write_us - event_us
-    if flags & WRITE == NEAR_WRITE:
-        return [*times, after_us]
-    return [*times, after_us & _LOW, after_us >> 32]

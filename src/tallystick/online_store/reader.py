@@ -12,7 +12,7 @@ from tallystick.online_store.commands import mget_async
 from tallystick.online_store.connection import ReadClient, redis_errors
 from tallystick.online_store.decoder import Status, UnknownDefinitionError, ViewDecoder, ViewRows
 from tallystick.online_store.keys import EntityKeys, definitions_key
-from tallystick.online_store.sections import rows_of
+from tallystick.online_store.sections import SectionReader
 
 __all__ = ["OnlineReader", "Status", "ViewRows"]
 
@@ -25,11 +25,13 @@ class _Entity:
         request_keys: The request's entity key for each join key; None for the key of views
             without entities, which no request names.
         keys: Makes the Redis keys.
+        sections: Finds the views' rows in the values.
         decoders: Name of the view's use → how its rows are decoded.
     """
 
     request_keys: tuple[str | None, ...]
     keys: EntityKeys
+    sections: SectionReader
     decoders: dict[str, ViewDecoder]
 
 
@@ -50,15 +52,20 @@ class OnlineReader:
         self._client: Any = client
         self._definitions_key = definitions_key(project)
         self._names = [use.name for use in uses]
-        entities: dict[Any, _Entity] = {}
+        grouped: dict[Any, dict[str, ViewDecoder]] = {}
         for use in uses:
             named = tuple(use.key_map.get(key) for key in use.spec.key_names)
-            entity = entities.setdefault(
-                (use.spec.join_keys, named),
-                _Entity(named, EntityKeys(project, use.spec.join_keys), {}),
+            decoders = grouped.setdefault((named, use.spec.join_keys), {})
+            decoders[use.name] = ViewDecoder(use.spec, use.columns)
+        self._entities = [
+            _Entity(
+                request_keys=named,
+                keys=EntityKeys(project, join_keys),
+                sections=SectionReader(decoder.view for decoder in decoders.values()),
+                decoders=decoders,
             )
-            entity.decoders[use.name] = ViewDecoder(use.spec, use.columns)
-        self._entities = tuple(entities.values())
+            for (named, join_keys), decoders in grouped.items()
+        ]
 
     async def read(
         self, keys: Mapping[str, Sequence[Any]], *, request_time_us: int
@@ -88,7 +95,7 @@ class OnlineReader:
         decoded: dict[str, ViewRows] = {}
         for entity, redis_keys in zip(self._entities, wanted, strict=True):
             values = [None if key is None else next(found) for key in redis_keys]
-            rows = rows_of(values, [decoder.view for decoder in entity.decoders.values()])
+            rows = entity.sections.rows(values)
             for name, decoder in entity.decoders.items():
                 decoded[name] = await self._decoded(decoder, rows[decoder.view], request_time_us)
         return {name: decoded[name] for name in self._names}

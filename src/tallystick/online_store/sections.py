@@ -11,7 +11,7 @@ several views reads it once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tallystick.online_store.cells import damaged
@@ -20,8 +20,9 @@ from tallystick.online_store.layout import HEAD, LONG, TAG, VIEW_TAG
 VERSION: Final = 2
 _LONG_HEAD: Final = HEAD + 4
 _SHORT_HEAD: Final = HEAD + 1
-_OUTLINES_MAX: Final = 4
+_OUTLINES_MAX: Final = 8
 """Outlines of one length that are tried before a value is looked through by itself."""
+_LENGTHS_MAX: Final = 1_000
 
 
 def joined(rows: Sequence[bytes]) -> bytes:
@@ -52,48 +53,55 @@ def spans(value: bytes) -> list[tuple[int, int]]:
     return found
 
 
-def rows_of(
-    values: Sequence[bytes | None], views: Collection[bytes]
-) -> dict[bytes, list[bytes | None]]:
-    """The rows of some views in each value.
+class SectionReader:
+    """Finds the rows of some views in the values of entities.
+
+    Values of one length mostly have the same sections, so that what was found for one need only be
+    held against the next; it is kept from one call to another.
 
     Args:
-        values: Values of entities, None for an entity that has none.
         views: Tags of the views.
-
-    Returns:
-        Tag → its row in each value, None where there is none.
-
-    Raises:
-        DamagedError: A value cannot be read.
     """
-    # Values of one length mostly have the same sections, so that what was found for one need only
-    # be held against the next.
-    known: dict[int, list[_Outline]] = {}
-    outlines: list[_Outline | None] = []
-    for value in values:
-        if value is None:
-            outlines.append(None)
-            continue
-        outlines.append(_outline_of(value, known.setdefault(len(value), [])))
-    rows: dict[bytes, list[bytes | None]] = {}
-    for view in views:
-        rows[view] = column = []
-        for value, outline in zip(values, outlines, strict=True):
-            place = None if outline is None else outline.places.get(view)
-            column.append(None if place is None or value is None else value[place])
-    return rows
 
+    def __init__(self, views: Iterable[bytes]) -> None:
+        self._views = tuple(dict.fromkeys(views))
+        self._known: dict[int, list[_Outline]] = {}
 
-def _outline_of(value: bytes, alike: list[_Outline]) -> _Outline:
-    """Where a value's sections lie, by those of other values of its length if they fit."""
-    for outline in alike:
-        if outline.fits(value):
-            return outline
-    outline = _Outline(value)
-    if len(alike) < _OUTLINES_MAX:
-        alike.append(outline)
-    return outline
+    def rows(self, values: Sequence[bytes | None]) -> dict[bytes, list[bytes | None]]:
+        """The rows of the views.
+
+        Args:
+            values: Values of entities, None for an entity that has none.
+
+        Returns:
+            Tag → its row in each value, None where there is none.
+
+        Raises:
+            DamagedError: A value cannot be read.
+        """
+        outlines = [None if value is None else self._outline(value) for value in values]
+        rows: dict[bytes, list[bytes | None]] = {}
+        for view in self._views:
+            rows[view] = column = []
+            for value, outline in zip(values, outlines, strict=True):
+                place = None if outline is None else outline.places.get(view)
+                column.append(None if place is None or value is None else value[place])
+        return rows
+
+    def _outline(self, value: bytes) -> _Outline:
+        """Where a value's sections lie, by those of other values of its length if they fit."""
+        alike = self._known.get(len(value))
+        if alike is None:
+            if len(self._known) >= _LENGTHS_MAX:
+                self._known = {}
+            alike = self._known[len(value)] = []
+        for outline in alike:
+            if outline.fits(value):
+                return outline
+        outline = _Outline(value)
+        if len(alike) < _OUTLINES_MAX:
+            alike.append(outline)
+        return outline
 
 
 class _Outline:

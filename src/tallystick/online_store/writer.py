@@ -22,7 +22,7 @@ from tallystick.online_store.connection import (
     redis_errors,
 )
 from tallystick.online_store.keys import definitions_key, entity_prefix, project_prefix
-from tallystick.online_store.layout import order_of, view_tag
+from tallystick.online_store.layout import view_tag
 from tallystick.online_store.packed import RowCodec
 from tallystick.online_store.registry import (
     Registered,
@@ -31,6 +31,7 @@ from tallystick.online_store.registry import (
     register,
     register_async,
 )
+from tallystick.online_store.row_times import order_of
 from tallystick.online_store.scripts import FOLD, REMOVE
 
 logger = logging.getLogger(__name__)
