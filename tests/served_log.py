@@ -27,7 +27,8 @@ from tallystick.contract import (
     ViewUse,
 )
 from tallystick.dtypes import arrow_type
-from tallystick.prediction_log.record import Predictions, ViewColumns
+from tallystick.online_store.decoder import ViewRows
+from tallystick.prediction_log.record import Predictions
 from tallystick.prediction_log.writer import PredictionLog
 from tallystick.reference import feature_reference
 from tallystick.repo import Repo
@@ -254,13 +255,14 @@ def _value(read: Read, name: str) -> Any:
     return read.row.values[name] if read.row and read.status == "PRESENT" else None
 
 
-def _columns(read: Read, *, stamped: bool) -> ViewColumns:
+def _columns(read: Read, *, stamped: bool) -> ViewRows:
     row = read.row
     known = row if stamped else None
-    return ViewColumns(
+    return ViewRows(
         status=[read.status],
         event_us=[row and row.event_us],
         created_us=[known and known.created_us],
         write_us=[known and known.write_us],
         definition=[known and known.definition],
+        values={},
     )

@@ -50,6 +50,10 @@ class InstanceChecker:
     def _column(self, name: str, instances: Sequence[Any], problems: ProblemList) -> list[Any]:
         kind = self._types[name]
         nullable = name in self._nullable
+        if not problems.count:  # then each instance is an object with this name
+            quick = kind.convert_all([instance[name] for instance in instances])
+            if quick is not None:
+                return quick
         values: list[Any] = []
         for row, instance in enumerate(instances):
             if type(instance) is not dict or name not in instance:

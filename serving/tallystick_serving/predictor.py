@@ -16,13 +16,13 @@ from tallystick.compiled.scorer import Scorer
 from tallystick.errors import UnavailableError
 from tallystick.matrix import feature_matrix
 from tallystick.online_store.reader import ViewRows
-from tallystick.prediction_log.record import Predictions, ViewColumns
+from tallystick.prediction_log.record import Predictions
 from tallystick_serving.instances import InstanceChecker
 from tallystick_serving.problems import PredictionError
 from tallystick_serving.readers import Reader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What a request gets, and what the log keeps.
 
@@ -90,16 +90,7 @@ class Predictor:
             request_us=request_us,
             model_version=self.champion.version,
             keys=columns,
-            views={
-                name: ViewColumns(
-                    status=rows.status,
-                    event_us=rows.event_us,
-                    created_us=rows.created_us,
-                    write_us=rows.write_us,
-                    definition=rows.definition,
-                )
-                for name, rows in views.items()
-            },
+            views=views,
             values=values,
             prediction=probabilities,
             # A duration, so not by the process clock, which stands still in a replay.

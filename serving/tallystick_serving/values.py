@@ -28,10 +28,13 @@ class ValueType:
     Attributes:
         convert: JSON value → value of the declared type; ValueError if it is something else.
         expected: What has to be sent, in words.
+        convert_all: The same for many values at once, or None if they have to be looked at one by
+            one: a quick way for what is mostly right.
     """
 
     convert: Callable[[Any], Any]
     expected: str
+    convert_all: Callable[[list[Any]], list[Any] | None] = lambda _: None
 
 
 def value_type(column: Column) -> ValueType:
@@ -75,6 +78,19 @@ def _integer(value: Any, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ValueError
     return value
+
+
+def _all_of(kind: type, values: list[Any]) -> list[Any] | None:
+    return values if {*map(type, values)} == {kind} else None
+
+
+def _all_integers(low: int, high: int, values: list[Any]) -> list[Any] | None:
+    within = _all_of(int, values) is not None and low <= min(values) and max(values) <= high
+    return values if within else None
+
+
+def _all_doubles(values: list[Any]) -> list[Any] | None:
+    return values if _all_of(float, values) is not None and math.isfinite(sum(values)) else None
 
 
 def _double(value: Any) -> float:
@@ -129,17 +145,19 @@ def _list_of(convert: Callable[[Any], Any], value: Any) -> list[Any]:
 def _integers(dtype: str) -> ValueType:
     low, high = INTEGER_LIMITS[dtype]
     return ValueType(
-        partial(_integer, low=low, high=high), f"{dtype}: an integer from {low} to {high}"
+        partial(_integer, low=low, high=high),
+        f"{dtype}: an integer from {low} to {high}",
+        partial(_all_integers, low, high),
     )
 
 
 _SCALARS: Final = {
     "INT32": _integers("INT32"),
     "INT64": _integers("INT64"),
-    "DOUBLE": ValueType(_double, "DOUBLE: a finite number"),
+    "DOUBLE": ValueType(_double, "DOUBLE: a finite number", _all_doubles),
     "FLOAT": ValueType(_float32, "FLOAT: a finite number within float32"),
-    "BOOL": ValueType(_boolean, "BOOL: true or false"),
-    "STRING": ValueType(_text, "STRING: a text"),
+    "BOOL": ValueType(_boolean, "BOOL: true or false", partial(_all_of, bool)),
+    "STRING": ValueType(_text, "STRING: a text", partial(_all_of, str)),
     "UUID": ValueType(_uuid, "UUID: a text like 01890a5d-ac96-774b-bcce-b302099a8057"),
     "BYTES": ValueType(_binary, "BYTES: a text in base64"),
     "UNIX_TIMESTAMP": ValueType(

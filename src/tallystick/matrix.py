@@ -62,6 +62,8 @@ def _matrix_of_plain(
         else columns[feature.name]
         for feature in inputs.features
     ]
+    if plain and len(plain[0]) == 1:
+        return np.array([[column[0] for column in plain]], dtype=np.float64)
     transposed = np.array(plain, dtype=np.float64).reshape(len(plain), -1)
     return np.ascontiguousarray(transposed.T)
 

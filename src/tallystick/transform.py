@@ -156,7 +156,7 @@ def cast_values(values: Sequence[Any], dtype: str) -> list[Any]:
         OverflowError: An integer is out of range.
     """
     cast = _CASTS.get(dtype)
-    if cast is None:
+    if cast is None or {*map(type, values)} <= _AS_THEY_ARE.get(dtype, _NOTHING):
         return list(values)
     return [None if value is None else cast(value) for value in values]
 
@@ -202,6 +202,14 @@ def _to_text(value: Any) -> str:
         raise TypeError(f"{value!r} is no text")
     return value
 
+
+_NOTHING: frozenset[type] = frozenset()
+_AS_THEY_ARE = {
+    "DOUBLE": frozenset({float, type(None)}),
+    "STRING": frozenset({str, type(None)}),
+    "BOOL": frozenset({bool, type(None)}),
+}
+"""Types whose values need no cast."""
 
 _CASTS: dict[str, Callable[[Any], Any]] = {
     "DOUBLE": _to_float,

@@ -155,6 +155,64 @@ def test_redis_dies_and_comes_back(tmp_path):
     assert len(logged(repo)) == 2
 
 
+def test_redis_dies_again_and_again_under_load(tmp_path):
+    """No answer is wrong and none is anything but 200 or 503, within the budget and a little."""
+    with tempfile.TemporaryDirectory(prefix="tally") as folder:
+        place = Path(folder)
+        repo = scene.project(tmp_path, f"unix://{embedded.start(place)}")
+        scene.publish(repo.state_dir, scene.constant(0.25))
+        with Redis(unix_socket_path=repo.connection_string.removeprefix("unix://")) as client:
+            scene.fill(client)
+            pid = client.info("server")["process_id"]
+        answers, stop = [], threading.Event()
+        with scene.running(repo, request_timeout_s=1.0) as http:
+
+            def ask():
+                body = BODY | {"parameters": {"features": True}}
+                with httpx.Client(base_url=http.base_url, timeout=20) as own:
+                    while not stop.is_set():
+                        began = time.monotonic()
+                        answer = own.post(PREDICT, json=body)
+                        answers.append((answer, time.monotonic() - began))
+
+            threads = [threading.Thread(target=ask) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for _ in range(3):
+                seen = len(answers)
+                scene.wait_for(lambda seen=seen: _count(answers, 200, since=seen) > 20)
+                os.kill(pid, signal.SIGKILL)
+                seen = len(answers)
+                scene.wait_for(lambda seen=seen: _count(answers, 503, since=seen) > 20)
+                embedded.start(place)
+                with Redis(
+                    unix_socket_path=repo.connection_string.removeprefix("unix://")
+                ) as client:
+                    pid = client.info("server")["process_id"]
+            seen = len(answers)
+            scene.wait_for(lambda: _count(answers, 200, since=seen) > 20)
+            stop.set()
+            for thread in threads:
+                thread.join()
+        embedded.stop(place)
+    assert {answer.status_code for answer, _ in answers} == {200, 503}
+    for answer, took_s in answers:
+        assert took_s < 10
+        if answer.status_code == 503:
+            assert answer.headers["retry-after"] == "1"
+            continue
+        (prediction,) = answer.json()["predictions"]
+        assert prediction["features"]["shop__n"] == 2**60 + 1
+        assert prediction["features"]["town__mood"] == 0.25
+        assert prediction["views"]["shop"]["status"] == "PRESENT"
+    good = sum(answer.status_code == 200 for answer, _ in answers)
+    assert len(logged(repo)) == good
+
+
+def _count(answers, status, *, since):
+    return sum(answer.status_code == status for answer, _ in answers[since:])
+
+
 def test_a_redis_that_hangs_is_given_up_within_the_budget(tmp_path):
     with (
         tempfile.TemporaryDirectory(prefix="tally") as folder,

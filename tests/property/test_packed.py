@@ -106,6 +106,41 @@ def test_many_rows_are_read_like_one(case, count):
     assert many.write_us == one.write_us * count
 
 
+@given(data=st.data(), count=st.integers(1, 60))
+def test_rows_that_lie_differently_are_read_as_each_alone(data, count):
+    spec = spec_of("INT64", "DOUBLE", "BOOL", *data.draw(st.sampled_from([[], ["STRING"]])))
+    codec, decoder = RowCodec(spec), ViewDecoder(spec, spec.column_names)
+    near = st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**32, 2**47, 2**48, -1])
+    packed = []
+    for number in range(count):
+        if data.draw(st.integers(0, 9)) == 0:
+            packed.append(None)
+            continue
+        event = data.draw(st.sampled_from([0, -5, 2**50]))
+        created = data.draw(st.none() | near)
+        values = {
+            "c0": data.draw(st.sampled_from([None, number, 2**40])),
+            "c1": data.draw(st.sampled_from([None, 0.5])),
+            "c2": number % 2 == 0,
+            "c3": "x" * data.draw(st.sampled_from([0, 3, 300])),
+        }
+        packed.append(
+            codec.encode(
+                values,
+                event_us=event,
+                created_us=None if created is None else event + created,
+                write_us=event + data.draw(near),
+            )
+        )
+    together = decoder.decode(packed, request_time_us=0)
+    alone = [decoder.decode([row], request_time_us=0) for row in packed]
+    for name in ("status", "event_us", "created_us", "write_us", "definition"):
+        assert getattr(together, name) == [getattr(one, name)[0] for one in alone]
+    for name in spec.column_names:
+        assert together.values[name] == [one.values[name][0] for one in alone]
+    assert together.is_complete <= all(one.is_complete for one in alone)
+
+
 @given(st.integers(-(2**40), 2**40), st.sampled_from([0, 1, 2**32 - 1, 2**32, -1, 2**48]))
 def test_times_near_each_other_take_less_room(event, after):
     codec = RowCodec(spec_of("DOUBLE"))

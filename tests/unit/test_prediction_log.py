@@ -11,9 +11,10 @@ import pytest
 from contracts import small_contract
 from tallystick.clock import from_us, to_us
 from tallystick.errors import ContractError, DamagedError
+from tallystick.online_store.decoder import ViewRows
 from tallystick.prediction_log.labels import LabelLog, LabelRow
 from tallystick.prediction_log.reader import has_records, read_labels, read_log
-from tallystick.prediction_log.record import Predictions, ViewColumns
+from tallystick.prediction_log.record import Predictions
 from tallystick.prediction_log.writer import BufferedWriter, PredictionLog
 
 START = datetime(2013, 7, 1, tzinfo=UTC)
@@ -27,12 +28,13 @@ def predictions(number, rows=2, moment=START):
         model_version="1",
         keys={"driver": [2**53 + number] * rows, "amount": [None] * rows},
         views={
-            "stats": ViewColumns(
+            "stats": ViewRows(
                 status=["PRESENT"] * rows,
                 event_us=[to_us(moment)] * rows,
                 created_us=[to_us(moment)] * rows,
                 write_us=[None] * rows,
                 definition=["ab"] * rows,
+                values={},
             )
         },
         values={"stats__trips": [2**60 + 1] * rows, "stats__rate": [0.1] * rows},

@@ -25,7 +25,7 @@ from tallystick.online_store.layout import (
     WRITE,
 )
 
-Times: TypeAlias = tuple[list[int], list[int | None], list[int]]
+Times: TypeAlias = tuple[list[int | None], list[int | None], list[int | None]]
 """Event, created (None where a row has none) and write times, in microseconds."""
 
 _LOW: Final = (1 << 32) - 1
