@@ -135,8 +135,7 @@ class ChampionWatcher:
         predictor = Predictor(
             champion,
             bundle,
-            self._readers.reader(bundle.contract),
-            service=self._readers.service,
+            self._readers,
             timeout_s=self._timeout_s,
         )
         _warm_up(predictor)

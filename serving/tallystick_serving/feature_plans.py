@@ -8,8 +8,8 @@ that it would coerce), there is no plan, and Feast answers by itself.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -18,7 +18,7 @@ import orjson
 from tallystick.contract import ViewUse
 from tallystick.online_store.decoder import Status, ViewRows
 from tallystick.online_store.reader import OnlineReader
-from tallystick_serving.columns_json import COLUMNS, moments_json
+from tallystick_serving.columns_json import COLUMNS, moments
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -30,6 +30,8 @@ _KEY_TYPES: Final = frozenset({"INT32", "INT64", "STRING"})
 _NULL: Final = "NULL_VALUE"
 PLANS_MAX: Final = 1_000
 
+
+logger = logging.getLogger(__name__)
 
 Request: TypeAlias = tuple[str | None, tuple[str, ...], bool]
 """Feature service or features that are asked for, and whether by full names."""
@@ -63,29 +65,27 @@ class FeaturePlans:
             return None
 
     def learn(self, store: FeatureStore, request: Request) -> None:
-        """Make a plan for what was asked for the first time; in a thread.
-
-        Raises:
-            FeastError: There is no such service, view or feature.
-        """
+        """Make a plan for what was asked for the first time; in a thread."""
         if self._client is None or request in self._plans:
             return
         if len(self._plans) >= PLANS_MAX:
             self._plans = {}
-        self._plans[request] = make_plan(store, self._client, request)
+        self._plans[request] = self._made(store, request)
 
     def renew(self, store: FeatureStore) -> None:
         """Make all plans again if the registry has changed; in a thread."""
-        from feast.errors import FeastError
-
         registry = store.registry.proto().SerializeToString(deterministic=True)
         if registry == self._registry:
             return
-        renewed: dict[Request, FeaturePlan | None] = {}
-        for request in list(self._plans):
-            with suppress(FeastError):
-                renewed[request] = make_plan(store, self._client, request)
-        self._plans, self._registry = renewed, registry
+        self._plans = {request: self._made(store, request) for request in list(self._plans)}
+        self._registry = registry
+
+    def _made(self, store: FeatureStore, request: Request) -> FeaturePlan | None:
+        try:
+            return make_plan(store, self._client, request)
+        except Exception as error:  # noqa: BLE001 whatever it is, Feast will say it to who asks
+            logger.debug("There is no plan for %s: %s", request, error)
+            return None
 
 
 class FeaturePlan:
@@ -135,28 +135,24 @@ class FeaturePlan:
         """
         read = await self._reader.read(entities, request_time_us=request_us)
         count = len(next(iter(entities.values())))
-        present, never = _repeated("PRESENT", count), moments_json([None] * count)
-        results = [
-            b'{"values":%b,"statuses":%b,"event_timestamps":%b}'
-            % (orjson.dumps(values), present, never)
+        present, never = _repeated("PRESENT", count), moments([None] * count)
+        results: list[dict[str, Any]] = [
+            {"values": values, "statuses": present, "event_timestamps": never}
             for values in entities.values()
         ]
         for name, columns in self._views:
             rows = read[name]
-            statuses, times = _statuses(rows), moments_json(rows.event_us)
-            for column, write in columns:
+            statuses, times = _statuses(rows), moments(rows.event_us)
+            for column, as_json in columns:
                 values = rows.values[column]
-                own = statuses
+                own: Any = statuses
                 if not rows.is_complete and None in values:
                     own = _with_nulls(rows.status, values)
                 results.append(
-                    b'{"values":%b,"statuses":%b,"event_timestamps":%b}'
-                    % (write(values), own, times)
+                    {"values": as_json(values), "statuses": own, "event_timestamps": times}
                 )
-        return b'{"results":[%b],"metadata":{"feature_names":%b}}' % (
-            b",".join(results),
-            orjson.dumps([*entities, *self._names]),
-        )
+        names = [*entities, *self._names]
+        return orjson.dumps({"results": results, "metadata": {"feature_names": names}})
 
 
 def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan | None:
@@ -227,20 +223,18 @@ def _is_answered_here(use: ViewUse) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _repeated(status: str, count: int) -> bytes:
-    return orjson.dumps([status] * count)
+def _repeated(status: str, count: int) -> orjson.Fragment:
+    return orjson.Fragment(orjson.dumps([status] * count))
 
 
-def _statuses(rows: ViewRows) -> bytes:
+def _statuses(rows: ViewRows) -> orjson.Fragment:
     if rows.is_complete:
         return _repeated("PRESENT", len(rows.status))
-    return orjson.dumps(rows.status)
+    return orjson.Fragment(orjson.dumps(rows.status))
 
 
-def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> bytes:
-    return orjson.dumps(
-        [
-            _NULL if value is None and status is Status.PRESENT else status
-            for status, value in zip(statuses, values, strict=True)
-        ]
-    )
+def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> list[str]:
+    return [
+        _NULL if value is None and status is Status.PRESENT else status
+        for status, value in zip(statuses, values, strict=True)
+    ]

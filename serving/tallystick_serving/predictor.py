@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from uuid_utils import uuid7
 
 from tallystick.bundle import Bundle, Champion
 from tallystick.compiled.scorer import Scorer
-from tallystick.errors import UnavailableError
 from tallystick.matrix import feature_matrix
 from tallystick.online_store.reader import ViewRows
 from tallystick.prediction_log.record import Predictions
 from tallystick_serving.instances import InstanceChecker
 from tallystick_serving.problems import PredictionError
-from tallystick_serving.readers import Reader
+from tallystick_serving.readers import Readers, within
 
 
 @dataclass(slots=True)
@@ -41,16 +39,18 @@ class Predictor:
     Args:
         champion: Which version it is.
         bundle: Its contract, estimator and on-demand functions.
-        reader: Reads the contract's views.
-        service: What it reads them from, in messages.
+        readers: The online store, of which the contract's views are read.
         timeout_s: Seconds that a request may wait for the online store.
 
     Raises:
-        ContractError: The model takes a type that a request cannot carry.
+        ContractError: The model takes a type that a request cannot carry, or the store does not
+            have the views as the contract does.
+        DefinitionError: A view has keys that the online store cannot use.
+        UnavailableError: What has to be asked for the views did not answer.
     """
 
     def __init__(
-        self, champion: Champion, bundle: Bundle, reader: Reader, *, service: str, timeout_s: float
+        self, champion: Champion, bundle: Bundle, readers: Readers, *, timeout_s: float
     ) -> None:
         self.champion = champion
         self.contract = bundle.contract
@@ -62,8 +62,8 @@ class Predictor:
             for use in bundle.contract.views
             for column in use.columns
         ]
-        self._reader = reader
-        self._service = service
+        self._readers = readers
+        self._reader = readers.reader(bundle.contract)
         self._timeout_s = timeout_s
 
     async def predict(
@@ -153,8 +153,5 @@ class Predictor:
     async def _read(
         self, columns: Mapping[str, Sequence[Any]], request_us: int
     ) -> dict[str, ViewRows]:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._reader.read(columns, request_time_us=request_us)
-        except TimeoutError as error:
-            raise UnavailableError(self._service, f"no answer in {self._timeout_s} s") from error
+        async with within(self._readers, self._timeout_s):
+            return await self._reader.read(columns, request_time_us=request_us)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tallystick.contract import ModelContract
+from tallystick.errors import UnavailableError
 from tallystick.online_store.connection import address, connect_for_reads, redis_errors
 from tallystick.online_store.reader import OnlineReader, ViewRows
+from tallystick.online_store.wire import Wire
 from tallystick_serving.project import Project
 
 if TYPE_CHECKING:
@@ -33,6 +37,11 @@ class Readers(Protocol):
     @property
     def service(self) -> str:
         """What did not answer, in messages; nothing secret."""
+        ...
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether its readers give up by themselves once a request's time is over."""
         ...
 
     def reader(self, contract: ModelContract) -> Reader:
@@ -72,6 +81,7 @@ class PackedReaders:
     Attributes:
         client: What Redis is read with.
         service: Where it is, in messages.
+        keeps_time: See :class:`Readers`.
     """
 
     def __init__(self, project: Project, *, timeout_s: float) -> None:
@@ -81,7 +91,9 @@ class PackedReaders:
             redis_type=project.redis_type,
             connect_timeout_s=min(timeout_s, project.connect_timeout_s),
             read_timeout_s=min(timeout_s, project.read_timeout_s),
+            budget_s=timeout_s,
         )
+        self.keeps_time = isinstance(self.client, Wire)
         self.service = address(self.client)
 
     def reader(self, contract: ModelContract) -> OnlineReader:
@@ -96,6 +108,24 @@ class PackedReaders:
     async def close(self) -> None:
         """See :class:`Readers`."""
         await self.client.aclose()
+
+
+@asynccontextmanager
+async def _giving_up(readers: Readers, timeout_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as error:
+        raise UnavailableError(readers.service, f"no answer in {timeout_s} s") from error
+
+
+def within(readers: Readers, timeout_s: float) -> AbstractAsyncContextManager[None]:
+    """A block in which a store is read, for ``timeout_s`` seconds at most.
+
+    Raises:
+        UnavailableError: In the block, once its time is over.
+    """
+    return nullcontext() if readers.keeps_time else _giving_up(readers, timeout_s)
 
 
 async def sdk_readers(project: Project, store: FeatureStore) -> Readers:

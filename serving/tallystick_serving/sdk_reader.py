@@ -318,6 +318,11 @@ class SDKReaders:
         """The store in messages."""
         return self._calls.service
 
+    @property
+    def keeps_time(self) -> bool:
+        """A call in a thread takes as long as it takes."""
+        return False
+
     async def open(self) -> None:
         """Let the store make its connections, if it makes any ahead."""
         await self._calls.open()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, TypeVar
 
 import orjson
@@ -11,11 +10,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from tallystick.clock import process_clock
-from tallystick.errors import InputError, UnavailableError
+from tallystick.errors import InputError
 from tallystick_serving.body import object_of
 from tallystick_serving.feast_store import OnlineFeaturesRequest, PushRequest, WriteRequest
 from tallystick_serving.feature_plans import FeaturePlan
 from tallystick_serving.problems import ProblemList, TooLargeError, shown
+from tallystick_serving.readers import within
 from tallystick_serving.service import Service, service_of
 
 router = APIRouter()
@@ -43,14 +43,11 @@ async def _planned(service: Service, plan: FeaturePlan, entities: Any) -> bytes 
     lengths = {len(values) if isinstance(values, list) else 0 for values in entities.values()}
     if len(lengths) != 1 or not 0 < min(lengths) <= service.settings.request_rows_max:
         return None
-    timeout_s = service.settings.request_timeout_s
     try:
-        async with asyncio.timeout(timeout_s):
+        async with within(service.readers, service.settings.request_timeout_s):
             return await plan.answer(entities, request_us=process_clock().now_us())
     except InputError:
         return None  # a key of another type, which Feast may take all the same
-    except TimeoutError as error:
-        raise UnavailableError(service.readers.service, f"no answer in {timeout_s} s") from error
 
 
 @router.post("/push")

@@ -56,7 +56,7 @@ async def read_features(service: Service, name: str, body: bytes) -> bytes:
             "contract_hash": predictor.contract.contract_hash,
             "request_time": from_us(request_us),
             "features": {
-                feature: _column_json(values[feature], dtype)
+                feature: _column_json(list(values[feature]), dtype)
                 for feature, dtype in predictor.contract.value_columns.items()
             },
             "views": {view: _view_columns(rows) for view, rows in views.items()},
@@ -78,11 +78,9 @@ def _times(times_us: Sequence[int | None]) -> list[datetime | None]:
     return [None if time_us is None else from_us(time_us) for time_us in times_us]
 
 
-def _column_json(values: Sequence[Any], dtype: str) -> orjson.Fragment:
-    write = AS_SEEN.get(dtype)
-    if write is None:
-        return orjson.Fragment(orjson.dumps([_as_json(value) for value in values]))
-    return orjson.Fragment(write(values))
+def _column_json(values: list[Any], dtype: str) -> list[Any]:
+    as_json = AS_SEEN.get(dtype)
+    return [_as_json(value) for value in values] if as_json is None else as_json(values)
 
 
 def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], bool]:

@@ -148,14 +148,21 @@ def connect_for_reads(
     redis_type: str = "redis",
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     read_timeout_s: float = READ_TIMEOUT_S,
+    budget_s: float | None = None,
 ) -> ReadClient:
     """What serving reads Redis with: the quickest that the place allows.
 
-    Args and errors are those of :func:`connect`.
+    Args and errors are those of :func:`connect`, and ``budget_s``: seconds for a command in all,
+    which a cluster's client does not keep by itself.
     """
     place = place_of(connection_string, repo_path, redis_type)
     if not place.is_cluster:
-        return Wire(place, connect_timeout_s=connect_timeout_s, read_timeout_s=read_timeout_s)
+        return Wire(
+            place,
+            connect_timeout_s=connect_timeout_s,
+            read_timeout_s=read_timeout_s,
+            budget_s=budget_s,
+        )
     return AsyncCluster(
         place,
         **place.options,

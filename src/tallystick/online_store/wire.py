@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -37,10 +38,19 @@ class Wire:
         place: Where the Redis is; no cluster.
         connect_timeout_s: Seconds to connect and log in.
         read_timeout_s: Seconds to wait for an answer.
+        budget_s: Seconds for a command in all, whatever happens on its way.
     """
 
-    def __init__(self, place: Place, *, connect_timeout_s: float, read_timeout_s: float) -> None:
+    def __init__(
+        self,
+        place: Place,
+        *,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+        budget_s: float | None = None,
+    ) -> None:
         assert not place.is_cluster
+        self._budget_s = connect_timeout_s + read_timeout_s if budget_s is None else budget_s
         self.place = place
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
@@ -74,13 +84,19 @@ class Wire:
             self._line.close()
 
     async def _ask(self, words: tuple[bytes | str, ...]) -> Any:
+        began = time.monotonic()
         packed = hiredis.pack_command(words)  # type: ignore[arg-type]
         line = self._line
         if line is not None and line.is_open:
             with suppress(RedisConnectionError):
                 return _checked(await line.ask(packed))
-        line = await self._connected()
-        return _checked(await line.ask(packed))
+        try:
+            # Above, the line itself sees to the time.
+            async with asyncio.timeout(began + self._budget_s - time.monotonic()):
+                line = await self._connected()
+                return _checked(await line.ask(packed))
+        except TimeoutError as error:
+            raise RedisTimeoutError(f"no answer within {self._budget_s:g} s") from error
 
     async def _connected(self) -> _Line:
         """The line, made anew if need be; all who wait for it get the same."""

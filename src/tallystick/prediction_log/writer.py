@@ -8,12 +8,15 @@ accepted = durable + dropped + in flight.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tallystick.clock import from_us
 from tallystick.contract import ModelContract
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
+_NICENESS: Final = 10
 Item = TypeVar("Item")
 
 
@@ -140,6 +144,7 @@ class BufferedWriter(Generic[Item]):
         self.flush()
 
     def _run(self) -> None:
+        _step_back()
         while not self._stopping:
             self._wake.wait(self._flush_s)
             self._wake.clear()
@@ -149,6 +154,13 @@ class BufferedWriter(Generic[Item]):
                 # Whatever it was (a full disk, a bug), the rows are kept, the bound on the buffer
                 # holds, and the next try may succeed; a dead thread would lose all that follows.
                 logger.exception("The log cannot be written, and is kept in memory.")
+
+
+def _step_back() -> None:
+    """Let this thread have what others leave of the core: requests come first, the log can wait."""
+    if sys.platform == "linux":  # elsewhere this would be for the whole process
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class PredictionLog:
