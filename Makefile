@@ -11,10 +11,10 @@ PACKAGES := src serving training monitoring simulation
 CODE     := $(PACKAGES) feature_repo tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test lint format bench lock clean
+.PHONY: help setup data demo test lint format bench bench-online lock clean
 
 help:  ## List every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Make .venv and install what is locked
 
@@ -46,6 +46,9 @@ format: $(READY)  ## Rewrite the code in the house style
 
 bench: $(READY) data  ## Measure the parts that have to be quick
 	@$(BIN)/python benchmarks/loop.py
+
+bench-online: $(READY)  ## Measure serving against Feast's own server
+	@$(BIN)/python -m benchmarks.online
 
 lock: $(READY)  ## Resolve the dependencies again (needs the network)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -1,0 +1,1 @@
+"""Online serving measured: Feast's own server, the limits of the machine, and Tallystick."""
