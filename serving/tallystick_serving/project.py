@@ -35,6 +35,7 @@ class Project:
         redis_type: ``redis`` or ``redis_cluster``.
         connect_timeout_s: Seconds to connect to its Redis.
         read_timeout_s: Seconds to wait for an answer of its Redis.
+        key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Project:
     redis_type: str = "redis"
     connect_timeout_s: float = CONNECT_TIMEOUT_S
     read_timeout_s: float = READ_TIMEOUT_S
+    key_ttl_s: int | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -110,4 +112,9 @@ def _read_redis(online: dict[str, Any], problems: list[Problem]) -> dict[str, An
         read[name] = value
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             problems.append(Problem(f"online_store.{name}", "seconds above 0", repr(value)))
+    read["key_ttl_s"] = ttl_s = online.get("key_ttl_seconds")
+    if ttl_s is not None and (type(ttl_s) is not int or ttl_s < 1):
+        problems.append(
+            Problem("online_store.key_ttl_seconds", "whole seconds, 1 or more", repr(ttl_s))
+        )
     return read

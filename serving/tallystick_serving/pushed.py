@@ -59,7 +59,12 @@ class PushedRows:
         tables = [(spec, _table(spec, columns)) for spec in views]
         for spec, table in tables:
             write_table(
-                self._client, self._project.name, spec, table, write_us=process_clock().now_us()
+                self._client,
+                self._project.name,
+                spec,
+                table,
+                write_us=process_clock().now_us(),
+                key_ttl_s=self._project.key_ttl_s,
             )
 
     @cached_property

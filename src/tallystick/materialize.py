@@ -183,6 +183,7 @@ class Materializer:
             spec,
             rows,
             write_us=process_clock().now_us(),
+            key_ttl_s=self._repo.store.config.online_store.key_ttl_seconds,
         )
         return Materialized(
             view=name,

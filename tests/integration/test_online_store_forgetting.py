@@ -106,6 +106,25 @@ def test_an_absurdly_long_ttl_is_for_ever(redis_server):
 
 
 @pytest.mark.usefixtures("simulated_clock")
+def test_a_value_goes_with_the_keys_ttl_in_any_case(redis_server):
+    client, codec = redis_server.client, RowCodec(spec_of("a", None))
+    (key,) = EntityKeys("p", KEYS).of([[1]])
+    for event_us, rest in ((1, 60), (2, 7)):
+        row = codec.encode({"x": 1}, event_us=event_us, created_us=None, write_us=3)
+        write_rows(client, "p", codec, [(key, row)], key_ttl_s=rest)
+        assert rest_s(client, key) == pytest.approx(rest, abs=2)
+
+
+def test_the_shorter_of_both_ttls_holds(redis_server):
+    client, codec = redis_server.client, RowCodec(spec_of("a", HOUR_US))
+    (key,) = EntityKeys("p", KEYS).of([[1]])
+    for rest_hours, key_ttl_s, event_us in ((2, 90_000, now_us()), (1, 3_600, now_us() + 1)):
+        row = codec.encode({"x": 1}, event_us=event_us, created_us=None, write_us=event_us)
+        write_rows(client, "p", codec, [(key, row)], key_ttl_s=key_ttl_s)
+        assert rest_s(client, key) == pytest.approx(rest_hours * 3600, abs=60)
+
+
+@pytest.mark.usefixtures("simulated_clock")
 def test_nothing_is_forgotten_by_a_simulated_clock(redis_server):
     key = write(redis_server.client, spec_of("a", HOUR_US), event_us=0, write_us=0)
     write(redis_server.client, spec_of("b", HOUR_US), event_us=0, write_us=0)

@@ -42,7 +42,13 @@ _ROWS_AT_ONCE: Final = 50_000
 
 
 def write_table(
-    client: SyncClient, project: str, spec: ViewSpec, table: pa.Table, *, write_us: int
+    client: SyncClient,
+    project: str,
+    spec: ViewSpec,
+    table: pa.Table,
+    *,
+    write_us: int,
+    key_ttl_s: int | None = None,
 ) -> WriteCounts:
     """Fold the rows of an Arrow table into Redis, in the table's order.
 
@@ -53,6 +59,7 @@ def write_table(
             the view has one, its created column; further columns are ignored.
         table: The rows. A null created time is taken as the event time.
         write_us: Write time of all rows, in microseconds.
+        key_ttl_s: See :func:`tallystick.online_store.writer.write_rows`.
 
     Raises:
         DataError: Columns are missing, or have values that do not fit their type; all are listed.
@@ -70,7 +77,7 @@ def write_table(
             names = [part.column(name).to_pylist() for name in spec.key_names]
             yield from zip(keys.of(names), packed_rows(codec, part, write_us), strict=True)
 
-    return write_rows(client, project, codec, rows())
+    return write_rows(client, project, codec, rows(), key_ttl_s=key_ttl_s)
 
 
 def _cast(spec: ViewSpec, table: pa.Table) -> pa.Table:

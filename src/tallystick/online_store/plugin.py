@@ -81,6 +81,12 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
         description="redis_cluster for a cluster of which one node is named."
         " Several nodes are a cluster anyway.",
     )
+    key_ttl_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        description="Seconds after its last write at which an entity's value goes in any case; "
+        "rows are forgotten by their views' ttl anyway.",
+    )
     connect_timeout_s: float = Field(default=CONNECT_TIMEOUT_S, gt=0)
     read_timeout_s: float = Field(default=READ_TIMEOUT_S, gt=0)
 
@@ -128,7 +134,13 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
             UnavailableError: Redis did not answer; the same batch may be written again.
         """
         codec, rows = _packed(config, table, data)
-        counts = write_rows(self._synchronous(config), config.project, codec, rows)
+        counts = write_rows(
+            self._synchronous(config),
+            config.project,
+            codec,
+            rows,
+            key_ttl_s=config.online_store.key_ttl_seconds,
+        )
         self._written(codec, counts, progress)
 
     async def online_write_batch_async(
@@ -140,7 +152,13 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
     ) -> None:
         """Fold rows into Redis, as :meth:`online_write_batch`."""
         codec, rows = _packed(config, table, data)
-        counts = await write_rows_async(self._asynchronous(config), config.project, codec, rows)
+        counts = await write_rows_async(
+            self._asynchronous(config),
+            config.project,
+            codec,
+            rows,
+            key_ttl_s=config.online_store.key_ttl_seconds,
+        )
         self._written(codec, counts, progress)
 
     def online_read(

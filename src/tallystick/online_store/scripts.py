@@ -45,6 +45,7 @@ FOLD: Final = (
     + f"""
 local won, lost, repeated = 0, 0, 0
 local expiring, now, ttls = ARGV[2] == '1', 0, {{}}
+local longest = tonumber(ARGV[3])
 if expiring then
   local time = redis.call('TIME')
   now = time[1] * 1000000 + time[2]
@@ -128,11 +129,12 @@ local function merged(old, new)
   return pieces, deadline
 end
 for i, key in ipairs(KEYS) do
-  local pieces, deadline = merged(redis.call('GET', key), ARGV[i + 2])
+  local pieces, deadline = merged(redis.call('GET', key), ARGV[i + 3])
   if pieces then
     local value = '\\{VERSION}' .. table.concat(pieces)
-    local rest = math.max(1, math.ceil((deadline - now) / 1000))
-    if expiring and rest < 4503599627370496 then
+    local rest = expiring and math.max(1, math.ceil((deadline - now) / 1000)) or math.huge
+    if longest > 0 then rest = math.min(rest, longest) end
+    if rest < 4503599627370496 then
       redis.call('SET', key, value, 'PX', string.format('%.0f', rest))
     else
       redis.call('SET', key, value)
@@ -150,8 +152,8 @@ return {{won, lost, repeated}}
 """Folds one row into the value of each key.
 
 KEYS: entities. ARGV: what :class:`tallystick.online_store.registry.Registered` holds; ``1`` if
-values expire; then one packed row for each key, all of one view. Answers how many rows won, lost
-and were repeated.
+rows are forgotten by their ttl; milliseconds after which a value goes in any case, or 0; then one
+packed row for each key, all of one view. Answers how many rows won, lost and were repeated.
 
 A row with the same times stays (the first written wins), unless it was written under another
 definition of the view: otherwise a new column could never be filled for times that are already

@@ -66,7 +66,12 @@ class WriteCounts:
 
 
 def write_rows(
-    client: SyncClient, project: str, codec: RowCodec, rows: Iterable[tuple[bytes | None, bytes]]
+    client: SyncClient,
+    project: str,
+    codec: RowCodec,
+    rows: Iterable[tuple[bytes | None, bytes]],
+    *,
+    key_ttl_s: int | None = None,
 ) -> WriteCounts:
     """Fold packed rows into Redis.
 
@@ -75,6 +80,7 @@ def write_rows(
         project: Feast project.
         codec: What the rows were packed by; its definition is registered before them.
         rows: Redis key (None for a row without key) and packed row, in order of writing.
+        key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
 
     Raises:
         DefinitionError: The view's tag stands for another view or definition.
@@ -91,14 +97,21 @@ def write_rows(
         registered = registered or register(client, project, codec)
         with redis_errors(client):
             counts += _summed(
-                run_script(client, FOLD, list(winners.items()), shared=_shared(registered))
+                run_script(
+                    client, FOLD, list(winners.items()), shared=_shared(registered, key_ttl_s)
+                )
             )
     logger.debug("view %s of project %s: %s", codec.name, project, counts)
     return counts
 
 
 async def write_rows_async(
-    client: AsyncClient, project: str, codec: RowCodec, rows: Iterable[tuple[bytes | None, bytes]]
+    client: AsyncClient,
+    project: str,
+    codec: RowCodec,
+    rows: Iterable[tuple[bytes | None, bytes]],
+    *,
+    key_ttl_s: int | None = None,
 ) -> WriteCounts:
     """Fold packed rows into Redis, as :func:`write_rows`."""
     counts = WriteCounts()
@@ -112,7 +125,7 @@ async def write_rows_async(
         with redis_errors(client):
             counts += _summed(
                 await run_script_async(
-                    client, FOLD, list(winners.items()), shared=_shared(registered)
+                    client, FOLD, list(winners.items()), shared=_shared(registered, key_ttl_s)
                 )
             )
     logger.debug("view %s of project %s: %s", codec.name, project, counts)
@@ -157,9 +170,9 @@ def delete_project(client: SyncClient, project: str) -> int:
     return removed
 
 
-def _shared(registered: Registered) -> list[bytes]:
+def _shared(registered: Registered, key_ttl_s: int | None) -> list[bytes]:
     """What the script takes before the rows."""
-    return [registered.ttls, b"0" if is_simulated() else b"1"]
+    return [registered.ttls, b"0" if is_simulated() else b"1", b"%d" % ((key_ttl_s or 0) * 1000)]
 
 
 def _batches(
