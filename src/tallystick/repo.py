@@ -25,14 +25,12 @@ from tallystick.errors import (
     did_you_mean,
 )
 from tallystick.settings import settings
-from tallystick.view import Column, ViewSpec, digest
+from tallystick.view import NO_ENTITY_KEY, Column, ViewSpec, digest
 
 if TYPE_CHECKING:
     from feast import FeatureStore, OnDemandFeatureView
 
 Kind = TypeVar("Kind")
-NO_ENTITY_KEY = "__dummy_id"
-"""Feast's stand-in key of a view without entities."""
 
 
 @dataclass(frozen=True)

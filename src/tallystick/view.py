@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MICROSECOND = timedelta(microseconds=1)
 
+NO_ENTITY_KEY = "__dummy_id"
+"""Feast's stand-in for the key of a view without entities; its value is an empty text."""
+
 
 class Frozen(BaseModel):
     """A value: immutable, and strict about unknown fields."""

@@ -18,13 +18,11 @@ from tallystick.offline_store.columns import (
     time_us_sql,
 )
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
-from tallystick.view import Column, ViewSpec
+from tallystick.view import NO_ENTITY_KEY, Column, ViewSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NO_ENTITY_KEY = "__dummy_id"
-"""Key that Feast gives to views without entities; no source has it, and every row has the same."""
 
 NO_TIME = "CAST(NULL AS BIGINT)"
 

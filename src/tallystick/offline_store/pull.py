@@ -13,8 +13,9 @@ from tallystick.fold import latest_sql, quoted
 from tallystick.offline_store.columns import converted, fits, time_us_sql
 from tallystick.offline_store.connection import EngineLimits, connect, read_table
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
-from tallystick.offline_store.history import NO_ENTITY_KEY, NO_TIME
+from tallystick.offline_store.history import NO_TIME
 from tallystick.offline_store.retrieval import as_times
+from tallystick.view import NO_ENTITY_KEY
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -32,8 +32,7 @@ from tallystick.online_store.layout import (
 from tallystick.online_store.packed import RowCodec
 from tallystick.online_store.row_times import head_bytes
 from tallystick.online_store.writer import WriteCounts, write_rows
-from tallystick.repo import NO_ENTITY_KEY
-from tallystick.view import Column, ViewSpec
+from tallystick.view import NO_ENTITY_KEY, Column, ViewSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa

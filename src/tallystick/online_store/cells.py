@@ -150,13 +150,24 @@ _TO_PYTHON: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
+_TAKEN_FOR: Final = {
+    "INT32": ("int32_val", "int64_val"),
+    "INT64": ("int64_val", "int32_val"),
+    "FLOAT": ("float_val", "double_val", "int32_val", "int64_val"),
+    "DOUBLE": ("double_val", "float_val", "int32_val", "int64_val"),
+}
+"""Feast value type → fields of numbers that are taken for it: as the declared type, if they fit."""
+
+
 def _field_reader(dtype: str) -> Callable[[Any], Any]:
     field = _PROTO_FIELD[dtype]
+    taken = _TAKEN_FOR.get(dtype, (field,))
 
     def read(value: Any) -> Any:
-        if value.WhichOneof("val") != field:
+        found = value.WhichOneof("val")
+        if found not in taken:
             raise TypeError(field)
-        content = getattr(value, field)
+        content = getattr(value, found)
         if dtype == "UNIX_TIMESTAMP":
             return content * _SECOND_US
         return content.encode() if dtype == "STRING" else content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -25,6 +25,13 @@ from tallystick.online_store.sections import SectionReader
 from tallystick.view import Column, ViewSpec
 
 Answer: TypeAlias = tuple[datetime | None, dict[str, Value] | None]
+
+
+class MissingKeyError(InputError, KeyError):
+    """A request lacks a join key; Feast's contract has a KeyError for it."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +59,46 @@ class ViewRead:
 
 
 def stored_name(config: RepoConfig, table: Any) -> str:
-    """The view's name in Redis, which has its version if the repo keeps versions apart."""
+    """The view's name online: with its version, if the repo keeps versions apart.
+
+    The version comes behind a character that no name has: a view may be named like another's.
+    """
     versioned = bool(getattr(config.registry, "enable_online_feature_view_versioning", False))
-    return str(compute_versioned_name(table, versioned))
+    version = str(compute_versioned_name(table, versioned)).removeprefix(table.name)
+    return f"{table.name}\0{version}" if version else str(table.name)
 
 
-def spec_of(table: Any) -> ViewSpec:
-    """The definition of anything that Feast writes online, also of what has no history."""
+def spec_of(table: Any, entity_keys: Sequence[EntityKey] = ()) -> ViewSpec:
+    """The definition of anything that Feast writes online, also of what has no history.
+
+    Args:
+        table: Feast's view, which may not be registered and then does not know its join keys.
+        entity_keys: Keys of rows of the view, which do.
+    """
     if getattr(table, "batch_source", None) is not None:
-        return ViewSpec.from_feast(table)
-    return ViewSpec(
-        name=table.name,
-        join_keys=tuple(
-            Column(name=field.name, dtype=field.dtype.to_value_type().name)
-            for field in getattr(table, "entity_columns", ())
-        ),
-        columns=tuple(
-            Column(name=field.name, dtype=field.dtype.to_value_type().name)
-            for field in table.features
-        ),
-        ttl_us=None,
-        event_column="",
-        created_column=None,
+        spec = ViewSpec.from_feast(table)
+    else:
+        spec = ViewSpec(
+            name=table.name,
+            join_keys=_columns(getattr(table, "entity_columns", ())),
+            columns=_columns(table.features),
+            ttl_us=None,
+            event_column="",
+            created_column=None,
+        )
+    if spec.join_keys or not entity_keys:
+        return spec
+    pairs = zip(entity_keys[0].join_keys, entity_keys[0].entity_values, strict=True)
+    named = tuple(
+        Column(name=name, dtype=(value.WhichOneof("val") or "").removesuffix("_val").upper())
+        for name, value in pairs
+    )
+    return ViewSpec(**{**dict(spec), "join_keys": named})
+
+
+def _columns(fields: Iterable[Any]) -> tuple[Column, ...]:
+    return tuple(
+        Column(name=field.name, dtype=field.dtype.to_value_type().name) for field in fields
     )
 
 
@@ -84,20 +109,16 @@ def read_of(
     requested: Sequence[str] | None,
 ) -> ViewRead:
     """What has to be read of one view; each entity is asked for once."""
-    spec = spec_of(table)
-    columns = list(spec.column_names if requested is None else requested)
-    unknown = sorted(set(columns) - set(spec.column_names))
-    if unknown:
-        raise InputError(
-            f"View {spec.name} lacks features that were asked for.",
-            [Problem(name, f"one of {', '.join(spec.column_names)}", "absent") for name in unknown],
-        )
+    spec = spec_of(table, entity_keys)
+    # Feast's own stores take no names for all of them, and answer with nulls for unknown ones.
+    columns = list(requested or spec.column_names)
+    known = [name for name in columns if name in spec.column_names]
     keys = [proto_key(config.project, entity_key) for entity_key in entity_keys]
     unique = {key: place for place, key in enumerate(dict.fromkeys(key for key in keys if key))}
     return ViewRead(
         table=table,
         columns=columns,
-        decoder=ViewDecoder(spec, columns, protos=True, name=stored_name(config, table)),
+        decoder=ViewDecoder(spec, known, protos=True, name=stored_name(config, table)),
         keys=list(unique),
         places=[None if key is None else unique[key] for key in keys],
     )
@@ -121,8 +142,8 @@ def reads_of(
         )
         needed = [join_keys_of_entities[entity] for entity in table.entities]
         if missing := [name for name in needed if name not in columns]:
-            raise InputError(
-                f"View {table.name} cannot be read.",
+            raise MissingKeyError(
+                f"Missing join key values: view {table.name} cannot be read.",
                 [Problem(name, "a value in each row", "none") for name in missing],
             )
         entity_keys = [
@@ -168,7 +189,10 @@ def answers_of(read: ViewRead, rows: ViewRows) -> list[Answer]:
         if place is None or event_us is None or rows.status[place] is not Status.PRESENT:
             answers.append((None, None))
             continue
-        values = {name: rows.values[name][place] or Value() for name in read.columns}
+        values = {
+            name: rows.values[name][place] or Value() if name in rows.values else Value()
+            for name in read.columns
+        }
         answers.append((from_us(event_us), values))
     return answers
 
@@ -194,10 +218,11 @@ def fill(
     null = Value()
     for name in read.columns:
         response.metadata.feature_names.val.append(f"{view}__{name}" if full_names else name)
+        own = rows.values.get(name)
         values, statuses = [], []
         for place in read.places:
             status = Status.NOT_FOUND if place is None else rows.status[place]
-            value = null if place is None else rows.values[name][place] or null
+            value = null if place is None or own is None else own[place] or null
             values.append(value)
             if status is Status.PRESENT:
                 empty = value.WhichOneof("val") is None

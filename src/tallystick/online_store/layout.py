@@ -35,6 +35,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from tallystick.online_store.cells import CellType
+from tallystick.view import NO_ENTITY_KEY
 
 CREATED: Final = 0b11
 NO_CREATED: Final = 0
@@ -75,8 +76,11 @@ _NUMPY: Final = {
 
 
 def view_tag(view: str, join_keys: Iterable[str]) -> bytes:
-    """The tag of a view's name, as it is known online, and of its join keys."""
-    text = json.dumps([view, sorted(join_keys)])
+    """The tag of a view's name, as it is known online, and of its join keys.
+
+    A view without entities has Feast's stand-in, which Feast does not name everywhere.
+    """
+    text = json.dumps([view, sorted(join_keys) or [NO_ENTITY_KEY]])
     return hashlib.sha256(text.encode()).digest()[:VIEW_TAG]
 
 

@@ -200,9 +200,7 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         """Remove the rows of views that are no longer defined."""
         del tables_to_keep, entities_to_delete, entities_to_keep, partial
         for table in tables_to_delete:
-            deleted = delete_view(
-                self._synchronous(config), config.project, stored_name(config, table)
-            )
+            deleted = delete_view(self._synchronous(config), config.project, table.name)
             logger.info("removed %d online rows of view %s", deleted, table.name)
 
     def teardown(
@@ -336,7 +334,7 @@ def _event_us(spec: ViewSpec, event: Any) -> int:
 def _packed(
     config: RepoConfig, table: Any, data: Sequence[Row]
 ) -> tuple[RowCodec, list[tuple[bytes | None, bytes]]]:
-    spec = spec_of(table)
+    spec = spec_of(table, [entity_key for entity_key, *_ in data[:1]])
     codec = RowCodec(spec, stored_name(config, table))
     write_us = process_clock().now_us()
     rows = [

@@ -83,21 +83,20 @@ def _registered(codec: RowCodec, answers: Sequence[Any]) -> Registered:
     return Registered(ttls=b"".join(tag + ttl for tag, ttl in answers[-1].items()))
 
 
-def entities_of(definitions: Mapping[bytes, bytes], view: str) -> set[tuple[str, ...]]:
-    """The tuples of join keys by which a view was ever written; it has a tag for each.
+def stored_under(definitions: Mapping[bytes, bytes], view: str) -> set[tuple[str, tuple[str, ...]]]:
+    """The names online and the join keys by which a view was ever written, in all its versions.
 
     Args:
         definitions: All that the project's hash of definitions holds.
-        view: The view's name online.
+        view: The view's name.
     """
-    tags = {
-        tag for tag, name in definitions.items() if len(tag) == VIEW_TAG and name == view.encode()
-    }
-    return {
-        ViewSpec.model_validate_json(text).key_names
-        for tag, text in definitions.items()
-        if len(tag) == TAG and tag[:VIEW_TAG] in tags
-    }
+    found = set()
+    for tag, text in definitions.items():
+        if len(tag) == TAG and tag[:VIEW_TAG] in definitions:
+            written = ViewSpec.model_validate_json(text)
+            if written.name == view:
+                found.add((definitions[tag[:VIEW_TAG]].decode(), written.key_names))
+    return found
 
 
 def store_identity(client: SyncClient, project: str) -> str:

@@ -26,10 +26,10 @@ from tallystick.online_store.layout import view_tag
 from tallystick.online_store.packed import RowCodec
 from tallystick.online_store.registry import (
     Registered,
-    entities_of,
     forget_identity,
     register,
     register_async,
+    stored_under,
 )
 from tallystick.online_store.row_times import order_of
 from tallystick.online_store.scripts import FOLD, REMOVE
@@ -133,7 +133,7 @@ async def write_rows_async(
 
 
 def delete_view(client: SyncClient, project: str, view: str) -> int:
-    """Remove all rows of one view, whatever its join keys were; give their number.
+    """Remove all rows of one view, of all its versions and keys; give their number.
 
     The store is another one from then on: what was noted of this one no longer holds.
 
@@ -144,11 +144,12 @@ def delete_view(client: SyncClient, project: str, view: str) -> int:
     removed = 0
     with redis_errors(client):
         definitions = client.hgetall(definitions_key(project))
-        for names in sorted(entities_of(definitions, view)):
-            found = scan(client, entity_prefix(project, names) + b"*")
+        for name, join_keys in sorted(stored_under(definitions, view)):
+            tag = view_tag(name, join_keys)
+            found = scan(client, entity_prefix(project, join_keys) + b"*")
             while keys := list(islice(found, _KEYS_PER_SCAN)):
                 calls = [(key, None) for key in keys]
-                removed += sum(run_script(client, REMOVE, calls, shared=[view_tag(view, names)]))
+                removed += sum(run_script(client, REMOVE, calls, shared=[tag]))
     return removed
 
 
