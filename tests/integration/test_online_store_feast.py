@@ -10,7 +10,7 @@ import pytest
 
 from tallystick.clock import process_clock
 from tallystick.contract import ViewUse
-from tallystick.errors import DataError, UnavailableError
+from tallystick.errors import DataError, InputError, UnavailableError
 from tallystick.online_store.connection import connect_for_reads
 from tallystick.online_store.keys import definitions_key, entity_prefix, ttls_key
 from tallystick.online_store.reader import OnlineReader
@@ -216,6 +216,95 @@ def test_a_missing_created_time_is_the_event_time_and_a_missing_event_time_is_re
         online.online_write_batch(
             store.config, view, [(key, {"n": Value(string_val="1")}, NOW, None)], None
         )
+
+
+def test_numbers_are_taken_as_the_declared_type_if_they_fit(store):
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    online, view = store._get_provider().online_store, store.get_feature_view("shop")
+    key = EntityKey(join_keys=["id"], entity_values=[Value(int64_val=1)])
+    row = {"n": Value(int32_val=7), "share": Value(double_val=0.1)}
+    online.online_write_batch(store.config, view, [(key, row, NOW, NOW)], None)
+    ((_, values),) = online.online_read(store.config, view, [key], ["n", "share"])
+    assert values == {"n": Value(int64_val=7), "share": Value(float_val=0.1)}
+    row = {"share": Value(double_val=1e300)}
+    with pytest.raises(DataError, match="column share: expected FLOAT"):
+        online.online_write_batch(store.config, view, [(key, row, NOW, NOW)], None)
+
+
+def test_names_that_the_view_lacks_are_null_and_no_names_mean_all(store):
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    store.write_to_online_store("shop", shop_rows((1, 5, 0.5, NOW, NOW)))
+    online, view = store._get_provider().online_store, store.get_feature_view("shop")
+    key = EntityKey(join_keys=["id"], entity_values=[Value(int64_val=1)])
+    ((_, values),) = online.online_read(store.config, view, [key], ["n", "nope"])
+    assert values == {"n": Value(int64_val=5), "nope": Value()}
+    for every in ([], None):
+        ((_, values),) = online.online_read(store.config, view, [key], every)
+        assert values.keys() == {"n", "share", "tags"}
+
+
+def test_a_view_that_is_not_registered_is_told_its_keys_by_its_rows(store):
+    from feast import FeatureView, Field
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+    from feast.types import Int64
+
+    online, shop = store._get_provider().online_store, store.get_feature_view("shop")
+    loose = FeatureView(
+        name="shop", entities=[], schema=[Field(name="n", dtype=Int64)], source=shop.batch_source
+    )
+    key = EntityKey(join_keys=["id"], entity_values=[Value(int64_val=1)])
+    online.online_write_batch(
+        store.config, loose, [(key, {"n": Value(int64_val=8)}, NOW, NOW)], None
+    )
+    assert answer_of(store, ["shop:n"], [{"id": 1}])["n"] == [(8, "PRESENT")]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_missing_join_key_is_the_error_that_feast_has_for_it(store, asynchronous):
+    with pytest.raises(KeyError, match="Missing join key values") as caught:
+        answer_of(store, ["pair:text"], [{"id": 1}], asynchronous=asynchronous)
+    assert isinstance(caught.value, InputError)
+    assert str(caught.value).endswith("town: expected a value in each row, got none")
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_deleted_view_takes_its_versions_along_and_no_other_view(tmp_path, redis_server):
+    from feast import FeatureStore
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    config = config_of(tmp_path, redis_server.connection_string)
+    config.registry.enable_online_feature_view_versioning = True
+    store = FeatureStore(config=config)
+    objects = definitions(tmp_path)
+    store.apply(objects)
+    online = store._get_provider().online_store
+    key = EntityKey(join_keys=["id"], entity_values=[Value(int64_val=1)])
+    like = store.get_feature_view("shop")
+    like.name = "shop_v2"
+    shop = store.get_feature_view("shop")
+
+    def write(view, version, number):
+        view.current_version_number = version
+        row = (key, {"n": Value(int64_val=number)}, NOW, NOW)
+        online.online_write_batch(store.config, view, [row], None)
+
+    def read(view, version):
+        view.current_version_number = version
+        ((_, values),) = online.online_read(store.config, view, [key], ["n"])
+        return values and values["n"].int64_val
+
+    write(shop, 0, 10)
+    write(shop, 2, 12)
+    write(like, 0, 99)
+    assert (read(shop, 0), read(shop, 2), read(like, 0)) == (10, 12, 99)
+    online.update(store.config, [shop], [], [], [], partial=False)
+    assert (read(shop, 0), read(shop, 2), read(like, 0)) == (None, None, 99)
 
 
 def test_asynchronous_writes_are_served(store):
