@@ -214,6 +214,7 @@ def write_table(table: pa.Table, folder: Path, time_column: str) -> None:
     The name starts with first and last time in microseconds, so that a reader opens only the files
     that can hold what it looks for.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -222,4 +223,15 @@ def write_table(table: pa.Table, folder: Path, time_column: str) -> None:
     day = from_us(first).date().isoformat()
     name = f"{day}_{first}_{last}_{uuid.uuid4().hex[:12]}.parquet"
     with replacing(folder / name) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        # Numbers seldom repeat, and looking for a dictionary of them takes most of the time.
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[
+                field.name
+                for field in table.schema
+                if pa.types.is_string(field.type) and field.name != "prediction_id"
+            ],
+        )
