@@ -63,6 +63,7 @@ def serve(
         DefinitionError: The repo cannot be served.
         StateError: The server did not start; its log says why.
     """
+    _ignore_flushes()
     project = read_project(repo)
     _log_to_terminal(log_level)
     with listening(host, port, uds) as listener:
@@ -89,12 +90,18 @@ def work(repo: Path, *, shared: int, number: int, log_level: str = "info") -> No
         DefinitionError: The repo cannot be served.
         StateError: The server did not start; its log says why.
     """
+    _ignore_flushes()
     project = read_project(repo)
     _log_to_terminal(log_level)
     end_with_crew(lambda: os.kill(os.getpid(), signal.SIGTERM))
     with socket.socket(fileno=shared) as listener, listening_beside(listener, number) as own:
         logger.info("Worker %d of %s also listens on %s.", number, project.name, own.getsockname())
         _run(project, [listener, own], log_level)
+
+
+def _ignore_flushes() -> None:
+    """Until there are logs, a signal to write them is no reason to end."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _log_to_terminal(level: str) -> None:

@@ -23,11 +23,13 @@ from tallystick.errors import StateError
 
 logger = logging.getLogger(__name__)
 
-_SETTLED_S: Final = 10.0
+_SETTLED_S: Final = 60.0
 """A worker that lived as long has started well."""
 _FAILURES_MAX: Final = 3
 """Bad starts of a worker in a row after which nobody tries again."""
 _POLL_S: Final = 0.1
+_WELL: Final = (0, -signal.SIGTERM)
+"""A worker that is stopped while it still loads has nothing to end."""
 _STDIN: Final = 0
 
 
@@ -72,7 +74,7 @@ class Crew:
             for number, handler in before.items():
                 signal.signal(number, handler)
             codes = self._end()
-        if bad := [code for code in codes if code != 0]:
+        if bad := [code for code in codes if code not in _WELL]:
             raise StateError(f"{len(bad)} of {len(codes)} workers did not end well; see above.")
 
     def _look(self) -> None:

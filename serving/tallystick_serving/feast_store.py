@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 THREADS: Final = 4
+READ_S: Final = 5.0
+"""Seconds that a read through Feast may take."""
 REGISTRY_REFRESH_S: Final = 2.0
 Result = TypeVar("Result")
 
@@ -104,7 +106,7 @@ class FeastStore:
             )
             return answer
 
-        return await self._call(run)
+        return await self._call(run, timeout_s=READ_S)
 
     async def push(self, request: PushRequest) -> None:
         """Push rows through a push source; errors as in :meth:`online_features`."""
@@ -131,7 +133,8 @@ class FeastStore:
 
     def _packed_views(self, store: FeatureStore, request: PushRequest) -> tuple[ViewSpec, ...]:
         """The views that take a push in packed form; none where Feast has to write it itself."""
-        if not self._project.is_packed or request.to != "online":
+        is_plain = self._project.is_packed and not self._project.is_versioned
+        if not is_plain or request.to != "online":
             return ()
         return self._pushed.views_of(store, request.push_source_name)
 
@@ -152,12 +155,13 @@ class FeastStore:
         await self._call(run)
 
     async def close(self) -> None:
-        """Stop refreshing, and wait for what is being done."""
+        """Stop refreshing, and begin nothing more."""
         if self._refreshing is not None:
             self._refreshing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._refreshing
-        await asyncio.to_thread(self._threads.shutdown)
+        # A call that hangs must not keep the server from ending.
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _opened(self) -> FeatureStore:
         async with self._opening:
@@ -181,13 +185,21 @@ class FeastStore:
             except Exception as error:  # noqa: BLE001 any registry may be behind it; the cache serves
                 logger.warning("Feast's registry cannot be read again: %s", error)
 
-    async def _call(self, function: Callable[[], Result]) -> Result:
-        """Call Feast in a thread; the one place where its errors become Tallystick's."""
+    async def _call(
+        self, function: Callable[[], Result], *, timeout_s: float | None = None
+    ) -> Result:
+        """Call Feast in a thread; the one place where its errors become Tallystick's.
+
+        A call that hangs keeps its thread, but not the request that waits for it.
+        """
         from feast.errors import FeastError, FeastObjectNotFoundException
 
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, function)
+            async with asyncio.timeout(timeout_s):
+                return await loop.run_in_executor(self._threads, function)
+        except TimeoutError as error:
+            raise UnavailableError("Feast's online store", f"no answer in {timeout_s} s") from error
         except DataError as error:
             raise RequestError(error.what, error.problems, hint=error.hint) from error
         except TallystickError:

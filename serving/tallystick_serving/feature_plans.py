@@ -9,6 +9,7 @@ that it would coerce), there is no plan, and Feast answers by itself.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -48,6 +49,7 @@ class FeaturePlans:
         self._client = client
         self._plans: dict[Request, FeaturePlan | None] = {}
         self._registry: Any = None
+        self._making = threading.Lock()
 
     def find(self, content: Mapping[str, Any]) -> FeaturePlan | None:
         """The plan for the body of a request, if there is one."""
@@ -68,17 +70,19 @@ class FeaturePlans:
         """Make a plan for what was asked for the first time; in a thread."""
         if self._client is None or request in self._plans:
             return
-        if len(self._plans) >= PLANS_MAX:
-            self._plans = {}
-        self._plans[request] = self._made(store, request)
+        with self._making:
+            if len(self._plans) >= PLANS_MAX:
+                self._plans = {}
+            self._plans[request] = self._made(store, request)
 
     def renew(self, store: FeatureStore) -> None:
         """Make all plans again if the registry has changed; in a thread."""
-        registry = store.registry.proto().SerializeToString(deterministic=True)
-        if registry == self._registry:
-            return
-        self._plans = {request: self._made(store, request) for request in list(self._plans)}
-        self._registry = registry
+        with self._making:  # a plan made of the old registry meanwhile would stay
+            registry = store.registry.proto().SerializeToString(deterministic=True)
+            if registry == self._registry:
+                return
+            self._plans = {request: self._made(store, request) for request in list(self._plans)}
+            self._registry = registry
 
     def _made(self, store: FeatureStore, request: Request) -> FeaturePlan | None:
         try:

@@ -106,11 +106,14 @@ class Lane:
                 )
                 self._measures.count_request(path, status, time.perf_counter() - started)
                 return
-        status = await self._pass_on(scope, receive, send)
-        route = scope.get("route")
-        self._measures.count_request(
-            "unknown" if route is None else route.path, status, time.perf_counter() - started
-        )
+        status = 500
+        try:
+            status = await self._pass_on(scope, receive, send)
+        finally:
+            route = scope.get("route")
+            self._measures.count_request(
+                "unknown" if route is None else route.path, status, time.perf_counter() - started
+            )
 
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, handler: Handler, name: str

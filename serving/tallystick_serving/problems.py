@@ -181,9 +181,12 @@ def response_of(error: TallystickError) -> Response:
         errors = error.problems
         detail = " ".join(filter(None, [error.what, error.hint]))
     if isinstance(error, RequestError):
-        return problem_response(
+        response = problem_response(
             status=error.status, slug=error.slug, title=error.title, detail=detail, errors=errors
         )
+        if isinstance(error, MethodError):
+            response.headers["Allow"] = "POST"
+        return response
     if isinstance(error, UnavailableError):
         busy = isinstance(error, BusyError)
         return problem_response(

@@ -36,6 +36,7 @@ class Project:
         connect_timeout_s: Seconds to connect to its Redis.
         read_timeout_s: Seconds to wait for an answer of its Redis.
         key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
+        is_versioned: Whether Feast keeps the versions of a view apart online.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Project:
     connect_timeout_s: float = CONNECT_TIMEOUT_S
     read_timeout_s: float = READ_TIMEOUT_S
     key_ttl_s: int | None = None
+    is_versioned: bool = False
 
     @property
     def is_packed(self) -> bool:
@@ -89,8 +91,14 @@ def read_project(path: Path) -> Project:
         name=root["project"],
         state_dir=state_dir(path),
         online_store=kind,
+        is_versioned=_is_versioned(root.get("registry")),
         **redis,
     )
+
+
+def _is_versioned(registry: Any) -> bool:
+    option = "enable_online_feature_view_versioning"
+    return isinstance(registry, dict) and bool(registry.get(option, False))
 
 
 def _read_redis(online: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:

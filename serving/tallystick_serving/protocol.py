@@ -3,52 +3,80 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
-def patient_protocol(head_timeout_s: float) -> type[HttpToolsProtocol]:
-    """A protocol that closes connections whose request's head does not arrive in time.
+class PatientProtocol(HttpToolsProtocol):
+    """Closes connections that keep it waiting within a request.
 
     uvicorn bounds how long a connection may stay idle between two requests, but not how long it may
-    take to send the first line and the headers; a body is bounded in the lane.
+    take to send the first line and the headers, or the rest of a body that was answered already. A
+    body that is not answered yet is bounded in the lane.
 
-    Args:
-        head_timeout_s: Seconds from the connection, or from a request's first byte.
+    Attributes:
+        timeout_s: Seconds that it waits.
     """
 
-    class PatientProtocol(HttpToolsProtocol):
-        _is_in_head = True
-        _timer: asyncio.TimerHandle | None = None
+    timeout_s: ClassVar[float] = 5.0
+    _is_in_head = True
+    _is_in_message = False
+    _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._watch()
+    def connection_made(self, transport: Any) -> None:
+        """Wait for the first head."""
+        super().connection_made(transport)
+        self._watch()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._is_in_head = False
-            self._watch()
-            super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._is_in_head = self._is_in_message = False
+        self._watch()
+        super().connection_lost(exc)
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
+    def data_received(self, data: bytes) -> None:
+        """See what is awaited next."""
+        super().data_received(data)
+        self._watch()
 
-        def on_message_begin(self) -> None:
-            self._is_in_head = True
-            super().on_message_begin()
+    def on_message_begin(self) -> None:
+        """Take the first byte of a request."""
+        self._is_in_head = self._is_in_message = True
+        super().on_message_begin()
 
-        def on_headers_complete(self) -> None:
-            self._is_in_head = False
-            super().on_headers_complete()
+    def on_headers_complete(self) -> None:
+        """Take the last byte of a head."""
+        self._is_in_head = False
+        super().on_headers_complete()
 
-        def _watch(self) -> None:
-            """Keep a timer while a head is awaited; most arrive whole, and need none."""
-            if self._is_in_head and self._timer is None:
-                self._timer = self.loop.call_later(head_timeout_s, self.transport.close)
-            elif not self._is_in_head and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+    def on_message_complete(self) -> None:
+        """Take the last byte of a body."""
+        self._is_in_message = False
+        super().on_message_complete()
 
-    return PatientProtocol
+    def on_response_complete(self) -> None:
+        """See whether the rest of a body is awaited, which nobody reads."""
+        super().on_response_complete()
+        self._watch()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End an idle connection; one whose client does not read would never be closed."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
+    def _watch(self) -> None:
+        """Keep a timer while something is awaited; most arrives whole, and needs none."""
+        is_answered = self.cycle is not None and self.cycle.response_complete
+        is_awaited = self._is_in_head or (self._is_in_message and is_answered)
+        if is_awaited and self._timer is None:
+            self._timer = self.loop.call_later(self.timeout_s, self.transport.close)
+        elif not is_awaited and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def patient_protocol(timeout_s: float) -> type[PatientProtocol]:
+    """The protocol with a timeout of its own."""
+    return type("PatientProtocol", (PatientProtocol,), {"timeout_s": timeout_s})

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tallystick.contract import ModelContract
-from tallystick.errors import UnavailableError
+from tallystick.errors import DefinitionError, UnavailableError
 from tallystick.online_store.connection import address, connect_for_reads, redis_errors
 from tallystick.online_store.reader import OnlineReader, ViewRows
 from tallystick.online_store.wire import Wire
@@ -94,10 +94,20 @@ class PackedReaders:
             budget_s=timeout_s,
         )
         self.keeps_time = isinstance(self.client, Wire)
+        self._is_versioned = project.is_versioned
         self.service = address(self.client)
 
     def reader(self, contract: ModelContract) -> OnlineReader:
-        """The reader of a contract's views; rows say themselves how they were defined."""
+        """The reader of a contract's views; rows say themselves how they were defined.
+
+        Raises:
+            DefinitionError: Feast keeps the versions of a view apart, which a contract does not.
+        """
+        if self._is_versioned:
+            raise DefinitionError(
+                "Models cannot be served while Feast keeps the versions of a view apart online: "
+                "remove  enable_online_feature_view_versioning  from feature_store.yaml."
+            )
         return OnlineReader(self.client, contract.project, contract.views)
 
     async def ping(self) -> None:

@@ -104,9 +104,9 @@ async def open_service(
         async with AsyncExitStack() as ending:
             # Last in, first out: the logs are written whatever happens before them.
             ending.push_async_callback(readers.close)
+            ending.push_async_callback(feast.close)
             ending.push_async_callback(asyncio.to_thread, labels.buffer.close)
             ending.push_async_callback(asyncio.to_thread, predictions.buffer.close)
-            ending.push_async_callback(feast.close)
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching

@@ -212,6 +212,12 @@ class Materializer:
                 ],
                 hint="Change it, or materialize with Feast:  feast materialize-incremental …",
             )
+        registry = self._repo.store.config.registry
+        if getattr(registry, "enable_online_feature_view_versioning", False):
+            raise DefinitionError(
+                "Feast keeps the versions of a view apart online, which only Feast can fill.",
+                hint="Materialize with Feast:  feast materialize-incremental …",
+            )
         return connect(config.connection_string, self._repo.path, redis_type=config.redis_type)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError, Problem
-from tallystick.online_store.cells import FIXED, CellType
+from tallystick.online_store.cells import FIRST_US, FIXED, LAST_US, CellType
 from tallystick.online_store.connection import SyncClient
 from tallystick.online_store.keys import EntityKeys
 from tallystick.online_store.layout import (
@@ -99,20 +99,67 @@ def _cast(spec: ViewSpec, table: pa.Table) -> pa.Table:
             continue
         array = table.column(name)
         try:
-            # Times finer than a microsecond are cut, as everywhere here; nothing else may change.
-            if column.dtype == "UNIX_TIMESTAMP":
-                arrays[name] = array.cast(arrow_type(column.dtype), safe=False)
-            elif column.dtype in FIXED or column.dtype in {"STRING", "BYTES"}:
-                arrays[name] = array.cast(arrow_type(column.dtype))
-            else:
-                arrays[name] = array
+            arrays[name] = _exactly(array, column.dtype)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             problems.append(Problem(f"column {name}", column.dtype, f"{array.type} ({error})"))
+    problems += _unfit(spec, arrays)
     if not problems and arrays[spec.event_column].null_count:
         problems.append(Problem(f"column {spec.event_column}", "a time in each row", "nulls"))
     if problems:
         raise DataError(f"Rows of view {spec.name} cannot be stored.", problems)
     return pa.table(arrays)
+
+
+def _exactly(array: pa.ChunkedArray, dtype: str) -> pa.ChunkedArray:
+    """A column in the type that holds it exactly.
+
+    Raises:
+        ArrowInvalid: A value does not fit.
+    """
+    # Times finer than a microsecond are cut, as everywhere here; nothing else may change.
+    if dtype == "UNIX_TIMESTAMP":
+        return array.cast(arrow_type(dtype), safe=False)
+    if dtype not in FIXED and dtype not in {"STRING", "BYTES"}:
+        return array
+    cast = array.cast(arrow_type(dtype))
+    if dtype == "FLOAT":
+        _check_finite(array, cast)
+    return cast
+
+
+def _check_finite(before: pa.ChunkedArray, after: pa.ChunkedArray) -> None:
+    """Refuse a cast that made infinities of numbers.
+
+    Raises:
+        ArrowInvalid: It did.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if (
+        pa.types.is_float64(before.type)
+        and not pc.all(pc.equal(pc.is_inf(before), pc.is_inf(after)), min_count=0).as_py()
+    ):
+        raise pa.ArrowInvalid("a number beyond float32")
+
+
+def _unfit(spec: ViewSpec, arrays: Mapping[str, pa.ChunkedArray]) -> list[Problem]:
+    """Values that have their column's type and yet cannot be stored as they are."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    problems = []
+    for column in spec.columns:
+        array = arrays.get(column.name)
+        if array is None or not len(array) or column.dtype != "UNIX_TIMESTAMP":
+            continue
+        span = pc.min_max(array.cast(pa.int64()))
+        first, last = span["min"].as_py(), span["max"].as_py()
+        if first is not None and not FIRST_US <= first <= last <= LAST_US:
+            problems.append(
+                Problem(f"column {column.name}", "times of the years 1 to 9999", "others")
+            )
+    return problems
 
 
 def packed_rows(codec: RowCodec, table: pa.Table, write_us: int) -> list[bytes]:

@@ -1,7 +1,8 @@
 """Single values of each Feast type: as Python, as Feast and as a row has them.
 
 A *stored* value is what a row's struct takes: a number for a type of fixed width, bytes for all
-others. Neither half of a conversion ever changes a value: what does not fit is refused.
+others. Neither half of a conversion ever changes a value, but for a DOUBLE that is rounded where a
+FLOAT is declared: what does not fit is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from operator import index
 from typing import Any, Final
@@ -42,6 +43,9 @@ _ARRAY_OF: Final = {
 }
 """Lists that are stored as the numbers themselves, one after the other."""
 
+FIRST_US: Final = to_us(datetime.min.replace(tzinfo=UTC))
+LAST_US: Final = to_us(datetime.max.replace(tzinfo=UTC))
+"""The first and last time that Python has, in microseconds."""
 _PROTO_NULL_TIME: Final = -(2**63)
 _SECOND_US: Final = 1_000_000
 
@@ -134,6 +138,21 @@ def _binary(value: Any) -> bytes:
     return bytes(value)
 
 
+def _exactly(number: int, code: str) -> float:
+    """A whole number as a float of a struct's format, which may not have room for it."""
+    (rounded,) = struct.unpack(f"<{code}", struct.pack(f"<{code}", number))
+    if rounded != number:
+        raise ValueError(f"{number} is no {code}")
+    return float(rounded)
+
+
+def _told(time_us: int) -> int:
+    """A time that can be read again: of the years 1 to 9999."""
+    if not FIRST_US <= time_us <= LAST_US:
+        raise OverflowError(f"{time_us} µs")
+    return time_us
+
+
 _FROM_PYTHON: Final[dict[str, Callable[[Any], Any]]] = {
     "INT32": index,
     "INT64": index,
@@ -169,7 +188,9 @@ def _field_reader(dtype: str) -> Callable[[Any], Any]:
             raise TypeError(field)
         content = getattr(value, found)
         if dtype == "UNIX_TIMESTAMP":
-            return content * _SECOND_US
+            return _told(content * _SECOND_US)
+        if dtype in {"FLOAT", "DOUBLE"} and isinstance(content, int):
+            return _exactly(content, FIXED[dtype])
         return content.encode() if dtype == "STRING" else content
 
     return read

@@ -198,9 +198,14 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         partial: bool,  # noqa: FBT001
     ) -> None:
         """Remove the rows of views that are no longer defined."""
-        del tables_to_keep, entities_to_delete, entities_to_keep, partial
+        del entities_to_delete, entities_to_keep, partial
+        kept = {table.name for table in tables_to_keep}
         for table in tables_to_delete:
-            deleted = delete_view(self._synchronous(config), config.project, table.name)
+            # One version of a view that stays is removed alone.
+            version = stored_name(config, table) if table.name in kept else None
+            deleted = delete_view(
+                self._synchronous(config), config.project, table.name, version=version
+            )
             logger.info("removed %d online rows of view %s", deleted, table.name)
 
     def teardown(

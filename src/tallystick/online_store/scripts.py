@@ -33,7 +33,17 @@ local function section(value, at)
     length, body = struct.unpack('<I4', value, at + {HEAD}), at + {HEAD + 4}
   end
   if length == nil or body + length > #value + 1 then return nil end
+  local created, write = bit.band(flags, {CREATED}), bit.band(flags, {WRITE})
+  local times = 8 + (created == {NEAR_CREATED} and 4 or created == {FAR_CREATED} and 8 or 0)
+  times = times + (write == {NEAR_WRITE} and 4 or write == {LATER_WRITE} and 6 or 8)
+  if length < times then return nil end
   return flags, body, body + length
+end
+-- What lies under a key; nothing where that is of another kind than ours.
+local function value_of(key)
+  local value = redis.pcall('GET', key)
+  if type(value) == 'string' then return value end
+  return nil
 end
 local function view_of(value, at)
   return (struct.unpack('>I3', value, at))
@@ -129,7 +139,7 @@ local function merged(old, new)
   return pieces, deadline
 end
 for i, key in ipairs(KEYS) do
-  local pieces, deadline = merged(redis.call('GET', key), ARGV[i + 3])
+  local pieces, deadline = merged(value_of(key), ARGV[i + 3])
   if pieces then
     local value = '\\{VERSION}' .. table.concat(pieces)
     local rest = expiring and math.max(1, math.ceil((deadline - now) / 1000)) or math.huge
@@ -165,7 +175,7 @@ REMOVE: Final = (
     + f"""
 local removed, view = 0, view_of(ARGV[1], 1)
 for _, key in ipairs(KEYS) do
-  local old = redis.call('GET', key)
+  local old = value_of(key)
   local pieces, found, at = {{}}, false, 2
   while old and string.byte(old) == {VERSION} and at <= #old do
     local flags, _, after = section(old, at)

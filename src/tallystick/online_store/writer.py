@@ -132,10 +132,16 @@ async def write_rows_async(
     return counts
 
 
-def delete_view(client: SyncClient, project: str, view: str) -> int:
+def delete_view(client: SyncClient, project: str, view: str, *, version: str | None = None) -> int:
     """Remove all rows of one view, of all its versions and keys; give their number.
 
     The store is another one from then on: what was noted of this one no longer holds.
+
+    Args:
+        client: Redis.
+        project: Feast project.
+        view: The view's name.
+        version: The name online of the only version that goes; None for all.
 
     Raises:
         UnavailableError: Redis did not answer.
@@ -145,6 +151,8 @@ def delete_view(client: SyncClient, project: str, view: str) -> int:
     with redis_errors(client):
         definitions = client.hgetall(definitions_key(project))
         for name, join_keys in sorted(stored_under(definitions, view)):
+            if version not in {None, name}:
+                continue
             tag = view_tag(name, join_keys)
             found = scan(client, entity_prefix(project, join_keys) + b"*")
             while keys := list(islice(found, _KEYS_PER_SCAN)):
