@@ -60,12 +60,6 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_response_complete()
         self._watch()
 
-    def timeout_keep_alive_handler(self) -> None:
-        """End an idle connection; one whose client does not read would never be closed."""
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-        super().timeout_keep_alive_handler()
-
     def _watch(self) -> None:
         """Keep a timer while something is awaited; most arrives whole, and needs none."""
         is_answered = self.cycle is not None and self.cycle.response_complete

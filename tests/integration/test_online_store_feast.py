@@ -303,6 +303,10 @@ def test_a_deleted_view_takes_its_versions_along_and_no_other_view(tmp_path, red
     write(shop, 2, 12)
     write(like, 0, 99)
     assert (read(shop, 0), read(shop, 2), read(like, 0)) == (10, 12, 99)
+    shop.current_version_number = 2
+    online.update(store.config, [shop], [shop], [], [], partial=False)
+    assert (read(shop, 0), read(shop, 2), read(like, 0)) == (10, None, 99)
+    write(shop, 2, 12)
     online.update(store.config, [shop], [], [], [], partial=False)
     assert (read(shop, 0), read(shop, 2), read(like, 0)) == (None, None, 99)
 

@@ -240,6 +240,41 @@ def test_a_table_that_does_not_fit_is_refused_whole(redis_server):
     assert redis_server.client.dbsize() == 0
 
 
+def test_values_that_a_table_cannot_keep_are_refused(redis_server):
+    spec = spec_of(columns={"t": "UNIX_TIMESTAMP", "f": "FLOAT"})
+    far = pa.array([2**62], pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    table = pa.table(
+        {
+            "id": [1],
+            "t": far,
+            "f": [1e39],
+            "event": pa.array([0], pa.int64()).cast(MOMENT),
+            "created": pa.array([0], pa.int64()).cast(MOMENT),
+        }
+    )
+    with pytest.raises(DataError) as caught:
+        write_table(redis_server.client, "p", spec, table, write_us=5)
+    assert [problem.where for problem in caught.value.problems] == ["column f", "column t"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda client, key: client.set(key, b"\2" + b"abcdef\0\3xyz"),
+        lambda client, key: client.set(key, b"\2abc"),
+        lambda client, key: client.hset(key, "a", "b"),
+    ],
+)
+def test_what_is_damaged_under_a_key_is_replaced_by_a_write(redis_server, damage):
+    row = {"id": [1], "x": [1], "s": ["a"]}
+    write(redis_server, spec_of(), row)
+    (key,) = redis_server.client.keys("ts2:p:??:*")
+    redis_server.client.delete(key)
+    damage(redis_server.client, key)
+    assert write(redis_server, spec_of(), row) == WriteCounts(won=1)
+    assert read(redis_server, [use_of(spec_of())], {"id": [1]})["shop"].values["x"] == [1]
+
+
 def test_rows_without_key_are_counted_and_not_written(redis_server):
     counts = write(redis_server, spec_of(), {"id": [None, 1], "x": [1, 2], "s": ["a", "b"]})
     assert counts == WriteCounts(won=1, unkeyed=1)

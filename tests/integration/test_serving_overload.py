@@ -147,7 +147,7 @@ def test_another_method_is_told_which_one_is_taken(repo):
     with scene.running(repo) as client:
         for path in (PREDICT, "/get-online-features", "/v1/models/late:features"):
             answer = client.get(path)
-            assert answer.status_code == 405
+            assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
             assert answer.json()["type"] == "urn:tallystick:problem:method-not-allowed"
             assert "takes POST" in answer.json()["detail"]
 
@@ -186,6 +186,44 @@ def test_a_busy_server_answers_all_that_it_took(repo):
         accepted = scene.metric(client, 'tallystick_log_accepted_total{log="predictions"}')
     assert set(statuses) <= {b"200", b"503"}
     assert statuses.count(b"200") == accepted > 0
+
+
+def test_the_rest_of_a_body_that_was_answered_is_not_awaited_for_ever():
+    with answering(0.3, b"x") as address:
+        line = socket.create_connection(address, timeout=20)
+        line.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nsome")
+        assert line.recv(1000).startswith(b"HTTP/1.1 200")
+        line.sendall(b"more")
+        assert line.recv(1000) == b""
+        line.close()
+
+
+@contextmanager
+def answering(timeout_s, content):
+    """A server with our protocol, whose app answers before it has read a body."""
+    import uvicorn
+
+    from tallystick_serving.protocol import patient_protocol
+
+    async def app(scope, receive, send):  # noqa: ARG001 - it does not read
+        assert scope["type"] == "http"
+        length = b"%d" % len(content)
+        headers = [(b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    config = uvicorn.Config(
+        app, port=0, http=patient_protocol(timeout_s), log_config=None, lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        scene.wait_for(lambda: server.started)
+        yield server.servers[0].sockets[0].getsockname()
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def test_a_connection_that_never_asks_is_closed():

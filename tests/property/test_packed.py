@@ -302,6 +302,25 @@ def test_all_values_that_do_not_fit_are_named_at_once():
     ]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "field", "number"),
+    [
+        ("DOUBLE", "int64_val", 2**60 + 1),
+        ("FLOAT", "int64_val", 2**24 + 1),
+        ("FLOAT", "double_val", 1e39),
+        ("INT32", "int64_val", 2**31),
+        ("UNIX_TIMESTAMP", "unix_timestamp_val", 1_700_000_000_000),
+        ("UNIX_TIMESTAMP", "unix_timestamp_val", -(10**12)),
+    ],
+)
+def test_a_number_that_would_change_or_not_come_back_is_refused(dtype, field, number):
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    codec = RowCodec(spec_of(dtype))
+    with pytest.raises(DataError, match=f"column c0: expected {dtype}"):
+        codec.encode_protos({"c0": Value(**{field: number})}, event_us=1, created_us=2, write_us=3)
+
+
 def test_a_time_keeps_its_microseconds():
     codec = RowCodec(spec_of("UNIX_TIMESTAMP"))
     moment = datetime(2013, 7, 1, 1, 2, 3, 456789, tzinfo=UTC)
