@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tallystick.clock import from_us, to_us
 from tallystick.dtypes import INTEGER_LIMITS
 from tallystick.errors import DefinitionError, InputError, Problem
+from tallystick.online_store.cells import PROTO_FIELD
 from tallystick.view import Column
 
 if TYPE_CHECKING:
@@ -22,18 +23,6 @@ logger = logging.getLogger(__name__)
 _SECOND_US: Final = 1_000_000
 _NULL_TIME: Final = -(2**63)
 """What Feast writes for a null time."""
-
-_FIELDS: Final = {
-    "INT32": "int32_val",
-    "INT64": "int64_val",
-    "FLOAT": "float_val",
-    "DOUBLE": "double_val",
-    "BOOL": "bool_val",
-    "UNIX_TIMESTAMP": "unix_timestamp_val",
-    "STRING": "string_val",
-    "BYTES": "bytes_val",
-}
-"""Feast value type → the field of a ``Value`` that carries it; of types that are stored as such."""
 
 
 def _integer(dtype: str) -> Callable[[Any], int]:
@@ -135,7 +124,7 @@ class EntityProtos:
         return EntityKey(
             join_keys=[key.name for key in self._join_keys],
             entity_values=[
-                Value(**{_FIELDS[key.dtype]: value})
+                Value(**{PROTO_FIELD[key.dtype]: value})
                 for key, value in zip(self._join_keys, row, strict=True)
             ],
         )
@@ -168,7 +157,7 @@ class FeatureValues:
 
         self._name = f"{view}:{column.name}"
         self._dtype = column.dtype
-        self._field = _FIELDS.get(column.dtype)
+        self._field = PROTO_FIELD.get(column.dtype)
         self._value_type = ValueType[column.dtype]
         self._told = False
 

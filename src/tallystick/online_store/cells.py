@@ -28,7 +28,7 @@ FIXED: Final = {
 }
 """Feast value type → its format in a struct, for the types of fixed width."""
 
-_PROTO_FIELD: Final = {
+PROTO_FIELD: Final = {
     "INT32": "int32_val",
     "INT64": "int64_val",
     "FLOAT": "float_val",
@@ -38,6 +38,7 @@ _PROTO_FIELD: Final = {
     "STRING": "string_val",
     "BYTES": "bytes_val",
 }
+"""Feast value type → the field of a ``Value`` that carries it; of types that are stored as such."""
 _ARRAY_OF: Final = {
     f"{scalar}_LIST": scalar for scalar in ("INT32", "INT64", "FLOAT", "DOUBLE", "BOOL")
 }
@@ -79,7 +80,7 @@ def cell_type(dtype: str) -> CellType:
     """The conversions of a Feast value type; any that is not known here is held as Feast has it."""
     if dtype in _ARRAY_OF:
         return _array_type(dtype)
-    if dtype not in _PROTO_FIELD:
+    if dtype not in PROTO_FIELD:
         return _proto_type(dtype)
     return CellType(
         dtype=dtype,
@@ -179,7 +180,7 @@ _TAKEN_FOR: Final = {
 
 
 def _field_reader(dtype: str) -> Callable[[Any], Any]:
-    field = _PROTO_FIELD[dtype]
+    field = PROTO_FIELD[dtype]
     taken = _TAKEN_FOR.get(dtype, (field,))
 
     def read(value: Any) -> Any:
@@ -197,7 +198,7 @@ def _field_reader(dtype: str) -> Callable[[Any], Any]:
 
 
 def _field_writer(dtype: str) -> Callable[[Any], Any]:
-    field = _PROTO_FIELD[dtype]
+    field = PROTO_FIELD[dtype]
 
     def write(content: Any) -> Any:
         from feast.protos.feast.types.Value_pb2 import Value
