@@ -1,4 +1,4 @@
-"""Columns of values as JSON has them; what repeats in an answer is written once."""
+"""Columns of values as JSON has them, be they lists or arrays."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from typing import Any, Final
 import orjson
 
 from tallystick.clock import EPOCH, from_us, to_us
+from tallystick.columns import plain
 
 _SECOND_US: Final = 1_000_000
 _MILLISECOND_US: Final = 1_000
-_NUMPY_FROM: Final = 16
-"""Times from which NumPy is quicker than one text after the other."""
 _AS_UTC: Final = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 
 
-def as_they_are(values: list[Any]) -> list[Any]:
+def as_they_are(values: Any) -> Any:
     """Numbers, texts, truth values, times and nulls; and lists of them."""
     return values
 
 
-def floats(values: list[float | None]) -> list[Any]:
+def floats(values: Any) -> Any:
     """Floats and nulls; those that are no numbers by their names, as protobuf's JSON has them.
 
     >>> floats([1.5, None, float("nan")])
     [1.5, None, 'NaN']
     """
     try:
-        if math.isfinite(sum(values)):  # type: ignore[arg-type]
+        if math.isfinite(sum(values) if isinstance(values, list) else values.sum()):
             return values
     except TypeError:  # there are nulls
         pass
-    return [_float(value) for value in values]
+    return [_float(value) for value in plain(values)]
 
 
 def float_lists(values: list[Sequence[float] | None]) -> list[Any]:
@@ -53,35 +52,33 @@ def seconds(values: list[datetime | None]) -> list[Any]:
     return [None if value is None else to_us(value) // _SECOND_US for value in values]
 
 
-def moments(times_us: Sequence[int | None]) -> orjson.Fragment:
+def moments(times_us: Any) -> bytes:
     """Times as protobuf's JSON has them, with as many digits as it takes; 1970 for none.
 
-    >>> orjson.dumps(moments([0, None, 1_500_000]))
+    >>> moments([0, None, 1_500_000])
     b'["1970-01-01T00:00:00Z","1970-01-01T00:00:00Z","1970-01-01T00:00:01.500Z"]'
     """
     # orjson writes times as wanted, but for whole milliseconds, of which it has six digits.
-    if len(times_us) < _NUMPY_FROM or None in times_us:
+    if isinstance(times_us, list):
         if any(us and us % _MILLISECOND_US == 0 and us % _SECOND_US for us in times_us):
-            return orjson.Fragment(orjson.dumps(list(map(_moment, times_us))))
-        texts = orjson.dumps([from_us(us) if us else EPOCH for us in times_us], option=_AS_UTC)
-        return orjson.Fragment(texts)
-    import numpy as np
-
-    times = np.array(times_us, dtype=np.int64)
-    if ((times % _MILLISECOND_US == 0) & (times % _SECOND_US != 0)).any():
-        return orjson.Fragment(orjson.dumps(list(map(_moment, times_us))))
-    option = _AS_UTC | orjson.OPT_SERIALIZE_NUMPY
-    return orjson.Fragment(orjson.dumps(times.view("M8[us]"), option=option))
+            return orjson.dumps(list(map(_moment, times_us)))
+        return orjson.dumps([from_us(us) if us else EPOCH for us in times_us], option=_AS_UTC)
+    if ((times_us % _MILLISECOND_US == 0) & (times_us % _SECOND_US != 0)).any():
+        return orjson.dumps(list(map(_moment, times_us.tolist())))
+    return orjson.dumps(times_us.view("M8[us]"), option=_AS_UTC | orjson.OPT_SERIALIZE_NUMPY)
 
 
-AS_SEEN: Final[dict[str, Callable[[list[Any]], list[Any]]]] = {
+NUMBERS: Final = frozenset({"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL"})
+"""Feast value types whose values are written without quotes or brackets."""
+
+AS_SEEN: Final[dict[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(("INT32", "INT64", "BOOL", "STRING", "UNIX_TIMESTAMP"), as_they_are),
     **dict.fromkeys(("FLOAT", "DOUBLE"), floats),
     "BYTES": base64_texts,
 }
 """Feast value type → how a column of it is written as the model saw it; times by ISO 8601."""
 
-COLUMNS: Final[dict[str, Callable[[list[Any]], list[Any]]]] = {
+COLUMNS: Final[dict[str, Callable[[Any], Any]]] = {
     "INT32": as_they_are,
     "INT64": as_they_are,
     "BOOL": as_they_are,

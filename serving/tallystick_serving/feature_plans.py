@@ -19,7 +19,7 @@ import orjson
 from tallystick.contract import ViewUse
 from tallystick.online_store.decoder import Status, ViewRows
 from tallystick.online_store.reader import OnlineReader
-from tallystick_serving.columns_json import COLUMNS, moments
+from tallystick_serving.columns_json import COLUMNS, NUMBERS, moments
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -112,16 +112,13 @@ class FeaturePlan:
     ) -> None:
         self.keys = keys
         self._reader = reader
-        self._views = []
-        self._names: list[str] = []
-        for use in uses:
-            dtypes = {column.name: column.dtype for column in use.spec.columns}
-            self._views.append(
-                (use.name, [(column, COLUMNS[dtypes[column]]) for column in use.columns])
-            )
-            self._names += [
-                f"{use.name}__{column}" if full_names else column for column in use.columns
-            ]
+        self._views = [_AnsweredView(use) for use in uses]
+        names = [
+            f"{use.name}__{column}" if full_names else column
+            for use in uses
+            for column in use.columns
+        ]
+        self._names = orjson.dumps(names)[1:]
 
     async def answer(self, entities: Mapping[str, Sequence[Any]], *, request_us: int) -> bytes:
         """Read the features of entities.
@@ -138,25 +135,56 @@ class FeaturePlan:
             UnavailableError: The online store did not answer in time.
         """
         read = await self._reader.read(entities, request_time_us=request_us)
-        count = len(next(iter(entities.values())))
-        present, never = _repeated("PRESENT", count), moments([None] * count)
-        results: list[dict[str, Any]] = [
-            {"values": values, "statuses": present, "event_timestamps": never}
-            for values in entities.values()
-        ]
-        for name, columns in self._views:
-            rows = read[name]
-            statuses, times = _statuses(rows), moments(rows.event_us)
-            for column, as_json in columns:
-                values = rows.values[column]
-                own: Any = statuses
-                if not rows.is_complete and None in values:
-                    own = _with_nulls(rows.status, values)
-                results.append(
-                    {"values": as_json(values), "statuses": own, "event_timestamps": times}
-                )
-        names = [*entities, *self._names]
-        return orjson.dumps({"results": results, "metadata": {"feature_names": names}})
+        ending = _of_keys(len(next(iter(entities.values()))))
+        pieces = []
+        for values in entities.values():
+            pieces += [b'{"values":', orjson.dumps(values), ending]
+        for view in self._views:
+            view.answer(read[view.name], pieces)
+        # All pieces are copied once, and the last comma is left out.
+        names = b"%b,%b" % (orjson.dumps(list(entities))[:-1], self._names)
+        last = pieces.pop()[:-1]
+        return b"".join(
+            (b'{"results":[', *pieces, last, b'],"metadata":{"feature_names":', names, b"}}")
+        )
+
+
+class _AnsweredView:
+    """How the columns of one view are answered.
+
+    Args:
+        use: The view.
+
+    Attributes:
+        name: Its name in the plan.
+    """
+
+    def __init__(self, use: ViewUse) -> None:
+        dtypes = {column.name: column.dtype for column in use.spec.columns}
+        self.name = use.name
+        self._columns = use.columns
+        self._as_json = [COLUMNS[dtypes[column]] for column in use.columns]
+        self._is_numeric = all(dtypes[column] in NUMBERS for column in use.columns)
+
+    def answer(self, rows: ViewRows, pieces: list[bytes]) -> None:
+        """Add the results of all columns to an answer, each with a comma behind it."""
+        times = moments(rows.event_us)
+        columns = [rows.values[column] for column in self._columns]
+        if self._is_numeric and rows.is_complete:
+            text = orjson.dumps(columns, option=orjson.OPT_SERIALIZE_NUMPY)
+            if b"null" not in text:  # which stands for what is no number
+                ending = _ending(_all_present(len(rows.status)), times)
+                # Numbers have no brackets, so these are between two columns.
+                between = b'%b{"values":[' % ending
+                pieces += (b'{"values":', text[1:-2].replace(b"],[", b"]" + between), b"]", ending)
+                return
+        statuses = orjson.dumps(rows.status)
+        for values, as_json in zip(columns, self._as_json, strict=True):
+            own = statuses
+            if not rows.is_complete and isinstance(values, list) and None in values:
+                own = orjson.dumps(_with_nulls(rows.status, values))
+            text = orjson.dumps(as_json(values), option=orjson.OPT_SERIALIZE_NUMPY)
+            pieces += (b'{"values":', text, _ending(own, times))
 
 
 def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan | None:
@@ -226,15 +254,20 @@ def _is_answered_here(use: ViewUse) -> bool:
     )
 
 
+def _ending(statuses: bytes, times: bytes) -> bytes:
+    """What follows the values of a result."""
+    return b',"statuses":%b,"event_timestamps":%b},' % (statuses, times)
+
+
 @lru_cache(maxsize=1024)
-def _repeated(status: str, count: int) -> orjson.Fragment:
-    return orjson.Fragment(orjson.dumps([status] * count))
+def _of_keys(count: int) -> bytes:
+    """What follows the values of a key."""
+    return _ending(_all_present(count), moments([None] * count))
 
 
-def _statuses(rows: ViewRows) -> orjson.Fragment:
-    if rows.is_complete:
-        return _repeated("PRESENT", len(rows.status))
-    return orjson.Fragment(orjson.dumps(rows.status))
+@lru_cache(maxsize=1024)
+def _all_present(count: int) -> bytes:
+    return orjson.dumps(["PRESENT"] * count)
 
 
 def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tallystick.clock import to_us
+from tallystick.columns import plain
 from tallystick.contract import FeatureSpec, ModelInputs
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MICROSECONDS = 1_000_000
+_PLAIN = {list, tuple, np.ndarray}
 
 
 def feature_matrix(
@@ -24,14 +26,15 @@ def feature_matrix(
 
     Args:
         inputs: What the model takes, in its order.
-        columns: ``view__feature`` → one value per row: plain values with None for null, or Arrow.
+        columns: ``view__feature`` → one value per row: plain values with None for null, NumPy
+            without null, or Arrow.
 
     Returns:
         A float64 array of shape (rows, features) with NaN for null; or, where ``inputs.frame``, a
         DataFrame of float64 and text columns. Booleans are 0 and 1, times are seconds since 1970.
     """
     if not inputs.frame:
-        if not any(hasattr(columns[name], "to_pylist") for name in inputs.feature_names):
+        if {type(columns[feature.name]) for feature in inputs.features} <= _PLAIN:
             return _matrix_of_plain(inputs, columns)
         rows = len(columns[inputs.features[0].name]) if inputs.features else 0
         matrix = np.empty((rows, len(inputs.features)), dtype=np.float64)
@@ -43,7 +46,7 @@ def feature_matrix(
     return pd.DataFrame(
         {
             feature.name: (
-                pd.Series(_plain(columns[feature.name]), dtype=object)
+                pd.Series(plain(columns[feature.name]), dtype=object)
                 if feature.dtype == "STRING"
                 else _numbers(columns[feature.name], feature)
             )
@@ -56,24 +59,20 @@ def _matrix_of_plain(
     inputs: ModelInputs, columns: Mapping[str, Sequence[Any] | pa.ChunkedArray]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The array from plain values by one call; it takes None for NaN."""
-    plain = [
+    given = [
         _seconds(columns[feature.name])
         if feature.dtype == "UNIX_TIMESTAMP"
         else columns[feature.name]
         for feature in inputs.features
     ]
-    if plain and len(plain[0]) == 1:
-        return np.array([[column[0] for column in plain]], dtype=np.float64)
-    transposed = np.array(plain, dtype=np.float64).reshape(len(plain), -1)
+    if given and len(given[0]) == 1:
+        return np.array([[column[0] for column in given]], dtype=np.float64)
+    transposed = np.array(given, dtype=np.float64).reshape(len(given), -1)
     return np.ascontiguousarray(transposed.T)
 
 
 def _seconds(column: Sequence[Any] | pa.ChunkedArray) -> list[float | None]:
     return [None if value is None else to_us(value) / MICROSECONDS for value in column]
-
-
-def _plain(column: Sequence[Any] | pa.ChunkedArray) -> list[Any]:
-    return list(column.to_pylist() if hasattr(column, "to_pylist") else column)
 
 
 def _numbers(column: Sequence[Any] | pa.ChunkedArray, feature: FeatureSpec) -> Any:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tallystick.clock import utc
+from tallystick.columns import plain
 from tallystick.contract import ModelInputs, TransformSpec
 from tallystick.dtypes import INTEGER_LIMITS
 from tallystick.errors import DamagedError, DefinitionError
@@ -85,7 +86,7 @@ class Transforms:
         """
         computed: Columns = {}
         for spec in inputs.transforms:
-            given = {name: columns[source] for name, source in spec.inputs.items()}
+            given = {name: plain(columns[source]) for name, source in spec.inputs.items()}
             rows = len(next(iter(given.values()), ()))
             returned = self._call(spec, given, rows)
             for output in spec.outputs:
@@ -158,6 +159,10 @@ def cast_values(values: Sequence[Any], dtype: str) -> list[Any]:
     cast = _CASTS.get(dtype)
     if cast is None or {*map(type, values)} <= _AS_THEY_ARE.get(dtype, _NOTHING):
         return list(values)
+    if dtype in INTEGER_LIMITS and {*map(type, values)} == {int}:
+        low, high = INTEGER_LIMITS[dtype]
+        if low <= min(values) and max(values) <= high:
+            return list(values)
     return [None if value is None else cast(value) for value in values]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import orjson
 
 from tallystick.clock import from_us, process_clock
+from tallystick.columns import plain
 from tallystick.online_store.decoder import ViewRows
 from tallystick_serving.body import object_of
 from tallystick_serving.columns_json import AS_SEEN
@@ -56,11 +57,12 @@ async def read_features(service: Service, name: str, body: bytes) -> bytes:
             "contract_hash": predictor.contract.contract_hash,
             "request_time": from_us(request_us),
             "features": {
-                feature: _column_json(list(values[feature]), dtype)
+                feature: _column_json(values[feature], dtype)
                 for feature, dtype in predictor.contract.value_columns.items()
             },
             "views": {view: _view_columns(rows) for view, rows in views.items()},
-        }
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC,
     )
 
 
@@ -74,13 +76,15 @@ def _view_columns(rows: ViewRows) -> Mapping[str, Any]:
     }
 
 
-def _times(times_us: Sequence[int | None]) -> list[datetime | None]:
+def _times(times_us: Any) -> Any:
+    if not isinstance(times_us, list):
+        return times_us.view("M8[us]")
     return [None if time_us is None else from_us(time_us) for time_us in times_us]
 
 
-def _column_json(values: list[Any], dtype: str) -> list[Any]:
+def _column_json(values: Any, dtype: str) -> Any:
     as_json = AS_SEEN.get(dtype)
-    return [_as_json(value) for value in values] if as_json is None else as_json(values)
+    return [_as_json(value) for value in plain(values)] if as_json is None else as_json(values)
 
 
 def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], bool]:
@@ -119,19 +123,24 @@ def _answer_body(predictor: Predictor, answer: Answer, *, explained: bool) -> di
         )
     ]
     if explained:
+        features = {name: plain(values) for name, values in record.values.items()}
+        views = {
+            view: (read, [*map(plain, (read.event_us, read.created_us, read.write_us))])
+            for view, read in record.views.items()
+        }
         for row, prediction in enumerate(predictions):
             prediction["features"] = {
-                name: _as_json(values[row]) for name, values in record.values.items()
+                name: _as_json(values[row]) for name, values in features.items()
             }
             prediction["views"] = {
                 view: {
                     "status": read.status[row],
-                    "event_time": _time(read.event_us[row]),
-                    "created_time": _time(read.created_us[row]),
-                    "write_time": _time(read.write_us[row]),
+                    "event_time": _time(event_us[row]),
+                    "created_time": _time(created_us[row]),
+                    "write_time": _time(write_us[row]),
                     "definition": read.definition[row],
                 }
-                for view, read in record.views.items()
+                for view, (read, (event_us, created_us, write_us)) in views.items()
             }
     return {
         "model_name": predictor.contract.model,

@@ -37,6 +37,9 @@ TABLE_BYTES_MAX = 32 << 20
 CHUNK_BYTES = 1 << 20
 """Masks that are looked up at once, so that they stay in the processor's cache."""
 
+ROWS_MAX = 4096
+"""Rows whose places are found at once."""
+
 ROWS_FEW = 8
 """Rows up to which one comparison with every threshold is quicker than a search by feature."""
 
@@ -193,20 +196,22 @@ class LeafMasks:
         Args:
             matrix: Float64 of shape (rows, features).
         """
-        parts = range(0, len(matrix), self._chunk)
-        if len(parts) == 1:
-            sums = self._sums(matrix)
-        else:
-            sums = np.concatenate([self._sums(matrix[at : at + self._chunk]) for at in parts])
+        starts = range(0, len(matrix), ROWS_MAX)
+        sums = _whole([self._sums(matrix[at : at + ROWS_MAX]) for at in starts])
         found: Floats = sums / len(self._first_value) if self._averages else self._logistic(sums)
         return found
 
     def _sums(self, matrix: Floats) -> Floats:
-        left = np.bitwise_and.reduce(self._masks.take(self._places(matrix), axis=0), axis=1)
+        places = self._places(matrix)
+        starts = range(0, len(matrix), self._chunk)
+        return _whole([self._sums_at(places[at : at + self._chunk]) for at in starts])
+
+    def _sums_at(self, places: Table) -> Floats:
+        left = np.bitwise_and.reduce(self._masks.take(places, axis=0), axis=1)
         # Where the lowest bit is: keep it alone, turn the zeros below it into ones, count them.
         left &= ~left + self._one
         left -= self._one
-        terms = np.empty((len(matrix), len(self._first_value) + 1))
+        terms = np.empty((len(places), len(self._first_value) + 1))
         terms[:, 0] = self._base
         self._values.take(np.bitwise_count(left) + self._first_value, out=terms[:, 1:], mode="clip")
         # One after the other, as scikit-learn adds them; a sum would take them in pairs.
@@ -221,11 +226,16 @@ class LeafMasks:
             places = np.add.reduceat(past, self._first_threshold, axis=1, dtype=np.intp)
         else:
             places = np.empty(values.shape, dtype=np.intp)
+            columns = np.ascontiguousarray(values.T)
             for position, thresholds in enumerate(self._sorted):
-                places[:, position] = thresholds.searchsorted(values[:, position])
+                places[:, position] = thresholds.searchsorted(columns[position])
         places += self._first_mask
         np.copyto(places, self._null_mask, where=np.isnan(values))
         return places
+
+
+def _whole(parts: Sequence[Floats]) -> Floats:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _splits(trees: Sequence[Tree]) -> tuple[list[_Split], list[list[float]]]:

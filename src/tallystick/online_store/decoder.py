@@ -1,18 +1,26 @@
-"""From what Redis answered to columns with a status for each row; shared by reader and plugin."""
+"""From what Redis answered to columns with a status for each row; shared by reader and plugin.
+
+Where many rows lie alike they are read at once, and their columns are arrays.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain
 from operator import itemgetter
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from tallystick.columns import joined, plain
 from tallystick.errors import DamagedError, Problem
 from tallystick.online_store.layout import TAG, VALUES, view_tag
-from tallystick.online_store.packed import RowCodec, RowReader
+from tallystick.online_store.packed import Decoded, RowCodec, RowReader
+from tallystick.online_store.sections import Found
+from tallystick.online_store.tables import FROM, Rows
 from tallystick.view import ViewSpec
+
+if TYPE_CHECKING:
+    from tallystick.online_store.table_reader import TableReader
 
 _VALUES: Final = [bytes((flags & VALUES,)) for flags in range(256)]
 
@@ -29,6 +37,9 @@ class Status(StrEnum):
 class ViewRows:
     """One view's rows for one request, column by column, in the order of the request's rows.
 
+    Times and values are lists; of many rows they may be arrays of int64, float64 or bool, in which
+    then nothing is missing. :func:`tallystick.columns.plain` makes a list of either.
+
     Attributes:
         status: Status of each row. A null feature of a PRESENT row is None in ``values``.
         event_us: Event time in microseconds, None if NOT_FOUND.
@@ -41,11 +52,11 @@ class ViewRows:
     """
 
     status: list[Status]
-    event_us: list[int | None]
-    created_us: list[int | None]
-    write_us: list[int | None]
+    event_us: Any
+    created_us: Any
+    write_us: Any
     definition: list[str | None]
-    values: dict[str, list[Any]]
+    values: dict[str, Any]
     is_complete: bool = False
 
 
@@ -90,6 +101,7 @@ class ViewDecoder:
         self._dtypes = {column.name: column.dtype for column in spec.columns}
         self._codecs: dict[bytes, RowCodec] = {}
         self._readers: dict[bytes, _Reader] = {}
+        self._table_readers: dict[bytes, _Reader] = {}
         self._add(spec)
 
     def _add(self, written: ViewSpec) -> None:
@@ -108,16 +120,35 @@ class ViewDecoder:
         """What reads rows with this tag and these flags; made once."""
         reader = self._readers.get(kind)
         if reader is None:
-            codec = self._codecs.get(kind[:TAG])
-            if codec is None:
-                raise UnknownDefinitionError(kind[:TAG])
+            codec = self._codec(kind[:TAG])
             names = self._common(codec)
-            reader = self._readers[kind] = _Reader(
-                rows=codec.reader(kind[TAG], names, protos=self._protos),
-                definition=codec.spec.definition_hash,
-                lacking=[name for name in self._columns if name not in names],
-            )
+            rows = codec.reader(kind[TAG], names, protos=self._protos)
+            reader = self._readers[kind] = self._made(codec, names, rows)
         return reader
+
+    def _table_reader(self, kind: bytes) -> _Reader | None:
+        """What reads many such rows at once; None where they are read one by one."""
+        reader = self._table_readers.get(kind)
+        if reader is None:
+            codec = self._codec(kind[:TAG])
+            if codec.variable or self._protos:
+                return None
+            from tallystick.online_store.table_reader import TableReader
+
+            names = self._common(codec)
+            rows = TableReader(codec, kind[TAG], names)
+            reader = self._table_readers[kind] = self._made(codec, names, rows)
+        return reader
+
+    def _codec(self, tag: bytes) -> RowCodec:
+        codec = self._codecs.get(tag)
+        if codec is None:
+            raise UnknownDefinitionError(tag)
+        return codec
+
+    def _made(self, codec: RowCodec, names: list[str], rows: RowReader | TableReader) -> _Reader:
+        lacking = [name for name in self._columns if name not in names]
+        return _Reader(rows, codec.spec.definition_hash, lacking)
 
     def learn(self, tag: bytes, written: bytes | None) -> None:
         """Take a definition, as Redis has it for a tag.
@@ -147,10 +178,13 @@ class ViewDecoder:
             DamagedError: A row cannot be read.
             UnknownDefinitionError: A row was written under a definition that has to be learnt.
         """
-        ttl_us = self._spec.ttl_us
-        oldest_us = None if ttl_us is None else request_time_us - ttl_us
+        oldest_us = self._oldest_us(request_time_us)
         if not rows:
             return self._absent(0)
+        if len(rows) == 1:
+            if rows[0] is None:
+                return self._absent(1)
+            return self._of_one_kind(rows[0][:TAG] + _VALUES[rows[0][TAG]], rows, oldest_us)
         kinds = [None if row is None else row[:TAG] + _VALUES[row[TAG]] for row in rows]
         found = dict.fromkeys(kinds)
         if len(found) == 1:
@@ -162,7 +196,56 @@ class ViewDecoder:
             places = [place for place, other in enumerate(kinds) if other == kind]
             parts.append(self._of_one_kind(kind, [rows[place] for place in places], oldest_us))
             order += places
-        return _ordered(parts, sorted(range(len(order)), key=order.__getitem__))
+        return _ordered(parts, order)
+
+    def decode_found(self, found: Found, *, request_time_us: int) -> ViewRows:
+        """Decode this view's rows of what was found for a request; as :meth:`decode`."""
+        if not found.tables:
+            return self.decode(found.rows[self.view], request_time_us=request_time_us)
+        oldest_us = self._oldest_us(request_time_us)
+        order: list[int] = []
+        parts = []
+        for table in found.tables:
+            order += table.places
+            rows = table.sections.get(self.view)
+            if rows is None:
+                parts.append(self._absent(len(table.places)))
+            else:
+                parts.append(self._of_table(rows, oldest_us))
+        if found.places:
+            order += found.places
+            parts.append(self.decode(found.rows[self.view], request_time_us=request_time_us))
+        return parts[0] if len(parts) == 1 else _ordered(parts, order)
+
+    def _oldest_us(self, request_time_us: int) -> int | None:
+        """Event time before which a row is too old."""
+        ttl_us = self._spec.ttl_us
+        return None if ttl_us is None else request_time_us - ttl_us
+
+    def _of_table(self, rows: Rows, oldest_us: int | None) -> ViewRows:
+        """Decode rows of one definition."""
+        kinds = rows.flags & VALUES
+        if (kinds == kinds[0]).all():
+            return self._of_alike(rows, int(kinds[0]), oldest_us)
+        order: list[int] = []
+        parts = []
+        for kind in dict.fromkeys(kinds.tolist()):
+            chosen = kinds == kind
+            order += chosen.nonzero()[0].tolist()
+            parts.append(self._of_alike(rows.chosen(chosen), kind, oldest_us))
+        return _ordered(parts, order)
+
+    def _of_alike(self, rows: Rows, flags: int, oldest_us: int | None) -> ViewRows:
+        """Decode rows of one definition whose values lie alike."""
+        kind = rows.tag + _VALUES[flags]
+        reader = self._table_reader(kind) if len(rows.flags) >= FROM else None
+        if reader is None:
+            return self._of_one_kind(kind, rows.listed(), oldest_us)
+        decoded = reader.rows.read(cast("Any", rows))
+        late: list[int] = []
+        if oldest_us is not None:
+            late = (decoded.event_us < oldest_us).nonzero()[0].tolist()
+        return self._rows(reader, decoded, late, len(rows.flags))
 
     def _of_one_kind(
         self, kind: bytes | None, rows: Sequence[bytes | None], oldest_us: int | None
@@ -172,20 +255,24 @@ class ViewDecoder:
         if kind is None:
             return self._absent(count)
         reader = self._reader(kind)
-        decoded = reader.rows.read(cast("Sequence[bytes]", rows))
+        decoded = reader.rows.read(cast("Any", rows))
+        late: list[int] = []
+        if oldest_us is not None and min(decoded.event_us) < oldest_us:
+            late = [place for place, us in enumerate(decoded.event_us) if us < oldest_us]
+        return self._rows(reader, decoded, late, count)
+
+    def _rows(self, reader: _Reader, decoded: Decoded, late: list[int], count: int) -> ViewRows:
+        """What was decoded, without the values of rows that are too old."""
         values = decoded.values
         for name in reader.lacking:
             values[name] = [None] * count
         status = [Status.PRESENT] * count
-        is_complete = not reader.rows.has_nulls and not reader.lacking
-        event_us = cast("list[int]", decoded.event_us)
-        if oldest_us is not None and min(event_us) < oldest_us:
-            is_complete = False
-            for place, moment_us in enumerate(event_us):
-                if moment_us < oldest_us:
-                    status[place] = Status.OUTSIDE_MAX_AGE
-                    for column in values.values():
-                        column[place] = None
+        if late:
+            values = {name: plain(column) for name, column in values.items()}
+            for place in late:
+                status[place] = Status.OUTSIDE_MAX_AGE
+                for column in values.values():
+                    column[place] = None
         return ViewRows(
             status=status,
             event_us=decoded.event_us,
@@ -193,7 +280,7 @@ class ViewDecoder:
             write_us=decoded.write_us,
             definition=[reader.definition] * count,
             values=values,
-            is_complete=is_complete,
+            is_complete=not (late or reader.rows.has_nulls or reader.lacking),
         )
 
     def _absent(self, count: int) -> ViewRows:
@@ -217,17 +304,19 @@ class _Reader:
         lacking: Columns wanted that it has not.
     """
 
-    rows: RowReader
+    rows: RowReader | TableReader
     definition: str
     lacking: list[str]
 
 
-def _ordered(parts: Sequence[ViewRows], order: Sequence[int]) -> ViewRows:
-    """The rows of several parts, of which row ``order[n]`` of all parts together comes n-th."""
+def _ordered(parts: Sequence[ViewRows], places: Sequence[int]) -> ViewRows:
+    """The rows of several parts, one after the other, brought to their places."""
+    order = sorted(range(len(places)), key=places.__getitem__)
     take = itemgetter(*order)  # there are two parts, and so two rows at least
 
-    def of(lists: Iterable[list[Any]]) -> list[Any]:
-        return list(take(list(chain.from_iterable(lists))))
+    def of(columns: Iterable[Any]) -> Any:
+        column = joined(list(columns))
+        return list(take(column)) if isinstance(column, list) else column.take(order)
 
     return ViewRows(
         status=of(part.status for part in parts),

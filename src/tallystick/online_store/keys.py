@@ -160,6 +160,8 @@ class EntityKeys:
     @staticmethod
     def _column(key: Column, values: Sequence[Any]) -> list[bytes | None] | Problem:
         encode = _BY_DTYPE[key.dtype]
+        if encode is _integer and {*map(type, values)} == {int}:
+            return [b"i%d;" % value for value in values]  # mostly so, and four times as quick
         try:
             return [None if value is None else encode(value) for value in values]
         except (TypeError, ValueError):

@@ -53,6 +53,8 @@ FLAGS_END: Final = 1 << 7
 VALUES: Final = LONG_INTEGERS | NULLS | LONG
 """Flags that say how a row's values lie; the others are of its times."""
 
+VERSION: Final = 2
+"""Version of all this, and of the values that the sections make up."""
 VIEW_TAG: Final = 3
 """Bytes of a view's tag."""
 TAG: Final = 6

@@ -12,7 +12,7 @@ from tallystick.online_store.commands import mget_async
 from tallystick.online_store.connection import ReadClient, redis_errors
 from tallystick.online_store.decoder import Status, UnknownDefinitionError, ViewDecoder, ViewRows
 from tallystick.online_store.keys import EntityKeys, definitions_key
-from tallystick.online_store.sections import SectionReader
+from tallystick.online_store.sections import Found, SectionReader
 
 __all__ = ["OnlineReader", "Status", "ViewRows"]
 
@@ -95,9 +95,9 @@ class OnlineReader:
         decoded: dict[str, ViewRows] = {}
         for entity, redis_keys in zip(self._entities, wanted, strict=True):
             values = [None if key is None else next(found) for key in redis_keys]
-            rows = entity.sections.rows(values)
+            rows = entity.sections.find(values)
             for name, decoder in entity.decoders.items():
-                decoded[name] = await self._decoded(decoder, rows[decoder.view], request_time_us)
+                decoded[name] = await self._decoded(decoder, rows, request_time_us)
         return {name: decoded[name] for name in self._names}
 
     def _redis_keys(self, keys: Mapping[str, Sequence[Any]]) -> list[list[bytes | None]]:
@@ -113,12 +113,10 @@ class OnlineReader:
             for entity in self._entities
         ]
 
-    async def _decoded(
-        self, decoder: ViewDecoder, rows: Sequence[bytes | None], request_time_us: int
-    ) -> ViewRows:
+    async def _decoded(self, decoder: ViewDecoder, rows: Found, request_time_us: int) -> ViewRows:
         while True:
             try:
-                return decoder.decode(rows, request_time_us=request_time_us)
+                return decoder.decode_found(rows, request_time_us=request_time_us)
             except UnknownDefinitionError as error:
                 # Rows of an older definition, or of one that is newer than the model; rare.
                 with redis_errors(self._client):

@@ -45,6 +45,9 @@ def _values_at(flags: int) -> int:
     return head_bytes(flags) + times
 
 
+CREATED_BYTES: Final = tuple(_CREATED_BYTES[flags & CREATED] for flags in range(256))
+"""Flags → bytes of the created time."""
+
 VALUES_AT: Final = tuple(map(_values_at, range(FLAGS_END))) + (0,) * (256 - FLAGS_END)
 """Flags → where a row's values begin; 0 for flags that no row has."""
 
@@ -83,6 +86,11 @@ def time_fields(flags: int, event_us: int, created_us: int | None, write_us: int
     if flags & WRITE == NEAR_WRITE:
         return [*times, after_us]
     return [*times, after_us & _LOW, after_us >> 32]
+
+
+def times_of_row(row: bytes) -> tuple[int, int | None, int]:
+    """The times of a row that is known to have them."""
+    return _READ[row[TAG]](row)
 
 
 def times_of(rows: Sequence[bytes]) -> Times:

@@ -17,9 +17,9 @@ from tallystick.online_store.layout import (
     NEAR_CREATED,
     NEAR_WRITE,
     TAG,
+    VERSION,
     WRITE,
 )
-from tallystick.online_store.sections import VERSION
 
 _SECTIONS: Final = f"""
 -- Flags, start of the body and start of the next section; nothing where the value is cut.

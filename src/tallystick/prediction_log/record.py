@@ -9,10 +9,11 @@ the contract that lies beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tallystick.columns import joined, plain
 from tallystick.contract import ModelInputs
 from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
 
@@ -28,6 +29,8 @@ VIEW_FIELDS = ("status", "event_time", "created_time", "write_time", "definition
 class ViewColumns(Protocol):
     """What was read of one view for the rows of a request; None where nothing was.
 
+    Times are lists, or of many rows arrays of int64 in which none is missing.
+
     Attributes:
         status: ``PRESENT``, ``NOT_FOUND`` or ``OUTSIDE_MAX_AGE``.
         event_us: Event time.
@@ -39,11 +42,11 @@ class ViewColumns(Protocol):
     @property
     def status(self) -> Sequence[str]: ...  # noqa: D102 - above, as the others
     @property
-    def event_us(self) -> Sequence[int | None]: ...  # noqa: D102
+    def event_us(self) -> Any: ...  # noqa: D102
     @property
-    def created_us(self) -> Sequence[int | None]: ...  # noqa: D102
+    def created_us(self) -> Any: ...  # noqa: D102
     @property
-    def write_us(self) -> Sequence[int | None]: ...  # noqa: D102
+    def write_us(self) -> Any: ...  # noqa: D102
     @property
     def definition(self) -> Sequence[str | None]: ...  # noqa: D102
 
@@ -58,7 +61,8 @@ class Predictions:
         model_version: Version in the model registry.
         keys: Entity keys and request fields, by name.
         views: Name of the view → what was read.
-        values: ``view__feature`` → value as the model saw it.
+        values: ``view__feature`` → value as the model saw it: a list, or of many rows an array
+            without null.
         prediction: Probability of the positive class.
         latency_us: Time from the request's arrival to its answer, for all rows.
     """
@@ -68,7 +72,7 @@ class Predictions:
     model_version: str
     keys: Mapping[str, Sequence[Any]]
     views: Mapping[str, ViewColumns]
-    values: Mapping[str, Sequence[Any]]
+    values: Mapping[str, Any]
     prediction: Sequence[float]
     latency_us: int
 
@@ -111,28 +115,44 @@ def to_arrow(inputs: ModelInputs, schema: pa.Schema, batch: Sequence[Predictions
     """
     import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    # Arrays are taken whole; the rows of small requests, which are lists, do not come between them.
+    parts: dict[bool, list[Predictions]] = {}
     for part in batch:
-        rows = len(part.prediction_id)
-        columns["prediction_id"] += part.prediction_id
-        columns["request_time"] += [part.request_us] * rows
-        columns["model_version"] += [part.model_version] * rows
-        columns["prediction"] += part.prediction
-        columns["latency_us"] += [part.latency_us] * rows
-        for key in inputs.entity_keys:
-            columns[f"entity.{key.name}"] += part.keys[key.name]
-        for field in inputs.request_fields:
-            columns[f"request.{field.name}"] += part.keys[field.name]
-        for use in inputs.views:
-            read = part.views[use.name]
-            columns[f"view.{use.name}.status"] += read.status
-            columns[f"view.{use.name}.event_time"] += read.event_us
-            columns[f"view.{use.name}.created_time"] += read.created_us
-            columns[f"view.{use.name}.write_time"] += read.write_us
-            columns[f"view.{use.name}.definition"] += read.definition
-        for name, dtype in inputs.value_columns.items():
-            values = part.values[name]
-            columns[f"feature.{name}"] += map(json_text, values) if dtype in JSON_TEXT else values
+        is_tabular = any(not isinstance(read.event_us, list) for read in part.views.values())
+        parts.setdefault(is_tabular, []).append(part)
+    return pa.concat_tables([_table(inputs, schema, alike) for alike in parts.values()])
+
+
+def _table(inputs: ModelInputs, schema: pa.Schema, batch: Sequence[Predictions]) -> pa.Table:
+    import pyarrow as pa
+
+    def each(value: Callable[[Predictions], Any]) -> list[Any]:
+        """The same value for all rows of a request."""
+        return [value(part) for part in batch for _ in part.prediction_id]
+
+    columns: dict[str, Any] = {
+        "prediction_id": joined([part.prediction_id for part in batch]),
+        "request_time": each(lambda part: part.request_us),
+        "model_version": each(lambda part: part.model_version),
+        "prediction": joined([part.prediction for part in batch]),
+        "latency_us": each(lambda part: part.latency_us),
+    }
+    for key in inputs.entity_keys:
+        columns[f"entity.{key.name}"] = joined([part.keys[key.name] for part in batch])
+    for field in inputs.request_fields:
+        columns[f"request.{field.name}"] = joined([part.keys[field.name] for part in batch])
+    for use in inputs.views:
+        reads = [part.views[use.name] for part in batch]
+        columns[f"view.{use.name}.status"] = joined([read.status for read in reads])
+        columns[f"view.{use.name}.event_time"] = joined([read.event_us for read in reads])
+        columns[f"view.{use.name}.created_time"] = joined([read.created_us for read in reads])
+        columns[f"view.{use.name}.write_time"] = joined([read.write_us for read in reads])
+        columns[f"view.{use.name}.definition"] = joined([read.definition for read in reads])
+    for name, dtype in inputs.value_columns.items():
+        values = joined([part.values[name] for part in batch])
+        if dtype in JSON_TEXT:
+            values = list(map(json_text, plain(values)))
+        columns[f"feature.{name}"] = values
     return pa.table(
         [pa.array(columns[field.name], type=field.type) for field in schema], schema=schema
     )
