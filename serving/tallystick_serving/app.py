@@ -29,8 +29,8 @@ PATHS = frozenset(
 """Every route that is answered."""
 
 
-def create_app(project: Project, limits: Settings | None = None) -> FastAPI:
-    """The HTTP API of a repo; docs/http-api.md describes it.
+def create_app(project: Project, limits: Settings | None = None) -> Lane:
+    """The HTTP API of a repo, as an ASGI app; docs/http-api.md describes it.
 
     Args:
         project: The repo.
@@ -53,9 +53,7 @@ def create_app(project: Project, limits: Settings | None = None) -> FastAPI:
         app.include_router(router)
     problems.install(app)
 
-    def service() -> Service:
-        opened: Service = app.state.service
-        return opened
+    def service() -> Service | None:
+        return getattr(app.state, "service", None)
 
-    app.add_middleware(Lane, routes=DIRECT, service=service, limits=chosen, measures=measures)
-    return app
+    return Lane(app, routes=DIRECT, service=service, limits=chosen, measures=measures)

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Final
 
 import uvicorn
-from fastapi import FastAPI
 
 from tallystick.errors import StateError
 from tallystick.settings import settings
 from tallystick_serving.app import create_app
 from tallystick_serving.crew import Crew, end_with_crew
+from tallystick_serving.lane import Lane
 from tallystick_serving.listening import listening, listening_beside
 from tallystick_serving.project import Project, read_project
 from tallystick_serving.protocol import patient_protocol
-from tallystick_serving.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ DRAIN_S: Final = 30
 """Seconds that requests have to finish after a stop was asked for."""
 GC_AFTER: Final = 50_000
 """Objects made, less those that are gone, after which the youngest are looked through."""
-SWITCH_S: Final = 0.0005
+SWITCH_S: Final = 0.0001
 FLUSH_S: Final = 30
 """Seconds that a worker has besides, to write its logs, before it is ended by force."""
 
@@ -122,6 +121,7 @@ def _run(project: Project, listeners: Sequence[socket.socket], log_level: str) -
         log_level=log_level,
         timeout_graceful_shutdown=DRAIN_S,
         server_header=False,
+        proxy_headers=False,
         lifespan="on",
     )
     server = uvicorn.Server(config)
@@ -158,11 +158,11 @@ def _outliving_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _flushing_on_signal(app: FastAPI) -> Iterator[None]:
+def _flushing_on_signal(app: Lane) -> Iterator[None]:
     """Write the logs on SIGUSR1, for whoever is about to read them."""
 
     def flush() -> None:
-        service: Service | None = getattr(app.state, "service", None)
+        service = app.service
         if service is None:
             return
         try:

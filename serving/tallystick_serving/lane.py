@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 Handler: TypeAlias = "Callable[[Service, str, bytes], Awaitable[bytes]]"
 """Answers a body with JSON: service, the path's parameter (or an empty text), body."""
+WHOLE: Final = "tallystick.whole"
+"""Set in the scope of a request whose body has arrived, if the server says so."""
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 
 
@@ -70,7 +72,7 @@ class Lane:
     Args:
         app: What answers all other routes.
         routes: What is answered here.
-        service: Gives what the handlers work with, once the app has started.
+        service: Gives what the handlers work with; None before the app has started.
         limits: How much is taken at once, and how long a body may take.
         measures: Where requests are counted.
     """
@@ -80,7 +82,7 @@ class Lane:
         app: ASGIApp,
         *,
         routes: Sequence[Direct],
-        service: Callable[[], Service],
+        service: Callable[[], Service | None],
         limits: Settings,
         measures: Measures,
     ) -> None:
@@ -91,6 +93,11 @@ class Lane:
         self._measures = measures
         self._in_flight = 0
         measures.watch_in_flight(lambda: self._in_flight)
+
+    @property
+    def service(self) -> Service | None:
+        """What the handlers work with, once the app has started."""
+        return self._service()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or have the app answer it."""
@@ -124,7 +131,9 @@ class Lane:
             body = await self._body(scope, receive)
             self._take_place()
             try:
-                content = await handler(self._service(), name, body)
+                service = self._service()
+                assert service is not None  # the app starts before it is asked
+                content = await handler(service, name, body)
             finally:
                 self._in_flight -= 1
         except ClientGoneError:
@@ -197,6 +206,8 @@ class Lane:
             ClientGoneError: The client went away.
         """
         bytes_max = self._limits.request_bytes_max
+        if scope.get(WHOLE):  # so that nothing is waited for, and a timer would be for nothing
+            return await _whole(receive, bytes_max)
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > bytes_max:
                 raise problems.TooLargeError(

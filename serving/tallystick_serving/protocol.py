@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tallystick_serving.lane import WHOLE
+
 
 class PatientProtocol(HttpToolsProtocol):
     """Closes connections that keep it waiting within a request.
@@ -53,6 +55,7 @@ class PatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Take the last byte of a body."""
         self._is_in_message = False
+        self.scope[WHOLE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -5,6 +5,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -258,3 +259,27 @@ def test_the_contract_is_written_again_when_the_log_was_cleared_away(tmp_path):
 def test_a_folder_that_has_no_file_yet_is_no_damage(tmp_path):
     (tmp_path / "log" / CONTRACT.model / CONTRACT.contract_hash).mkdir(parents=True)
     assert read_all(tmp_path) == []
+
+
+def test_small_and_large_requests_lie_in_one_file(tmp_path):
+    log = open_log(tmp_path)
+    many = predictions(7, rows=20)
+    whole = predictions(8, rows=20, moment=START + timedelta(minutes=1))
+    whole.values = {"stats__trips": np.arange(20) + 2**60, "stats__rate": np.full(20, 0.25)}
+    read = whole.views["stats"]
+    read.event_us = read.created_us = np.full(20, to_us(START))
+    few, some = predictions(0, rows=1), predictions(1, rows=3)
+    for part in (few, some, many):
+        part.values["stats__rate"] = [0.25] * len(part.prediction_id)
+    for part in (few, whole, some, many):
+        assert log.append(CONTRACT, part)
+    log.buffer.close()
+    (part,) = read_all(tmp_path)
+    rows = {row["prediction_id"]: row for row in part.table.to_pylist()}
+    assert len(rows) == 1 + 20 + 3 + 20
+    assert {row["feature.stats__rate"] for row in rows.values()} == {0.25}
+    assert [rows[f"8-{row}"]["feature.stats__trips"] for row in range(20)] == [
+        2**60 + row for row in range(20)
+    ]
+    assert {row["view.stats.event_time"] for row in rows.values()} == {START}
+    assert rows["1-2"]["entity.driver"] == 2**53 + 1

@@ -9,11 +9,11 @@ the contract that lies beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tallystick.columns import joined, plain
+from tallystick.columns import plain
 from tallystick.contract import ModelInputs
 from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 RECORD_VERSION = 1
 """Version of this layout; in every file's schema metadata."""
+
+ROWS_MANY: Final = 16
+"""Rows of a request from which they wait as columns."""
+_STEP: Final = 500
+_OF_REQUEST: Final = ("request_time", "model_version", "latency_us")
+_OF_ROW: Final = ("prediction_id", "prediction")
 
 VIEW_FIELDS = ("status", "event_time", "created_time", "write_time", "definition")
 
@@ -107,52 +113,99 @@ def log_schema(inputs: ModelInputs) -> pa.Schema:
     return pa.schema(fields, metadata={"tallystick.record_version": str(RECORD_VERSION)})
 
 
-def to_arrow(inputs: ModelInputs, schema: pa.Schema, batch: Sequence[Predictions]) -> pa.Table:
-    """Lay out the predictions of several requests as one table.
+@dataclass(slots=True)
+class Laid:
+    """The predictions of one request as they wait to be written: few as rows, many as columns.
 
-    Raises:
-        pyarrow.ArrowException: A value does not fit its declared type, which serving has checked.
+    A row of plain values is one object, and soon none of the garbage collector's; as columns it
+    would be as many lists as it has values.
+
+    Attributes:
+        count: Number of predictions.
+        rows: Their values, one tuple each.
+        columns: Or their columns.
     """
-    import pyarrow as pa
 
-    # Arrays are taken whole; the rows of small requests, which are lists, do not come between them.
-    parts: dict[bool, list[Predictions]] = {}
-    for part in batch:
-        is_tabular = any(not isinstance(read.event_us, list) for read in part.views.values())
-        parts.setdefault(is_tabular, []).append(part)
-    return pa.concat_tables([_table(inputs, schema, alike) for alike in parts.values()])
+    count: int
+    rows: Sequence[tuple[Any, ...]]
+    columns: Sequence[Any]
 
 
-def _table(inputs: ModelInputs, schema: pa.Schema, batch: Sequence[Predictions]) -> pa.Table:
-    import pyarrow as pa
+class RecordLayout:
+    """How predictions by one contract are laid out.
 
-    def each(value: Callable[[Predictions], Any]) -> list[Any]:
-        """The same value for all rows of a request."""
-        return [value(part) for part in batch for _ in part.prediction_id]
+    Args:
+        inputs: What the model takes.
 
-    columns: dict[str, Any] = {
-        "prediction_id": joined([part.prediction_id for part in batch]),
-        "request_time": each(lambda part: part.request_us),
-        "model_version": each(lambda part: part.model_version),
-        "prediction": joined([part.prediction for part in batch]),
-        "latency_us": each(lambda part: part.latency_us),
-    }
-    for key in inputs.entity_keys:
-        columns[f"entity.{key.name}"] = joined([part.keys[key.name] for part in batch])
-    for field in inputs.request_fields:
-        columns[f"request.{field.name}"] = joined([part.keys[field.name] for part in batch])
-    for use in inputs.views:
-        reads = [part.views[use.name] for part in batch]
-        columns[f"view.{use.name}.status"] = joined([read.status for read in reads])
-        columns[f"view.{use.name}.event_time"] = joined([read.event_us for read in reads])
-        columns[f"view.{use.name}.created_time"] = joined([read.created_us for read in reads])
-        columns[f"view.{use.name}.write_time"] = joined([read.write_us for read in reads])
-        columns[f"view.{use.name}.definition"] = joined([read.definition for read in reads])
-    for name, dtype in inputs.value_columns.items():
-        values = joined([part.values[name] for part in batch])
-        if dtype in JSON_TEXT:
-            values = list(map(json_text, plain(values)))
-        columns[f"feature.{name}"] = values
-    return pa.table(
-        [pa.array(columns[field.name], type=field.type) for field in schema], schema=schema
-    )
+    Attributes:
+        schema: The Arrow schema of a log file.
+    """
+
+    def __init__(self, inputs: ModelInputs) -> None:
+        self.schema = log_schema(inputs)
+        self._keys = [key.name for key in inputs.entity_keys]
+        self._keys += [field.name for field in inputs.request_fields]
+        self._views = [use.name for use in inputs.views]
+        self._values = list(inputs.value_columns)
+        # Here, what is the same for all rows of a request comes first.
+        names = [*_OF_REQUEST, *_OF_ROW]
+        names += [name for name in self.schema.names if name not in names]
+        self._places = [names.index(name) for name in self.schema.names]
+        texts = {
+            f"feature.{name}" for name, dtype in inputs.value_columns.items() if dtype in JSON_TEXT
+        }
+        self._converts = [json_text if name in texts else None for name in self.schema.names]
+
+    def lay(self, part: Predictions) -> Laid:
+        """Lay out the predictions of one request; within the request, and so quick."""
+        columns: list[Any] = [part.prediction_id, part.prediction]
+        columns += [part.keys[name] for name in self._keys]
+        for view in self._views:
+            read = part.views[view]
+            columns += (
+                read.status,
+                read.event_us,
+                read.created_us,
+                read.write_us,
+                read.definition,
+            )
+        columns += [part.values[name] for name in self._values]
+        of_request = (part.request_us, part.model_version, part.latency_us)
+        count = len(part.prediction_id)
+        if count == 1:
+            return Laid(1, [(*of_request, *[column[0] for column in columns])], ())
+        if count < ROWS_MANY:
+            return Laid(
+                count, [(*of_request, *row) for row in zip(*map(plain, columns), strict=True)], ()
+            )
+        return Laid(count, (), [*([value] * count for value in of_request), *columns])
+
+    def table(self, batch: Sequence[Laid]) -> pa.Table:
+        """The predictions of several requests as one table.
+
+        It is made in steps: each holds the interpreter, and requests wait meanwhile.
+
+        Raises:
+            pyarrow.ArrowException: A value does not fit its declared type, which serving has
+                checked.
+        """
+        import pyarrow as pa
+
+        rows = [row for part in batch for row in part.rows]
+        parts = [
+            self._batch(list(zip(*rows[start : start + _STEP], strict=True)))
+            for start in range(0, len(rows), _STEP)
+        ]
+        parts += [self._batch(part.columns) for part in batch if part.columns]
+        return pa.Table.from_batches(parts, schema=self.schema)
+
+    def _batch(self, columns: Sequence[Any]) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        arrays = []
+        for field, place, convert in zip(self.schema, self._places, self._converts, strict=True):
+            column = columns[place]
+            if convert is not None:
+                column = list(map(convert, plain(column)))
+            arrays.append(pa.array(column, type=field.type))
+        return pa.record_batch(arrays, schema=self.schema)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from tallystick.clock import from_us
 from tallystick.contract import ModelContract
 from tallystick.files import replacing, write_text
-from tallystick.prediction_log.record import Predictions, log_schema, to_arrow
+from tallystick.prediction_log.record import Laid, Predictions, RecordLayout
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,6 +116,7 @@ class BufferedWriter(Generic[Item]):
             groups: dict[Hashable, list[Item]] = {}
             for item in items:
                 groups.setdefault(self._group_of(item), []).append(item)
+            items.clear()
             failure: BaseException | None = None
             for group in groups.values():
                 # Each by itself: what is written is settled, whatever becomes of the rest.
@@ -128,6 +129,8 @@ class BufferedWriter(Generic[Item]):
                 else:
                     with self._lock:
                         self._durable += sum(map(self._rows_of, group))
+                    while group:  # one by one: to let all go at once would take the interpreter
+                        group.pop()
             if failure is not None:
                 raise failure
 
@@ -175,11 +178,11 @@ class PredictionLog:
 
     def __init__(self, state_dir: Path, *, rows_max: int, flush_rows: int, flush_s: float) -> None:
         self._folder = log_dir(state_dir)
-        self._schemas: dict[str, pa.Schema] = {}
-        self.buffer: BufferedWriter[tuple[ModelContract, Predictions]] = BufferedWriter(
+        self._layouts: dict[str, RecordLayout] = {}
+        self.buffer: BufferedWriter[tuple[ModelContract, Laid]] = BufferedWriter(
             write=self._write_items,
             group_of=lambda item: item[0].contract_hash,
-            rows_of=lambda item: len(item[1].prediction_id),
+            rows_of=lambda item: item[1].count,
             rows_max=rows_max,
             flush_rows=flush_rows,
             flush_s=flush_s,
@@ -187,20 +190,20 @@ class PredictionLog:
 
     def append(self, contract: ModelContract, predictions: Predictions) -> bool:
         """Log the predictions of one request; False if they had to be dropped."""
-        return self.buffer.append((contract, predictions))
+        layout = self._layouts.get(contract.contract_hash)
+        if layout is None:
+            layout = self._layouts[contract.contract_hash] = RecordLayout(contract)
+        return self.buffer.append((contract, layout.lay(predictions)))
 
-    def _write_items(self, items: Sequence[tuple[ModelContract, Predictions]]) -> None:
+    def _write_items(self, items: Sequence[tuple[ModelContract, Laid]]) -> None:
         """Write the predictions of one contract."""
         contract = items[0][0]
         folder = self._folder / contract.model / contract.contract_hash
-        schema = self._schemas.get(contract.contract_hash)
-        if schema is None:
-            schema = self._schemas[contract.contract_hash] = log_schema(contract)
         # Looked for each time: whoever clears old logs away may take it along.
         if not (folder / "contract.json").is_file():
             write_text(folder / "contract.json", contract.canonical_json())
-        batch = [predictions for _, predictions in items]
-        write_table(to_arrow(contract, schema, batch), folder, "request_time")
+        table = self._layouts[contract.contract_hash].table([laid for _, laid in items])
+        write_table(table, folder, "request_time")
 
 
 def log_dir(state_dir: Path) -> Path:
