@@ -9,11 +9,11 @@ the contract that lies beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tallystick.columns import plain
+from tallystick.columns import joined, plain
 from tallystick.contract import ModelInputs
 from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
 
@@ -26,6 +26,7 @@ RECORD_VERSION = 1
 ROWS_MANY: Final = 16
 """Rows of a request from which they wait as columns."""
 _STEP: Final = 500
+_STEP_LARGE: Final = 4_000
 _OF_REQUEST: Final = ("request_time", "model_version", "latency_us")
 _OF_ROW: Final = ("prediction_id", "prediction")
 
@@ -196,7 +197,11 @@ class RecordLayout:
             self._batch(list(zip(*rows[start : start + _STEP], strict=True)))
             for start in range(0, len(rows), _STEP)
         ]
-        parts += [self._batch(part.columns) for part in batch if part.columns]
+        large = [part.columns for part in batch if part.columns]
+        parts += [
+            self._batch([joined(column) for column in zip(*several, strict=True)])
+            for several in _together(large)
+        ]
         return pa.Table.from_batches(parts, schema=self.schema)
 
     def _batch(self, columns: Sequence[Any]) -> pa.RecordBatch:
@@ -209,3 +214,17 @@ class RecordLayout:
                 column = list(map(convert, plain(column)))
             arrays.append(pa.array(column, type=field.type))
         return pa.record_batch(arrays, schema=self.schema)
+
+
+def _together(parts: Sequence[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    """Columns of several requests, about :data:`_STEP_LARGE` rows at a time."""
+    several: list[Sequence[Any]] = []
+    rows = 0
+    for columns in parts:
+        several.append(columns)
+        rows += len(columns[0])
+        if rows >= _STEP_LARGE:
+            yield several
+            several, rows = [], 0
+    if several:
+        yield several

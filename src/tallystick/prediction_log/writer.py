@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
-_NICENESS: Final = 10
+_NICENESS: Final = 5
 Item = TypeVar("Item")
 
 
