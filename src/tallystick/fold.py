@@ -26,6 +26,7 @@ position         one or more columns that ascend in source order
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -55,6 +56,25 @@ class VisibilityClock(StrEnum):
     """From the moment on at which it was written online."""
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What differs between engines in the fold's SQL.
+
+    Attributes:
+        order_sql: Of ``event_us`` and ``created_us`` one value that orders rows as these two do; a
+            row without created time comes first.
+    """
+
+    order_sql: str
+
+
+DUCKDB: Final = Engine(
+    order_sql="(event_us::HUGEINT * 18446744073709551616"
+    " + coalesce(created_us, -9223372036854775808))"
+)
+SPARK: Final = Engine(order_sql="struct(event_us, created_us)")
+
+
 def quoted(name: str) -> str:
     """``name`` as an SQL identifier.
 
@@ -80,36 +100,35 @@ def visible_sql(clock: VisibilityClock, *, event: str, created: str, written: st
     return written
 
 
-def folded_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
+def folded_sql(
+    history: str, *, keys: Sequence[str], position: Sequence[str], engine: Engine = DUCKDB
+) -> str:
     """The rows of ``history`` that were a key's winner from the moment they became visible.
 
     Args:
         history: A relation with the columns in the module's text, as a name or in parentheses.
         keys: Its key columns, as SQL identifiers; at least one.
         position: Its position columns, as SQL identifiers, most significant first.
+        engine: Whose SQL it is.
 
     Returns:
         A query with keys, times and position of these rows. No two share key and ``visible_us``.
     """
     partition = ", ".join(keys)
-    first_wins = ", ".join(f"{column} DESC" for column in ("visible_us", *position))
     columns = ", ".join((*keys, "event_us", "created_us", "visible_us", *position))
+    order = ", ".join(("visible_us", "fold_order DESC", *position))
     return f"""
     SELECT {columns} FROM (
-      SELECT *, max(fold_rank) OVER (
-        PARTITION BY {partition} ORDER BY visible_us
-        RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
-      ) AS fold_best
+      SELECT *, max(fold_order) OVER (
+        PARTITION BY {partition} ORDER BY {order}
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+      ) AS fold_before
       FROM (
-        SELECT {columns}, row_number() OVER (
-          PARTITION BY {partition}
-          ORDER BY event_us, created_us NULLS FIRST, {first_wins}
-        ) AS fold_rank
-        FROM {history} AS history
-        WHERE visible_us IS NOT NULL
-      ) AS ranked
+        SELECT {columns}, {engine.order_sql} AS fold_order
+        FROM {history} AS history WHERE visible_us IS NOT NULL
+      ) AS ordered
     ) AS running
-    WHERE fold_rank = fold_best"""
+    WHERE fold_before IS NULL OR fold_order > fold_before"""
 
 
 def latest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
@@ -163,47 +182,56 @@ def ranked_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
 
 
 def as_of_sql(
-    history: str,
-    *,
-    spine: str,
-    keys: Sequence[str],
-    values: Sequence[str],
-    position: Sequence[str],
-    ttl_us: int | None,
+    history: str, *, spine: str, keys: Sequence[str], position: Sequence[str], ttl_us: int | None
 ) -> str:
-    """For every row of ``spine`` the value at its request time, in the spine's order.
+    """For every row of ``spine`` which row of the history is its value at its request time.
 
-    The as-of join finds only which row it is; the values are fetched by its position. So the sort
-    stays narrow, and values keep every bit (sorted along in a join, DuckDB turned -0.0 into 0.0).
+    Only which row it is: its values are fetched by its position. So the sort stays narrow, and
+    values keep every bit (sorted along in a join, DuckDB turned -0.0 into 0.0).
 
     Args:
         history: A relation with the columns in the module's text, as a name or in parentheses.
-        spine: A relation with the same key columns, ``spine_row`` (an integer, ascending in the
-            order of the answer) and ``request_us``.
+        spine: A relation with the same key columns, ``spine_row`` (an integer) and ``request_us``.
         keys: Key columns of both, as SQL identifiers; at least one.
-        values: Columns of the history to return, as SQL identifiers.
         position: Its position columns, as SQL identifiers, most significant first.
         ttl_us: Microseconds after which a row is too old; None or 0 for never.
 
     Returns:
-        A query with the values (null unless the status is PRESENT), ``event_us`` and ``created_us``
-        of the winning row, also when it is too old, and ``status``.
+        A query with ``spine_row``, the position, ``event_us`` and ``created_us`` of the winning
+        row, also when it is too old, and ``status``; in no order.
     """
     status = f"CASE WHEN fold.event_us IS NULL THEN '{NOT_FOUND}' "
     if ttl_us and ttl_us < TTL_US_MAX:
         status += f"WHEN fold.event_us < spine.request_us - {ttl_us} THEN '{OUTSIDE_MAX_AGE}' "
     status += f"ELSE '{PRESENT}' END"
     matches = " AND ".join(f"spine.{key} = fold.{key}" for key in keys)
-    places = " AND ".join(f"history.{column} = matched.{column}" for column in position)
     found = "".join(f", fold.{column}" for column in position)
+    return f"""
+    SELECT spine.spine_row, fold.event_us, fold.created_us{found}, {status} AS status
+    FROM {spine} AS spine
+    ASOF LEFT JOIN ({folded_sql(history, keys=keys, position=position)}) AS fold
+      ON {matches} AND spine.request_us >= fold.visible_us"""
+
+
+def values_sql(
+    history: str, matched: str, *, values: Sequence[str], position: Sequence[str]
+) -> str:
+    """The values of the rows that :func:`as_of_sql` found, in the spine's order.
+
+    Args:
+        history: The relation that was asked.
+        matched: Its answer, as a name or in parentheses.
+        values: Columns of the history to return, as SQL identifiers.
+        position: Its position columns, as SQL identifiers.
+
+    Returns:
+        A query with the values (null unless the status is PRESENT), ``event_us``, ``created_us``
+        and ``status``.
+    """
+    places = " AND ".join(f"history.{column} = matched.{column}" for column in position)
     fetched = "".join(f"history.{value}, " for value in values)
     return f"""
     SELECT {fetched}matched.event_us, matched.created_us, matched.status
-    FROM (
-      SELECT spine.spine_row, fold.event_us, fold.created_us{found}, {status} AS status
-      FROM {spine} AS spine
-      ASOF LEFT JOIN ({folded_sql(history, keys=keys, position=position)}) AS fold
-        ON {matches} AND spine.request_us >= fold.visible_us
-    ) AS matched
+    FROM {matched} AS matched
     LEFT JOIN {history} AS history ON {places} AND matched.status = '{PRESENT}'
     ORDER BY matched.spine_row"""

@@ -252,5 +252,3 @@ def test_spines_that_cannot_be_used_say_all_that_is_wrong(store):
     empty = entity_rows(0).assign(event_timestamp=pd.NaT)
     with pytest.raises(InputError, match="expected a time in every row, got 1 nulls"):
         store.get_historical_features(empty, ["stats:trips"]).to_df()
-    with pytest.raises(InputError, match="Pass entity_df"):
-        store.get_historical_features(features=["stats:trips"], start_date=NOON)

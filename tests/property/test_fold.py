@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tallystick.clock import from_us
 from tallystick.fold import VisibilityClock
+from tallystick.offline_store import retrieval, streaming
 from tallystick.offline_store.history import ViewRead
 from tallystick.offline_store.retrieval import point_in_time, visible_between
 from tallystick.view import Column, ViewSpec
@@ -172,25 +173,49 @@ def write(history, folder, cut=None):
     return folder
 
 
+def in_memory(spine, read, clock, folder):
+    del folder
+    return point_in_time(spine=spine, request_time="at", reads=[read], clock=clock, with_times=True)
+
+
+def joined(spine, read, clock, folder):
+    """As where a view's columns do not fit into memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "FETCHED_SHARE", 0.0)
+        return in_memory(spine, read, clock, folder)
+
+
+def from_file_to_file(spine, read, clock, folder):
+    asked, out = Path(folder) / ".asked.parquet", Path(folder) / ".answer.parquet"
+    pq.write_table(spine, asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "BATCH", 3)
+        rows = streaming.write_point_in_time(
+            spine=asked, request_time="at", reads=[read], clock=clock, out=out, with_times=True
+        )
+    answer = pq.read_table(out)
+    assert answer.num_rows == rows
+    return answer
+
+
+@pytest.mark.parametrize("way", [in_memory, joined, from_file_to_file])
 @MANY
 @given(
     history=histories,
     spine=spines,
     clock=clocks,
-    ttl=ttls,
     shape=st.tuples(
         st.sampled_from([("text",), ("number",), ("text", "number"), ()]),
         st.none() | st.integers(0, 25),
+        ttls,
     ),
 )
-def test_every_request_gets_what_looking_at_all_rows_gives(history, spine, clock, ttl, shape):
-    key, cut = shape
+def test_every_request_gets_what_looking_at_all_rows_gives(way, history, spine, clock, shape):
+    key, cut, ttl = shape
     with tempfile.TemporaryDirectory() as folder:
         read = view_read(write(history, folder, cut), key, ttl)
         table = spine_table(spine)
-        answer = point_in_time(
-            spine=table, request_time="at", reads=[read], clock=clock, with_times=True
-        )
+        answer = way(table, read, clock, folder)
     assert answer.select(table.column_names).equals(table)
     assert {name: answer.schema.field(f"s__{name}").type for name in FEATURES} == TYPES
     for request, got in zip(spine, answer.to_pylist(), strict=True):

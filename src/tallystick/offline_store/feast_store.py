@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,16 +22,18 @@ from feast.infra.offline_stores.offline_store import (
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
+from feast.utils import compute_non_entity_date_range
 from pydantic import Field
 
 from tallystick.clock import from_us
 from tallystick.errors import DefinitionError, InputError
 from tallystick.fold import VisibilityClock
 from tallystick.offline_store.connection import connect, read_table
+from tallystick.offline_store.feature_metrics import MetricFiles, feature_metrics, latest_event
 from tallystick.offline_store.files import resolve
 from tallystick.offline_store.history import ViewRead
 from tallystick.offline_store.pull import Pull, pull_all, pull_latest
-from tallystick.offline_store.retrieval import as_microseconds, point_in_time
+from tallystick.offline_store.retrieval import as_microseconds, changes_between, point_in_time
 from tallystick.offline_store.writing import add_file, append, write_file
 from tallystick.view import ViewSpec
 
@@ -81,21 +83,37 @@ class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
     ) -> RetrievalJob:
         """Features at the request times of an entity DataFrame, Arrow table or SQL query.
 
+        Without entity rows: for every key at every moment from ``start_date`` to ``end_date`` at
+        which a row of it became visible in one of the views. As with Feast's stores ``end_date`` is
+        now by default, and ``start_date`` the longest ttl before it, or 30 days.
+
         ``filter_by_created_timestamp=True`` asks for the knowledge clock whatever the config says.
 
         Raises:
             InputError: The entity rows cannot be used.
             DataError: A source does not fit its view, or lacks the time that the clock asks for.
         """
-        if entity_df is None:
-            raise InputError(
-                "Features are read for entity rows, and none were given.",
-                hint="Pass entity_df with the entity keys and an event_timestamp.",
-            )
         forced = kwargs.get("filter_by_created_timestamp", False)
         clock = VisibilityClock.KNOWLEDGE if forced else VisibilityClock(config.offline_store.clock)
         reads = [view_read(view, feature_refs) for view in feature_views]
-        spine, request_time = spine_of(entity_df, config)
+        if entity_df is None:
+            start, end = compute_non_entity_date_range(
+                feature_views, start_date=kwargs.get("start_date"), end_date=kwargs.get("end_date")
+            )
+            spine, request_time = (
+                changes_between(
+                    reads,
+                    start=start,
+                    end=end,
+                    time=SPINE_TIME,
+                    clock=clock,
+                    config=config.offline_store,
+                    repo_path=config.repo_path,
+                ),
+                SPINE_TIME,
+            )
+        else:
+            spine, request_time = spine_of(entity_df, config)
 
         def produce() -> pa.Table:
             table = point_in_time(
@@ -217,6 +235,82 @@ class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
             )
         table = pq.read_table(data) if isinstance(data, Path) else data
         add_file(table, resolve(destination.path, config.repo_path))
+
+    @staticmethod
+    def compute_monitoring_metrics(  # noqa: PLR0917 - Feast's signature
+        config: RepoConfig,
+        data_source: DataSource,
+        feature_columns: list[tuple[str, str]],
+        timestamp_field: str,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        histogram_bins: int = 20,
+        top_n: int = 10,
+    ) -> list[dict[str, Any]]:
+        """Profiles and histograms of features, for Feast's monitoring."""
+        return feature_metrics(
+            data_source,
+            feature_columns,
+            event=timestamp_field,
+            start=start_date,
+            end=end_date,
+            bins=histogram_bins,
+            top=top_n,
+            config=config.offline_store,
+            repo_path=config.repo_path,
+        )
+
+    @staticmethod
+    def get_monitoring_max_timestamp(
+        config: RepoConfig, data_source: DataSource, timestamp_field: str
+    ) -> datetime | None:
+        """The last event time of a source; None where nothing was written yet."""
+        return latest_event(
+            data_source, timestamp_field, config=config.offline_store, repo_path=config.repo_path
+        )
+
+    @staticmethod
+    def ensure_monitoring_tables(config: RepoConfig) -> None:
+        """Make the files in which Feast's monitoring keeps its metrics."""
+        MetricFiles(config.repo_path).ensure()
+
+    @staticmethod
+    def save_monitoring_metrics(
+        config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]
+    ) -> None:
+        """Keep metrics of Feast's monitoring; those with the same key are replaced."""
+        if metrics:
+            MetricFiles(config.repo_path).save(metric_type, metrics)
+
+    @staticmethod
+    def query_monitoring_metrics(  # noqa: PLR0917 - Feast's signature
+        config: RepoConfig,
+        project: str,
+        metric_type: str,
+        filters: dict[str, Any] | None = None,
+        start_date: date | None = None,
+        end_date: date | None = None,
+    ) -> list[dict[str, Any]]:
+        """Metrics that Feast's monitoring kept."""
+        return MetricFiles(config.repo_path).query(
+            metric_type, project=project, filters=filters or {}, start=start_date, end=end_date
+        )
+
+    @staticmethod
+    def clear_monitoring_baseline(
+        config: RepoConfig,
+        project: str,
+        feature_view_name: str | None = None,
+        feature_name: str | None = None,
+        data_source_type: str | None = None,
+    ) -> None:
+        """Have no metrics that match be a baseline."""
+        MetricFiles(config.repo_path).clear_baseline(
+            project,
+            feature_view_name=feature_view_name,
+            feature_name=feature_name,
+            data_source_type=data_source_type,
+        )
 
 
 class DuckDBRetrievalJob(RetrievalJob):  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,13 @@ class SourceFiles:
     label: str
     signature: tuple[tuple[str, int, int], ...]
     schema: pa.Schema
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows in all files."""
+        import pyarrow.parquet as pq
+
+        return sum(pq.read_metadata(path).num_rows for path, _, _ in self.signature)
 
     @property
     def relation(self) -> str:

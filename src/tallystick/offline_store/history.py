@@ -85,6 +85,7 @@ class History:
         sql: The relation, in parentheses.
         keys: Names of its key columns; at least one, a constant where a view has no entity.
         values: Names of its value columns, one per feature.
+        columns: The source's columns that these are.
         types: Arrow type of each feature in the answer.
         files: Where it comes from.
         what: Its name in messages.
@@ -93,6 +94,7 @@ class History:
     sql: str
     keys: tuple[str, ...]
     values: tuple[str, ...]
+    columns: tuple[str, ...]
     types: tuple[pa.DataType, ...]
     files: SourceFiles
     what: str
@@ -149,6 +151,7 @@ def open_history(
         f"FROM (SELECT {selected} FROM {files.relation}) AS source WHERE {complete})",
         keys=tuple(keys),
         values=tuple(values),
+        columns=tuple(original.get(name, name) for name in read.columns),
         types=tuple(declared_type(each.dtype, found(each.name)) for each in read.features),
         files=files,
         what=f"view {spec.name} from {files.label}",

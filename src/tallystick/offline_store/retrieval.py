@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import to_us
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError, InputError, Problem
-from tallystick.fold import VisibilityClock, as_of_sql, quoted, ranked_sql
+from tallystick.fold import PRESENT, VisibilityClock, as_of_sql, quoted, ranked_sql, values_sql
 from tallystick.offline_store.columns import converted, family, fits, key_type
-from tallystick.offline_store.connection import EngineLimits, connect, read_table
+from tallystick.offline_store.connection import EngineLimits, connect, memory_limit, read_table
+from tallystick.offline_store.fetching import bytes_of, rows_at
 from tallystick.offline_store.history import (
     History,
     ViewRead,
@@ -24,6 +26,9 @@ from tallystick.offline_store.kept import KeptHistory, kept_histories
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+FETCHED_SHARE: Final = 0.125
+"""Share of the engine's memory that a view's columns may take to be fetched by position at once."""
 
 
 def point_in_time(
@@ -58,40 +63,151 @@ def point_in_time(
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
     check_spine(spine, request_time, reads, with_times=with_times)
-    columns: dict[str, Any] = {}
-    for read in reads:
-        history = open_history(read, clock=clock, repo_path=repo_path)
-        keys = spine_keys(spine, request_time, read)
-        connection = connect(config)
-        try:
-            connection.register("spine", keys)
-            require_times(connection, history, history.sql, read, clock)
-            asked = (
-                f"(SELECT * FROM {history.sql} AS history WHERE EXISTS (SELECT 1 FROM spine WHERE "
-                + " AND ".join(f"spine.{key} = history.{key}" for key in history.keys)
-                + "))"
-            )
-            sql = as_of_sql(
-                asked,
-                spine="spine",
-                keys=history.keys,
-                values=history.values,
-                position=history.position,
-                ttl_us=read.spec.ttl_us,
-            )
-            found = read_table(connection, sql, what=history.what)
-        finally:
-            connection.close()
-        features = typed(found, history, read)
-        columns |= {f"{read.name}__{name}": column for name, column in features.items()}
-        if with_times:
-            columns[f"{read.name}__event_time"] = as_times(found["event_us"])
-            columns[f"{read.name}__created_time"] = as_times(found["created_us"])
-            columns[f"{read.name}__status"] = found["status"]
     answer = spine
-    for name, column in columns.items():
-        answer = answer.append_column(name, column)
+    for read in reads:
+        values, times = _answer(
+            spine_keys(spine, request_time, read),
+            read,
+            clock=clock,
+            config=config,
+            repo_path=repo_path,
+        )
+        for name, column in (values | times if with_times else values).items():
+            answer = answer.append_column(f"{read.name}__{name}", column)
     return answer
+
+
+def _answer(
+    keys: pa.Table,
+    read: ViewRead,
+    *,
+    clock: VisibilityClock,
+    config: EngineLimits | None,
+    repo_path: Path | str | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What one view answers: feature → its column, and ``event_time`` and so on → theirs."""
+    history = open_history(read, clock=clock, repo_path=repo_path)
+    connection = connect(config)
+    try:
+        connection.register("spine", keys)
+        require_times(connection, history, history.sql, read, clock)
+        sql = as_of_sql(
+            asked_sql(history, keys.num_rows),
+            spine="spine",
+            keys=history.keys,
+            position=history.position,
+            ttl_us=read.spec.ttl_us,
+        )
+        room = memory_limit(connection) * FETCHED_SHARE
+        fits_memory = bytes_of(history.files, history.columns) < room
+        if not fits_memory:
+            sql = values_sql(
+                history.sql, f"({sql})", values=history.values, position=history.position
+            )
+        found = read_table(connection, sql, what=history.what)
+    finally:
+        connection.close()
+    if fits_memory:
+        found = _fetched(_in_order(found), history)
+    return typed(found, history, read), times_of(found)
+
+
+def times_of(found: pa.Table) -> dict[str, Any]:
+    """``event_time``, ``created_time`` and ``status`` of what was found."""
+    return {
+        "event_time": as_times(found["event_us"]),
+        "created_time": as_times(found["created_us"]),
+        "status": found["status"],
+    }
+
+
+def asked_sql(history: History, spine_rows: int) -> str:
+    """The history, without keys that the relation ``spine`` lacks, if that is worth the look."""
+    if spine_rows > history.files.rows:
+        return history.sql
+    matches = " AND ".join(f"spine.{key} = history.{key}" for key in history.keys)
+    return (
+        f"(SELECT * FROM {history.sql} AS history "
+        f"WHERE EXISTS (SELECT 1 FROM spine WHERE {matches}))"
+    )
+
+
+def _in_order(found: pa.Table) -> pa.Table:
+    """What was found, in the spine's order; every row of the spine is in it once."""
+    import numpy as np
+    import pyarrow as pa
+
+    rows = found["spine_row"].to_numpy()
+    order = np.empty(len(rows), dtype=np.int64)
+    order[rows] = np.arange(len(rows))
+    return found.drop_columns(["spine_row"]).take(pa.array(order))
+
+
+def _fetched(found: pa.Table, history: History) -> pa.Table:
+    """With the values of the rows that were found."""
+    import pyarrow.compute as pc
+
+    is_present = pc.equal(found["status"], PRESENT)
+    file, row = (pc.if_else(is_present, found[name], None) for name in history.position)
+    values = rows_at(history.files, history.columns, file, row)
+    for name, column in zip(history.values, history.columns, strict=True):
+        found = found.append_column(name, values[column])
+    return found
+
+
+def changes_between(
+    reads: Sequence[ViewRead],
+    *,
+    start: datetime,
+    end: datetime,
+    time: str,
+    clock: VisibilityClock,
+    config: EngineLimits | None = None,
+    repo_path: Path | str | None = None,
+) -> pa.Table:
+    """A spine of all moments at which some view may have changed for some key.
+
+    Args:
+        reads: The views.
+        start: First moment, included.
+        end: Last moment, included.
+        time: Name of the column of moments.
+        clock: When a row counts as visible; what became visible is a change.
+        config: What the engine may take; None for all of the machine.
+        repo_path: Folder from which relative source paths are taken.
+
+    Returns:
+        Each combination of keys and moment once, ordered by moment, then by keys. A key that a view
+        does not have is null in its rows. Views without entities have no changes of their own,
+        unless there are no others.
+
+    Raises:
+        DataError: A source does not fit its view, or lacks the time that the clock asks for.
+    """
+    import pyarrow as pa
+
+    types = {read.spine_key(key.name): arrow_type(key.dtype) for read in reads for key in read.keys}
+    rows = []
+    for read in [read for read in reads if read.keys] or reads:
+        history = open_history(replace(read, columns=()), clock=clock, repo_path=repo_path)
+        own = {read.spine_key(key.name): f"key_{at}" for at, key in enumerate(read.keys)}
+        keys = "".join(f"{own.get(name, 'NULL')} AS {quoted(name)}, " for name in types)
+        rows.append(
+            f"SELECT {keys}visible_us FROM {history.sql} AS history "
+            f"WHERE visible_us BETWEEN {to_us(start)} AND {to_us(end)}"
+        )
+    order = ", ".join(("visible_us", *map(quoted, types)))
+    sql = f"SELECT DISTINCT * FROM ({' UNION ALL '.join(rows)}) AS changes ORDER BY {order}"
+    connection = connect(config)
+    try:
+        found = read_table(connection, sql, what="the views' sources")
+    finally:
+        connection.close()
+    columns = {
+        name: as_times(found[name]) if pa.types.is_timestamp(kind) else found[name].cast(kind)
+        for name, kind in types.items()
+    }
+    return pa.table({**columns, time: as_times(found["visible_us"])})
 
 
 def check_spine(

@@ -1,0 +1,79 @@
+"""The values of chosen rows, by their position in the source's files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tallystick.errors import DataError
+from tallystick.offline_store.files import SourceFiles
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def bytes_of(files: SourceFiles, columns: Sequence[str]) -> int:
+    """Bytes that some columns of a source take in memory, about, by what its files say."""
+    import pyarrow.parquet as pq
+
+    wanted = set(columns)
+    total = 0
+    for path, _, _ in files.signature:
+        metadata = pq.read_metadata(path)
+        for group in range(metadata.num_row_groups):
+            chunks = metadata.row_group(group)
+            total += sum(
+                chunk.total_uncompressed_size
+                for chunk in map(chunks.column, range(chunks.num_columns))
+                if chunk.path_in_schema.split(".")[0] in wanted
+            )
+    return total
+
+
+def rows_at(
+    files: SourceFiles, columns: Sequence[str], file_position: Any, row_position: Any
+) -> pa.Table:
+    """Rows of a source, in any order and as often as asked for.
+
+    Args:
+        files: The source.
+        columns: Names of its columns.
+        file_position: For each row of the answer the place of its file; null for a row of nulls.
+        row_position: And its place in the file.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    parts = []
+    names = list(dict.fromkeys(columns))
+    if not names:
+        return pa.table({})
+    for path, _, _ in files.signature:
+        try:
+            file = pq.ParquetFile(path)
+            have = [name for name in names if name in file.schema_arrow.names]
+            rows = file.metadata.num_rows
+            # Without any of the columns a table would not know how many rows it has.
+            parts.append(file.read(columns=have) if have else pa.table({names[0]: pa.nulls(rows)}))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
+    place = row_position
+    if len(parts) > 1:
+        first = [0]
+        for part in parts:
+            first.append(first[-1] + part.num_rows)
+        place = pc.add(row_position, pa.array(first).take(file_position))
+    whole = pa.concat_tables(parts, promote_options="permissive")
+    del parts
+    return pa.table({name: _taken(whole[name], place) for name in names})
+
+
+def _taken(column: pa.ChunkedArray, places: Any) -> Any:
+    array = column.combine_chunks()
+    if isinstance(places, type(column)):
+        places = places.combine_chunks()
+    return array.take(places)
