@@ -182,7 +182,13 @@ def ranked_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
 
 
 def as_of_sql(
-    history: str, *, spine: str, keys: Sequence[str], position: Sequence[str], ttl_us: int | None
+    history: str,
+    *,
+    spine: str,
+    keys: Sequence[str],
+    position: Sequence[str],
+    ttl_us: int | None,
+    wanted: Sequence[str] | None = None,
 ) -> str:
     """For every row of ``spine`` which row of the history is its value at its request time.
 
@@ -195,19 +201,21 @@ def as_of_sql(
         keys: Key columns of both, as SQL identifiers; at least one.
         position: Its position columns, as SQL identifiers, most significant first.
         ttl_us: Microseconds after which a row is too old; None or 0 for never.
+        wanted: Columns of the winning row to return, of its position, ``event_us`` and
+            ``created_us``; all by default. Each one has to be sorted along.
 
     Returns:
-        A query with ``spine_row``, the position, ``event_us`` and ``created_us`` of the winning
-        row, also when it is too old, and ``status``; in no order.
+        A query with ``spine_row``, the columns of the winning row, null where there is none, and
+        ``too_old``; in no order.
     """
-    status = f"CASE WHEN fold.event_us IS NULL THEN '{NOT_FOUND}' "
+    too_old = "false"
     if ttl_us and ttl_us < TTL_US_MAX:
-        status += f"WHEN fold.event_us < spine.request_us - {ttl_us} THEN '{OUTSIDE_MAX_AGE}' "
-    status += f"ELSE '{PRESENT}' END"
+        too_old = f"fold.event_us < spine.request_us - {ttl_us}"
     matches = " AND ".join(f"spine.{key} = fold.{key}" for key in keys)
-    found = "".join(f", fold.{column}" for column in position)
+    columns = (*position, "event_us", "created_us") if wanted is None else wanted
+    found = ", ".join(f"fold.{column}" for column in columns)
     return f"""
-    SELECT spine.spine_row, fold.event_us, fold.created_us{found}, {status} AS status
+    SELECT spine.spine_row, {found}, {too_old} AS too_old
     FROM {spine} AS spine
     ASOF LEFT JOIN ({folded_sql(history, keys=keys, position=position)}) AS fold
       ON {matches} AND spine.request_us >= fold.visible_us"""
@@ -225,13 +233,13 @@ def values_sql(
         position: Its position columns, as SQL identifiers.
 
     Returns:
-        A query with the values (null unless the status is PRESENT), ``event_us``, ``created_us``
-        and ``status``.
+        A query with the values (null unless there is a row that is not too old), ``event_us``,
+        ``created_us`` and ``too_old``.
     """
     places = " AND ".join(f"history.{column} = matched.{column}" for column in position)
     fetched = "".join(f"history.{value}, " for value in values)
     return f"""
-    SELECT {fetched}matched.event_us, matched.created_us, matched.status
+    SELECT {fetched}matched.event_us, matched.created_us, matched.too_old
     FROM {matched} AS matched
-    LEFT JOIN {history} AS history ON {places} AND matched.status = '{PRESENT}'
+    LEFT JOIN {history} AS history ON {places} AND NOT matched.too_old
     ORDER BY matched.spine_row"""

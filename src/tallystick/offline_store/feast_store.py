@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast import FeatureView, OnDemandFeatureView
 from feast.data_source import DataSource
 from feast.errors import SavedDatasetLocationAlreadyExists
@@ -126,7 +127,7 @@ class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
             )
             return table if full_feature_names else short_names(table, spine, reads)
 
-        times = [time for time in as_microseconds(spine[request_time]).to_pylist() if time]
+        times = pc.min_max(as_microseconds(spine[request_time])).as_py()
         return DuckDBRetrievalJob(
             produce,
             config=config,
@@ -135,8 +136,8 @@ class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
             metadata=RetrievalMetadata(
                 features=feature_refs,
                 keys=[name for name in spine.column_names if name != request_time],
-                min_event_timestamp=from_us(min(times)) if times else None,
-                max_event_timestamp=from_us(max(times)) if times else None,
+                min_event_timestamp=None if times["min"] is None else from_us(times["min"]),
+                max_event_timestamp=None if times["max"] is None else from_us(times["max"]),
             ),
         )
 

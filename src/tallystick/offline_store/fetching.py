@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from tallystick.errors import DataError
@@ -30,16 +31,14 @@ def bytes_of(files: SourceFiles, columns: Sequence[str]) -> int:
     return total
 
 
-def rows_at(
-    files: SourceFiles, columns: Sequence[str], file_position: Any, row_position: Any
-) -> pa.Table:
+def rows_at(files: SourceFiles, columns: Sequence[str], places: Sequence[Any]) -> pa.Table:
     """Rows of a source, in any order and as often as asked for.
 
     Args:
         files: The source.
         columns: Names of its columns.
-        file_position: For each row of the answer the place of its file; null for a row of nulls.
-        row_position: And its place in the file.
+        places: For each row of the answer its place in its file, null for a row of nulls; where
+            there are several files, the place of its file comes before.
 
     Raises:
         DataError: A file cannot be read.
@@ -61,19 +60,15 @@ def rows_at(
             parts.append(file.read(columns=have) if have else pa.table({names[0]: pa.nulls(rows)}))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
-    place = row_position
+    place = places[-1]
     if len(parts) > 1:
         first = [0]
         for part in parts:
             first.append(first[-1] + part.num_rows)
-        place = pc.add(row_position, pa.array(first).take(file_position))
+        place = pc.add(place, pa.array(first).take(places[0]))
     whole = pa.concat_tables(parts, promote_options="permissive")
     del parts
-    return pa.table({name: _taken(whole[name], place) for name in names})
-
-
-def _taken(column: pa.ChunkedArray, places: Any) -> Any:
-    array = column.combine_chunks()
-    if isinstance(places, type(column)):
-        places = places.combine_chunks()
-    return array.take(places)
+    chosen = place.combine_chunks() if isinstance(place, pa.ChunkedArray) else place
+    with ThreadPoolExecutor(max_workers=pa.cpu_count()) as threads:
+        taken = threads.map(lambda name: whole[name].combine_chunks().take(chosen), names)
+        return pa.table(dict(zip(names, taken, strict=True)))

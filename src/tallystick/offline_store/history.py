@@ -101,6 +101,11 @@ class History:
 
     position = POSITION
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What of the position tells a row from all others."""
+        return POSITION if len(self.files.signature) > 1 else POSITION[1:]
+
 
 def open_history(
     read: ViewRead, *, clock: VisibilityClock, repo_path: Path | str | None

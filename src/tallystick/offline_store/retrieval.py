@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 from tallystick.clock import to_us
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError, InputError, Problem
-from tallystick.fold import PRESENT, VisibilityClock, as_of_sql, quoted, ranked_sql, values_sql
+from tallystick.fold import (
+    NOT_FOUND,
+    OUTSIDE_MAX_AGE,
+    PRESENT,
+    VisibilityClock,
+    as_of_sql,
+    quoted,
+    ranked_sql,
+    values_sql,
+)
 from tallystick.offline_store.columns import converted, family, fits, key_type
 from tallystick.offline_store.connection import EngineLimits, connect, memory_limit, read_table
 from tallystick.offline_store.fetching import bytes_of, rows_at
@@ -63,18 +73,28 @@ def point_in_time(
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
     check_spine(spine, request_time, reads, with_times=with_times)
-    answer = spine
-    for read in reads:
-        values, times = _answer(
+
+    def answered(read: ViewRead) -> dict[str, Any]:
+        return _answer(
             spine_keys(spine, request_time, read),
             read,
             clock=clock,
             config=config,
             repo_path=repo_path,
+            with_times=with_times,
         )
-        for name, column in (values | times if with_times else values).items():
+
+    answer = spine
+    for read, found in zip(reads, each(answered, reads), strict=True):
+        for name, column in found.items():
             answer = answer.append_column(f"{read.name}__{name}", column)
     return answer
+
+
+def each(work: Callable[[ViewRead], Any], reads: Sequence[ViewRead]) -> Iterator[Any]:
+    """The work for each view, in order; one view's values are fetched while the next is folded."""
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        yield from threads.map(work, reads)
 
 
 def _answer(
@@ -84,22 +104,25 @@ def _answer(
     clock: VisibilityClock,
     config: EngineLimits | None,
     repo_path: Path | str | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What one view answers: feature → its column, and ``event_time`` and so on → theirs."""
+    with_times: bool,
+) -> dict[str, Any]:
+    """What one view answers: feature, or ``event_time`` and so on → its column."""
     history = open_history(read, clock=clock, repo_path=repo_path)
     connection = connect(config)
     try:
         connection.register("spine", keys)
         require_times(connection, history, history.sql, read, clock)
+        room = memory_limit(connection) * FETCHED_SHARE
+        fits_memory = bytes_of(history.files, history.columns) < room
+        wanted = [*history.place, *(("event_us", "created_us") if with_times else ())]
         sql = as_of_sql(
             asked_sql(history, keys.num_rows),
             spine="spine",
             keys=history.keys,
             position=history.position,
             ttl_us=read.spec.ttl_us,
+            wanted=wanted if fits_memory else None,
         )
-        room = memory_limit(connection) * FETCHED_SHARE
-        fits_memory = bytes_of(history.files, history.columns) < room
         if not fits_memory:
             sql = values_sql(
                 history.sql, f"({sql})", values=history.values, position=history.position
@@ -109,15 +132,20 @@ def _answer(
         connection.close()
     if fits_memory:
         found = _fetched(_in_order(found), history)
-    return typed(found, history, read), times_of(found)
+    return typed(found, history, read) | (times_of(found) if with_times else {})
 
 
 def times_of(found: pa.Table) -> dict[str, Any]:
     """``event_time``, ``created_time`` and ``status`` of what was found."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found_status = pc.if_else(found["too_old"], OUTSIDE_MAX_AGE, PRESENT)
+    status = pc.if_else(pc.is_null(found["event_us"]), NOT_FOUND, found_status)
     return {
         "event_time": as_times(found["event_us"]),
         "created_time": as_times(found["created_us"]),
-        "status": found["status"],
+        "status": status.cast(pa.string()),
     }
 
 
@@ -140,16 +168,15 @@ def _in_order(found: pa.Table) -> pa.Table:
     rows = found["spine_row"].to_numpy()
     order = np.empty(len(rows), dtype=np.int64)
     order[rows] = np.arange(len(rows))
-    return found.drop_columns(["spine_row"]).take(pa.array(order))
+    return found.drop_columns(["spine_row"]).combine_chunks().take(pa.array(order))
 
 
 def _fetched(found: pa.Table, history: History) -> pa.Table:
     """With the values of the rows that were found."""
     import pyarrow.compute as pc
 
-    is_present = pc.equal(found["status"], PRESENT)
-    file, row = (pc.if_else(is_present, found[name], None) for name in history.position)
-    values = rows_at(history.files, history.columns, file, row)
+    places = [pc.if_else(found["too_old"], None, found[name]) for name in history.place]
+    values = rows_at(history.files, history.columns, places)
     for name, column in zip(history.values, history.columns, strict=True):
         found = found.append_column(name, values[column])
     return found
@@ -252,6 +279,7 @@ def spine_keys(spine: pa.Table, request_time: str, read: ViewRead) -> pa.Table:
     Raises:
         InputError: An integer key holds a fraction or is out of range.
     """
+    import numpy as np
     import pyarrow as pa
 
     rows = spine.num_rows
@@ -268,7 +296,7 @@ def spine_keys(spine: pa.Table, request_time: str, read: ViewRead) -> pa.Table:
     if not columns:
         columns["key_0"] = pa.array([0] * rows, pa.int64())
     columns["request_us"] = as_microseconds(spine[request_time])
-    columns["spine_row"] = pa.array(range(rows), pa.int64())
+    columns["spine_row"] = pa.array(np.arange(rows))
     return pa.table(columns)
 
 
