@@ -11,7 +11,7 @@ On one machine and the same Parquet files, each run in a process of its own:
   run once.
 - ``growth``: 100,000 requests against one view of 1, 2, 4 and 8 million rows.
 - ``large``: 10,000,000 requests against 50,000,000 rows, with a memory limit of 2 GB.
-- ``materialize``: 1,000,000 entities of one view brought online; Feast's stores 100,000 of them.
+- ``materialize``: 1,000,000 entities of one view brought online; 400,000 of them by Feast's stores.
 
 ``ratio_vs_feast_duckdb`` compares runs of one size in this run; peak memory is the process's, with
 everything that it has imported.

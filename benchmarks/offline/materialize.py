@@ -16,7 +16,7 @@ from benchmarks.offline.scene import KEY, feature_names, write_history
 from benchmarks.online.installation import QUIET, start_redis
 from benchmarks.online.servers import ROOT
 
-ENTITIES: Final = {"tallystick": 1_000_000, "feast": 100_000}
+ENTITIES: Final = {"tallystick": 1_000_000, "feast": 400_000}
 _DECLARED = """\
 from datetime import timedelta
 
