@@ -69,6 +69,9 @@ def rows_at(
         place = pc.add(row_position, pa.array(first).take(file_position))
     whole = pa.concat_tables(parts, promote_options="permissive")
     del parts
+    for name in names:
+        if name not in whole.column_names:
+            whole = whole.append_column(name, pa.nulls(whole.num_rows))
     return pa.table({name: _taken(whole[name], place) for name in names})
 
 

@@ -89,7 +89,7 @@ def _answer(
     history = open_history(read, clock=clock, repo_path=repo_path)
     connection = connect(config)
     try:
-        connection.register("spine", keys)
+        connection.register("spine", history.asked(keys))
         require_times(connection, history, history.sql, read, clock)
         sql = as_of_sql(
             asked_sql(history, keys.num_rows),
@@ -98,6 +98,7 @@ def _answer(
             position=history.position,
             ttl_us=read.spec.ttl_us,
         )
+        sql = history.told(sql)
         room = memory_limit(connection) * FETCHED_SHARE
         fits_memory = bytes_of(history.files, history.columns) < room
         if not fits_memory:
@@ -368,7 +369,7 @@ def named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:
             **keys,
             **typed(found, history, read),
             "event_time": as_times(found["event_us"]),
-            "created_time": as_times(found["created_us"]),
+            "created_time": as_times(found[history.created]),
         }
     )
 
@@ -391,7 +392,7 @@ def history_sql(
     columns = [
         *(f"{old} AS {quoted(new)}" for old, new in zip(inner, names, strict=True)),
         "make_timestamptz(event_us) AS event_time",
-        "make_timestamptz(created_us) AS created_time",
+        f"make_timestamptz({history.created}) AS created_time",
         "visible_us",
         *history.position,
     ]
