@@ -21,9 +21,9 @@ from tallystick.journal import (
     BufferedJournal,
     Journal,
     cut_off_in,
-    entry_of_table,
     view_folder,
 )
+from tallystick.journal_entry import entry_of_table
 from tallystick.offline_store import retrieval
 from tallystick.offline_store.history import ViewRead
 from tallystick.offline_store.retrieval import point_in_time
@@ -158,7 +158,7 @@ class Scene:
 
     def settle(self):
         self.write(DEFINITIONS[0], table_of(DEFINITIONS[0], [], START_US), self.direct)
-        self.direct._look_back(self.redis.client, PROJECT, "stats/1")  # noqa: SLF001
+        self.direct._look_back(self.redis.client, PROJECT, "stats/1")
 
     def look(self):
         now_us = process_clock().now_us()

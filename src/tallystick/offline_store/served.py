@@ -19,17 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 from tallystick.dtypes import arrow_type
 from tallystick.errors import StateError
 from tallystick.fold import quoted
-from tallystick.journal import (
+from tallystick.journal import cut_off_in, definitions_in, removals_in, view_folder
+from tallystick.journal_entry import (
     CREATED,
     EVENT,
     WRITTEN,
-    cut_off_in,
-    definitions_in,
     feature_column,
     key_column,
     keys_of,
-    removals_in,
-    view_folder,
 )
 from tallystick.offline_store.columns import declared_type, key_sql
 from tallystick.offline_store.files import POSITION, SourceFiles, common_schema

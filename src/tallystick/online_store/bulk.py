@@ -82,7 +82,8 @@ def write_table(
 
     if journal is None or not cast.num_rows:
         return write_rows(client, project, codec, rows(), key_ttl_s=key_ttl_s)
-    from tallystick.journal import entry_of_table, noted
+    from tallystick.journal import noted
+    from tallystick.journal_entry import entry_of_table
 
     entry = entry_of_table(spec, cast, write_us=write_us)
     with noted(journal.begin(client, project, codec, entry)):

@@ -23,7 +23,8 @@ from pydantic import Field, model_validator
 
 from tallystick.clock import process_clock, to_us
 from tallystick.errors import DataError, Problem
-from tallystick.journal import Entry, Journal, entry_of_rows, journal_of, noted
+from tallystick.journal import Entry, Journal, journal_of, noted
+from tallystick.journal_entry import entry_of_rows
 from tallystick.online_store.commands import mget, mget_async
 from tallystick.online_store.connection import (
     CONNECT_TIMEOUT_S,
