@@ -67,6 +67,7 @@ def test_a_dataset_under_the_served_clock_is_what_was_read_online(repo, simulate
         pushed(repo, START + day / 2, 0.5)
         pushed(repo, START + day / 5, -1.0)  # out of order
     look(START + 2 * day)
+    simulated_clock.set(START + 2 * day + timedelta(microseconds=1))
     Materializer(repo).run()
     look(START + 2 * day + timedelta(seconds=1))
     look(START + 6 * day)
