@@ -168,6 +168,8 @@ def _flushing_on_signal(app: Lane) -> Iterator[None]:
         try:
             service.predictions.buffer.flush()
             service.labels.buffer.flush()
+            if service.journal is not None:
+                service.journal.buffer.flush()
         except OSError as error:
             logger.error("The logs cannot be written, and are kept in memory: %s", error)  # noqa: TRY400
 

@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from tallystick.errors import DefinitionError, InputError, Problem
 from tallystick.online_store.connection import CONNECT_TIMEOUT_S, EMBEDDED, READ_TIMEOUT_S
+from tallystick.online_store.place import JOURNAL_WITHOUT_TTL
 from tallystick.repo import state_dir
 
 ONLINE_STORE = "tallystick.online_store.RedisOnlineStore"
@@ -37,6 +38,7 @@ class Project:
         read_timeout_s: Seconds to wait for an answer of its Redis.
         key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
         is_versioned: Whether Feast keeps the versions of a view apart online.
+        journal: Whether every write to its online store is noted.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Project:
     read_timeout_s: float = READ_TIMEOUT_S
     key_ttl_s: int | None = None
     is_versioned: bool = False
+    journal: bool = False
 
     @property
     def is_packed(self) -> bool:
@@ -125,4 +128,9 @@ def _read_redis(online: dict[str, Any], problems: list[Problem]) -> dict[str, An
         problems.append(
             Problem("online_store.key_ttl_seconds", "whole seconds, 1 or more", repr(ttl_s))
         )
+    read["journal"] = journal = online.get("journal", False)
+    if type(journal) is not bool:
+        problems.append(Problem("online_store.journal", "true or false", repr(journal)))
+    elif journal and ttl_s is not None:
+        problems.append(Problem("online_store", JOURNAL_WITHOUT_TTL, "both"))
     return read

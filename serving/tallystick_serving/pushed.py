@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tallystick.clock import process_clock
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError, Problem
+from tallystick.journal import journal_of
 from tallystick.online_store.bulk import write_table
 from tallystick.online_store.connection import SyncClient, connect
 from tallystick.view import Column, ViewSpec
@@ -65,6 +66,7 @@ class PushedRows:
                 table,
                 write_us=process_clock().now_us(),
                 key_ttl_s=self._project.key_ttl_s,
+                journal=journal_of(self._project.state_dir) if self._project.journal else None,
             )
 
     @cached_property

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import Request
 
 from tallystick.errors import UnavailableError
+from tallystick.journal import BufferedJournal, journal_in_use
 from tallystick.prediction_log.labels import LabelLog
-from tallystick.prediction_log.writer import PredictionLog
+from tallystick.prediction_log.writer import Ledger, PredictionLog
 from tallystick.settings import Settings
 from tallystick_serving.champions import ChampionWatcher
 from tallystick_serving.feast_store import FeastStore, open_feast
@@ -32,6 +34,7 @@ class Service:
     labels: LabelLog
     feast: FeastStore
     measures: Measures
+    journal: BufferedJournal | None = None
 
     async def reasons_not_ready(self) -> list[str]:
         """Why a request might not be answered now; empty when all is well."""
@@ -81,12 +84,15 @@ async def open_service(
     }
     predictions = PredictionLog(project.state_dir, flush_s=settings.log_flush_s, **bounds)
     labels = LabelLog(project.state_dir, flush_s=settings.log_flush_s, **bounds)
-    measures.add_ledgers(
-        {
-            "predictions": lambda: predictions.buffer.ledger,
-            "labels": lambda: labels.buffer.ledger,
-        }
-    )
+    ledgers = {
+        "predictions": lambda: predictions.buffer.ledger,
+        "labels": lambda: labels.buffer.ledger,
+    }
+    journal = None
+    if project.journal:
+        journal = BufferedJournal(project.state_dir, flush_s=settings.log_flush_s, **bounds)
+        ledgers["journal"] = partial(_ledger_of, journal)
+    measures.add_ledgers(ledgers)
     champions = ChampionWatcher(
         state_dir=project.state_dir,
         project=project.name,
@@ -99,17 +105,26 @@ async def open_service(
     await champions.look()
     watching = asyncio.create_task(champions.run())
     try:
-        yield Service(settings, readers, champions, predictions, labels, feast, measures)
+        with nullcontext() if journal is None else journal_in_use(project.state_dir, journal):
+            yield Service(
+                settings, readers, champions, predictions, labels, feast, measures, journal
+            )
     finally:
         async with AsyncExitStack() as ending:
             # Last in, first out: the logs are written whatever happens before them.
             ending.push_async_callback(readers.close)
             ending.push_async_callback(feast.close)
+            if journal is not None:
+                ending.push_async_callback(asyncio.to_thread, journal.buffer.close)
             ending.push_async_callback(asyncio.to_thread, labels.buffer.close)
             ending.push_async_callback(asyncio.to_thread, predictions.buffer.close)
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
+
+
+def _ledger_of(journal: BufferedJournal) -> Ledger:
+    return journal.buffer.ledger
 
 
 def service_of(request: Request) -> Service:

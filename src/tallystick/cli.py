@@ -97,10 +97,10 @@ def _time_option(name: str, text: str) -> Callable[[Any], Any]:
 def _clock_option() -> Callable[[Any], Any]:
     return click.option(
         "--clock",
-        type=click.Choice(["knowledge", "event"]),
+        type=click.Choice(["knowledge", "event", "served"]),
         default="knowledge",
         show_default=True,
-        help="When a row of history counts as visible: once known, or at its event time.",
+        help="When a row counts as visible: once known, at its event time, or once online.",
     )
 
 

@@ -153,6 +153,7 @@ class Materializer:
     def _run_view(self, name: str, after: datetime | None, until: datetime) -> Materialized:
         import pyarrow as pa
 
+        from tallystick.journal import journal_of
         from tallystick.offline_store.history import ViewRead
         from tallystick.offline_store.retrieval import visible_between
         from tallystick.online_store.bulk import write_table
@@ -177,13 +178,15 @@ class Materializer:
         renamed = {"event_time": spec.event_column, "created_time": spec.created_column}
         # By name: a time column may be a feature as well, and then has the same values.
         rows = pa.table({renamed.get(name) or name: rows[name] for name in rows.column_names})
+        client, online = self._client, self._repo.store.config.online_store
         counts = write_table(
-            self._client,
+            client,
             self._repo.project,
             spec,
             rows,
             write_us=process_clock().now_us(),
-            key_ttl_s=self._repo.store.config.online_store.key_ttl_seconds,
+            key_ttl_s=online.key_ttl_seconds,
+            journal=journal_of(self._repo.state_dir) if online.journal else None,
         )
         return Materialized(
             view=name,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import serving_scene as scene
@@ -177,3 +179,18 @@ def test_pushes_go_where_they_are_told(repo, ours):
     assert got["n"] == [11, None, 13]
     history = pd.read_parquet(repo.path / "rows.parquet")
     assert sorted(history["id"]) == [1, 2, 12, 13]
+
+
+@pytest.mark.usefixtures("ours")
+def test_pushes_to_a_server_are_noted_at_its_end_at_the_latest(repo):
+    noted = replace(repo, journal=True, state_dir=repo.path / ".tallystick")
+    now = datetime.now(UTC).isoformat()
+    row = {"id": [77], "n": [5], "share": [0.5], "event_timestamp": [now], "created": [now]}
+    with scene.running(noted) as client:
+        answer = client.post("/push", json={"push_source_name": "shops_push", "df": row})
+        assert answer.status_code == 200
+        files = (noted.state_dir / "journal" / "shops").glob("*/*.parquet")
+        assert list(files) == []
+    (file,) = (noted.state_dir / "journal" / "shops").glob("*/*.parquet")
+    (entry,) = pq.read_table(file).to_pylist()
+    assert (entry["key::id"], entry["n:INT64"], entry["share:FLOAT"]) == (77, 5, 0.5)

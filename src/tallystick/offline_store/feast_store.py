@@ -48,10 +48,10 @@ class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     type: Literal["tallystick.offline_store.DuckDBOfflineStore"] = (
         "tallystick.offline_store.DuckDBOfflineStore"
     )
-    clock: Literal["knowledge", "event"] = Field(
+    clock: Literal["knowledge", "event", "served"] = Field(
         default="knowledge",
         description="When a row counts as visible in get_historical_features: once it was known, "
-        "or from its event time on.",
+        "from its event time on, or once it was written online, by the journal of these writes.",
     )
     memory_limit: str | None = Field(
         default=None, description="For example 4GB; default 80% of the machine's memory."

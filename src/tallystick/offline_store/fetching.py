@@ -68,6 +68,9 @@ def rows_at(files: SourceFiles, columns: Sequence[str], places: Sequence[Any]) -
         place = pc.add(place, pa.array(first).take(places[0]))
     whole = pa.concat_tables(parts, promote_options="permissive")
     del parts
+    for name in names:
+        if name not in whole.column_names:
+            whole = whole.append_column(name, pa.nulls(whole.num_rows))
     chosen = place.combine_chunks() if isinstance(place, pa.ChunkedArray) else place
     with ThreadPoolExecutor(max_workers=pa.cpu_count()) as threads:
         taken = threads.map(lambda name: whole[name].combine_chunks().take(chosen), names)

@@ -38,7 +38,7 @@ class ViewRead:
         key_map: Key column of the view → column of the spine; keys left out map to themselves.
         columns: Features to read.
         written_column: Column of the source with the time at which a row was written online; only
-            the served clock asks for it.
+            the served clock asks for it, which otherwise replays the journal of online writes.
     """
 
     spec: ViewSpec
@@ -100,6 +100,16 @@ class History:
     what: str
 
     position = POSITION
+    created = "created_us"
+    """The column with the created time as it is told."""
+
+    def asked(self, spine: pa.Table) -> pa.Table:
+        """The spine's keys and request times, with every column that the fold joins by."""
+        return spine
+
+    def told(self, matched: str) -> str:
+        """What :func:`tallystick.fold.as_of_sql` found, with the created time as it is told."""
+        return matched
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -116,6 +126,10 @@ def open_history(
         DataError: A file or column is missing or has a type that the declared one cannot come from,
             or the clock needs a time that the view does not have. All mismatches at once.
     """
+    if clock is VisibilityClock.SERVED and read.written_column is None:
+        from tallystick.offline_store.served import open_journal
+
+        return open_journal(read, repo_path)
     files = open_source(read.source, repo_path)
     spec = read.spec
     require_clock(read, clock)
@@ -167,18 +181,13 @@ def require_clock(read: ViewRead, clock: VisibilityClock) -> None:
     """Refuse a clock for which the view has no time.
 
     Raises:
-        DataError: The knowledge clock without created time, or the served clock without write time.
+        DataError: The knowledge clock without created time.
     """
     name = read.spec.name
     if clock is VisibilityClock.KNOWLEDGE and read.spec.created_column is None:
         raise DataError(
             f"View {name} has no created_timestamp_column; "
             "give its source one, or ask for the event clock."
-        )
-    if clock is VisibilityClock.SERVED and read.written_column is None:
-        raise DataError(
-            f"View {name} has no written_column, so that what was served cannot be told; "
-            "name it in its ViewRead, or ask for another clock."
         )
 
 

@@ -110,22 +110,24 @@ def _answer(
     history = open_history(read, clock=clock, repo_path=repo_path)
     connection = connect(config)
     try:
-        connection.register("spine", keys)
+        connection.register("spine", history.asked(keys))
         require_times(connection, history, history.sql, read, clock)
         # To fetch, all of the columns are read into memory; to join, only what is found is kept.
         is_fetched = (
             keys.num_rows * 2 >= history.files.rows
             and bytes_of(history.files, history.columns) < memory_limit(connection) * FETCHED_SHARE
         )
-        wanted = [*history.place, *(("event_us", "created_us") if with_times else ())]
+        times = (*history.position, "event_us", "created_us")
         sql = as_of_sql(
             asked_sql(history, keys.num_rows),
             spine="spine",
             keys=history.keys,
             position=history.position,
             ttl_us=read.spec.ttl_us,
-            wanted=wanted if is_fetched else None,
+            wanted=times if with_times or not is_fetched else history.place,
         )
+        if with_times or not is_fetched:
+            sql = history.told(sql)
         if not is_fetched:
             sql = values_sql(
                 history.sql, f"({sql})", values=history.values, position=history.position
@@ -399,7 +401,7 @@ def named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:
             **keys,
             **typed(found, history, read),
             "event_time": as_times(found["event_us"]),
-            "created_time": as_times(found["created_us"]),
+            "created_time": as_times(found[history.created]),
         }
     )
 
@@ -422,7 +424,7 @@ def history_sql(
     columns = [
         *(f"{old} AS {quoted(new)}" for old, new in zip(inner, names, strict=True)),
         "make_timestamptz(event_us) AS event_time",
-        "make_timestamptz(created_us) AS created_time",
+        f"make_timestamptz({history.created}) AS created_time",
         "visible_us",
         *history.position,
     ]

@@ -126,7 +126,7 @@ def _write_answer(
 
     connection = connect(config)
     try:
-        connection.register("spine", keys)
+        connection.register("spine", history.asked(keys))
         require_times(connection, history, history.sql, read, clock)
         matched = as_of_sql(
             asked_sql(history, keys.num_rows),
@@ -136,7 +136,10 @@ def _write_answer(
             ttl_us=read.spec.ttl_us,
         )
         sql = values_sql(
-            history.sql, f"({matched})", values=history.values, position=history.position
+            history.sql,
+            f"({history.told(matched)})",
+            values=history.values,
+            position=history.position,
         )
         place = out.as_posix().replace("'", "''")
         connection.execute(f"COPY ({sql}) TO '{place}' (FORMAT parquet)")

@@ -37,6 +37,8 @@ from tallystick.view import NO_ENTITY_KEY, Column, ViewSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tallystick.journal import Journal
+
 _ROWS_AT_ONCE: Final = 50_000
 
 
@@ -48,6 +50,7 @@ def write_table(
     *,
     write_us: int,
     key_ttl_s: int | None = None,
+    journal: Journal | None = None,
 ) -> WriteCounts:
     """Fold the rows of an Arrow table into Redis, in the table's order.
 
@@ -59,6 +62,7 @@ def write_table(
         table: The rows. A null created time is taken as the event time.
         write_us: Write time of all rows, in microseconds.
         key_ttl_s: See :func:`tallystick.online_store.writer.write_rows`.
+        journal: Where the write is noted; None for nowhere.
 
     Raises:
         DataError: Columns are missing, or have values that do not fit their type; all are listed.
@@ -76,7 +80,14 @@ def write_table(
             names = [part.column(name).to_pylist() for name in spec.key_names]
             yield from zip(keys.of(names), packed_rows(codec, part, write_us), strict=True)
 
-    return write_rows(client, project, codec, rows(), key_ttl_s=key_ttl_s)
+    if journal is None or not cast.num_rows:
+        return write_rows(client, project, codec, rows(), key_ttl_s=key_ttl_s)
+    from tallystick.journal import noted
+    from tallystick.journal_entry import entry_of_table
+
+    entry = entry_of_table(spec, cast, write_us=write_us)
+    with noted(journal.begin(client, project, codec, entry)):
+        return write_rows(client, project, codec, rows(), key_ttl_s=key_ttl_s)
 
 
 def _cast(spec: ViewSpec, table: pa.Table) -> pa.Table:

@@ -19,6 +19,9 @@ RedisType: TypeAlias = Literal["redis", "redis_cluster"]
 """Feast's field ``redis_type``."""
 
 FORM: Final = "host:port[,host2:port2…][,option=value…], unix:///path[,option=value…], or embedded"
+JOURNAL_WITHOUT_TTL: Final = (
+    "journal: true needs key_ttl_seconds unset: what Redis forgets by it, the journal cannot know"
+)
 _REDIS_TYPES: Final = ("redis", "redis_cluster")
 _SOCKET: Final = "unix://"
 _PORT_MAX: Final = 65_535

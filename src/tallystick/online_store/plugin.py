@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, Self, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from feast import Entity, FeatureView, RepoConfig
@@ -19,10 +19,12 @@ from feast.protos.feast.serving.ServingService_pb2 import (
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tallystick.clock import process_clock, to_us
 from tallystick.errors import DataError, Problem
+from tallystick.journal import Entry, Journal, journal_of, noted
+from tallystick.journal_entry import entry_of_rows
 from tallystick.online_store.commands import mget, mget_async
 from tallystick.online_store.connection import (
     CONNECT_TIMEOUT_S,
@@ -50,7 +52,7 @@ from tallystick.online_store.feast_reads import (
 )
 from tallystick.online_store.keys import definitions_key, proto_key
 from tallystick.online_store.packed import RowCodec
-from tallystick.online_store.place import RedisType
+from tallystick.online_store.place import JOURNAL_WITHOUT_TTL, RedisType
 from tallystick.online_store.writer import (
     WriteCounts,
     delete_project,
@@ -58,6 +60,7 @@ from tallystick.online_store.writer import (
     write_rows,
     write_rows_async,
 )
+from tallystick.repo import state_dir
 from tallystick.view import ViewSpec
 
 logger = logging.getLogger(__name__)
@@ -87,8 +90,18 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
         description="Seconds after its last write at which an entity's value goes in any case; "
         "rows are forgotten by their views' ttl anyway.",
     )
+    journal: bool = Field(
+        default=False,
+        description="Whether every write is noted in the state folder, for the served clock.",
+    )
     connect_timeout_s: float = Field(default=CONNECT_TIMEOUT_S, gt=0)
     read_timeout_s: float = Field(default=READ_TIMEOUT_S, gt=0)
+
+    @model_validator(mode="after")
+    def _check_journal(self) -> Self:
+        if self.journal and self.key_ttl_seconds is not None:
+            raise ValueError(JOURNAL_WITHOUT_TTL)
+        return self
 
 
 class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
@@ -134,13 +147,14 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
             UnavailableError: Redis did not answer; the same batch may be written again.
         """
         codec, rows = _packed(config, table, data)
-        counts = write_rows(
-            self._synchronous(config),
-            config.project,
-            codec,
-            rows,
-            key_ttl_s=config.online_store.key_ttl_seconds,
-        )
+        with noted(self._begun(config, codec, data, rows)):
+            counts = write_rows(
+                self._synchronous(config),
+                config.project,
+                codec,
+                rows,
+                key_ttl_s=config.online_store.key_ttl_seconds,
+            )
         self._written(codec, counts, progress)
 
     async def online_write_batch_async(
@@ -152,13 +166,15 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
     ) -> None:
         """Fold rows into Redis, as :meth:`online_write_batch`."""
         codec, rows = _packed(config, table, data)
-        counts = await write_rows_async(
-            self._asynchronous(config),
-            config.project,
-            codec,
-            rows,
-            key_ttl_s=config.online_store.key_ttl_seconds,
-        )
+        entry = await asyncio.to_thread(self._begun, config, codec, data, rows)
+        with noted(entry):
+            counts = await write_rows_async(
+                self._asynchronous(config),
+                config.project,
+                codec,
+                rows,
+                key_ttl_s=config.online_store.key_ttl_seconds,
+            )
         self._written(codec, counts, progress)
 
     def online_read(
@@ -207,6 +223,8 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
                 self._synchronous(config), config.project, table.name, version=version
             )
             logger.info("removed %d online rows of view %s", deleted, table.name)
+            if (journal := _journal(config)) is not None:
+                journal.removed(table.name, version=version)
 
     def teardown(
         self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
@@ -215,6 +233,8 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         del tables, entities
         deleted = delete_project(self._synchronous(config), config.project)
         logger.info("removed %d keys of project %s", deleted, config.project)
+        if (journal := _journal(config)) is not None:
+            journal.all_removed()
 
     def _is_versioned_read_supported(self) -> bool:
         return True
@@ -302,6 +322,29 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
             )
         return self._async_clients[loop]
 
+    def _begun(
+        self,
+        config: RepoConfig,
+        codec: RowCodec,
+        data: Sequence[Row],
+        rows: Sequence[tuple[bytes | None, bytes]],
+    ) -> Entry | None:
+        """What is noted of a write before it; None where nothing is."""
+        journal = _journal(config)
+        places = [place for place, (key, _) in enumerate(rows) if key is not None]
+        if journal is None or not places:
+            return None
+        keys: dict[str, list[Any]] = {}
+        for place in places:
+            entity_key = data[place][0]
+            for name, value in zip(entity_key.join_keys, entity_key.entity_values, strict=True):
+                field = value.WhichOneof("val")
+                content = getattr(value, field)
+                is_time = field == "unix_timestamp_val"  # in whole seconds
+                keys.setdefault(name, []).append(content * 1_000_000 if is_time else content)
+        entry = entry_of_rows(codec, keys, [rows[place][1] for place in places])
+        return journal.begin(self._synchronous(config), config.project, codec, entry)
+
     def _written(
         self, codec: RowCodec, counts: WriteCounts, progress: Callable[[int], Any] | None
     ) -> None:
@@ -320,6 +363,13 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
 
 def _repo_path(config: RepoConfig) -> Path | None:
     return None if config.repo_path is None else Path(config.repo_path)
+
+
+def _journal(config: RepoConfig) -> Journal | None:
+    """Where writes are noted; None where they are not."""
+    if not config.online_store.journal:
+        return None
+    return journal_of(state_dir(_repo_path(config) or Path()))
 
 
 def _is_missing(moment: Any) -> bool:
