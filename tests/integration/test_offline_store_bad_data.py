@@ -119,8 +119,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     torn.write_bytes(written(tmp_path).read_bytes()[:-10])
     with pytest.raises(DataError, match=re.escape(f"{torn} is not a Parquet file")):
         value_of(read_of(torn))
-    with pytest.raises(DefinitionError, match="not on this machine"):
-        value_of(read_of("s3://bucket/rows.parquet"))
+    for uri in ("hdfs://host/rows.parquet", "s3:///rows.parquet"):
+        with pytest.raises(DefinitionError, match=f"{uri} is in no store that is read here"):
+            value_of(read_of(uri))
 
 
 def test_an_unknown_feature_is_told_its_closest_name(tmp_path):
