@@ -157,7 +157,7 @@ def test_an_event_of_the_future_is_not_seen_and_hides_nothing(tmp_path):
     assert value_of(read_of(path), VisibilityClock.EVENT) == [2]
 
 
-def test_files_of_mixed_zones_and_without_zone_are_one_history(tmp_path):
+def test_any_zone_is_read_and_naive_times_are_utc_but_one_source_has_one_zone(tmp_path):
     for number, zone in enumerate(("UTC", "America/New_York", None)):
         at = NOON - timedelta(hours=2 - number)
         times = pa.array([at.replace(tzinfo=None)], pa.timestamp("us")).cast(pa.int64())
@@ -167,6 +167,8 @@ def test_files_of_mixed_zones_and_without_zone_are_one_history(tmp_path):
         folder.mkdir()
         pq.write_table(pa.table(ROW | rows), folder / "rows.parquet")
         assert value_of(read_of(folder)) == [number]
+    with pytest.raises(DataError, match=r"rows\.parquet and the files beside it .*event"):
+        value_of(read_of(tmp_path))
 
 
 def test_an_unknown_feature_is_told_its_closest_name(tmp_path):
