@@ -4,6 +4,7 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BENCH  := $(VENV)/.ready-bench
 PYTHON := $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
 	&& { echo $$p; break; }; done)
@@ -11,7 +12,7 @@ PACKAGES := src serving training monitoring simulation
 CODE     := $(PACKAGES) feature_repo tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test lint format bench bench-online lock clean
+.PHONY: help setup data demo test lint format bench bench-online bench-offline lock clean
 
 help:  ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,10 +51,20 @@ bench: $(READY) data  ## Measure the parts that have to be quick
 bench-online: $(READY)  ## Measure serving against Feast's own server
 	@$(BIN)/python -m benchmarks.online
 
+bench-offline: $(BENCH)  ## Measure training sets against Feast's stores and the engines
+	@$(BIN)/python -m benchmarks.offline
+
+$(BENCH): $(READY) requirements-bench.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@touch $@
+
 lock: $(READY)  ## Resolve the dependencies again (needs the network)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 		--extra demo --group dev pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+		--constraint requirements.lock --group bench -o requirements-bench.lock
 
 clean:  ## Remove what the other targets made, but for .venv
 	@rm -rf demo-out reports build dist feature_repo/data feature_repo/.tallystick \

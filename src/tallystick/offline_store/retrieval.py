@@ -114,8 +114,11 @@ def _answer(
     try:
         connection.register("spine", keys)
         require_times(connection, history, read, clock)
-        room = memory_limit(connection) * FETCHED_SHARE
-        fits_memory = bytes_of(history.files, history.columns) < room
+        # To fetch, all of the columns are read into memory; to join, only what is found is kept.
+        is_fetched = (
+            keys.num_rows * 2 >= history.files.rows
+            and bytes_of(history.files, history.columns) < memory_limit(connection) * FETCHED_SHARE
+        )
         wanted = [*history.place, *(("event_us", "created_us") if with_times else ())]
         sql = as_of_sql(
             asked_sql(history, keys.num_rows),
@@ -123,16 +126,16 @@ def _answer(
             keys=history.keys,
             position=history.position,
             ttl_us=read.spec.ttl_us,
-            wanted=wanted if fits_memory else None,
+            wanted=wanted if is_fetched else None,
         )
-        if not fits_memory:
+        if not is_fetched:
             sql = values_sql(
                 history.sql, f"({sql})", values=history.values, position=history.position
             )
         found = read_table(connection, sql, what=history.what)
     finally:
         connection.close()
-    if fits_memory:
+    if is_fetched:
         found = _fetched(_in_order(found), history)
     return typed(found, history, read) | (times_of(found) if with_times else {})
 

@@ -143,7 +143,7 @@ def reads_of(
         needed = [join_keys_of_entities[entity] for entity in table.entities]
         if missing := [name for name in needed if name not in columns]:
             raise MissingKeyError(
-                f"Missing join key values: view {table.name} cannot be read.",
+                f"Missing join key values for keys: {missing}. View {table.name} needs them.",
                 [Problem(name, "a value in each row", "none") for name in missing],
             )
         entity_keys = [

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, TypeAlias
 
 from tallystick.clock import is_simulated
 from tallystick.online_store.commands import run_script, run_script_async, scan
@@ -33,6 +34,8 @@ from tallystick.online_store.registry import (
 )
 from tallystick.online_store.row_times import order_of
 from tallystick.online_store.scripts import FOLD, REMOVE
+
+Folded: TypeAlias = "tuple[dict[bytes, bytes], WriteCounts]"
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +92,7 @@ def write_rows(
     """
     counts = WriteCounts()
     registered: Registered | None = None
-    for batch in _batches(rows):
-        winners, folded = _fold(batch)
+    for winners, folded in _ahead(map(_fold, _batches(rows))):
         counts += folded
         if not winners:
             continue
@@ -190,6 +192,23 @@ def _batches(
     iterator = iter(rows)
     while batch := list(islice(iterator, ROWS_PER_ROUND_TRIP)):
         yield batch
+
+
+def _ahead(items: Iterator[Folded]) -> Iterator[Folded]:
+    """The items; while one is used, a thread makes the next one."""
+    first = next(items, None)
+    if first is None:
+        return
+    second = next(items, None)
+    yield first
+    if second is None:  # most writes are small, and need no thread
+        return
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        item: Folded | None = second
+        while item is not None:
+            following = thread.submit(next, items, None)
+            yield item
+            item = following.result()
 
 
 def _fold(

@@ -1,0 +1,226 @@
+"""One retrieval by one engine, in a process of its own; prints its seconds and its peak memory.
+
+    python -m benchmarks.offline.engines ENGINE --views V.parquet... --spine S.parquet
+
+What is timed begins with everything imported and declared and ends with the whole answer in memory
+as Arrow, or on disk where ``--out`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from benchmarks.offline.scene import KEY, feature_names
+
+TTL: Final = timedelta(days=30)
+
+
+def feast_engine(offline: dict[str, Any]) -> Callable[[Sequence[Path], Path], Callable[[], int]]:
+    """Feast's ``get_historical_features`` with an offline store."""
+
+    def prepare(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+        store = feast_store(offline, views)
+        entities = pq.read_table(spine).to_pandas()
+        names = [
+            f"view_{number}:{name}"
+            for number in range(len(views))
+            for name in feature_names(number)
+        ]
+
+        def run() -> int:
+            answer = store.get_historical_features(entities, names).to_arrow()
+            return int(answer.num_rows)
+
+        return run
+
+    return prepare
+
+
+def feast_store(offline: dict[str, Any], views: Sequence[Path]) -> Any:
+    """A Feast store in which the views are declared."""
+    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+    from feast.types import Float32, Float64, Int64
+
+    folder = tempfile.mkdtemp(prefix="bench-offline-registry-")
+    config = RepoConfig(
+        project="bench_offline",
+        provider="local",
+        registry=f"{folder}/registry.db",
+        offline_store=offline,
+        online_store={"type": "sqlite", "path": f"{folder}/online.db"},
+        entity_key_serialization_version=3,
+        repo_path=folder,
+    )
+    store = FeatureStore(config=config)
+    account = Entity(name="account", join_keys=[KEY], value_type=ValueType.INT64)
+    kinds = {"double": Float64, "float": Float32, "integer": Int64}
+    declared: list[Any] = [account]
+    for number, path in enumerate(views):
+        fields = [
+            Field(name=name, dtype=kinds[name.split("_")[1].rstrip("0123456789")])
+            for name in feature_names(number)
+        ]
+        declared.append(
+            FeatureView(
+                name=f"view_{number}",
+                entities=[account],
+                ttl=TTL,
+                schema=[Field(name=KEY, dtype=Int64), *fields],
+                source=FileSource(
+                    name=f"rows_{number}",
+                    path=str(path),
+                    timestamp_field="event_time",
+                    created_timestamp_column="created_time",
+                ),
+            )
+        )
+    store.apply(declared)
+    return store
+
+
+def tallystick_engine(clock: str) -> Callable[[Sequence[Path], Path], Callable[[], int]]:
+    """Tallystick's store, through Feast's SDK as well."""
+    return feast_engine({"type": "tallystick.offline_store.DuckDBOfflineStore", "clock": clock})
+
+
+def to_file(
+    clock: str, memory_limit: str | None, out: Path
+) -> Callable[[Sequence[Path], Path], Callable[[], int]]:
+    """Tallystick's store from file to file, for what does not fit into memory."""
+
+    def prepare(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+        from tallystick.fold import VisibilityClock
+        from tallystick.offline_store import DuckDBOfflineStoreConfig
+        from tallystick.offline_store.feast_store import view_read
+        from tallystick.offline_store.streaming import write_point_in_time
+
+        offline = {"type": "tallystick.offline_store.DuckDBOfflineStore"}
+        store = feast_store(offline, views)
+        reads = [
+            view_read(
+                store.get_feature_view(f"view_{number}"),
+                [f"view_{number}:{name}" for name in feature_names(number)],
+            )
+            for number in range(len(views))
+        ]
+
+        def run() -> int:
+            return write_point_in_time(
+                spine=spine,
+                request_time="event_timestamp",
+                reads=reads,
+                clock=VisibilityClock(clock),
+                out=out,
+                config=DuckDBOfflineStoreConfig(
+                    memory_limit=memory_limit, spill_dir=str(out.parent / "spill")
+                ),
+            )
+
+        return run
+
+    return prepare
+
+
+def plain_asof(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+    """The least that DuckDB has to do: one as-of join per view, ties as they come."""
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    ttl = f"INTERVAL {int(TTL.total_seconds())} SECONDS"
+    joins, columns = [], []
+    for number, path in enumerate(views):
+        joins.append(
+            f"ASOF LEFT JOIN read_parquet('{path}') AS v{number} ON spine.{KEY} = v{number}.{KEY} "
+            f"AND spine.event_timestamp >= v{number}.event_time"
+        )
+        columns += [
+            f"CASE WHEN v{number}.event_time >= spine.event_timestamp - {ttl} "
+            f"THEN v{number}.{name} END AS {name}"
+            for name in feature_names(number)
+        ]
+    query = (
+        f"SELECT spine.*, {', '.join(columns)} "
+        f"FROM read_parquet('{spine}') AS spine {' '.join(joins)}"
+    )
+
+    def run() -> int:
+        return int(connection.sql(query).to_arrow_table().num_rows)
+
+    return run
+
+
+def polars_asof(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+    """The same by Polars."""
+    import polars as pl
+
+    def run() -> int:
+        answer = pl.scan_parquet(spine).with_row_index().sort("event_timestamp")
+        for number, path in enumerate(views):
+            history = pl.scan_parquet(path).drop("created_time").sort("event_time")
+            answer = answer.join_asof(
+                history,
+                left_on="event_timestamp",
+                right_on="event_time",
+                by=KEY,
+                tolerance=TTL,
+                suffix=f"_{number}",
+            )
+        return int(answer.sort("index").collect().to_arrow().num_rows)
+
+    return run
+
+
+ENGINES: Final[dict[str, Callable[[Sequence[Path], Path], Callable[[], int]]]] = {
+    "feast_duckdb": feast_engine({"type": "duckdb"}),
+    "feast_default": feast_engine({"type": "file"}),
+    "duckdb_asof": plain_asof,
+    "polars_asof": polars_asof,
+    "tallystick_event": tallystick_engine("event"),
+    "tallystick_knowledge": tallystick_engine("knowledge"),
+}
+"""Name → what prepares a retrieval, which gives the number of rows."""
+
+
+def main() -> None:
+    """Run one retrieval."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engine", choices=ENGINES)
+    parser.add_argument("--views", type=Path, nargs="+", required=True)
+    parser.add_argument("--spine", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="write the answer here; Tallystick only")
+    parser.add_argument("--memory-limit", help="of the engine, for example 2GB; with --out")
+    options = parser.parse_args()
+    if options.out is None:
+        run = ENGINES[options.engine](options.views, options.spine)
+    else:
+        clock = options.engine.removeprefix("tallystick_")
+        run = to_file(clock, options.memory_limit, options.out)(options.views, options.spine)
+    pa.default_memory_pool().release_unused()
+    before_mb = _peak_mb()
+    started = time.perf_counter()
+    rows = run()
+    seconds = time.perf_counter() - started
+    print(
+        json.dumps(
+            {"rows": rows, "seconds": seconds, "peak_mb": _peak_mb(), "before_mb": before_mb}
+        )
+    )
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
