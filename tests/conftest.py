@@ -20,7 +20,7 @@ from tallystick.repo import Repo, apply, open_repo
 from tallystick.settings import settings
 from tiny_repo import copy_tiny_repo, make_tiny_repo
 
-pytest_plugins = ["redis_servers"]
+pytest_plugins = ["redis_servers", "s3_server"]
 
 
 @dataclass(frozen=True)

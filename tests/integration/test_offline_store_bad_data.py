@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,8 +119,56 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     torn.write_bytes(written(tmp_path).read_bytes()[:-10])
     with pytest.raises(DataError, match=re.escape(f"{torn} is not a Parquet file")):
         value_of(read_of(torn))
-    with pytest.raises(DefinitionError, match="not on this machine"):
-        value_of(read_of("s3://bucket/rows.parquet"))
+    for uri in ("hdfs://host/rows.parquet", "s3:///rows.parquet"):
+        with pytest.raises(DefinitionError, match=f"{uri} is in no store that is read here"):
+            value_of(read_of(uri))
+
+
+def test_empty_folders_and_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path} does not exist or is empty")):
+        value_of(read_of(tmp_path))
+    empty = tmp_path / "empty.parquet"
+    empty.touch()
+    for path in (empty, tmp_path):
+        with pytest.raises(DataError, match=re.escape(f"{empty} is not a Parquet file")) as caught:
+            value_of(read_of(path))
+        assert "it is empty" in str(caught.value)
+
+
+def test_of_files_of_different_types_the_one_that_differs_is_named(tmp_path):
+    for name, value in (("a", 1), ("b", 2), ("c", "x")):
+        pq.write_table(pa.table(ROW | {"value": [value]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"c\.parquet and the files beside it .*value"):
+        value_of(read_of(tmp_path))
+
+
+def test_a_row_created_before_its_event_is_visible_from_its_event_on(tmp_path):
+    early = NOON - timedelta(days=1)
+    assert value_of(read_of(written(tmp_path, created=[early]))) == [2]
+    late = NOON + timedelta(microseconds=1)
+    assert value_of(read_of(written(tmp_path, created=[early], event=[late]))) == [None]
+
+
+def test_an_event_of_the_future_is_not_seen_and_hides_nothing(tmp_path):
+    future = datetime(2250, 1, 1, tzinfo=UTC)
+    rows = {"key": [1, 1], "value": [2, 3], "event": [NOON, future], "created": [NOON, NOON]}
+    path = written(tmp_path, **rows)
+    assert value_of(read_of(path)) == [2]
+    assert value_of(read_of(path), VisibilityClock.EVENT) == [2]
+
+
+def test_any_zone_is_read_and_naive_times_are_utc_but_one_source_has_one_zone(tmp_path):
+    for number, zone in enumerate(("UTC", "America/New_York", None)):
+        at = NOON - timedelta(hours=2 - number)
+        times = pa.array([at.replace(tzinfo=None)], pa.timestamp("us")).cast(pa.int64())
+        column = times.cast(pa.timestamp("us", tz=zone))
+        rows = {"value": [number], "event": column, "created": column}
+        folder = tmp_path / str(zone).replace("/", "-")
+        folder.mkdir()
+        pq.write_table(pa.table(ROW | rows), folder / "rows.parquet")
+        assert value_of(read_of(folder)) == [number]
+    with pytest.raises(DataError, match=r"rows\.parquet and the files beside it .*event"):
+        value_of(read_of(tmp_path))
 
 
 def test_an_unknown_feature_is_told_its_closest_name(tmp_path):

@@ -338,3 +338,26 @@ def test_units_and_zones_of_a_source_do_not_matter(tmp_path, unit, zone):
     )
     assert answer["s__count"].to_pylist() == [None, None, 3]
     assert answer["s__event_time"].to_pylist()[2] == from_us(START_US) + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("fetched_share", [0.0, 0.125])
+@MANY
+@given(
+    history=histories,
+    spine=spines,
+    clock=clocks,
+    shape=st.tuples(st.none() | st.integers(0, 25), ttls),
+)
+def test_rows_that_are_not_read_would_change_no_value(fetched_share, history, spine, clock, shape):
+    """Without times, whole files and row groups are left out."""
+    cut, ttl = shape
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "FETCHED_SHARE", fetched_share)
+        read = view_read(write(history, folder, cut), ("text",), ttl)
+        table = spine_table(spine)
+        answer = point_in_time(spine=table, request_time="at", reads=[read], clock=clock)
+    for request, got in zip(spine, answer.to_pylist(), strict=True):
+        row, status = oracle(history, request, key=("text",), clock=clock, ttl=ttl)
+        for name in FEATURES:
+            want = row[name] if status == "PRESENT" else None
+            assert same(got[f"s__{name}"], want), (name, request)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tallystick.errors import DataError
+from tallystick.offline_store.places import attach
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,13 +51,17 @@ def connect(config: EngineLimits | None = None) -> Any:
     """A DuckDB connection for one thread; close it after use.
 
     Every connection of a process with the same limits shares one database in memory, and so its
-    limits. The session's time zone is UTC.
+    limits. The session's time zone is UTC. It reads from the object stores whose files were looked
+    up before.
 
     Args:
         config: The limits; None for all of the machine.
     """
     limits = config or DefaultLimits()
-    return database(os.getpid(), limits.memory_limit, limits.threads, limits.spill_dir).cursor()
+    shared = database(os.getpid(), limits.memory_limit, limits.threads, limits.spill_dir)
+    connection = shared.cursor()
+    attach(connection)
+    return connection
 
 
 @cache

@@ -31,11 +31,11 @@ from tallystick.errors import DefinitionError, InputError
 from tallystick.fold import VisibilityClock
 from tallystick.offline_store.connection import connect, read_table
 from tallystick.offline_store.feature_metrics import MetricFiles, feature_metrics, latest_event
-from tallystick.offline_store.files import resolve
 from tallystick.offline_store.history import ViewRead
+from tallystick.offline_store.places import place_of
 from tallystick.offline_store.pull import Pull, pull_all, pull_latest
 from tallystick.offline_store.retrieval import as_microseconds, changes_between, point_in_time
-from tallystick.offline_store.writing import add_file, append, write_file
+from tallystick.offline_store.writing import add_file, append, put_file
 from tallystick.view import ViewSpec
 
 SPINE_TIME = "event_timestamp"
@@ -235,7 +235,8 @@ class DuckDBOfflineStore(OfflineStore):  # type: ignore[misc]
                 hint="Use feast's FileLoggingDestination.",
             )
         table = pq.read_table(data) if isinstance(data, Path) else data
-        add_file(table, resolve(destination.path, config.repo_path))
+        endpoint = destination.s3_endpoint_override
+        add_file(table, place_of(destination.path, config.repo_path, endpoint=endpoint))
 
     @staticmethod
     def compute_monitoring_metrics(  # noqa: PLR0917 - Feast's signature
@@ -383,10 +384,11 @@ class DuckDBRetrievalJob(RetrievalJob):  # type: ignore[misc]
                 f"A dataset cannot be saved to a {type(storage).__name__}.",
                 hint="Use feast's SavedDatasetFileStorage.",
             )
-        place = resolve(storage.file_options.uri, self._config.repo_path)
+        options = storage.file_options
+        place = place_of(options.uri, self._config.repo_path, endpoint=options.s3_endpoint_override)
         if place.exists() and not allow_overwrite:
-            raise SavedDatasetLocationAlreadyExists(location=place.as_posix())
-        write_file(self.to_arrow(timeout=timeout), place)
+            raise SavedDatasetLocationAlreadyExists(location=str(place))
+        put_file(self.to_arrow(timeout=timeout), place)
 
 
 def view_read(view: FeatureView, feature_refs: Sequence[str]) -> ViewRead:

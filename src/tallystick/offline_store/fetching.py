@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.errors import DataError
 from tallystick.offline_store.files import SourceFiles
@@ -12,15 +12,15 @@ from tallystick.offline_store.files import SourceFiles
 if TYPE_CHECKING:
     import pyarrow as pa
 
+NO_COLUMN: Final = "no column"
+"""Stands for the rows of a file that has none of the columns."""
+
 
 def bytes_of(files: SourceFiles, columns: Sequence[str]) -> int:
     """Bytes that some columns of a source take in memory, about, by what its files say."""
-    import pyarrow.parquet as pq
-
     wanted = set(columns)
     total = 0
-    for path, _, _ in files.signature:
-        metadata = pq.read_metadata(path)
+    for metadata in files.footers:
         for group in range(metadata.num_row_groups):
             chunks = metadata.row_group(group)
             total += sum(
@@ -51,15 +51,22 @@ def rows_at(files: SourceFiles, columns: Sequence[str], places: Sequence[Any]) -
     names = list(dict.fromkeys(columns))
     if not names:
         return pa.table({})
-    for path, _, _ in files.signature:
+    for at, (path, _, _) in enumerate(files.signature):
         try:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path, filesystem=files.store.filesystem)
             have = [name for name in names if name in file.schema_arrow.names]
             rows = file.metadata.num_rows
             # Without any of the columns a table would not know how many rows it has.
-            parts.append(file.read(columns=have) if have else pa.table({names[0]: pa.nulls(rows)}))
+            part = file.read(columns=have) if have else pa.table({NO_COLUMN: pa.nulls(rows)})
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+            raise DataError(
+                f"{files.store.text(path)} cannot be read: {error}",
+                hint="The file is damaged; restore it, or write it again.",
+            ) from error
+        for name, values in files.partitions.items():
+            if name in names:
+                part = part.append_column(name, pa.repeat(values[at], rows))
+        parts.append(part)
     place = places[-1]
     if len(parts) > 1:
         first = [0]
@@ -67,6 +74,12 @@ def rows_at(files: SourceFiles, columns: Sequence[str], places: Sequence[Any]) -
             first.append(first[-1] + part.num_rows)
         place = pc.add(place, pa.array(first).take(places[0]))
     whole = pa.concat_tables(parts, promote_options="permissive")
+    for name in names:
+        # A column that only files have which are not read.
+        if name not in whole.column_names:
+            whole = whole.append_column(
+                name, pa.nulls(whole.num_rows, files.schema.field(name).type)
+            )
     del parts
     for name in names:
         if name not in whole.column_names:

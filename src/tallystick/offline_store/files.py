@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import glob
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tallystick.errors import DataError, DefinitionError
+from tallystick.offline_store.partitions import Partitions, folder_values, list_sql
+from tallystick.offline_store.places import (
+    LOCAL,
+    Place,
+    Store,
+    make_readable,
+    place_of,
+    translated,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,55 +35,73 @@ class SourceFiles:
     Attributes:
         label: The source's path as its owner wrote it, for messages.
         signature: Path, time of change in ns and size in bytes of each file, ordered by path.
-        schema: Columns of all files together.
+        schema: Columns of all files together, and those that folders' names give.
+        store: What they are in.
+        partitions: Column that the folders' names give → its value for each file.
     """
 
     label: str
     signature: tuple[tuple[str, int, int], ...]
     schema: pa.Schema
+    store: Store = LOCAL
+    partitions: Partitions = field(default_factory=dict)
+
+    @property
+    def footers(self) -> list[Any]:
+        """What each file says of itself: ``pyarrow.parquet.FileMetaData``."""
+        return [footer(self.store, each) for each in self.signature]
 
     @cached_property
     def rows(self) -> int:
         """Number of rows in all files."""
-        import pyarrow.parquet as pq
-
-        return sum(pq.read_metadata(path).num_rows for path, _, _ in self.signature)
+        return sum(each.num_rows for each in self.footers)
 
     @property
     def relation(self) -> str:
         """The files as a DuckDB relation, in source order."""
-        paths = ", ".join("'" + path.replace("'", "''") + "'" for path, _, _ in self.signature)
-        union = ", union_by_name = true" if len(self.signature) > 1 else ""
-        return f"read_parquet([{paths}], hive_partitioning = false{union})"
-
-
-def resolve(path: str, repo_path: Path | str | None) -> Path:
-    """The place of a source: relative paths are taken from the repo's folder.
-
-    Raises:
-        DefinitionError: The path names another machine.
-    """
-    if "://" in path and not path.startswith("file://"):
-        raise DefinitionError(
-            f"The source {path} is not on this machine.",
-            hint="DuckDBOfflineStore reads Parquet files, folders and globs of local paths.",
+        paths = ", ".join(
+            "'" + self.store.address(path).replace("'", "''") + "'" for path, _, _ in self.signature
         )
-    return Path(repo_path or ".", path.removeprefix("file://"))
+        union = ", union_by_name = true" if len(self.signature) > 1 else ""
+        read = f"read_parquet([{paths}], hive_partitioning = false{union})"
+        if not self.partitions:
+            return read
+        given = ", ".join(list_sql(name, values) for name, values in self.partitions.items())
+        return f"(SELECT *, file_index, file_row_number, {given} FROM {read}) AS files"
+
+    def only(self, wanted: list[bool]) -> SourceFiles:
+        """Some of the files, in their order; the schema stays that of all."""
+        kept = [at for at, is_wanted in enumerate(wanted) if is_wanted]
+        return SourceFiles(
+            label=self.label,
+            signature=tuple(self.signature[at] for at in kept),
+            schema=self.schema,
+            store=self.store,
+            partitions={name: values.take(kept) for name, values in self.partitions.items()},
+        )
 
 
-def open_source(source: Any, repo_path: Path | str | None) -> SourceFiles:
+def open_source(
+    source: Any, repo_path: Path | str | None, *, declared: Mapping[str, str] | None = None
+) -> SourceFiles:
     """Look up the files of a Feast source.
 
-    A path is one Parquet file, a folder (its ``*.parquet`` files at any depth) or a glob. Files are
-    ordered by path; those whose name starts with a dot or an underscore are left out.
+    A path is one Parquet file, a folder (its ``*.parquet`` files at any depth) or a glob, on this
+    machine or in an object store. Files are ordered by path; those whose name starts with a dot or
+    an underscore are left out. Where every file is in a folder called ``name=value``, ``name`` is a
+    column, unless the files have one of that name.
 
     Args:
         source: A Feast ``FileSource``.
         repo_path: The repo's folder, from which relative paths are taken.
+        declared: Column → Feast type, for columns that folders' names give; the others are
+            integers, dates or text, by what fits all folders.
 
     Raises:
-        DataError: There is no file, one cannot be read, or two differ in a column's type.
+        DataError: There is no file, one cannot be read, two differ in a column's type, or a
+            folder's name has no value of the declared type.
         DefinitionError: The source is of a kind that is not read here.
+        UnavailableError: The object store did not answer.
     """
     path = getattr(source, "path", None)
     file_format = type(getattr(source, "file_format", None)).__name__
@@ -82,48 +111,140 @@ def open_source(source: Any, repo_path: Path | str | None) -> SourceFiles:
             f"{file_format}) is no Parquet FileSource.",
             hint="DuckDBOfflineStore reads feast.FileSource with Parquet files.",
         )
-    place = resolve(path, repo_path)
-    if place.is_file():
-        files = [place]
-    elif place.is_dir():
-        files = sorted(place.rglob("*.parquet"))
-    else:
-        # Path.glob refuses absolute patterns.
-        names = glob.glob(str(place), recursive=True)  # noqa: PTH207
-        files = sorted(Path(name) for name in names)
-    files = [file for file in files if file.is_file() and file.name[0] not in "._"]
-    if not files:
+    place = source_place(source, repo_path)
+    make_readable(place.store)
+    signature = listed(place)
+    if not signature:
         raise DataError(
             f"The source {path} has no Parquet file: {place} does not exist or is empty.",
             hint="Write the source's data first, or correct its path.",
         )
-    signature = tuple(
-        (file.as_posix(), stat.st_mtime_ns, stat.st_size)
-        for file in files
-        for stat in (file.stat(),)
+    schema = common_schema(place.store, signature)
+    partitions = folder_values(
+        place.path, [each for each, _, _ in signature], set(schema.names), declared or {}
     )
-    return SourceFiles(path, signature, common_schema(signature))
+    for name, values in partitions.items():
+        schema = schema.append(_field(name, values.type))
+    return SourceFiles(path, signature, schema, place.store, partitions)
+
+
+def source_place(source: Any, repo_path: Path | str | None) -> Place:
+    """Where a Feast ``FileSource`` has its files.
+
+    Raises:
+        DefinitionError: Its path names a store that is not read here.
+    """
+    endpoint = getattr(source, "s3_endpoint_override", None)
+    return place_of(source.path, repo_path, endpoint=endpoint)
+
+
+def listed(place: Place) -> tuple[tuple[str, int, int], ...]:
+    """Path, time of change and size of the files at a place, ordered by path."""
+    if place.store.is_local:
+        files = [file for file in _local_files(place) if file.is_file()]
+        found = [
+            (file.as_posix(), stat.st_mtime_ns, stat.st_size)
+            for file in files
+            for stat in (file.stat(),)
+        ]
+    else:
+        with translated(str(place)):
+            found = _remote_files(place)
+    return tuple(sorted(each for each in found if each[0].rsplit("/", 1)[-1][0] not in "._"))
+
+
+def _local_files(place: Place) -> list[Path]:
+    path = place.local
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return list(path.rglob("*.parquet"))
+    # Path.glob refuses absolute patterns.
+    return [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+
+
+def _remote_files(place: Place) -> list[tuple[str, int, int]]:
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem = place.store.filesystem
+    if any(sign in place.path for sign in "*?["):
+        infos = filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(place.path))
+    else:
+        infos = filesystem.get_file_info([place.path])
+        if infos[0].type != FileType.File:
+            folder = FileSelector(place.path, recursive=True, allow_not_found=True)
+            infos = [
+                info for info in filesystem.get_file_info(folder) if info.path.endswith(".parquet")
+            ]
+    return [
+        (info.path, info.mtime_ns or 0, info.size) for info in infos if info.type == FileType.File
+    ]
+
+
+@lru_cache(maxsize=4096)
+def footer(store: Store, file: tuple[str, int, int]) -> Any:
+    """What a Parquet file says of itself: ``pyarrow.parquet.FileMetaData``.
+
+    Raises:
+        DataError: It is not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, _, size = file
+    if not size:
+        raise DataError(
+            f"{store.text(path)} is not a Parquet file that can be read: it is empty.",
+            hint="Remove it, or write it again.",
+        )
+    try:
+        return pq.read_metadata(path, filesystem=store.filesystem)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{store.text(path)} is not a Parquet file that can be read: {error}",
+            hint="Remove it, or write it again.",
+        ) from error
 
 
 @lru_cache(maxsize=256)
-def common_schema(signature: tuple[tuple[str, int, int], ...]) -> pa.Schema:
+def common_schema(store: Store, signature: tuple[tuple[str, int, int], ...]) -> pa.Schema:
     """The columns of all files together, the wider type where they differ.
 
     Raises:
         DataError: A file is not Parquet, or two files do not fit together.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schemas = []
-    for path, _, _ in signature:
-        try:
-            schemas.append(pq.read_schema(path).remove_metadata())
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} is not a Parquet file that can be read: {error}") from error
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        footers = list(threads.map(lambda file: footer(store, file), signature))
+    schemas = [each.schema.to_arrow_schema().remove_metadata() for each in footers]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
-        raise DataError(
-            f"The files beside {signature[0][0]} have columns of different types: {error}"
-        ) from error
+        raise _unlike(store, signature, schemas, error) from error
+
+
+def _unlike(
+    store: Store, signature: tuple[tuple[str, int, int], ...], schemas: list[Any], error: Exception
+) -> DataError:
+    """The error that names the first file that does not fit those before it."""
+    import pyarrow as pa
+
+    so_far = schemas[0]
+    for (path, _, _), schema in zip(signature, schemas, strict=True):
+        try:
+            so_far = pa.unify_schemas([so_far, schema], promote_options="permissive")
+        except pa.ArrowException as found:
+            return DataError(
+                f"{store.text(path)} and the files beside it have columns of different types: "
+                f"{found}",
+                hint="Write its columns in the types of the other files.",
+            )
+    return DataError(f"The files beside {store.text(signature[0][0])} do not fit: {error}")
+
+
+def _field(name: str, kind: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.field(name, kind)

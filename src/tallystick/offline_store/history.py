@@ -18,6 +18,7 @@ from tallystick.offline_store.columns import (
     time_us_sql,
 )
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
+from tallystick.offline_store.pruning import Span, bounds_of, bounds_sql, have_no_nulls, pruned
 from tallystick.view import NO_ENTITY_KEY, Column, ViewSpec
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class History:
         columns: The source's columns that these are.
         types: Arrow type of each feature in the answer.
         files: Where it comes from.
+        whole: The source with all its files.
+        whole_sql: The relation with all rows of the source.
         what: Its name in messages.
     """
 
@@ -97,6 +100,8 @@ class History:
     columns: tuple[str, ...]
     types: tuple[pa.DataType, ...]
     files: SourceFiles
+    whole: SourceFiles
+    whole_sql: str
     what: str
 
     position = POSITION
@@ -118,9 +123,20 @@ class History:
 
 
 def open_history(
-    read: ViewRead, *, clock: VisibilityClock, repo_path: Path | str | None
+    read: ViewRead,
+    *,
+    clock: VisibilityClock,
+    repo_path: Path | str | None,
+    span: Span | None = None,
 ) -> History:
     """Check a view's source against its definition, and say how to read it.
+
+    Args:
+        read: What is read.
+        clock: When a row counts as visible.
+        repo_path: Folder from which relative source paths are taken.
+        span: The requests that are to be answered; files and row groups that cannot matter to them
+            are not read. None for the whole history.
 
     Raises:
         DataError: A file or column is missing or has a type that the declared one cannot come from,
@@ -130,10 +146,10 @@ def open_history(
         from tallystick.offline_store.served import open_journal
 
         return open_journal(read, repo_path)
-    files = open_source(read.source, repo_path)
     spec = read.spec
     require_clock(read, clock)
     original = {new: old for old, new in spec.field_mapping.items()}
+    whole = files = open_source(read.source, repo_path, declared=declared_columns(read, original))
     check_columns(read, files, original)
 
     def found(name: str) -> pa.DataType:
@@ -165,9 +181,27 @@ def open_history(
     visible = visible_sql(clock, event="event_us", created="created_us", written="written_us")
     selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
     complete = " AND ".join(f"{key} IS NOT NULL" for key in keys)
+
+    def rows_sql(of: SourceFiles, condition: str) -> str:
+        return (
+            f"(SELECT *, {visible} AS visible_us FROM (SELECT {selected} FROM {of.relation} "
+            f"WHERE {condition}) AS source WHERE {complete})"
+        )
+
+    condition = "true"
+    if span is not None:
+        times = {
+            role: None if name is None else original.get(name, name)
+            for role, name in (("created", spec.created_column), ("written", read.written_column))
+        }
+        event = original.get(spec.event_column, spec.event_column)
+        bounds = bounds_of(span, clock=clock, ttl_us=spec.ttl_us, event=event, **times)
+        files = pruned(whole, bounds)
+        condition = bounds_sql(bounds)
     return History(
-        sql=f"(SELECT *, {visible} AS visible_us "
-        f"FROM (SELECT {selected} FROM {files.relation}) AS source WHERE {complete})",
+        sql=rows_sql(files, condition),
+        whole=whole,
+        whole_sql=rows_sql(whole, "true"),
         keys=tuple(keys),
         values=tuple(values),
         columns=tuple(original.get(name, name) for name in read.columns),
@@ -175,6 +209,14 @@ def open_history(
         files=files,
         what=f"view {spec.name} from {files.label}",
     )
+
+
+def declared_columns(read: ViewRead, original: Mapping[str, str]) -> dict[str, str]:
+    """Column of the source → the type in which the view has it."""
+    declared = {column.name: column.dtype for column in (*read.keys, *read.features)}
+    times = (read.spec.event_column, read.spec.created_column, read.written_column)
+    declared |= {name: "UNIX_TIMESTAMP" for name in times if name is not None}
+    return {original.get(name, name): dtype for name, dtype in declared.items()}
 
 
 def require_clock(read: ViewRead, clock: VisibilityClock) -> None:
@@ -223,17 +265,17 @@ def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str
 
 
 def require_times(
-    connection: Any, history: History, relation: str, read: ViewRead, clock: VisibilityClock
+    connection: Any, history: History, read: ViewRead, clock: VisibilityClock
 ) -> None:
     """Refuse rows that cannot be placed in time.
 
     A row without event time has no place in any order. One without created time might have been
     known at any moment, so that the knowledge clock must not guess; other clocks let it lose ties.
+    Rows are only read if the files do not say that they have no null.
 
     Args:
         connection: By :func:`tallystick.offline_store.connection.connect`.
         history: The history.
-        relation: Where its rows are: its ``sql``, or a table made from it.
         read: What is read.
         clock: The clock of the fold.
 
@@ -245,9 +287,12 @@ def require_times(
     columns = {"event_us": read.spec.event_column}
     if clock is VisibilityClock.KNOWLEDGE:
         columns["created_us"] = str(read.spec.created_column)
+    original = {new: old for old, new in read.spec.field_mapping.items()}
+    if have_no_nulls(history.whole, [original.get(name, name) for name in columns.values()]):
+        return
     counted = ", ".join(f"count(*) - count({column}) AS {column}" for column in columns)
     nulls = read_table(
-        connection, f"SELECT {counted} FROM {relation} AS history", what=history.what
+        connection, f"SELECT {counted} FROM {history.whole_sql} AS history", what=history.what
     ).to_pylist()[0]
     problems = [
         Problem(f"column {name}", "a time in every row", f"{nulls[column]} nulls")

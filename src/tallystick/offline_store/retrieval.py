@@ -33,6 +33,7 @@ from tallystick.offline_store.history import (
     typed,
 )
 from tallystick.offline_store.kept import KeptHistory, kept_histories
+from tallystick.offline_store.pruning import span_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,11 +108,12 @@ def _answer(
     with_times: bool,
 ) -> dict[str, Any]:
     """What one view answers: feature, or ``event_time`` and so on → its column."""
-    history = open_history(read, clock=clock, repo_path=repo_path)
+    span = span_of(keys["request_us"], with_times=with_times)
+    history = open_history(read, clock=clock, repo_path=repo_path, span=span)
     connection = connect(config)
     try:
         connection.register("spine", history.asked(keys))
-        require_times(connection, history, history.sql, read, clock)
+        require_times(connection, history, read, clock)
         # To fetch, all of the columns are read into memory; to join, only what is found is kept.
         is_fetched = (
             keys.num_rows * 2 >= history.files.rows
@@ -365,7 +367,7 @@ def keep(
     """Read a history into memory, sorted and ranked."""
     connection = connect(config)
     try:
-        require_times(connection, history, history.sql, read, clock)
+        require_times(connection, history, read, clock)
         sql = ranked_sql(history.sql, keys=history.keys, position=history.position)
         found = read_table(connection, sql, what=history.what)
     finally:

@@ -31,6 +31,7 @@ from tallystick.journal_entry import (
 from tallystick.offline_store.columns import declared_type, key_sql
 from tallystick.offline_store.files import POSITION, SourceFiles, common_schema
 from tallystick.offline_store.history import History, ViewRead
+from tallystick.offline_store.places import LOCAL
 from tallystick.repo import state_dir
 from tallystick.view import ViewSpec
 
@@ -119,7 +120,7 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
         for _, file, _ in found
         for stat in (file.stat(),)
     )
-    files = SourceFiles(f"the journal {folder}", signature, common_schema(signature))
+    files = SourceFiles(f"the journal {folder}", signature, common_schema(LOCAL, signature))
     stored = [feature_column(column) for column in features]
     keys = {
         f"key_{at}": _key_sql(files, key_column(key.name), key.dtype)
@@ -133,8 +134,11 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
     definition = f"[{', '.join(str(number) for _, _, number in found)}][file_index::BIGINT + 1]"
     rows = _rows_sql(files, keys, values, removed, definition)
     names = (*keys, _REMOVALS)
+    sql = _ordered_sql(rows, names) if len(written) > 1 else _plain_sql(rows)
     return ServedHistory(
-        sql=_ordered_sql(rows, names) if len(written) > 1 else _plain_sql(rows),
+        sql=sql,
+        whole=files,
+        whole_sql=sql,
         keys=names,
         values=tuple(values),
         columns=tuple(stored),

@@ -24,6 +24,7 @@ from tallystick.offline_store.history import (
     require_times,
     typed,
 )
+from tallystick.offline_store.pruning import span_of
 from tallystick.offline_store.retrieval import asked_sql, check_spine, spine_keys, times_of
 
 if TYPE_CHECKING:
@@ -87,10 +88,12 @@ def write_point_in_time(
         answers = []
         for number, read in enumerate(reads):
             progress(f"view {read.name}", number, steps)
-            history = open_history(read, clock=clock, repo_path=repo_path)
+            own = spine_keys(asked, request_time, read)
+            span = span_of(own["request_us"], with_times=with_times)
+            history = open_history(read, clock=clock, repo_path=repo_path, span=span)
             answer = folder / f"{number}.parquet"
             _write_answer(
-                spine_keys(asked, request_time, read),
+                own,
                 read,
                 history,
                 clock=clock,
@@ -127,7 +130,7 @@ def _write_answer(
     connection = connect(config)
     try:
         connection.register("spine", history.asked(keys))
-        require_times(connection, history, history.sql, read, clock)
+        require_times(connection, history, read, clock)
         matched = as_of_sql(
             asked_sql(history, keys.num_rows),
             spine="spine",

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 from tallystick.clock import SystemClock
 from tallystick.errors import DataError, Problem
 from tallystick.offline_store.columns import converted
-from tallystick.offline_store.files import open_source, resolve
+from tallystick.offline_store.files import listed, open_source, source_place
+from tallystick.offline_store.places import Place, translated
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 def write_file(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file beside ``path`` and put it in its place in one step."""
+    """Write a Parquet file beside ``path`` and put it in its place in one step.
+
+    What is written is on the disk, name and all, once this returns.
+    """
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,22 +34,62 @@ def write_file(table: pa.Table, path: Path) -> None:
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.replace(path)
+        _sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def add_file(table: pa.Table, folder: Path) -> Path:
-    """Add a file of its own to a folder; later ones sort behind earlier ones."""
-    path = folder / f"written-{SystemClock().now_us():018d}-{uuid.uuid4().hex}.parquet"
-    write_file(table, path)
-    return path
+def _sync_folder(folder: Path) -> None:
+    """Have a folder's names survive a loss of power."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def put_file(table: pa.Table, place: Place) -> None:
+    """Write a Parquet file to a place; readers see none of it, or all.
+
+    Raises:
+        UnavailableError: The object store did not answer.
+        DataError: It refused.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if place.store.is_local:
+        write_file(table, place.local)
+        return
+    # Made whole before anything is sent: closing a stream publishes what was written to it.
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    with (
+        translated(str(place)),
+        place.store.filesystem.open_output_stream(place.path) as stream,
+    ):
+        stream.write(sink.getvalue())
+
+
+def add_file(table: pa.Table, folder: Place) -> Place:
+    """Add a file of its own to a folder; later ones sort behind earlier ones.
+
+    Raises:
+        UnavailableError: The object store did not answer.
+        DataError: It refused.
+    """
+    name = f"written-{SystemClock().now_us():018d}-{uuid.uuid4().hex}.parquet"
+    place = Place(folder.store, f"{folder.path}/{name}")
+    put_file(table, place)
+    return place
 
 
 def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> None:
     """Append rows to a Feast ``FileSource``.
 
     A folder gets one more file. A single file is written anew with the rows at its end, under a
-    lock that all writers of this kind respect; readers see the old file or the new one.
+    lock that all writers of this kind respect; readers see the old file or the new one. In an
+    object store, where there are no locks, the path has to be a folder.
 
     Args:
         source: Its path is a file or a folder; a path without a file yet makes one.
@@ -53,28 +97,37 @@ def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> Non
         repo_path: Folder from which a relative path is taken.
 
     Raises:
-        DataError: The columns do not fit, or the path is a glob.
+        DataError: The columns do not fit, or the path is a glob, a folder of partitions, or a file
+            in an object store.
+        UnavailableError: The object store did not answer.
     """
     import pyarrow as pa
 
-    place = resolve(source.path, repo_path)
+    place = source_place(source, repo_path)
     mapping: Mapping[str, str] = source.field_mapping or {}
     if any(sign in source.path for sign in "*?["):
         raise DataError(
             f"Rows cannot be written to {source.path}: a glob does not say into which file.",
             hint="Make the source's path a folder.",
         )
-    if place.is_dir():
-        empty = not any(place.rglob("*.parquet"))
-        add_file(table if empty else fitted(table, source, mapping, repo_path), place)
+    if place.is_folder():
+        is_new = not listed(place)
+        add_file(table if is_new else fitted(table, source, mapping, repo_path), place)
         return
-    with locked(place):
-        if place.exists():
+    if not place.store.is_local:
+        raise DataError(
+            f"Rows cannot be added to the file {source.path}: an object store has no locks, so "
+            "that of two writers one would be lost.",
+            hint="Make the source's path a folder.",
+        )
+    path = place.local
+    with locked(path):
+        if path.exists():
             import pyarrow.parquet as pq
 
             rows = fitted(table, source, mapping, repo_path)
-            table = pa.concat_tables([pq.read_table(place, partitioning=None), rows])
-        write_file(table, place)
+            table = pa.concat_tables([pq.read_table(path, partitioning=None), rows])
+        write_file(table, path)
 
 
 def fitted(
@@ -85,7 +138,14 @@ def fitted(
     Raises:
         DataError: With every column that is missing or not of the source.
     """
-    schema = open_source(source, repo_path).schema
+    files = open_source(source, repo_path)
+    if files.partitions:
+        raise DataError(
+            f"Rows cannot be added to {source.path}: its folders give "
+            f"{', '.join(files.partitions)}, and rows for several could not be added in one step.",
+            hint="Write them to the folder of their partition.",
+        )
+    schema = files.schema
     names = {
         name: name if name in table.column_names else mapping.get(name, name)
         for name in schema.names
