@@ -45,28 +45,11 @@ def rows_at(files: SourceFiles, columns: Sequence[str], places: Sequence[Any]) -
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    parts = []
     names = list(dict.fromkeys(columns))
     if not names:
         return pa.table({})
-    for at, (path, _, _) in enumerate(files.signature):
-        try:
-            file = pq.ParquetFile(path, filesystem=files.store.filesystem)
-            have = [name for name in names if name in file.schema_arrow.names]
-            rows = file.metadata.num_rows
-            # Without any of the columns a table would not know how many rows it has.
-            part = file.read(columns=have) if have else pa.table({NO_COLUMN: pa.nulls(rows)})
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{files.store.text(path)} cannot be read: {error}",
-                hint="The file is damaged; restore it, or write it again.",
-            ) from error
-        for name, values in files.partitions.items():
-            if name in names:
-                part = part.append_column(name, pa.repeat(values[at], rows))
-        parts.append(part)
+    parts = [_part(files, at, names) for at in range(len(files.signature))]
     place = places[-1]
     if len(parts) > 1:
         first = [0]
@@ -74,17 +57,37 @@ def rows_at(files: SourceFiles, columns: Sequence[str], places: Sequence[Any]) -
             first.append(first[-1] + part.num_rows)
         place = pc.add(place, pa.array(first).take(places[0]))
     whole = pa.concat_tables(parts, promote_options="permissive")
-    for name in names:
-        # A column that only files have which are not read.
-        if name not in whole.column_names:
-            whole = whole.append_column(
-                name, pa.nulls(whole.num_rows, files.schema.field(name).type)
-            )
     del parts
     for name in names:
+        # A column that only files have which are not read, or none at all.
         if name not in whole.column_names:
-            whole = whole.append_column(name, pa.nulls(whole.num_rows))
+            known = name in files.schema.names
+            kind = files.schema.field(name).type if known else pa.null()
+            whole = whole.append_column(name, pa.nulls(whole.num_rows, kind))
     chosen = place.combine_chunks() if isinstance(place, pa.ChunkedArray) else place
     with ThreadPoolExecutor(max_workers=pa.cpu_count()) as threads:
         taken = threads.map(lambda name: whole[name].combine_chunks().take(chosen), names)
         return pa.table(dict(zip(names, taken, strict=True)))
+
+
+def _part(files: SourceFiles, at: int, names: Sequence[str]) -> pa.Table:
+    """Columns of one file, those of its folder included."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, _, _ = files.signature[at]
+    try:
+        file = pq.ParquetFile(path, filesystem=files.store.filesystem)
+        have = [name for name in names if name in file.schema_arrow.names]
+        rows = file.metadata.num_rows
+        # Without any of the columns a table would not know how many rows it has.
+        part = file.read(columns=have) if have else pa.table({NO_COLUMN: pa.nulls(rows)})
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{files.store.text(path)} cannot be read: {error}",
+            hint="The file is damaged; restore it, or write it again.",
+        ) from error
+    for name, values in files.partitions.items():
+        if name in names:
+            part = part.append_column(name, pa.repeat(values[at], rows))
+    return part
