@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tallystick.errors import DataError, InputError, Problem, did_you_mean
-from tallystick.fold import VisibilityClock, quoted, visible_sql
+from tallystick.fold import VisibilityClock, visible_sql
 from tallystick.offline_store.columns import (
+    DUCKDB,
+    Dialect,
     converted,
     declared_type,
     family,
     fits,
-    key_sql,
-    time_us_sql,
 )
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
 from tallystick.view import NO_ENTITY_KEY, Column, ViewSpec
@@ -116,7 +116,13 @@ def open_history(
         DataError: A file or column is missing or has a type that the declared one cannot come from,
             or the clock needs a time that the view does not have. All mismatches at once.
     """
-    files = open_source(read.source, repo_path)
+    return history_of(read, open_source(read.source, repo_path), clock=clock)
+
+
+def history_of(
+    read: ViewRead, files: SourceFiles, *, clock: VisibilityClock, dialect: Dialect = DUCKDB
+) -> History:
+    """As :func:`open_history`, of a source that was opened, in an engine's dialect."""
     spec = read.spec
     require_clock(read, clock)
     original = {new: old for old, new in spec.field_mapping.items()}
@@ -126,13 +132,13 @@ def open_history(
         return files.schema.field(original.get(name, name)).type
 
     def named(name: str) -> str:
-        return quoted(original.get(name, name))
+        return dialect.quoted(original.get(name, name))
 
     def time_sql(name: str | None) -> str:
-        return NO_TIME if name is None else time_us_sql(named(name), found(name))
+        return NO_TIME if name is None else dialect.time_us_sql(named(name), found(name))
 
     keys = {
-        f"key_{at}": key_sql(named(key.name), key.dtype, found(key.name))
+        f"key_{at}": dialect.key_sql(named(key.name), key.dtype, found(key.name))
         for at, key in enumerate(read.keys)
     } or {"key_0": "0"}
     values = {
@@ -216,10 +222,7 @@ def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str
 def require_times(
     connection: Any, history: History, relation: str, read: ViewRead, clock: VisibilityClock
 ) -> None:
-    """Refuse rows that cannot be placed in time.
-
-    A row without event time has no place in any order. One without created time might have been
-    known at any moment, so that the knowledge clock must not guess; other clocks let it lose ties.
+    """As :func:`require_placed`, on DuckDB.
 
     Args:
         connection: By :func:`tallystick.offline_store.connection.connect`.
@@ -233,13 +236,39 @@ def require_times(
     """
     from tallystick.offline_store.connection import read_table
 
+    def run(sql: str) -> pa.Table:
+        return read_table(connection, sql, what=history.what)
+
+    require_placed(run, history, relation, read, clock)
+
+
+def require_placed(
+    run: Callable[[str], pa.Table],
+    history: History,
+    relation: str,
+    read: ViewRead,
+    clock: VisibilityClock,
+) -> None:
+    """Refuse rows that cannot be placed in time.
+
+    A row without event time has no place in any order. One without created time might have been
+    known at any moment, so that the knowledge clock must not guess; other clocks let it lose ties.
+
+    Args:
+        run: Answers a query.
+        history: The history.
+        relation: Where its rows are: its ``sql``, or a table made from it.
+        read: What is read.
+        clock: The clock of the fold.
+
+    Raises:
+        DataError: With the number of such rows per column.
+    """
     columns = {"event_us": read.spec.event_column}
     if clock is VisibilityClock.KNOWLEDGE:
         columns["created_us"] = str(read.spec.created_column)
     counted = ", ".join(f"count(*) - count({column}) AS {column}" for column in columns)
-    nulls = read_table(
-        connection, f"SELECT {counted} FROM {relation} AS history", what=history.what
-    ).to_pylist()[0]
+    nulls = run(f"SELECT {counted} FROM {relation} AS history").to_pylist()[0]
     problems = [
         Problem(f"column {name}", "a time in every row", f"{nulls[column]} nulls")
         for column, name in columns.items()
