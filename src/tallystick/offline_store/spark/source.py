@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -95,12 +95,11 @@ def open_rows(session: Any, source: Any, repo_path: Path | str | None) -> SparkR
     for entry in files.signature:
         groups.setdefault(common_schema((entry,)), []).append(entry[0])
     order = {path: at for at, (path, _, _) in enumerate(files.signature)}
-    parts = [
-        _placed(
-            session, _reader(session, paths), order, _columns(files.schema, schema), files.label
-        )
-        for schema, paths in groups.items()
-    ]
+    parts = []
+    for schema, paths in groups.items():
+        frame = _reader(session, paths)
+        columns = _columns(files.schema, schema, dict(frame.dtypes))
+        parts.append(_placed(session, frame, order, columns, files.label))
     frame = reduce(lambda one, other: one.unionByName(other), parts)
     return SparkRows(files.label, files.signature, files.schema, _view(frame))
 
@@ -138,8 +137,8 @@ def _placed(
     )
 
 
-def _columns(common: pa.Schema, own: pa.Schema) -> list[str]:
-    """The expressions for all files' columns from those of some files."""
+def _columns(common: pa.Schema, own: pa.Schema, read_as: Mapping[str, str]) -> list[str]:
+    """The expressions for all files' columns from those of some files, by the types Spark reads."""
     import pyarrow.types as pt
 
     columns = []
@@ -150,7 +149,7 @@ def _columns(common: pa.Schema, own: pa.Schema) -> list[str]:
             value = "NULL"
         elif have is None or pt.is_null(have):
             value = f"CAST(NULL AS {spark_type(kind)})"
-        elif pt.is_timestamp(kind) and kind.unit == "ns" and have.unit != "ns":
+        elif pt.is_timestamp(kind) and kind.unit == "ns" and read_as[field.name] != "bigint":
             value = f"unix_micros(CAST({name} AS TIMESTAMP)) * 1000"
         elif have != kind:
             value = f"CAST({name} AS {spark_type(kind)})"
