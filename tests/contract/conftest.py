@@ -22,3 +22,9 @@ STORES = {
 def offline_store(request):
     """``offline_store`` of a feature_store.yaml."""
     return STORES[request.param]
+
+
+@pytest.fixture
+def spark_conf():
+    """The settings of the Spark application of the tests."""
+    return SPARK_CONF

@@ -200,7 +200,6 @@ def restored(column: Any, kind: pa.DataType) -> Any:
 def _spark_rows(session: Any, source: Any) -> SparkRows:
     """A ``SparkSource``: a table, a query or a path, as Spark reads it."""
     from pyspark.errors import AnalysisException
-    from pyspark.sql.pandas.types import to_arrow_schema
 
     label = source.table or source.query or source.path
     if not label:
@@ -224,4 +223,5 @@ def _spark_rows(session: Any, source: Any) -> SparkRows:
         placed = frame.selectExpr(
             *columns, "0L AS file_index", "monotonically_increasing_id() AS file_row_number"
         )
-    return SparkRows(label, (), to_arrow_schema(frame.schema), _view(placed))
+    schema = in_spark(lambda: frame.limit(0).toArrow().schema, what=f"the source {label}")
+    return SparkRows(label, (), schema, _view(placed))
