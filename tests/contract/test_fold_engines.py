@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from types import SimpleNamespace
 
@@ -28,8 +29,10 @@ from fold_oracle import (
     write,
 )
 from tallystick.clock import from_us
+from tallystick.errors import DataError
 from tallystick.fold import VisibilityClock
 from tallystick.offline_store.pull import Pull
+from tallystick.view import Column
 
 SOME = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -176,3 +179,58 @@ def test_files_of_different_columns_are_one_source(engine, tmp_path):
     answer = asked(engine, spine, view_read(tmp_path, ("text",)), VisibilityClock.EVENT)
     assert answer["s__small"].to_pylist() == [7, None]
     assert answer["s__name"].to_pylist() == [None, "x"]
+
+
+NS = pa.timestamp("ns", tz="UTC")
+KEYS = {
+    "FLOAT": (pa.array([0.5, -0.0, None], pa.float32()), [0.5, 0.0]),
+    "DOUBLE": (pa.array([1e300, -0.0, 3.0]), [1e300, 0.0]),
+    "BYTES": (pa.array([b"", b"\x00\xff", b"x"]), [b"", b"\x00\xff"]),
+    "BOOL": (pa.array([False, True, None]), [False, True]),
+    "STRING": (pa.array(["", "é", "e"]).dictionary_encode(), ["", "é"]),
+    "INT64": (pa.array([1.0, -7.0, None]), [1, -7]),
+    "INT32": (pa.array([1, 200, 7], pa.uint8()), [1, 200]),
+    "UNIX_TIMESTAMP": (pa.array([1_500, -1_500, 0]).cast(NS), [from_us(1), from_us(-1)]),
+}
+
+
+@pytest.mark.parametrize("dtype", KEYS)
+def test_keys_of_every_type_find_their_rows(engine, tmp_path, dtype):
+    held, asked_for = KEYS[dtype]
+    table = source_table([EMPTY | {"event": 1, "created": 1, "count": n} for n in range(3)])
+    table = table.set_column(table.column_names.index("text"), "text", held)
+    pq.write_table(table, tmp_path / "history.parquet")
+    read = view_read(tmp_path, ("text",))
+    spec = read.spec.model_copy(update={"join_keys": (Column(name="text", dtype=dtype),)})
+    at = pa.array([START_US + 1] * 3, pa.timestamp("us", tz="UTC"))
+    spine = pa.table({"text": pa.array([*asked_for, None]), "at": at})
+    answer = asked(engine, spine, dataclasses.replace(read, spec=spec), VisibilityClock.EVENT)
+    assert answer["s__count"].to_pylist() == [0, 1, None]
+
+
+def test_a_key_with_a_fraction_is_no_integer(engine, tmp_path):
+    table = source_table([EMPTY | {"event": 1, "created": 1}])
+    halves = pa.array([1.5])
+    table = table.set_column(table.column_names.index("number"), "number", halves)
+    pq.write_table(table, tmp_path / "history.parquet")
+    spine = spine_table([{"text": "a", "number": 1, "at": 1}])
+    with pytest.raises(DataError, match="a key of type INT64 holds a fraction"):
+        asked(engine, spine, view_read(tmp_path, ("number",)), VisibilityClock.EVENT)
+
+
+def test_pulled_values_have_the_types_of_the_source(engine, tmp_path):
+    odd = {
+        "nanos": pa.array([1, None, -1]).cast(NS),
+        "lists": pa.array([[1], None, [None]], pa.list_(pa.int64())).cast(pa.list_(NS)),
+        "large": pa.array([2**64 - 1, None, 0], pa.uint64()),
+        "money": pa.array([1, None, 2]).cast(pa.decimal128(21, 2)),
+        "fixed": pa.array([b"ab", None, b"cd"], pa.binary(2)),
+        "day": pa.array([1, None, -1], pa.int32()).cast(pa.date32()),
+        "spot": pa.array([{"x": 1}, None, {"x": None}]),
+        "nothing": pa.nulls(3),
+    }
+    event = pa.array([START_US] * 3, pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table({**odd, "event": event}), tmp_path / "history.parquet")
+    pull = Pull((), tuple(odd), event="event", created=None, start=None, end=None)
+    found = engine.pull_all(SimpleNamespace(path=str(tmp_path)), pull)
+    assert found.select(list(odd)).equals(pa.table(odd))

@@ -112,7 +112,8 @@ def key_sql(column: str, dtype: str, found: pa.DataType) -> str:
     if kind == "integer" and family(found) == "float":
         refuse = f"error('a key of type {dtype} holds a fraction')"
         return (
-            f"CASE WHEN {column} = trunc({column}) THEN CAST({column} AS BIGINT) ELSE {refuse} END"
+            f"CASE WHEN {column} IS NULL THEN CAST(NULL AS BIGINT) "
+            f"WHEN {column} = trunc({column}) THEN CAST({column} AS BIGINT) ELSE {refuse} END"
         )
     kinds = {"integer": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN", "text": "VARCHAR"}
     return f"CAST({column} AS {kinds[kind]})" if kind in kinds else column

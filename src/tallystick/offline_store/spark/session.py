@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.errors import DataError, MissingExtraError
-from tallystick.settings import provide_java
+from tallystick.errors import DataError, MissingExtraError, StateError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,18 +31,25 @@ def open_session(spark_conf: Mapping[str, str] | None) -> Any:
 
     Raises:
         MissingExtraError: Spark is not installed.
+        StateError: It does not start.
     """
     try:
+        from pyspark.errors import PySparkRuntimeError
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise MissingExtraError("SparkOfflineStore", "spark") from error
-    provide_java()
     builder = SparkSession.builder.appName("tallystick")
     running = SparkSession.getActiveSession()
     if running is None:
         for name, value in (spark_conf or {}).items():
             builder = builder.config(name, value)
-        running = builder.getOrCreate()
+        try:
+            running = builder.getOrCreate()
+        except PySparkRuntimeError as error:
+            raise StateError(
+                f"Spark does not start: {error}",
+                hint="Install Java 17 or later, let JAVA_HOME name its folder, and try again.",
+            ) from error
     session = running.newSession()
     for name, value in OURS.items():
         session.conf.set(name, value)
