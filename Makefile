@@ -4,6 +4,7 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SPARK  := $(VENV)/.ready-spark
 BENCH  := $(VENV)/.ready-bench
 PYTHON := $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
@@ -12,7 +13,7 @@ PACKAGES := src serving training monitoring simulation
 CODE     := $(PACKAGES) feature_repo tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test lint format bench bench-online bench-offline lock clean
+.PHONY: help setup data demo test test-spark lint format bench bench-online bench-offline lock clean
 
 help:  ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,13 @@ demo: $(READY) data  ## Play the year: serve, log, audit, decide, retrain
 
 test: $(READY) data  ## Run every test
 	@$(BIN)/python -m pytest
+
+test-spark: $(SPARK)  ## Run the tests that need Spark
+	@$(BIN)/python -m pytest -m spark tests/contract
+
+$(SPARK): $(READY) requirements-spark.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-spark.lock
+	@touch $@
 
 lint: $(READY)  ## Check style, types and the shape of the house
 	@$(BIN)/ruff format --check $(CODE)
@@ -62,6 +70,9 @@ lock: $(READY)  ## Resolve the dependencies again (needs the network)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 		--extra demo --group dev pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+		--constraint requirements.lock --extra spark pyproject.toml -o requirements-spark.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 		--constraint requirements.lock --group bench -o requirements-bench.lock

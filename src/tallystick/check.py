@@ -79,8 +79,9 @@ def check(repo: Repo) -> Checked:
 def _check_stores(repo: Repo, found: Checked) -> None:
     config = repo.store.config
     ours = "tallystick.offline_store.DuckDBOfflineStore"
+    ours_too = "tallystick.offline_store.SparkOfflineStore"
     got = str(getattr(config.offline_store, "type", None))
-    if got == ours:
+    if got in {ours, ours_too}:
         found.passed.append(f"offline_store: {got}")
     else:
         found.warnings.append(f"offline_store is {got}: Tallystick's guarantees need  type: {ours}")

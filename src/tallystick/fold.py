@@ -9,7 +9,8 @@ docs/adr/0002-the-folds-window.md.
 The rule is computed in two steps. :func:`folded_sql` orders a key's rows by when they became
 visible and keeps those that were the winner at that moment, so that at most one row per key and
 moment remains and its rank only rises. :func:`as_of_sql` joins requests to the last of these. Both
-take O(n log n). The first is plain SQL; the second needs ``ASOF JOIN``, as DuckDB has it.
+take O(n log n), and are DuckDB's SQL, which has ``ASOF JOIN``. Spark has none and does both in one:
+:mod:`tallystick.offline_store.spark.as_of`.
 
 All times in here are integers: microseconds since 1970-01-01 in UTC, so that no session's time zone
 can matter. A history is any relation with these columns:
@@ -26,7 +27,6 @@ position         one or more columns that ascend in source order
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -56,23 +56,10 @@ class VisibilityClock(StrEnum):
     """From the moment on at which it was written online."""
 
 
-@dataclass(frozen=True)
-class Engine:
-    """What differs between engines in the fold's SQL.
-
-    Attributes:
-        order_sql: Of ``event_us`` and ``created_us`` one value that orders rows as these two do; a
-            row without created time comes first.
-    """
-
-    order_sql: str
-
-
-DUCKDB: Final = Engine(
-    order_sql="(event_us::HUGEINT * 18446744073709551616"
-    " + coalesce(created_us, -9223372036854775808))"
+ORDER_SQL: Final = (
+    "(event_us::HUGEINT * 18446744073709551616 + coalesce(created_us, -9223372036854775808))"
 )
-SPARK: Final = Engine(order_sql="struct(event_us, created_us)")
+"""One value that orders rows as ``event_us`` and ``created_us``; without created time, first."""
 
 
 def quoted(name: str) -> str:
@@ -100,16 +87,13 @@ def visible_sql(clock: VisibilityClock, *, event: str, created: str, written: st
     return written
 
 
-def folded_sql(
-    history: str, *, keys: Sequence[str], position: Sequence[str], engine: Engine = DUCKDB
-) -> str:
+def folded_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
     """The rows of ``history`` that were a key's winner from the moment they became visible.
 
     Args:
         history: A relation with the columns in the module's text, as a name or in parentheses.
         keys: Its key columns, as SQL identifiers; at least one.
         position: Its position columns, as SQL identifiers, most significant first.
-        engine: Whose SQL it is.
 
     Returns:
         A query with keys, times and position of these rows. No two share key and ``visible_us``.
@@ -124,7 +108,7 @@ def folded_sql(
         ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
       ) AS fold_before
       FROM (
-        SELECT {columns}, {engine.order_sql} AS fold_order
+        SELECT {columns}, {ORDER_SQL} AS fold_order
         FROM {history} AS history WHERE visible_us IS NOT NULL
       ) AS ordered
     ) AS running

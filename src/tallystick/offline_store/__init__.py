@@ -1,9 +1,9 @@
-"""The offline store on DuckDB: the fold, run over Parquet.
+"""The offline stores: the fold, run over Parquet by DuckDB, or over more by Spark.
 
 Training and audit call :func:`~tallystick.offline_store.retrieval.point_in_time` and its siblings
-directly; Feast's commands come through :class:`DuckDBOfflineStore`, named in ``feature_store.yaml``
-as ``type: tallystick.offline_store.DuckDBOfflineStore``. Names are imported when they are first
-asked for, so that the parts without Feast stay light.
+directly; Feast's commands come through :class:`DuckDBOfflineStore` or :class:`SparkOfflineStore`,
+named in ``feature_store.yaml`` as ``type: tallystick.offline_store.DuckDBOfflineStore``, or so.
+Names are imported when they are first asked for, so that the parts without Feast stay light.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from tallystick.offline_store.feast_store import DuckDBOfflineStore, DuckDBOfflineStoreConfig
     from tallystick.offline_store.history import ViewRead
     from tallystick.offline_store.retrieval import history_sql, point_in_time, visible_between
+    from tallystick.offline_store.spark.store import SparkOfflineStore, SparkOfflineStoreConfig
 
 __all__ = [
     "DuckDBOfflineStore",
     "DuckDBOfflineStoreConfig",
+    "SparkOfflineStore",
+    "SparkOfflineStoreConfig",
     "ViewRead",
     "connect",
     "history_sql",
@@ -30,6 +33,8 @@ __all__ = [
 _HOMES = {
     "DuckDBOfflineStore": "feast_store",
     "DuckDBOfflineStoreConfig": "feast_store",
+    "SparkOfflineStore": "spark.store",
+    "SparkOfflineStoreConfig": "spark.store",
     "ViewRead": "history",
     "connect": "connection",
     "history_sql": "retrieval",

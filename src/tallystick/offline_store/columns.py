@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError
+from tallystick.fold import quoted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,7 +112,8 @@ def key_sql(column: str, dtype: str, found: pa.DataType) -> str:
     if kind == "integer" and family(found) == "float":
         refuse = f"error('a key of type {dtype} holds a fraction')"
         return (
-            f"CASE WHEN {column} = trunc({column}) THEN CAST({column} AS BIGINT) ELSE {refuse} END"
+            f"CASE WHEN {column} IS NULL THEN CAST(NULL AS BIGINT) "
+            f"WHEN {column} = trunc({column}) THEN CAST({column} AS BIGINT) ELSE {refuse} END"
         )
     kinds = {"integer": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN", "text": "VARCHAR"}
     return f"CAST({column} AS {kinds[kind]})" if kind in kinds else column
@@ -122,3 +126,21 @@ def key_type(dtype: str) -> pa.DataType:
     kind = arrow_type(dtype)
     wide = {"integer": pa.int64(), "time": pa.int64(), "float": pa.float64()}
     return wide.get(family(kind), kind)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What differs between engines in the SQL that normalises a source.
+
+    Attributes:
+        quoted: A name as an identifier.
+        time_us_sql: As :func:`time_us_sql`.
+        key_sql: As :func:`key_sql`.
+    """
+
+    quoted: Callable[[str], str]
+    time_us_sql: Callable[[str, pa.DataType], str]
+    key_sql: Callable[[str, str, pa.DataType], str]
+
+
+DUCKDB: Final = Dialect(quoted=quoted, time_us_sql=time_us_sql, key_sql=key_sql)

@@ -150,7 +150,8 @@ def listed(place: Place) -> tuple[tuple[str, int, int], ...]:
     else:
         with translated(str(place)):
             found = _remote_files(place)
-    return tuple(sorted(each for each in found if each[0].rsplit("/", 1)[-1][0] not in "._"))
+    wanted = [each for each in found if each[0].rsplit("/", 1)[-1][0] not in "._"]
+    return tuple(sorted(wanted, key=lambda each: each[0].split("/")))
 
 
 def _local_files(place: Place) -> list[Path]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tallystick.errors import DataError, InputError, Problem, did_you_mean
-from tallystick.fold import VisibilityClock, quoted, visible_sql
+from tallystick.fold import VisibilityClock, visible_sql
 from tallystick.offline_store.columns import (
+    DUCKDB,
+    Dialect,
     converted,
     declared_type,
     family,
     fits,
-    key_sql,
-    time_us_sql,
 )
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
 from tallystick.offline_store.pruning import Span, bounds_of, bounds_sql, have_no_nulls, pruned
@@ -146,23 +146,37 @@ def open_history(
         from tallystick.offline_store.served import open_journal
 
         return open_journal(read, repo_path)
+    original = {new: old for old, new in read.spec.field_mapping.items()}
+    files = open_source(read.source, repo_path, declared=declared_columns(read, original))
+    return history_of(read, files, clock=clock, span=span)
+
+
+def history_of(
+    read: ViewRead,
+    files: SourceFiles,
+    *,
+    clock: VisibilityClock,
+    span: Span | None = None,
+    dialect: Dialect = DUCKDB,
+) -> History:
+    """As :func:`open_history`, of a source that was opened, in an engine's dialect."""
     spec = read.spec
     require_clock(read, clock)
     original = {new: old for old, new in spec.field_mapping.items()}
-    whole = files = open_source(read.source, repo_path, declared=declared_columns(read, original))
+    whole = files
     check_columns(read, files, original)
 
     def found(name: str) -> pa.DataType:
         return files.schema.field(original.get(name, name)).type
 
     def named(name: str) -> str:
-        return quoted(original.get(name, name))
+        return dialect.quoted(original.get(name, name))
 
     def time_sql(name: str | None) -> str:
-        return NO_TIME if name is None else time_us_sql(named(name), found(name))
+        return NO_TIME if name is None else dialect.time_us_sql(named(name), found(name))
 
     keys = {
-        f"key_{at}": key_sql(named(key.name), key.dtype, found(key.name))
+        f"key_{at}": dialect.key_sql(named(key.name), key.dtype, found(key.name))
         for at, key in enumerate(read.keys)
     } or {"key_0": "0"}
     values = {
@@ -267,11 +281,7 @@ def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str
 def require_times(
     connection: Any, history: History, read: ViewRead, clock: VisibilityClock
 ) -> None:
-    """Refuse rows that cannot be placed in time.
-
-    A row without event time has no place in any order. One without created time might have been
-    known at any moment, so that the knowledge clock must not guess; other clocks let it lose ties.
-    Rows are only read if the files do not say that they have no null.
+    """As :func:`require_placed`, on DuckDB.
 
     Args:
         connection: By :func:`tallystick.offline_store.connection.connect`.
@@ -284,6 +294,30 @@ def require_times(
     """
     from tallystick.offline_store.connection import read_table
 
+    def run(sql: str) -> pa.Table:
+        return read_table(connection, sql, what=history.what)
+
+    require_placed(run, history, read, clock)
+
+
+def require_placed(
+    run: Callable[[str], pa.Table], history: History, read: ViewRead, clock: VisibilityClock
+) -> None:
+    """Refuse rows that cannot be placed in time.
+
+    A row without event time has no place in any order. One without created time might have been
+    known at any moment, so that the knowledge clock must not guess; other clocks let it lose ties.
+    Rows are only read if the files do not say that they have no null.
+
+    Args:
+        run: Answers a query.
+        history: The history.
+        read: What is read.
+        clock: The clock of the fold.
+
+    Raises:
+        DataError: With the number of such rows per column.
+    """
     columns = {"event_us": read.spec.event_column}
     if clock is VisibilityClock.KNOWLEDGE:
         columns["created_us"] = str(read.spec.created_column)
@@ -291,9 +325,7 @@ def require_times(
     if have_no_nulls(history.whole, [original.get(name, name) for name in columns.values()]):
         return
     counted = ", ".join(f"count(*) - count({column}) AS {column}" for column in columns)
-    nulls = read_table(
-        connection, f"SELECT {counted} FROM {history.whole_sql} AS history", what=history.what
-    ).to_pylist()[0]
+    nulls = run(f"SELECT {counted} FROM {history.whole_sql} AS history").to_pylist()[0]
     problems = [
         Problem(f"column {name}", "a time in every row", f"{nulls[column]} nulls")
         for column, name in columns.items()

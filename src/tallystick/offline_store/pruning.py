@@ -119,6 +119,8 @@ def pruned(files: SourceFiles, bounds: Mapping[str, Bounds]) -> SourceFiles:
 
 def have_no_nulls(files: SourceFiles, columns: Sequence[str]) -> bool:
     """Whether the files say that none of some columns has a null; False if they do not say it."""
+    if not files.signature:  # rows of something that is no file
+        return False
     for column in columns:
         if column in files.partitions:
             if files.partitions[column].null_count:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tallystick.clock import to_us
 from tallystick.errors import DataError, Problem
-from tallystick.fold import latest_sql, quoted
-from tallystick.offline_store.columns import converted, fits, time_us_sql
+from tallystick.fold import latest_sql
+from tallystick.offline_store.columns import DUCKDB, Dialect, converted, fits
 from tallystick.offline_store.connection import EngineLimits, connect, read_table
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
 from tallystick.offline_store.history import NO_TIME
@@ -65,16 +65,8 @@ def pull_latest(
     Raises:
         DataError: The source lacks a column, or a time column holds no times.
     """
-    pull = _by_real_keys(pull)
-    keys = pull.keys
     files = open_source(source, repo_path)
-    grouped = [f"key_{at}" for at in range(len(keys))]
-    complete = " AND ".join(f"{key} IS NOT NULL" for key in grouped) or "true"
-    rows = f"(SELECT * FROM ({rows_sql(files, pull)}) AS pulled WHERE {complete})"
-    found = read(
-        files, pull, latest_sql(rows, keys=grouped or ["no_key"], position=POSITION), config
-    )
-    return _with_a_key(found, pull)
+    return answered(_run(latest_rows_sql(files, pull), files, config), files, pull)
 
 
 def pull_all(
@@ -84,10 +76,30 @@ def pull_all(
 
     Args, answer and errors as for :func:`pull_latest`; rows with null keys are returned as well.
     """
-    pull = _by_real_keys(pull)
     files = open_source(source, repo_path)
-    sql = f"SELECT * FROM ({rows_sql(files, pull)}) AS pulled ORDER BY {', '.join(POSITION)}"
-    return _with_a_key(read(files, pull, sql, config), pull)
+    return answered(_run(all_rows_sql(files, pull), files, config), files, pull)
+
+
+def _run(sql: str, files: SourceFiles, config: EngineLimits | None) -> pa.Table:
+    connection = connect(config)
+    try:
+        return read_table(connection, sql, what=f"the source {files.label}")
+    finally:
+        connection.close()
+
+
+def latest_rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
+    """The query of :func:`pull_latest`, to be read with :func:`answered`."""
+    grouped = [f"key_{at}" for at in range(len(_by_real_keys(pull).keys))]
+    complete = " AND ".join(f"{key} IS NOT NULL" for key in grouped) or "true"
+    rows = f"(SELECT * FROM ({rows_sql(files, pull, dialect)}) AS pulled WHERE {complete})"
+    return latest_sql(rows, keys=grouped or ["no_key"], position=POSITION)
+
+
+def all_rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
+    """The query of :func:`pull_all`, to be read with :func:`answered`."""
+    rows = rows_sql(files, pull, dialect)
+    return f"SELECT * FROM ({rows}) AS pulled ORDER BY {', '.join(POSITION)}"
 
 
 def _by_real_keys(pull: Pull) -> Pull:
@@ -95,21 +107,13 @@ def _by_real_keys(pull: Pull) -> Pull:
     return replace(pull, keys=tuple(key for key in pull.keys if key != NO_ENTITY_KEY))
 
 
-def _with_a_key(found: pa.Table, pull: Pull) -> pa.Table:
-    """With Feast's stand-in for a key where there is none; Feast materializes by it."""
-    import pyarrow as pa
-
-    if pull.keys:
-        return found
-    return found.append_column(NO_ENTITY_KEY, pa.array([""] * found.num_rows, pa.string()))
-
-
-def rows_sql(files: SourceFiles, pull: Pull) -> str:
+def rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
     """The query for a source's rows, normalised for the fold.
 
     Raises:
         DataError: With every column that is missing or holds no times.
     """
+    pull = _by_real_keys(pull)
     times = [pull.event, *([pull.created] if pull.created else [])]
     problems = []
     for name in dict.fromkeys((*pull.keys, *pull.features, *times)):
@@ -121,12 +125,14 @@ def rows_sql(files: SourceFiles, pull: Pull) -> str:
     if problems:
         raise DataError(f"The source {files.label} does not fit its view.", problems)
     event_us, created_us = (
-        time_us_sql(quoted(name), files.schema.field(name).type) if name else NO_TIME
+        dialect.time_us_sql(dialect.quoted(name), files.schema.field(name).type)
+        if name
+        else NO_TIME
         for name in (pull.event, pull.created)
     )
     columns = {
-        **{f"key_{at}": quoted(name) for at, name in enumerate(pull.keys)},
-        **{f"value_{at}": quoted(name) for at, name in enumerate(pull.features)},
+        **{f"key_{at}": dialect.quoted(name) for at, name in enumerate(pull.keys)},
+        **{f"value_{at}": dialect.quoted(name) for at, name in enumerate(pull.features)},
         "no_key": "0",
         "event_us": event_us,
         "created_us": created_us,
@@ -141,15 +147,14 @@ def rows_sql(files: SourceFiles, pull: Pull) -> str:
     )
 
 
-def read(files: SourceFiles, pull: Pull, sql: str, config: EngineLimits | None) -> pa.Table:
-    """The answer to a query over :func:`rows_sql`, under the source's names and types."""
+def answered(found: pa.Table, files: SourceFiles, pull: Pull) -> pa.Table:
+    """The answer to a query over :func:`rows_sql`, under the source's names and types.
+
+    Without a key there is Feast's stand-in for one, by which Feast materializes.
+    """
     import pyarrow as pa
 
-    connection = connect(config)
-    try:
-        found = read_table(connection, sql, what=f"the source {files.label}")
-    finally:
-        connection.close()
+    pull = _by_real_keys(pull)
     inner = {f"key_{at}": name for at, name in enumerate(pull.keys)}
     inner |= {f"value_{at}": name for at, name in enumerate(pull.features)}
     columns = {
@@ -159,4 +164,6 @@ def read(files: SourceFiles, pull: Pull, sql: str, config: EngineLimits | None) 
     columns[pull.event] = as_times(found["event_us"])
     if pull.created:
         columns[pull.created] = as_times(found["created_us"])
+    if not pull.keys:
+        columns[NO_ENTITY_KEY] = pa.array([""] * found.num_rows, pa.string())
     return pa.table(columns)

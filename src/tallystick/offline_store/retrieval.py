@@ -22,7 +22,14 @@ from tallystick.fold import (
     ranked_sql,
     values_sql,
 )
-from tallystick.offline_store.columns import converted, family, fits, key_type
+from tallystick.offline_store.columns import (
+    DUCKDB,
+    Dialect,
+    converted,
+    family,
+    fits,
+    key_type,
+)
 from tallystick.offline_store.connection import EngineLimits, connect, memory_limit, read_table
 from tallystick.offline_store.fetching import bytes_of, rows_at
 from tallystick.offline_store.history import (
@@ -138,7 +145,7 @@ def _answer(
     finally:
         connection.close()
     if is_fetched:
-        found = _fetched(_in_order(found), history)
+        found = _fetched(in_order(found), history)
     return typed(found, history, read) | (times_of(found) if with_times else {})
 
 
@@ -167,7 +174,7 @@ def asked_sql(history: History, spine_rows: int) -> str:
     )
 
 
-def _in_order(found: pa.Table) -> pa.Table:
+def in_order(found: pa.Table) -> pa.Table:
     """What was found, in the spine's order; every row of the spine is in it once."""
     import numpy as np
     import pyarrow as pa
@@ -218,28 +225,59 @@ def changes_between(
     Raises:
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
-    import pyarrow as pa
-
-    types = {read.spine_key(key.name): arrow_type(key.dtype) for read in reads for key in read.keys}
-    rows = []
-    for read in [read for read in reads if read.keys] or reads:
-        history = open_history(replace(read, columns=()), clock=clock, repo_path=repo_path)
-        own = {read.spine_key(key.name): f"key_{at}" for at, key in enumerate(read.keys)}
-        keys = "".join(f"{own.get(name, 'NULL')} AS {quoted(name)}, " for name in types)
-        rows.append(
-            f"SELECT {keys}visible_us FROM {history.sql} AS history "
-            f"WHERE visible_us BETWEEN {to_us(start)} AND {to_us(end)}"
-        )
-    order = ", ".join(("visible_us", *map(quoted, types)))
-    sql = f"SELECT DISTINCT * FROM ({' UNION ALL '.join(rows)}) AS changes ORDER BY {order}"
+    histories = [
+        open_history(read, clock=clock, repo_path=repo_path) for read in that_change(reads)
+    ]
+    sql = changes_sql(reads, histories, start_us=to_us(start), end_us=to_us(end))
     connection = connect(config)
     try:
         found = read_table(connection, sql, what="the views' sources")
     finally:
         connection.close()
+    return changes_found(found, reads, time=time)
+
+
+def that_change(reads: Sequence[ViewRead]) -> list[ViewRead]:
+    """The views whose rows are changes, without their features."""
+    return [replace(read, columns=()) for read in reads if read.keys] or [
+        replace(read, columns=()) for read in reads
+    ]
+
+
+def spine_types(reads: Sequence[ViewRead]) -> dict[str, pa.DataType]:
+    """The spine's key columns that the views ask for, with their types."""
+    return {read.spine_key(key.name): arrow_type(key.dtype) for read in reads for key in read.keys}
+
+
+def changes_sql(
+    reads: Sequence[ViewRead],
+    histories: Sequence[History],
+    *,
+    start_us: int,
+    end_us: int,
+    dialect: Dialect = DUCKDB,
+) -> str:
+    """The query of :func:`changes_between`, to be read with :func:`changes_found`."""
+    types = spine_types(reads)
+    rows = []
+    for read, history in zip(that_change(reads), histories, strict=True):
+        own = {read.spine_key(key.name): f"key_{at}" for at, key in enumerate(read.keys)}
+        keys = "".join(f"{own.get(name, 'NULL')} AS {dialect.quoted(name)}, " for name in types)
+        rows.append(
+            f"SELECT {keys}visible_us FROM {history.sql} AS history "
+            f"WHERE visible_us BETWEEN {start_us} AND {end_us}"
+        )
+    order = ", ".join(("visible_us", *(f"{dialect.quoted(name)} ASC NULLS LAST" for name in types)))
+    return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(rows)}) AS changes ORDER BY {order}"
+
+
+def changes_found(found: pa.Table, reads: Sequence[ViewRead], *, time: str) -> pa.Table:
+    """What :func:`changes_sql` found, as a spine."""
+    import pyarrow as pa
+
     columns = {
         name: as_times(found[name]) if pa.types.is_timestamp(kind) else found[name].cast(kind)
-        for name, kind in types.items()
+        for name, kind in spine_types(reads).items()
     }
     return pa.table({**columns, time: as_times(found["visible_us"])})
 

@@ -30,13 +30,13 @@ def moments(*hours):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, offline_store):
     store = FeatureStore(
         config=RepoConfig(
             project="small",
             registry=str(tmp_path / "registry.db"),
             provider="local",
-            offline_store={"type": "tallystick.offline_store.DuckDBOfflineStore", "threads": 1},
+            offline_store=offline_store,
             online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
             entity_key_serialization_version=3,
             repo_path=tmp_path,
