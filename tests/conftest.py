@@ -10,6 +10,7 @@ from pathlib import Path
 
 # Before anything imports Feast, which switches this library to files that all apps of a process
 # share; a server is alone in its process, the servers of these tests are not.
+import hypothesis
 import prometheus_client  # noqa: F401
 import pytest
 from redis import Redis
@@ -21,6 +22,12 @@ from tallystick.settings import settings
 from tiny_repo import copy_tiny_repo, make_tiny_repo
 
 pytest_plugins = ["redis_servers", "s3_server"]
+
+# How long anything takes says nothing about whether it is right.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

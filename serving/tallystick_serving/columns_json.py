@@ -29,11 +29,15 @@ def floats(values: Any) -> Any:
     >>> floats([1.5, None, float("nan")])
     [1.5, None, 'NaN']
     """
-    try:
-        if math.isfinite(sum(values) if isinstance(values, list) else values.sum()):
+    if not isinstance(values, list):
+        if abs(values).max(initial=0.0) < math.inf:  # false for NaN as well
             return values
-    except TypeError:  # there are nulls
-        pass
+    else:
+        try:
+            if math.isfinite(sum(values)):
+                return values
+        except TypeError:  # there are nulls
+            pass
     return [_float(value) for value in plain(values)]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
@@ -259,15 +258,18 @@ def _ending(statuses: bytes, times: bytes) -> bytes:
     return b',"statuses":%b,"event_timestamps":%b},' % (statuses, times)
 
 
-@lru_cache(maxsize=1024)
 def _of_keys(count: int) -> bytes:
     """What follows the values of a key."""
-    return _ending(_all_present(count), moments([None] * count))
+    return _ending(_all_present(count), _same(b'"1970-01-01T00:00:00Z"', count))
 
 
-@lru_cache(maxsize=1024)
 def _all_present(count: int) -> bytes:
-    return orjson.dumps(["PRESENT"] * count)
+    return _same(b'"PRESENT"', count)
+
+
+def _same(text: bytes, count: int) -> bytes:
+    """A JSON list of the same text, as often as asked for; at least once."""
+    return b"[%b%b]" % (text, (b"," + text) * (count - 1))
 
 
 def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> list[str]:

@@ -171,8 +171,10 @@ def test_replays_side_by_side_leave_no_server_behind_when_they_are_ended(played,
             told = tmp_path / f"{out.name}.txt"
             wait_until(lambda log=out / "server.log": "answers now" in said(log), replay, told)
             assert embedded.is_running(out / "state")
+        # Both at once: while one ends, the other might come to its end by itself.
         for out, replay in replays.items():
             replay.send_signal(signals[out])
+        for out, replay in replays.items():
             assert replay.wait(60) != 0
             assert not embedded.is_running(out / "state")
             (server,) = re.findall(r"Started server process \[(\d+)\]", said(out / "server.log"))

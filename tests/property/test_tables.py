@@ -137,3 +137,13 @@ def test_a_damaged_value_among_many_is_found(whole, data):
         assert {view: found.rows[view][found.places.index(place)] for view in expected} == {
             view: rows[0] for view, rows in expected.items()
         }
+
+
+@pytest.mark.parametrize("odd", [b"\2", b"\2cut", b"\1other"])
+def test_an_odd_value_before_many_does_not_keep_them_from_being_read_at_once(odd):
+    row = RowCodec(SPECS["few"]).encode(
+        {"c0": 0.5}, event_us=NOW_US, created_us=None, write_us=NOW_US
+    )
+    tables, others = walk([odd, *[joined([row])] * FROM])
+    assert [table.places for table in tables] == [list(range(1, FROM + 1))]
+    assert others == [0]

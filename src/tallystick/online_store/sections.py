@@ -2,7 +2,7 @@
 
 ::
 
-    version   1   of this layout
+    version   1   byte: that of this layout
     sections      rows as :mod:`tallystick.online_store.layout` has them
 
 One value for all views of an entity takes much less memory than one for each, and a request for

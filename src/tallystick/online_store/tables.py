@@ -109,7 +109,9 @@ def walk(values: Sequence[bytes | None]) -> tuple[list[Table], list[int]]:
     where = np.array(places)
     if not is_ours.all():
         where, starts, ends = where[is_ours], starts[is_ours], ends[is_ours]
-    while len(where) >= FROM and len(tables) < _TABLES_MAX:
+    for _ in range(_TABLES_MAX):
+        if len(where) < FROM:
+            break
         rows, others = _alike(contents, words, starts + 1, ends)
         sections = {row.tag[:VIEW_TAG]: row for row in rows}
         if others is None:
@@ -117,9 +119,8 @@ def walk(values: Sequence[bytes | None]) -> tuple[list[Table], list[int]]:
             if len(where) == len(values):
                 return tables, []
             break
-        if len(where) - others.sum() < FROM:
-            break
-        tables.append(Table(where[~others].tolist(), sections))
+        if len(where) - others.sum() >= FROM:
+            tables.append(Table(where[~others].tolist(), sections))
         where, starts, ends = where[others], starts[others], ends[others]
     taken = {place for table in tables for place in table.places}
     return tables, [place for place in range(len(values)) if place not in taken]
@@ -152,7 +153,8 @@ def _alike(
             if others is None:
                 others = np.zeros(len(at), np.bool_)
             others[np.flatnonzero(~others)[~fitting]] = True
-            if others.all():
+            if others.all():  # also the first, which is looked at by itself then
+                others[0] = False
                 return [], others
             found = [rows.chosen(fitting) for rows in found]
             at, ends = at[fitting], ends[fitting]

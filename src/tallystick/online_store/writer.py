@@ -9,8 +9,8 @@ by Redis' own clock, unless a view without ttl is among them. Not while the cloc
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias
@@ -196,19 +196,43 @@ def _batches(
 
 def _ahead(items: Iterator[Folded]) -> Iterator[Folded]:
     """The items; while one is used, a thread makes the next one."""
-    first = next(items, None)
-    if first is None:
-        return
-    second = next(items, None)
-    yield first
-    if second is None:  # most writes are small, and need no thread
-        return
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        item: Folded | None = second
-        while item is not None:
-            following = thread.submit(next, items, None)
-            yield item
-            item = following.result()
+    item = next(items, None)
+    following = next(items, None)
+    while following is not None:  # most writes are small, and need no thread
+        making = _Making(items)
+        assert item is not None
+        yield item
+        item, following = following, making.result()
+    if item is not None:
+        yield item
+
+
+class _Making:
+    """The next of some items, made by a thread of its own.
+
+    Not one of a pool: pools take nothing any more once the main thread has ended, and have to be
+    waited for where the items are given up.
+    """
+
+    def __init__(self, items: Iterator[Folded]) -> None:
+        self._items = items
+        self._made: Folded | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._make, name="rows-ahead", daemon=True)
+        self._thread.start()
+
+    def _make(self) -> None:
+        try:
+            self._made = next(self._items, None)
+        except BaseException as error:  # noqa: BLE001 raised where the item is asked for
+            self._error = error
+
+    def result(self) -> Folded | None:
+        """The item; None at the end."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._made
 
 
 def _fold(
