@@ -198,7 +198,7 @@ PROTO_FIELDS = {
     "FLOAT": ("float_val", st.floats(width=32, allow_nan=False)),
     "DOUBLE": ("double_val", st.floats(allow_nan=False)),
     "BOOL": ("bool_val", st.booleans()),
-    "UNIX_TIMESTAMP": ("unix_timestamp_val", st.integers(-(10**11), 10**11)),
+    "UNIX_TIMESTAMP": ("unix_timestamp_val", st.integers(-62_135_596_800, 10**11)),
     "STRING": ("string_val", st.text()),
     "BYTES": ("bytes_val", st.binary()),
     "UUID": ("uuid_val", st.uuids().map(str)),
