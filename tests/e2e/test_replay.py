@@ -164,7 +164,15 @@ def test_replays_side_by_side_leave_no_server_behind_when_they_are_ended(played,
         repo = copy_tiny_repo(played[0], tmp_path / f"{out.name}-repo")
         with (tmp_path / f"{out.name}.txt").open("w") as output:
             replays[out] = subprocess.Popen(
-                demo(repo, out), stdout=output, stderr=output, env=environment()
+                demo(repo, out),
+                stdout=output,
+                stderr=output,
+                env=environment(),
+                # Whoever runs these tests in the background has Ctrl-C ignored, which children
+                # inherit.
+                preexec_fn=lambda: signal.signal(  # noqa: PLW1509 there are no threads yet
+                    signal.SIGINT, signal.default_int_handler
+                ),
             )
     try:
         for out, replay in replays.items():
