@@ -132,18 +132,16 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
     ) -> RetrievalJob:
         """The winning row of each key among those with an event time in [start, end]."""
         pull = Pull(
-            keys=tuple(join_key_columns),
-            features=tuple(feature_name_columns),
-            event=timestamp_field,
-            created=created_timestamp_column or None,
-            start=start_date,
-            end=end_date,
+            tuple(join_key_columns),
+            tuple(feature_name_columns),
+            timestamp_field,
+            created_timestamp_column or None,
+            start_date,
+            end_date,
         )
-
-        def produce() -> pa.Table:
-            return cls.engine(config).pull_latest(data_source, pull)
-
-        return FoldRetrievalJob(produce, config=config)
+        return FoldRetrievalJob(
+            lambda: cls.engine(config).pull_latest(data_source, pull), config=config
+        )
 
     @classmethod
     def pull_all_from_table_or_query(  # noqa: PLR0917 - Feast's signature
@@ -159,18 +157,16 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
     ) -> RetrievalJob:
         """All rows with an event time in [start, end], in source order."""
         pull = Pull(
-            keys=tuple(join_key_columns),
-            features=tuple(feature_name_columns),
-            event=timestamp_field,
-            created=created_timestamp_column or None,
-            start=start_date,
-            end=end_date,
+            tuple(join_key_columns),
+            tuple(feature_name_columns),
+            timestamp_field,
+            created_timestamp_column or None,
+            start_date,
+            end_date,
         )
-
-        def produce() -> pa.Table:
-            return cls.engine(config).pull_all(data_source, pull)
-
-        return FoldRetrievalJob(produce, config=config)
+        return FoldRetrievalJob(
+            lambda: cls.engine(config).pull_all(data_source, pull), config=config
+        )
 
     @staticmethod
     def offline_write_batch(

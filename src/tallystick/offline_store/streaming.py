@@ -75,6 +75,7 @@ def write_point_in_time(
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"The spine {spine} cannot be read: {error}") from error
     steps = len(reads) + 1
+    out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.callback(file.close)
         whole = file.schema_arrow.empty_table()

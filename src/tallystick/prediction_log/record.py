@@ -1,10 +1,10 @@
 """The layout of a log record: one row per prediction, one typed column per value.
 
-Columns: the fields of :data:`COMMON`, then ``entity.<key>``, ``request.<field>``, for each view
-``view.<name>.status``, ``.event_time``, ``.created_time``, ``.write_time``, ``.definition``, and
-``feature.<view>__<feature>`` for every value, stored or computed. A file holds records of one
-contract, whose hash is part of its path; so types are exact, and an old record stays readable by
-the contract that lies beside it.
+Columns: ``prediction_id``, ``request_time``, ``model_version``, ``prediction``, ``latency_us``,
+then ``entity.<key>``, ``request.<field>``, for each view ``view.<name>.status``, ``.event_time``,
+``.created_time``, ``.write_time``, ``.definition``, and ``feature.<view>__<feature>`` for every
+value, stored or computed. A file holds records of one contract, whose hash is part of its path; so
+types are exact, and an old record stays readable by the contract that lies beside it.
 """
 
 from __future__ import annotations
