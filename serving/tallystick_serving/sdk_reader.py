@@ -277,12 +277,17 @@ class SDKReader:
             view.keys.of([no_key if key is None else keys[key] for key in view.request_keys])
             for view in self._views
         ]
-        found = await asyncio.gather(
-            *(
-                self._calls.read(view.table, view.use.columns, entities)
-                for view, (entities, _) in zip(self._views, wanted, strict=True)
-            )
-        )
+        reads = [
+            asyncio.ensure_future(self._calls.read(view.table, view.use.columns, entities))
+            for view, (entities, _) in zip(self._views, wanted, strict=True)
+        ]
+        try:
+            found = await asyncio.gather(*reads)
+        except BaseException:
+            # The others' answers are no longer wanted, nor is what they would complain of.
+            for read in reads:
+                read.cancel()
+            raise
         return {
             view.use.name: view.rows(answers, places, request_time_us=request_time_us)
             for view, answers, (_, places) in zip(self._views, found, wanted, strict=True)
