@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tallystick.errors import DataError, InputError, Problem, did_you_mean
+from tallystick.errors import DataError, DefinitionError, InputError, Problem, did_you_mean
 from tallystick.fold import VisibilityClock, visible_sql
 from tallystick.offline_store.columns import (
     DUCKDB,
@@ -147,7 +147,11 @@ def open_history(
 
         return open_journal(read, repo_path)
     original = {new: old for old, new in read.spec.field_mapping.items()}
-    files = open_source(read.source, repo_path, declared=declared_columns(read, original))
+    try:
+        files = open_source(read.source, repo_path, declared=declared_columns(read, original))
+    except (DataError, DefinitionError) as error:
+        what = f"View {read.spec.name}: {error.what}"
+        raise type(error)(what, error.problems, hint=error.hint) from error
     return history_of(read, files, clock=clock, span=span)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from tallystick.offline_store.connection import EngineLimits, connect, read_tabl
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
 from tallystick.offline_store.history import NO_TIME
 from tallystick.offline_store.retrieval import as_times
+from tallystick.offline_store.steady import read_steadily
 from tallystick.view import NO_ENTITY_KEY
 
 if TYPE_CHECKING:
@@ -65,8 +67,7 @@ def pull_latest(
     Raises:
         DataError: The source lacks a column, or a time column holds no times.
     """
-    files = open_source(source, repo_path)
-    return answered(_run(latest_rows_sql(files, pull), files, config), files, pull)
+    return _pulled(source, pull, latest_rows_sql, config, repo_path)
 
 
 def pull_all(
@@ -76,16 +77,25 @@ def pull_all(
 
     Args, answer and errors as for :func:`pull_latest`; rows with null keys are returned as well.
     """
-    files = open_source(source, repo_path)
-    return answered(_run(all_rows_sql(files, pull), files, config), files, pull)
+    return _pulled(source, pull, all_rows_sql, config, repo_path)
 
 
-def _run(sql: str, files: SourceFiles, config: EngineLimits | None) -> pa.Table:
-    connection = connect(config)
-    try:
-        return read_table(connection, sql, what=f"the source {files.label}")
-    finally:
-        connection.close()
+def _pulled(
+    source: Any,
+    pull: Pull,
+    query: Callable[[SourceFiles, Pull], str],
+    config: EngineLimits | None,
+    repo_path: Path | str | None,
+) -> pa.Table:
+    def read(files: SourceFiles) -> pa.Table:
+        connection = connect(config)
+        try:
+            found = read_table(connection, query(files, pull), what=f"the source {files.label}")
+        finally:
+            connection.close()
+        return answered(found, files, pull)
+
+    return read_steadily(lambda: open_source(source, repo_path), lambda files: [files], read)
 
 
 def latest_rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:

@@ -41,6 +41,7 @@ from tallystick.offline_store.history import (
 )
 from tallystick.offline_store.kept import KeptHistory, kept_histories
 from tallystick.offline_store.pruning import span_of
+from tallystick.offline_store.steady import read_steadily
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,7 +117,24 @@ def _answer(
 ) -> dict[str, Any]:
     """What one view answers: feature, or ``event_time`` and so on → its column."""
     span = span_of(keys["request_us"], with_times=with_times)
-    history = open_history(read, clock=clock, repo_path=repo_path, span=span)
+    return read_steadily(
+        lambda: open_history(read, clock=clock, repo_path=repo_path, span=span),
+        lambda history: [history.files],
+        lambda history: _answer_of(
+            history, keys, read, clock=clock, config=config, with_times=with_times
+        ),
+    )
+
+
+def _answer_of(
+    history: History,
+    keys: pa.Table,
+    read: ViewRead,
+    *,
+    clock: VisibilityClock,
+    config: EngineLimits | None,
+    with_times: bool,
+) -> dict[str, Any]:
     connection = connect(config)
     try:
         connection.register("spine", history.asked(keys))
@@ -225,16 +243,23 @@ def changes_between(
     Raises:
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
-    histories = [
-        open_history(read, clock=clock, repo_path=repo_path) for read in that_change(reads)
-    ]
-    sql = changes_sql(reads, histories, start_us=to_us(start), end_us=to_us(end))
-    connection = connect(config)
-    try:
-        found = read_table(connection, sql, what="the views' sources")
-    finally:
-        connection.close()
-    return changes_found(found, reads, time=time)
+
+    def found(histories: Sequence[History]) -> pa.Table:
+        sql = changes_sql(reads, histories, start_us=to_us(start), end_us=to_us(end))
+        connection = connect(config)
+        try:
+            return read_table(connection, sql, what="the views' sources")
+        finally:
+            connection.close()
+
+    rows = read_steadily(
+        lambda: [
+            open_history(read, clock=clock, repo_path=repo_path) for read in that_change(reads)
+        ],
+        lambda histories: [history.files for history in histories],
+        found,
+    )
+    return changes_found(rows, reads, time=time)
 
 
 def that_change(reads: Sequence[ViewRead]) -> list[ViewRead]:
@@ -390,11 +415,14 @@ def visible_between(
     Raises:
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
-    history = open_history(read, clock=clock, repo_path=repo_path)
-    kept = kept_histories.get(
-        (read.spec.definition_hash, read.columns, history.sql),
-        history.files.signature,
-        lambda: keep(history, read, clock, config),
+    kept = read_steadily(
+        lambda: open_history(read, clock=clock, repo_path=repo_path),
+        lambda history: [history.files],
+        lambda history: kept_histories.get(
+            (read.spec.definition_hash, read.columns, history.sql),
+            history.files.signature,
+            lambda: keep(history, read, clock, config),
+        ),
     )
     return kept.winners(after_us=None if after is None else to_us(after), until_us=to_us(until))
 
