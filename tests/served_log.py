@@ -28,8 +28,9 @@ from tallystick.contract import (
 )
 from tallystick.dtypes import arrow_type
 from tallystick.online_store.decoder import ViewRows
+from tallystick.prediction_log.log import PredictionLog
 from tallystick.prediction_log.record import Predictions
-from tallystick.prediction_log.writer import PredictionLog
+from tallystick.prediction_log.wal import WalOptions
 from tallystick.reference import feature_reference
 from tallystick.repo import Repo
 from tallystick.transform import Transforms
@@ -208,7 +209,7 @@ def serve(
     """Answer and log the requests of [start, end), and say how many they were."""
     transforms = Transforms.from_repo(repo, contract)
     online = {use.name: OnlineCopy(repo, use, faults) for use in contract.views}
-    log = PredictionLog(repo.state_dir, rows_max=100_000, flush_rows=100_000, flush_s=60)
+    log = PredictionLog(repo.state_dir, WalOptions(window_s=60, rows_max=100_000))
     requests = read_requests(repo, start, end)
     for request in requests:
         reads = {
@@ -243,7 +244,7 @@ def serve(
             ),
         )
         assert accepted
-    log.buffer.close()
+    log.wal.close()
     return len(requests)
 
 

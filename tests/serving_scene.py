@@ -190,7 +190,7 @@ def project(folder, connection_string, *, state=None):
 @contextmanager
 def running(repo, **limits):
     """A real uvicorn on a free port, in a thread; stopped as by SIGTERM."""
-    chosen = Settings(**{"champion_poll_s": 0.05, "log_flush_s": 60.0} | limits)
+    chosen = Settings(**{"champion_poll_s": 0.05, "log_window_s": 60.0} | limits)
     config = uvicorn.Config(create_app(repo, chosen), port=0, log_config=None, lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

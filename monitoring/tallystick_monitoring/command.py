@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tallystick.clock import from_us, process_clock
 from tallystick.files import write_text
-from tallystick.prediction_log.writer import log_dir
 from tallystick.records import record_name, save_record
 from tallystick.repo import Repo
 from tallystick_monitoring import parity, report
@@ -83,6 +82,4 @@ def first_request(repo: Repo, model: str) -> datetime:
         StateError: It has no log yet.
     """
     repo.model(model)
-    parity.check_logged(repo, model)
-    files = (log_dir(repo.state_dir) / model).glob("*/[!.]*.parquet")
-    return from_us(min(int(path.stem.split("_")[1]) for path in files))
+    return parity.first_logged(repo, model)

@@ -20,8 +20,7 @@ from tallystick.clock import from_us, to_us
 from tallystick.contract import ModelContract, ViewUse
 from tallystick.dtypes import JSON_TEXT, arrow_type
 from tallystick.errors import StateError
-from tallystick.prediction_log.reader import LogPart, read_log
-from tallystick.prediction_log.writer import log_dir
+from tallystick.prediction_log.reader import LogPart, first_time, read_log
 from tallystick.records import Cause, Exemplar, ParityReport
 from tallystick.retrieval import REQUEST_TIME, computed_values, stored_values
 from tallystick_monitoring.causes import CAUSES, NO_TIME, Evidence, Int64s, classify, sentence
@@ -111,7 +110,7 @@ def audit(repo: Repo, model_name: str, *, start: datetime, end: datetime) -> Par
 def audit_log(repo: Repo, model_name: str, *, start: datetime, end: datetime) -> Audited:
     """As :func:`audit`, with every mismatch."""
     repo.model(model_name)
-    check_logged(repo, model_name)
+    first_logged(repo, model_name)
     parts = read_log(repo.state_dir, model_name, start=start, end=end)
     histories: dict[str, Rows] = {}
     findings: list[Findings] = []
@@ -143,17 +142,19 @@ def _unstamped(parts: Sequence[LogPart]) -> list[str]:
     return sorted(found)
 
 
-def check_logged(repo: Repo, model_name: str) -> None:
-    """Check that a model has a log.
+def first_logged(repo: Repo, model_name: str) -> datetime:
+    """The first request time in a model's log.
 
     Raises:
         StateError: It has none.
     """
-    if not any((log_dir(repo.state_dir) / model_name).glob("*/*.parquet")):
+    found = first_time(repo.state_dir, model_name)
+    if found is None:
         raise StateError(
             f"Model {model_name!r} has no logged predictions.",
             hint="Serve it, ask it something, and look again:  tally serve",
         )
+    return found
 
 
 def _audit_part(

@@ -19,6 +19,7 @@ import uvicorn
 from tallystick.errors import StateError
 from tallystick.settings import settings
 from tallystick_serving.app import create_app
+from tallystick_serving.compacting import compacting
 from tallystick_serving.crew import Crew, end_with_crew
 from tallystick_serving.lane import Lane
 from tallystick_serving.listening import listening, listening_beside
@@ -67,12 +68,13 @@ def serve(
     _log_to_terminal(log_level)
     with listening(host, port, uds) as listener:
         place = uds or listener.getsockname()
-        if workers == 1:
-            logger.info("Tallystick serves %s on %s.", project.name, place)
-            _run(project, [listener], log_level)
-            return
-        logger.info("Tallystick serves %s on %s with %d workers.", project.name, place, workers)
-        Crew(repo, listener, count=workers, stop_s=DRAIN_S + FLUSH_S).run()
+        with compacting(repo, every_s=settings().log_compact_s):
+            if workers == 1:
+                logger.info("Tallystick serves %s on %s.", project.name, place)
+                _run(project, [listener], log_level)
+                return
+            logger.info("Tallystick serves %s on %s with %d workers.", project.name, place, workers)
+            Crew(repo, listener, count=workers, stop_s=DRAIN_S + FLUSH_S).run()
 
 
 def work(repo: Path, *, shared: int, number: int, log_level: str = "info") -> None:
@@ -166,8 +168,8 @@ def _flushing_on_signal(app: Lane) -> Iterator[None]:
         if service is None:
             return
         try:
-            service.predictions.buffer.flush()
-            service.labels.buffer.flush()
+            service.predictions.wal.seal()
+            service.labels.wal.seal()
             if service.journal is not None:
                 service.journal.buffer.flush()
         except OSError as error:

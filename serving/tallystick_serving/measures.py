@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from tallystick.bundle import Champion
-from tallystick.prediction_log.writer import Ledger
+from tallystick.prediction_log.wal import Ledger
 
 _PRESENT = "PRESENT"
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class HasLedger(Protocol):
+    """A log that says where its rows are."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where they are."""
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Why rows were dropped → how many."""
 
 
 class Measures:
@@ -62,7 +74,7 @@ class Measures:
         self.registry.register(_Champions(self._champions))
         self._children: dict[Any, Any] = {}
 
-    def add_ledgers(self, ledgers: Mapping[str, Callable[[], Ledger]]) -> None:
+    def add_ledgers(self, ledgers: Mapping[str, HasLedger]) -> None:
         """Measure the ledgers of logs, by name, whenever somebody asks."""
         self.registry.register(_Ledgers(ledgers))
 
@@ -129,13 +141,20 @@ class _Champions(Collector):
 class _Ledgers(Collector):
     """The ledgers of the logs, read when asked for."""
 
-    def __init__(self, ledgers: Mapping[str, Callable[[], Ledger]]) -> None:
+    def __init__(self, ledgers: Mapping[str, HasLedger]) -> None:
         self._ledgers = ledgers
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         """Give the metrics of all ledgers."""
-        read = {name: ledger() for name, ledger in self._ledgers.items()}
-        for state in ("accepted", "durable", "dropped"):
+        read = {name: log.ledger for name, log in self._ledgers.items()}
+        dropped = CounterMetricFamily(
+            "tallystick_log_dropped", "Log rows dropped, by reason.", labels=["log", "reason"]
+        )
+        for name, log in self._ledgers.items():
+            for reason, rows in log.dropped.items():
+                dropped.add_metric([name, reason], rows)
+        yield dropped
+        for state in ("accepted", "durable"):
             counter = CounterMetricFamily(
                 f"tallystick_log_{state}", f"Log rows {state}.", labels=["log"]
             )

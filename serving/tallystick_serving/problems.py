@@ -104,6 +104,10 @@ class BusyError(UnavailableError):
     """A buffer is full; the caller may come back."""
 
 
+class NotLoggedError(UnavailableError):
+    """What the caller wants to be logged for certain is not on disk; it may be later."""
+
+
 class PredictionError(ProblemsError):
     """The model failed, or gave something that is no probability."""
 

@@ -6,19 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 
 from fastapi import Request
 
 from tallystick.errors import UnavailableError
 from tallystick.journal import BufferedJournal, journal_in_use
-from tallystick.prediction_log.labels import LabelLog
-from tallystick.prediction_log.writer import Ledger, PredictionLog
+from tallystick.prediction_log.log import LabelLog, PredictionLog
+from tallystick.prediction_log.wal import WalOptions
 from tallystick.settings import Settings
 from tallystick_serving.champions import ChampionWatcher
 from tallystick_serving.feast_store import FeastStore, open_feast
 from tallystick_serving.feature_plans import FeaturePlans
-from tallystick_serving.measures import Measures
+from tallystick_serving.measures import HasLedger, Measures
 from tallystick_serving.project import Project
 from tallystick_serving.readers import PackedReaders, Readers, sdk_readers
 
@@ -78,20 +77,25 @@ async def open_service(
         store = await asyncio.to_thread(open_feast, project.path)
         readers = await sdk_readers(project, store)
         plans = FeaturePlans(None)
-    bounds = {
-        "rows_max": settings.log_buffer_rows_max,
-        "flush_rows": settings.log_flush_rows,
-    }
-    predictions = PredictionLog(project.state_dir, flush_s=settings.log_flush_s, **bounds)
-    labels = LabelLog(project.state_dir, flush_s=settings.log_flush_s, **bounds)
-    ledgers = {
-        "predictions": lambda: predictions.buffer.ledger,
-        "labels": lambda: labels.buffer.ledger,
-    }
+    options = WalOptions(
+        window_s=settings.log_window_s,
+        rows_max=settings.log_buffer_rows_max,
+        segment_bytes=settings.log_segment_bytes,
+        segment_s=settings.log_segment_s,
+        budget_bytes=settings.log_budget_bytes,
+    )
+    predictions = PredictionLog(project.state_dir, options)
+    labels = LabelLog(project.state_dir, options)
+    ledgers: dict[str, HasLedger] = {"predictions": predictions.wal, "labels": labels.wal}
     journal = None
     if project.journal:
-        journal = BufferedJournal(project.state_dir, flush_s=settings.log_flush_s, **bounds)
-        ledgers["journal"] = partial(_ledger_of, journal)
+        journal = BufferedJournal(
+            project.state_dir,
+            rows_max=settings.log_buffer_rows_max,
+            flush_rows=settings.journal_flush_rows,
+            flush_s=settings.journal_flush_s,
+        )
+        ledgers["journal"] = journal.buffer
     measures.add_ledgers(ledgers)
     champions = ChampionWatcher(
         state_dir=project.state_dir,
@@ -116,15 +120,11 @@ async def open_service(
             ending.push_async_callback(feast.close)
             if journal is not None:
                 ending.push_async_callback(asyncio.to_thread, journal.buffer.close)
-            ending.push_async_callback(asyncio.to_thread, labels.buffer.close)
-            ending.push_async_callback(asyncio.to_thread, predictions.buffer.close)
+            ending.push_async_callback(asyncio.to_thread, labels.wal.close)
+            ending.push_async_callback(asyncio.to_thread, predictions.wal.close)
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
-
-
-def _ledger_of(journal: BufferedJournal) -> Ledger:
-    return journal.buffer.ledger
 
 
 def service_of(request: Request) -> Service:

@@ -46,7 +46,7 @@ def demo(path: Path, out: Path) -> str:
             state_dir=state,
             clock_file=state / CLOCK,
             mlflow_uri=None,
-            log_flush_s="60",
+            log_window_s="60",
         )
         clock = SimulatedClock(state / CLOCK, start=scenario.train_until)
 

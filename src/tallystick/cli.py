@@ -16,6 +16,7 @@ import click
 
 from tallystick import __version__
 from tallystick.errors import MissingExtraError, TallystickError
+from tallystick.log_commands import log
 
 if TYPE_CHECKING:
     from tallystick.materialize import Materialized
@@ -300,6 +301,9 @@ def status(path: Path) -> None:
 
     for line in lines(_open(path)):
         click.echo(line)
+
+
+main.add_command(log)
 
 
 @main.command()

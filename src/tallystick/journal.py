@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
+from tallystick.buffered_writer import BufferedWriter
 from tallystick.clock import SystemClock, process_clock
 from tallystick.errors import DamagedError
 from tallystick.files import replacing, write_text
@@ -32,7 +33,6 @@ from tallystick.online_store.layout import TAG
 from tallystick.online_store.packed import RowCodec
 from tallystick.online_store.row_times import times_of_row
 from tallystick.online_store.sections import SectionReader
-from tallystick.prediction_log.writer import BufferedWriter
 from tallystick.view import NO_ENTITY_KEY, ViewSpec
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class BufferedJournal(Journal):
 
     Args:
         state_dir: The repo's state folder.
-        rows_max: See :class:`tallystick.prediction_log.writer.BufferedWriter`.
+        rows_max: See :class:`tallystick.buffered_writer.BufferedWriter`.
         flush_rows: See there.
         flush_s: See there.
     """

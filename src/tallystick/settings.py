@@ -55,14 +55,56 @@ class Settings(BaseModel):
     request_timeout_s: float = Field(
         default=1.0, gt=0, description="Seconds that a request may wait for the online store."
     )
+    log_window_s: float = Field(
+        default=0.05,
+        gt=0,
+        description="Seconds (of the machine's clock) between commits of the log.",
+    )
+    log_durable: bool = Field(
+        default=False,
+        description="Whether a prediction is answered only once it is on disk, unless its request "
+        "says otherwise.",
+    )
+    log_timeout_s: float = Field(
+        default=5.0, gt=0, description="Seconds that a request may wait for the log's disk."
+    )
     log_buffer_rows_max: int = Field(
         default=50_000, ge=1, description="Predictions held in memory before the log drops any."
     )
-    log_flush_rows: int = Field(
-        default=20_000, ge=1, description="Predictions that make a log file full."
+    log_segment_bytes: int = Field(
+        default=64 << 20, ge=1, description="Bytes from which a segment of the log is ended."
     )
-    log_flush_s: float = Field(
-        default=5.0, gt=0, description="Seconds (of the machine's clock) between writes of the log."
+    log_segment_s: float = Field(
+        default=60.0, gt=0, description="Seconds after which a segment of the log is ended."
+    )
+    log_budget_bytes: int = Field(
+        default=4 << 30,
+        ge=1,
+        description="Bytes that predictions not yet compacted may take before the log drops any.",
+    )
+    log_sink: str | None = Field(
+        default=None,
+        description="Folder or URI of the log's Parquet files; default STATE_DIR/log.",
+    )
+    log_sink_endpoint: str | None = Field(
+        default=None, description="Where S3 is asked for the log instead of at Amazon."
+    )
+    log_keep_days: float | None = Field(
+        default=None, gt=0, description="Days for which the log is kept; unset for ever."
+    )
+    log_keep_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bytes of Parquet files from which the log's oldest days are removed.",
+    )
+    log_compact_s: float = Field(
+        default=60.0, ge=0, description="Seconds between compactions by the server; 0 for none."
+    )
+    journal_flush_rows: int = Field(
+        default=20_000, ge=1, description="Pushed rows that make a file of the journal full."
+    )
+    journal_flush_s: float = Field(
+        default=5.0, gt=0, description="Seconds between writes of the journal of pushed rows."
     )
     champion_poll_s: float = Field(
         default=0.5, gt=0, description="Seconds between looks for a new champion."

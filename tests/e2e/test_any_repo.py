@@ -117,7 +117,7 @@ def serve(repo: Path, requests: list[dict]) -> list[dict]:
         port = probe.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", "tallystick", "--repo", str(repo), "serve", "--port", str(port)],
-        env={**os.environ, "TALLYSTICK_LOG_FLUSH_S": "60"},
+        env={**os.environ, "TALLYSTICK_LOG_WINDOW_S": "60"},
     )
     url = f"http://127.0.0.1:{port}"
     try:

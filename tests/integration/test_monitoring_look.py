@@ -16,7 +16,8 @@ from served_log import HOUR_US, Faults, HistoryRow, read_requests, serve
 from tallystick.clock import to_us
 from tallystick.contract import ModelContract
 from tallystick.errors import DamagedError, InputError, StateError
-from tallystick.prediction_log.labels import LabelLog, LabelRow
+from tallystick.prediction_log.labels import LabelRow
+from tallystick.prediction_log.log import LabelLog
 from tallystick.prediction_log.reader import read_log
 from tallystick.records import Incident, MonitorReport, ParityReport, load_records, save_record
 from tallystick.repo import Repo
@@ -226,9 +227,9 @@ def test_labels_that_were_sent_count_most(champion_repo: Repo, contract: ModelCo
             request_us=first["request_us"],
         )
     )
-    log = LabelLog(champion_repo.state_dir, rows_max=100_000, flush_rows=100_000, flush_s=60)
+    log = LabelLog(champion_repo.state_dir)
     assert log.append(contract, rows)
-    log.buffer.close()
+    log.wal.close()
     after = performance(champion_repo, contract, at=END)
     assert 0 < before.labelled < after.labelled == after.requests
     assert after.positive_share == pytest.approx(1 / after.requests)
@@ -236,7 +237,7 @@ def test_labels_that_were_sent_count_most(champion_repo: Repo, contract: ModelCo
 
 def test_a_label_that_was_sent_by_keys(champion_repo: Repo, contract: ModelContract) -> None:
     served(champion_repo, contract, Faults())
-    log = LabelLog(champion_repo.state_dir, rows_max=100_000, flush_rows=100_000, flush_s=60)
+    log = LabelLog(champion_repo.state_dir)
     rows = [
         LabelRow(
             value=1,
@@ -247,7 +248,7 @@ def test_a_label_that_was_sent_by_keys(champion_repo: Repo, contract: ModelContr
         for row in read_requests(champion_repo, BEGIN, END)
     ]
     assert log.append(contract, rows)
-    log.buffer.close()
+    log.wal.close()
     assert performance(champion_repo, contract, at=END).positive_share == 1.0
 
 

@@ -39,7 +39,7 @@ class Running:
                 *(sys.executable, "-m", "tallystick", "--repo", str(path), "serve"),
                 *("--workers", "2", "--port", str(self.port)),
             ],
-            env=os.environ | {"TALLYSTICK_STATE_DIR": str(state), "TALLYSTICK_LOG_FLUSH_S": "60"},
+            env=os.environ | {"TALLYSTICK_STATE_DIR": str(state), "TALLYSTICK_LOG_WINDOW_S": "60"},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -264,7 +264,7 @@ def test_sigterm_loses_nothing_and_predicting_needs_no_feast(repo, folder):
         uds = f"{short}/serving.sock"
         with subprocess.Popen(
             [sys.executable, "-c", SERVE, str(repo.path), uds],
-            env=os.environ | folder | {"TALLYSTICK_LOG_FLUSH_S": "60"},
+            env=os.environ | folder | {"TALLYSTICK_LOG_WINDOW_S": "60"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -234,7 +234,7 @@ def test_bad_labels_are_refused_whole(repo):
         problem(full, 503, "busy")
         assert full.headers["retry-after"] == "1"
         assert client.post(path, json={"labels": [keyed]}).status_code == 202
-        assert scene.metric(client, 'tallystick_log_dropped_total{log="labels"}') == 2
+        assert scene.metric(client, 'tallystick_log_dropped_total{log="labels",reason="full"}') == 2
 
 
 class Failing:

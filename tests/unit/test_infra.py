@@ -14,12 +14,12 @@ import pytest
 import yaml
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from tallystick.prediction_log.writer import Ledger
 
 from tallystick.bundle import Champion
 from tallystick.cli import main
 from tallystick.online_store.decoder import Status
 from tallystick.online_store.embedded import server_program
-from tallystick.prediction_log.writer import Ledger
 from tallystick.settings import Settings
 from tallystick_serving.app import PATHS
 from tallystick_serving.command import DRAIN_S

@@ -22,8 +22,8 @@ def test_defaults_need_no_environment():
 
 
 def test_variables_are_read_by_name(monkeypatch):
-    monkeypatch.setenv("TALLYSTICK_LOG_FLUSH_S", "0.25")
-    assert settings().log_flush_s == 0.25
+    monkeypatch.setenv("TALLYSTICK_LOG_WINDOW_S", "0.25")
+    assert settings().log_window_s == 0.25
 
 
 def test_every_wrong_variable_is_named_at_once(monkeypatch):

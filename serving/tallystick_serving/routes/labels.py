@@ -13,9 +13,9 @@ from starlette.responses import Response
 from tallystick.clock import process_clock, to_us
 from tallystick.contract import ModelContract
 from tallystick.prediction_log.labels import LabelRow
+from tallystick_serving.acknowledged import Acknowledgement
 from tallystick_serving.body import object_of
 from tallystick_serving.problems import (
-    BusyError,
     ProblemList,
     RequestError,
     TooLargeError,
@@ -49,8 +49,8 @@ async def take_labels(request: Request, name: str) -> Response:
             f"The request has {len(labels)} labels; at most {rows_max} are allowed."
         )
     rows = _LabelReader(contract, now_us=process_clock().now_us()).read(labels)
-    if not service.labels.append(contract, rows):
-        raise BusyError("The label log", "its buffer is full, and none of these was taken")
+    acknowledged = Acknowledgement("The label log", timeout_s=service.settings.log_timeout_s)
+    await acknowledged.of(lambda told: service.labels.append(contract, rows, told=told))
     return Response(
         orjson.dumps({"accepted": len(rows)}), status_code=202, media_type="application/json"
     )

@@ -7,36 +7,47 @@ import math
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from tallystick.clock import from_us, process_clock
 from tallystick.columns import plain
 from tallystick.online_store.decoder import ViewRows
+from tallystick_serving.acknowledged import Acknowledgement
 from tallystick_serving.body import object_of
 from tallystick_serving.columns_json import AS_SEEN
 from tallystick_serving.predictor import Answer, Predictor
 from tallystick_serving.problems import ProblemList, RequestError, TooLargeError, shown
 from tallystick_serving.service import Service
 
+_PARAMETERS: Final = frozenset({"features", "durable"})
+
 
 async def predict(service: Service, name: str, body: bytes) -> bytes:
     """Predict each instance, and log what was seen and answered."""
     started_ns = time.perf_counter_ns()
     predictor = service.champions.predictor(name)
-    instances, explained = _read_body(object_of(body), rows_max=service.settings.request_rows_max)
+    settings = service.settings
+    instances, parameters = _read_body(object_of(body), rows_max=settings.request_rows_max)
     columns = predictor.instances.columns(instances)
     answer = await predictor.predict(
         columns, request_us=process_clock().now_us(), started_ns=started_ns
     )
     record = answer.record
-    service.predictions.append(predictor.contract, record)
+    if parameters.get("durable", settings.log_durable):
+        acknowledged = Acknowledgement("The prediction log", timeout_s=settings.log_timeout_s)
+        await acknowledged.of(
+            lambda told: service.predictions.append(predictor.contract, record, told=told)
+        )
+    else:
+        service.predictions.append(predictor.contract, record)
     service.measures.count_predictions(
         predictor.champion,
         len(instances),
         {view: read.status for view, read in record.views.items()},
     )
+    explained = parameters.get("features", False)
     return orjson.dumps(_answer_body(predictor, answer, explained=explained))
 
 
@@ -44,8 +55,8 @@ async def read_features(service: Service, name: str, body: bytes) -> bytes:
     """Give the features that a model would see for each instance, column by column."""
     predictor = service.champions.predictor(name)
     content = object_of(body)
-    instances, explained = _read_body(content, rows_max=service.settings.request_rows_max)
-    if explained:
+    instances, parameters = _read_body(content, rows_max=service.settings.request_rows_max)
+    if any(parameters.values()):
         raise RequestError("This route takes no parameters: it answers with features anyway.")
     columns = predictor.instances.columns(instances)
     request_us = process_clock().now_us()
@@ -87,8 +98,8 @@ def _column_json(values: Any, dtype: str) -> Any:
     return [_as_json(value) for value in plain(values)] if as_json is None else as_json(values)
 
 
-def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], bool]:
-    """The instances, and whether the features are to be answered too."""
+def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], dict[str, bool]]:
+    """The instances, and the parameters that are given."""
     problems = ProblemList()
     for name in body.keys() - {"instances", "parameters"}:
         problems.add(name[:80], "only instances and parameters", shown(body[name]))
@@ -96,13 +107,13 @@ def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], bool]
     if not isinstance(instances, list):
         problems.add("instances", "a list of objects", shown(instances))
     parameters = body.get("parameters", {})
-    explained: Any = False
-    if not isinstance(parameters, dict) or parameters.keys() - {"features"}:
-        problems.add("parameters", '{"features": true or false}', shown(parameters))
+    if not isinstance(parameters, dict) or parameters.keys() - _PARAMETERS:
+        expected = "an object of features and durable, each true or false"
+        problems.add("parameters", expected, shown(parameters))
     else:
-        explained = parameters.get("features", False)
-        if not isinstance(explained, bool):
-            problems.add("parameters.features", "true or false", shown(explained))
+        for name, value in parameters.items():
+            if not isinstance(value, bool):
+                problems.add(f"parameters.{name}", "true or false", shown(value))
     problems.raise_if_any("The body does not have the outline of a prediction request.")
     assert isinstance(instances, list)
     if not instances:
@@ -111,7 +122,7 @@ def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], bool]
         raise TooLargeError(
             f"The request has {len(instances)} instances; at most {rows_max} are allowed."
         )
-    return instances, explained
+    return instances, parameters
 
 
 def _answer_body(predictor: Predictor, answer: Answer, *, explained: bool) -> dict[str, Any]:

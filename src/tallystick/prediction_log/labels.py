@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tallystick.contract import ModelContract
 from tallystick.dtypes import arrow_type
-from tallystick.prediction_log.writer import BufferedWriter, write_table
+from tallystick.errors import DamagedError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,57 +52,48 @@ def label_schema(contract: ModelContract) -> pa.Schema:
     )
 
 
-def labels_dir(state_dir: Path, model: str) -> Path:
-    """Folder of the labels that were sent for a model."""
-    return state_dir / "labels" / model
+def packed_labels(contract: ModelContract, rows: Sequence[LabelRow]) -> bytes:
+    """Labels in MessagePack: a list of values for each column of :func:`label_schema`."""
+    import msgspec
+
+    columns: list[list[Any]] = [
+        [row.value for row in rows],
+        [row.known_us for row in rows],
+        [row.prediction_id for row in rows],
+        [row.request_us for row in rows],
+    ]
+    columns += [[(row.keys or {}).get(name) for row in rows] for name in contract.label.keys]
+    return msgspec.msgpack.encode(columns)
 
 
-class LabelLog:
-    """Writes labels to ``labels/<model>/``, through the same buffered writer as predictions.
+def label_table(contract: ModelContract, payloads: Sequence[bytes | memoryview]) -> pa.Table:
+    """The labels of frames as a table.
 
     Args:
-        state_dir: The repo's state folder.
-        rows_max: Labels held in memory; beyond it the API refuses more.
-        flush_rows: Labels that start a write at once.
-        flush_s: Seconds between writes otherwise.
+        contract: The contract under which they were sent.
+        payloads: Of each frame; an array of what :func:`packed_labels` made.
+
+    Raises:
+        DamagedError: They are not in this layout, though their checksum is right.
     """
-
-    def __init__(self, state_dir: Path, *, rows_max: int, flush_rows: int, flush_s: float) -> None:
-        self._state_dir = state_dir
-        self.buffer: BufferedWriter[tuple[ModelContract, Sequence[LabelRow]]] = BufferedWriter(
-            write=self._write_items,
-            group_of=lambda item: item[0].contract_hash,
-            rows_of=lambda item: len(item[1]),
-            rows_max=rows_max,
-            flush_rows=flush_rows,
-            flush_s=flush_s,
-        )
-
-    def append(self, contract: ModelContract, rows: Sequence[LabelRow]) -> bool:
-        """Take labels for writing; False if the buffer is full and none was taken."""
-        return self.buffer.append((contract, rows))
-
-    def _write_items(self, items: Sequence[tuple[ModelContract, Sequence[LabelRow]]]) -> None:
-        """Write the labels of one contract's model."""
-        contract = items[0][0]
-        rows = [row for _, some in items for row in some]
-        write_table(
-            _to_arrow(contract, rows), labels_dir(self._state_dir, contract.model), "known_time"
-        )
-
-
-def _to_arrow(contract: ModelContract, rows: Sequence[LabelRow]) -> pa.Table:
+    import msgspec
     import pyarrow as pa
 
     schema = label_schema(contract)
-    columns: dict[str, list[Any]] = {
-        "value": [row.value for row in rows],
-        "known_time": [row.known_us for row in rows],
-        "prediction_id": [row.prediction_id for row in rows],
-        "request_time": [row.request_us for row in rows],
-    }
-    for name in contract.label.keys:
-        columns[f"key.{name}"] = [(row.keys or {}).get(name) for row in rows]
-    return pa.table(
-        [pa.array(columns[field.name], type=field.type) for field in schema], schema=schema
-    )
+    try:
+        parts = [part for each in payloads for part in msgspec.msgpack.decode(each)]
+        return pa.concat_tables(
+            [
+                pa.table(
+                    [
+                        pa.array(column, type=field.type)
+                        for field, column in zip(schema, part, strict=True)
+                    ],
+                    schema=schema,
+                )
+                for part in parts
+            ]
+            or [schema.empty_table()]
+        )
+    except (msgspec.DecodeError, ValueError, TypeError, pa.ArrowException) as error:
+        raise DamagedError(f"A frame of labels is not in this version's layout: {error}") from error

@@ -1,25 +1,37 @@
-"""Reads the log back, checked against the contract that lies beside it."""
+"""Reads the log back: what is in Parquet, and what still is in segments; each row once."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from tallystick.bundle import read_contract
-from tallystick.clock import to_us
+from tallystick.clock import from_us, to_us
 from tallystick.contract import ModelContract
-from tallystick.errors import ContractError, DamagedError, Problem
-from tallystick.prediction_log.labels import labels_dir
-from tallystick.prediction_log.record import log_schema
-from tallystick.prediction_log.writer import log_dir
+from tallystick.errors import DamagedError
+from tallystick.prediction_log.files import read_file
+from tallystick.prediction_log.manifest import LogFile, Manifest, WorkerRows, read_manifests
+from tallystick.prediction_log.segment import read_segment
+from tallystick.prediction_log.sink import Sink
+from tallystick.prediction_log.streams import (
+    LABELS,
+    PREDICTIONS,
+    Stream,
+    local_contract,
+    sink_contract,
+    site_of,
+    stream_dir,
+)
+from tallystick.prediction_log.wal import segments_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Found = TypeVar("Found")
+_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ def read_log(
     start: datetime,
     end: datetime,
     columns: Callable[[ModelContract], Collection[str]] | None = None,
+    sink: Sink | None = None,
 ) -> list[LogPart]:
     """Read the predictions requested in [start, end), one part per contract.
 
@@ -52,111 +65,180 @@ def read_log(
         end: Last request time, excluded.
         columns: Which columns to read under a contract, ``request_time`` among them; all by
             default. What is not read costs nothing.
+        sink: Where the files are; that of the settings by default.
 
     Raises:
-        DamagedError: A file cannot be read.
+        DamagedError: A file, manifest or segment cannot be read.
         ContractError: A file's columns are not those of the contract beside it.
+        UnavailableError: The sink did not answer.
     """
-    import pyarrow as pa
+    return _read(
+        PREDICTIONS,
+        state_dir,
+        model,
+        span=(to_us(start), to_us(end)),
+        columns=columns,
+        sink=sink or Sink.of(state_dir),
+    )
 
-    parts = []
-    for folder in sorted((log_dir(state_dir) / model).glob("*/")):
-        paths = list(_files(folder, start, end))
-        if not paths:
-            continue
-        contract, schema = _contract_of(folder)
-        wanted = schema.names if columns is None else list(columns(contract))
-        tables = [
-            _between(_read_file(path, schema, wanted), "request_time", start, end) for path in paths
+
+def first_time(state_dir: Path, model: str, *, sink: Sink | None = None) -> datetime | None:
+    """The first request time in a model's log; None if it is empty. Errors as for the log."""
+    where = sink or Sink.of(state_dir)
+
+    def look() -> datetime | None:
+        segments, manifests = _found(PREDICTIONS, state_dir, where)
+        firsts = [
+            file.first_us
+            for each in manifests.values()
+            for file in each.files
+            if file.model == model
         ]
-        whole = pa.concat_tables(tables)
-        if whole.num_rows:
-            parts.append(
-                LogPart(contract=contract, table=whole.sort_by("request_time").combine_chunks())
-            )
-    return parts
+        for _, table in _in_segments(PREDICTIONS, state_dir, model, segments, manifests):
+            firsts += table[PREDICTIONS.time].cast("int64").to_pylist()
+        return from_us(min(firsts)) if firsts else None
+
+    return _steadily(look, model)
 
 
 def has_records(state_dir: Path, model: str, *, start: datetime, end: datetime) -> bool:
-    """Whether a file of the log can hold predictions requested in [start, end)."""
-    folders = (log_dir(state_dir) / model).glob("*/")
-    return any(True for folder in folders for _ in _files(folder, start, end))
+    """Whether the log may hold predictions requested in [start, end): by its files, not by rows."""
+    span = (to_us(start), to_us(end))
+    where = Sink.of(state_dir)
+
+    def look() -> bool:
+        segments, manifests = _found(PREDICTIONS, state_dir, where)
+        return any(True for each in manifests.values() for _ in _files(each, model, span)) or any(
+            _between(table, PREDICTIONS.time, span).num_rows
+            for _, table in _in_segments(PREDICTIONS, state_dir, model, segments, manifests)
+        )
+
+    return _steadily(look, model)
 
 
-def read_labels(state_dir: Path, model: str, *, known_until: datetime) -> pa.Table | None:
+def read_labels(
+    state_dir: Path, model: str, *, known_until: datetime, sink: Sink | None = None
+) -> pa.Table | None:
     """Read the labels sent for a model that were known by ``known_until``; None if there are none.
 
     Columns: ``value``, ``known_time``, ``prediction_id``, ``request_time``, ``key.<name>``. Several
-    rows for one prediction are corrections: the one known last counts.
+    rows for one prediction are corrections: the one known last counts. Errors as for the log.
     """
     import pyarrow as pa
 
-    folder = labels_dir(state_dir, model)
-    beginning = datetime.min  # noqa: DTZ901 compared as a number only
-    tables = [_read_file(path) for path in _files(folder, beginning, known_until, closed=True)]
-    if not tables:
+    beginning = to_us(datetime.min.replace(tzinfo=known_until.tzinfo))
+    parts = _read(
+        LABELS,
+        state_dir,
+        model,
+        span=(beginning, to_us(known_until) + 1),
+        columns=None,
+        sink=sink or Sink.of(state_dir),
+    )
+    if not parts:
         return None
-    table = pa.concat_tables(tables, promote_options="default")
-    import pyarrow.compute as pc
-
-    return table.filter(pc.less_equal(table["known_time"], pa.scalar(known_until)))
+    return pa.concat_tables([part.table for part in parts], promote_options="default")
 
 
-def _files(folder: Path, start: datetime, end: datetime, *, closed: bool = False) -> Iterator[Path]:
-    """Files of a folder that can hold times of [start, end), by name; names alone are looked at."""
-    low, high = to_us(start), to_us(end) + int(closed)
-    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 names, without paths
-    for name in sorted(names):
-        if name.startswith(".") or not name.endswith(".parquet"):
-            continue
-        _, first, last, _ = name.removesuffix(".parquet").split("_")
-        if int(first) < high and int(last) >= low:
-            yield folder / name
+def _read(
+    stream: Stream,
+    state_dir: Path,
+    model: str,
+    *,
+    span: tuple[int, int],
+    columns: Callable[[ModelContract], Collection[str]] | None,
+    sink: Sink,
+) -> list[LogPart]:
+    return _steadily(
+        lambda: _read_once(stream, state_dir, model, span=span, columns=columns, sink=sink), model
+    )
 
 
-@lru_cache(maxsize=64)
-def _contract_of(folder: Path) -> tuple[ModelContract, pa.Schema]:
-    """The contract that lies beside log files, and their schema; neither ever changes."""
-    contract = read_contract(folder / "contract.json")
-    return contract, log_schema(contract)
+def _steadily(look: Callable[[], Found], model: str) -> Found:
+    """What a look at the log gives, again where a compactor moved on meanwhile."""
+    for _ in range(_ATTEMPTS):
+        # What was found is compacted or merged now; where it is, is in a newer manifest.
+        with suppress(FileNotFoundError):
+            return look()
+    raise DamagedError(
+        f"A file of the log of model {model!r} that the manifest names is gone.",
+        hint="Restore it from a backup; or take it out of the log:  tally log forget FILE",
+    )
 
 
-def _read_file(
-    path: Path, expected: pa.Schema | None = None, columns: Collection[str] | None = None
-) -> pa.Table:
-    """Read a file, or some columns of it, after comparing its schema with the expected one."""
+def _found(stream: Stream, state_dir: Path, sink: Sink) -> tuple[list[Path], dict[str, Manifest]]:
+    """Segments and manifests; in this order, as a segment that goes in between is in the latter."""
+    return segments_in(stream_dir(state_dir, stream)), read_manifests(sink, stream.name)
+
+
+def _read_once(
+    stream: Stream,
+    state_dir: Path,
+    model: str,
+    *,
+    span: tuple[int, int],
+    columns: Callable[[ModelContract], Collection[str]] | None,
+    sink: Sink,
+) -> list[LogPart]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            if expected is not None and not file.schema_arrow.equals(expected):
-                _check_schema(path, expected, file.schema_arrow)
-            table = file.read(columns=None if columns is None else list(columns))
-            return table if columns is None else table.select(list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedError(
-            f"Log file {path} cannot be read: {error}",
-            hint="Move it aside to go on without its records; they will count as lost.",
-        ) from error
+    segments, manifests = _found(stream, state_dir, sink)
+    found: dict[str, tuple[ModelContract, list[Any]]] = {}
+    for manifest in manifests.values():
+        for file in _files(manifest, model, span):
+            contract = sink_contract(sink, stream, model, file.contract)
+            wanted = None if columns is None else list(columns(contract))
+            table = read_file(sink, file.path, stream.schema(contract), wanted)
+            found.setdefault(file.contract, (contract, []))[1].append(table)
+    for contract, table in _in_segments(stream, state_dir, model, segments, manifests):
+        kept = table if columns is None else table.select(list(columns(contract)))
+        found.setdefault(contract.contract_hash, (contract, []))[1].append(kept)
+    parts = []
+    for _, (contract, tables) in sorted(found.items()):
+        whole = pa.concat_tables(_between(table, stream.time, span) for table in tables)
+        if whole.num_rows:
+            parts.append(LogPart(contract, whole.sort_by(stream.time).combine_chunks()))
+    return parts
 
 
-def _between(table: pa.Table, column: str, start: datetime, end: datetime) -> pa.Table:
+def _files(manifest: Manifest, model: str, span: tuple[int, int]) -> Iterator[LogFile]:
+    """Files that can hold times of [start, end)."""
+    for file in manifest.files:
+        if file.model == model and file.first_us < span[1] and file.last_us >= span[0]:
+            yield file
+
+
+def _in_segments(
+    stream: Stream,
+    state_dir: Path,
+    model: str,
+    paths: list[Path],
+    manifests: Mapping[str, Manifest],
+) -> Iterator[tuple[ModelContract, pa.Table]]:
+    """Rows that are not in Parquet yet, by contract."""
+    if not paths:
+        return
+    workers = dict(manifests.get(site_of(state_dir), Manifest()).workers)
+    payloads: dict[str, list[Any]] = {}
+    for path in paths:
+        before = workers.get(path.parent.name, WorkerRows())
+        if int(path.stem) <= before.segment:
+            continue
+        segment = read_segment(path, expected=before.after, totals=before.totals)
+        workers[segment.worker] = before.with_segment(segment)
+        for frame in segment.frames:
+            payloads.setdefault(frame.contract, []).append(frame.payload)
+    for contract_hash, parts in payloads.items():
+        contract = local_contract(state_dir, stream, contract_hash)
+        if contract.model == model:
+            yield contract, stream.table(contract, parts)
+
+
+def _between(table: pa.Table, column: str, span: tuple[int, int]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     times = table[column]
-    inside = pc.and_(pc.greater_equal(times, pa.scalar(start)), pc.less(times, pa.scalar(end)))
-    return table.filter(inside)
-
-
-def _check_schema(path: Path, expected: pa.Schema, got: pa.Schema) -> None:
-    ours = {field.name: str(field.type) for field in expected}
-    theirs = {field.name: str(field.type) for field in got}
-    problems = [
-        Problem(f"column {name}", ours.get(name, "absent"), theirs.get(name, "absent"))
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
-    if problems:
-        raise ContractError(f"Log file {path} does not fit the contract beside it.", problems)
+    start, end = (pa.scalar(each, pa.int64()) for each in span)
+    in_us = times.cast(pa.int64())
+    return table.filter(pc.and_(pc.greater_equal(in_us, start), pc.less(in_us, end)))

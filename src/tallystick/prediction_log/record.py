@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tallystick.columns import joined, plain
 from tallystick.contract import ModelInputs
 from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
+from tallystick.errors import DamagedError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +27,7 @@ RECORD_VERSION = 1
 
 ROWS_MANY: Final = 16
 """Rows of a request from which they wait as columns."""
+_NUMBERS: Final = 1
 _STEP: Final = 500
 _STEP_LARGE: Final = 4_000
 _OF_REQUEST: Final = ("request_time", "model_version", "latency_us")
@@ -130,6 +133,70 @@ class Laid:
     count: int
     rows: Sequence[tuple[Any, ...]]
     columns: Sequence[Any]
+
+
+def _packable(value: Any) -> Any:
+    """What is no plain value as one that MessagePack has; an array of numbers as its bytes."""
+    import msgspec
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            return value.tolist()
+        return msgspec.msgpack.Ext(_NUMBERS, value.dtype.str.encode() + b" " + value.tobytes())
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not among the types of a record")
+
+
+def _unpacked(code: int, content: memoryview) -> Any:
+    """What :func:`_packable` made of an array."""
+    import numpy as np
+
+    if code != _NUMBERS:
+        raise ValueError(f"a record has no extension {code}")
+    kind, numbers = bytes(content).split(b" ", 1)
+    return np.frombuffer(numbers, dtype=kind.decode())
+
+
+@cache
+def _encoder() -> Any:
+    import msgspec
+
+    return msgspec.msgpack.Encoder(enc_hook=_packable)
+
+
+@cache
+def _decoder() -> Any:
+    import msgspec
+
+    return msgspec.msgpack.Decoder(ext_hook=_unpacked)
+
+
+def packed(laid: Laid) -> bytes:
+    """The predictions of one request in MessagePack: the rows, or the columns, and which."""
+    packed: bytes = _encoder().encode((laid.rows, laid.columns))
+    return packed
+
+
+def unpacked(payload: bytes | memoryview) -> list[Laid]:
+    """What :func:`packed` made of the requests of one frame.
+
+    Raises:
+        DamagedError: They are not in this layout, though their checksum is right.
+    """
+    import msgspec
+
+    try:
+        return [
+            Laid(len(rows) if rows else len(columns[0]), rows, columns)
+            for rows, columns in _decoder().decode(payload)
+        ]
+    except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
+        raise DamagedError(
+            f"A frame of the log is not in layout {RECORD_VERSION}: {error}",
+            hint="Read it with the version of Tallystick that wrote it.",
+        ) from error
 
 
 class RecordLayout:

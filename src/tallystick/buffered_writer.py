@@ -1,4 +1,4 @@
-"""Writers that keep the log off the request path.
+"""A writer that keeps files off the request path.
 
 A request only appends to a bounded list. A thread writes what has gathered to Parquet files, each
 whole or absent. At a clean stop everything accepted is written. The ledger adds up at all times:
@@ -8,37 +8,14 @@ accepted = durable + dropped + in flight.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
-import uuid
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from tallystick.clock import from_us
-from tallystick.contract import ModelContract
-from tallystick.files import replacing, write_text
-from tallystick.prediction_log.record import Laid, Predictions, RecordLayout
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from tallystick.prediction_log.wal import Ledger, step_back
 
 logger = logging.getLogger(__name__)
-_NICENESS: Final = 5
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """Where the rows are that a writer was given. ``accepted = durable + dropped + in_flight``."""
-
-    accepted: int
-    durable: int
-    dropped: int
-    in_flight: int
 
 
 class BufferedWriter(Generic[Item]):
@@ -104,6 +81,11 @@ class BufferedWriter(Generic[Item]):
                 in_flight=self._accepted - self._durable - self._dropped,
             )
 
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Why items were dropped → how many rows."""
+        return {"full": self._dropped}
+
     def flush(self) -> None:
         """Write everything accepted so far, now.
 
@@ -147,7 +129,7 @@ class BufferedWriter(Generic[Item]):
         self.flush()
 
     def _run(self) -> None:
-        _step_back()
+        step_back()
         while not self._stopping:
             self._wake.wait(self._flush_s)
             self._wake.clear()
@@ -157,84 +139,3 @@ class BufferedWriter(Generic[Item]):
                 # Whatever it was (a full disk, a bug), the rows are kept, the bound on the buffer
                 # holds, and the next try may succeed; a dead thread would lose all that follows.
                 logger.exception("The log cannot be written, and is kept in memory.")
-
-
-def _step_back() -> None:
-    """Let this thread have what others leave of the core: requests come first, the log can wait."""
-    if sys.platform == "linux":  # elsewhere this would be for the whole process
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-class PredictionLog:
-    """Writes predictions to ``log/<model>/<contract hash>/<day>_<first>_<last>_<id>.parquet``.
-
-    Args:
-        state_dir: The repo's state folder.
-        rows_max: See :class:`BufferedWriter`.
-        flush_rows: See :class:`BufferedWriter`.
-        flush_s: See :class:`BufferedWriter`.
-    """
-
-    def __init__(self, state_dir: Path, *, rows_max: int, flush_rows: int, flush_s: float) -> None:
-        self._folder = log_dir(state_dir)
-        self._layouts: dict[str, RecordLayout] = {}
-        self.buffer: BufferedWriter[tuple[ModelContract, Laid]] = BufferedWriter(
-            write=self._write_items,
-            group_of=lambda item: item[0].contract_hash,
-            rows_of=lambda item: item[1].count,
-            rows_max=rows_max,
-            flush_rows=flush_rows,
-            flush_s=flush_s,
-        )
-
-    def append(self, contract: ModelContract, predictions: Predictions) -> bool:
-        """Log the predictions of one request; False if they had to be dropped."""
-        layout = self._layouts.get(contract.contract_hash)
-        if layout is None:
-            layout = self._layouts[contract.contract_hash] = RecordLayout(contract)
-        return self.buffer.append((contract, layout.lay(predictions)))
-
-    def _write_items(self, items: Sequence[tuple[ModelContract, Laid]]) -> None:
-        """Write the predictions of one contract."""
-        contract = items[0][0]
-        folder = self._folder / contract.model / contract.contract_hash
-        # Looked for each time: whoever clears old logs away may take it along.
-        if not (folder / "contract.json").is_file():
-            write_text(folder / "contract.json", contract.canonical_json())
-        table = self._layouts[contract.contract_hash].table([laid for _, laid in items])
-        write_table(table, folder, "request_time")
-
-
-def log_dir(state_dir: Path) -> Path:
-    """Folder of the prediction log."""
-    return state_dir / "log"
-
-
-def write_table(table: pa.Table, folder: Path, time_column: str) -> None:
-    """Write a table as one more file of ``folder``, named after the range of its times.
-
-    The name starts with first and last time in microseconds, so that a reader opens only the files
-    that can hold what it looks for.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    span: Any = pc.min_max(table[time_column])
-    first, last = span["min"].value, span["max"].value
-    day = from_us(first).date().isoformat()
-    name = f"{day}_{first}_{last}_{uuid.uuid4().hex[:12]}.parquet"
-    with replacing(folder / name) as temporary:
-        # Numbers seldom repeat, and looking for a dictionary of them takes most of the time.
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=[
-                field.name
-                for field in table.schema
-                if pa.types.is_string(field.type) and field.name != "prediction_id"
-            ],
-        )

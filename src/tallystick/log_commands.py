@@ -1,0 +1,93 @@
+"""``tally log``: what can be done with the prediction log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tallystick.prediction_log.compaction import Compacted
+
+logger = logging.getLogger(__name__)
+
+
+@click.group()
+def log() -> None:
+    """Compact, import and mend the prediction log."""
+
+
+@log.command()
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Go on, with as many seconds between, until the standard input ends.",
+)
+@click.pass_obj
+def compact(path: Path, every: float | None) -> None:
+    """Move what was logged into Parquet files."""
+    from tallystick.repo import state_dir
+
+    state = state_dir(path.resolve())
+    if every is None:
+        for line in _compact(state):
+            click.echo(line)
+        return
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    ended = _input_ends()
+    while not ended.wait(every):
+        _compact_somehow(state)
+    _compact_somehow(state)
+
+
+def _compact(state: Path) -> Iterator[str]:
+    from tallystick.prediction_log.compaction import compact, keeping_of
+    from tallystick.settings import settings
+
+    done = compact(state, keeping=keeping_of(settings()))
+    if done is None:
+        yield "Another compactor is at work; nothing was done."
+        return
+    for stream, result in done.items():
+        yield from _told(stream, result)
+
+
+def _told(stream: str, done: Compacted) -> Iterator[str]:
+    yield (
+        f"{stream}: {done.rows:,} rows of {done.segments:,} segments in {done.files:,} files"
+        + (f", {done.expired:,} rows had had their time" if done.expired else "")
+    )
+    if done.damages:
+        yield f"✗ {stream}: {done.lost:,} rows are damaged; their segments were put aside:"
+        yield from (f"  {damage}" for damage in done.damages)
+
+
+def _compact_somehow(state: Path) -> None:
+    """Compact; what goes wrong is logged, and tried again the next time."""
+    try:
+        for line in _compact(state):
+            if line.startswith(("✗", " ")):
+                logger.error(line)
+    except Exception:
+        # Whatever it was, the segments stay until it can be done.
+        logger.exception("The log cannot be compacted, and stays in segments.")
+
+
+def _input_ends() -> threading.Event:
+    """Set once the standard input has ended: whoever started this is gone, or wants it to end."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        ended.set()
+
+    threading.Thread(target=watch, name="input-watch", daemon=True).start()
+    return ended

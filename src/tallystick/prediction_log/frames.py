@@ -1,0 +1,196 @@
+"""What a segment of the write-ahead log consists of: frames, each with its own checksums.
+
+A frame is what one commit wrote of one contract: a header of fixed width, then a payload in
+MessagePack, an array with one element per request. The header says how many rows the payload has
+and which numbers they bear among all rows of their worker; so that a frame which was written twice
+counts once, and of one that is damaged it is known how many rows are lost. The header's own
+checksum tells a damaged payload, behind which the next frame begins where it says, from a damaged
+header, behind which the next one has to be looked for.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+FRAME_VERSION: Final = 1
+"""Version of this layout; in every header."""
+
+_MAGIC: Final = b"\xf5TLy"  # MessagePack has no text that begins so
+_HEADER: Final = struct.Struct("<4sBBxxIIQq16sQQQQI")
+_CHECKSUM: Final = struct.Struct("<I")
+HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
+_LAST: Final = 1
+_ARRAY: Final = struct.Struct(">BI")
+_ARRAY_OF_32_BITS: Final = 0xDD
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a worker had accepted and dropped of one stream when it wrote a frame.
+
+    Attributes:
+        accepted: Rows that it was given.
+        full: Rows dropped because the buffer was full.
+        budget: Rows dropped because the disk budget was used up.
+        refused: Rows dropped because the worker was ending.
+    """
+
+    accepted: int = 0
+    full: int = 0
+    budget: int = 0
+    refused: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """Rows dropped for any reason."""
+        return self.full + self.budget + self.refused
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame.
+
+    Attributes:
+        contract: Hash of the contract of its rows, in hexadecimal; empty where it has none.
+        first: Number of its first row among the rows of its worker, from 0.
+        rows: How many rows it has.
+        committed_us: When it was written, by the machine's clock.
+        totals: Of the worker, then.
+        is_last: Whether its segment ends with it.
+        payload: The requests in MessagePack.
+    """
+
+    contract: str
+    first: int
+    rows: int
+    committed_us: int
+    totals: Totals
+    is_last: bool
+    payload: memoryview | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes of a segment that are no whole frame.
+
+    Attributes:
+        start: First byte.
+        end: Byte after the last.
+        why: What is wrong with them.
+        is_end: Whether no frame follows: they may be what a killed worker had begun to write.
+    """
+
+    start: int
+    end: int
+    why: str
+    is_end: bool
+
+
+def packed_frame(
+    payloads: Sequence[bytes],
+    *,
+    contract: str,
+    first: int,
+    rows: int,
+    committed_us: int,
+    totals: Totals,
+    is_last: bool = False,
+) -> list[bytes]:
+    """A frame as the pieces that are written one after the other.
+
+    Args:
+        payloads: The requests, each in MessagePack.
+        contract: See :class:`Frame`, as the others.
+        first: Number of the first row.
+        rows: Rows of all requests.
+        committed_us: The machine's time.
+        totals: The worker's.
+        is_last: Whether the segment ends with it.
+    """
+    start = _ARRAY.pack(_ARRAY_OF_32_BITS, len(payloads))
+    checksum = zlib.crc32(start)
+    size = len(start)
+    for payload in payloads:
+        checksum = zlib.crc32(payload, checksum)
+        size += len(payload)
+    header = _HEADER.pack(
+        _MAGIC,
+        FRAME_VERSION,
+        _LAST if is_last else 0,
+        size,
+        rows,
+        first,
+        committed_us,
+        bytes.fromhex(contract),
+        totals.accepted,
+        totals.full,
+        totals.budget,
+        totals.refused,
+        checksum,
+    )
+    return [header, _CHECKSUM.pack(zlib.crc32(header)), start, *payloads]
+
+
+def read_frames(content: bytes) -> Iterator[Frame | Damage]:
+    """The frames of a segment, and what lies between them, in order."""
+    view = memoryview(content)
+    at, bad, why = 0, -1, ""
+    while 0 <= at < len(content):
+        found = _frame_at(view, at)
+        if isinstance(found, str):
+            if bad < 0:
+                bad, why = at, found
+            at = content.find(_MAGIC, at + 1)
+            continue
+        frame, end = found
+        if frame is None:
+            if bad < 0:
+                bad, why = at, "its payload fails its checksum"
+        else:
+            if bad >= 0:
+                yield Damage(bad, at, why, is_end=False)
+                bad = -1
+            yield frame
+        at = end
+    if bad >= 0:
+        yield Damage(bad, len(content), why, is_end=True)
+
+
+def _frame_at(view: memoryview, at: int) -> tuple[Frame | None, int] | str:
+    """The frame that begins at a byte and where it ends; None for it if its payload is damaged.
+
+    Returns:
+        Instead, what is wrong with its header or its length.
+    """
+    start = at + HEADER_BYTES
+    header = bytes(view[at : at + _HEADER.size])
+    if why := _wrong_header(view, at, header):
+        return why
+    (_, version, flags, size, rows, first, moment, contract, *totals, checksum) = _HEADER.unpack(
+        header
+    )
+    if version != FRAME_VERSION:
+        return f"its version is {version}, and this one reads {FRAME_VERSION}"
+    if start + size > len(view):
+        return "it ends within a payload"
+    payload = view[start : start + size]
+    if zlib.crc32(payload) != checksum:
+        return None, start + size
+    named = contract.hex() if any(contract) else ""
+    frame = Frame(named, first, rows, moment, Totals(*totals), bool(flags & _LAST), payload)
+    return frame, start + size
+
+
+def _wrong_header(view: memoryview, at: int, header: bytes) -> str:
+    """What is wrong with a header; nothing if it is empty."""
+    if at + HEADER_BYTES > len(view):
+        return "it ends within a header"
+    if header[:4] != _MAGIC:
+        return "no frame begins here"
+    if _CHECKSUM.unpack_from(view, at + _HEADER.size)[0] != zlib.crc32(header):
+        return "its header fails its checksum"
+    return ""

@@ -1,0 +1,73 @@
+"""What a serving process writes to: the log of predictions, and that of the labels sent to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tallystick.contract import ModelContract
+from tallystick.prediction_log.labels import LabelRow, packed_labels
+from tallystick.prediction_log.record import Predictions, RecordLayout, packed
+from tallystick.prediction_log.streams import LABELS, PREDICTIONS, stream_dir
+from tallystick.prediction_log.wal import WalOptions, WriteAheadLog
+
+
+class PredictionLog:
+    """Takes predictions, without waiting.
+
+    Args:
+        state_dir: The repo's state folder.
+        options: See :class:`tallystick.prediction_log.wal.WalOptions`.
+
+    Attributes:
+        wal: The write-ahead log behind it.
+    """
+
+    def __init__(self, state_dir: Path, options: WalOptions | None = None) -> None:
+        self.wal = WriteAheadLog(stream_dir(state_dir, PREDICTIONS), options or WalOptions())
+        self._layouts: dict[str, RecordLayout] = {}
+
+    def append(
+        self,
+        contract: ModelContract,
+        predictions: Predictions,
+        *,
+        told: Callable[[bool], None] | None = None,
+    ) -> bool:
+        """Log the predictions of one request; False if they had to be dropped.
+
+        Args:
+            contract: The contract under which they were made.
+            predictions: They.
+            told: See :meth:`tallystick.prediction_log.wal.WriteAheadLog.append`.
+        """
+        layout = self._layouts.get(contract.contract_hash)
+        if layout is None:
+            layout = self._layouts[contract.contract_hash] = RecordLayout(contract)
+        laid = layout.lay(predictions)
+        return self.wal.append(contract, laid.count, packed(laid), told=told)
+
+
+class LabelLog:
+    """Takes labels, without waiting.
+
+    Args:
+        state_dir: The repo's state folder.
+        options: As for predictions.
+
+    Attributes:
+        wal: The write-ahead log behind it.
+    """
+
+    def __init__(self, state_dir: Path, options: WalOptions | None = None) -> None:
+        self.wal = WriteAheadLog(stream_dir(state_dir, LABELS), options or WalOptions())
+
+    def append(
+        self,
+        contract: ModelContract,
+        rows: Sequence[LabelRow],
+        *,
+        told: Callable[[bool], None] | None = None,
+    ) -> bool:
+        """Take labels for writing; False if the buffer is full and none was taken."""
+        return self.wal.append(contract, len(rows), packed_labels(contract, rows), told=told)
