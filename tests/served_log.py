@@ -1,7 +1,7 @@
 """Serves the tiny repo's requests from a slow and obvious online store, and logs what was served.
 
 Each fault of :class:`Faults` is one that a real feed, store or server can have. The log is written
-through :class:`~tallystick.prediction_log.writer.PredictionLog`; the history is never told.
+through :class:`~tallystick.prediction_log.log.PredictionLog`; the history is never told.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ async def open_service(
         segment_s=settings.log_segment_s,
         budget_bytes=settings.log_budget_bytes,
     )
-    predictions = PredictionLog(project.state_dir, options)
+    predictions = PredictionLog(project.state_dir, options, share=settings.log_share)
     labels = LabelLog(project.state_dir, options)
     ledgers: dict[str, HasLedger] = {"predictions": predictions.wal, "labels": labels.wal}
     journal = None

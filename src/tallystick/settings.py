@@ -65,6 +65,12 @@ class Settings(BaseModel):
         description="Whether a prediction is answered only once it is on disk, unless its request "
         "says otherwise.",
     )
+    log_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the entities whose predictions are logged: all of theirs, or none.",
+    )
     log_timeout_s: float = Field(
         default=5.0, gt=0, description="Seconds that a request may wait for the log's disk."
     )

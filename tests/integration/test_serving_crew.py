@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
 import serving_scene as scene
+from tallystick.prediction_log.reader import read_log
 
+DAY = timedelta(days=1)
 BODY = {"instances": [scene.INSTANCE]}
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
 YAML = """\
@@ -133,10 +136,6 @@ def test_workers_do_not_outlive_their_crew(crew):
 
 
 def logged(repo):
-    import pyarrow.parquet as pq
-
-    return [
-        found
-        for file in (repo.state_dir / "log").rglob("*.parquet")
-        for found in pq.read_table(file, partitioning=None)["prediction_id"].to_pylist()
-    ]
+    now = datetime.now(UTC)
+    parts = read_log(repo.state_dir, scene.MODEL, start=now - DAY, end=now + DAY)
+    return [found for part in parts for found in part.table["prediction_id"].to_pylist()]

@@ -237,6 +237,42 @@ def test_bad_labels_are_refused_whole(repo):
         assert scene.metric(client, 'tallystick_log_dropped_total{log="labels",reason="full"}') == 2
 
 
+def test_a_durable_prediction_is_on_disk_before_it_is_answered(repo):
+    scene.publish(repo.state_dir, scene.constant(0.25))
+    body = {"instances": [scene.INSTANCE] * 3, "parameters": {"durable": True}}
+    with scene.running(repo) as client:
+        answer = client.post(PREDICT, json=body).json()
+        (part,) = read_log(repo.state_dir, scene.MODEL, start=START, end=END)
+        ids = [each["prediction_id"] for each in answer["predictions"]]
+        assert sorted(part.table["prediction_id"].to_pylist()) == sorted(ids)
+        client.post(PREDICT, json={"instances": [scene.INSTANCE]})
+        (part,) = read_log(repo.state_dir, scene.MODEL, start=START, end=END)
+        assert part.table.num_rows == 3
+        problem(
+            client.post(PREDICT, json=body | {"parameters": {"durable": 1}}), 422, "invalid-request"
+        )
+
+
+def test_what_must_be_logged_and_cannot_be_is_not_answered(repo):
+    scene.publish(repo.state_dir, scene.constant(0.25))
+    body = {"instances": [scene.INSTANCE]}
+    with scene.running(repo, log_durable=True, log_budget_bytes=2_000) as client:
+        codes = [client.post(PREDICT, json=body).status_code for _ in range(20)]
+        assert codes[0] == 200
+        assert codes[-1] == 503
+        refused = client.post(PREDICT, json=body)
+        problem(refused, 503, "unavailable")
+        assert "log" in refused.json()["detail"]
+        assert (
+            client.post(PREDICT, json=body | {"parameters": {"durable": False}}).status_code == 200
+        )
+        answered = codes.count(200)
+        dropped = 'tallystick_log_dropped_total{log="predictions",reason="budget"}'
+        assert scene.metric(client, dropped) >= 21 - answered
+    (part,) = read_log(repo.state_dir, scene.MODEL, start=START, end=END)
+    assert part.table.num_rows == answered
+
+
 class Failing:
     def __init__(self, value):
         self.value = value

@@ -9,17 +9,18 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from tallystick.prediction_log.writer import Ledger
 
 from tallystick.bundle import Champion
 from tallystick.cli import main
 from tallystick.online_store.decoder import Status
 from tallystick.online_store.embedded import server_program
+from tallystick.prediction_log.wal import Ledger
 from tallystick.settings import Settings
 from tallystick_serving.app import PATHS
 from tallystick_serving.command import DRAIN_S
@@ -27,6 +28,7 @@ from tallystick_serving.measures import Measures
 from tallystick_serving.project import read_project
 
 ROOT = Path(__file__).parents[2]
+LEDGER = SimpleNamespace(ledger=Ledger(0, 0, 0, 0), dropped={"full": 0})
 INFRA = ROOT / "infra"
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file())
 YAMLS = [path for path in FILES if path.suffix in {".yaml", ".yml"}]
@@ -72,7 +74,7 @@ CONTAINERS = {
 def exposed() -> dict[str, set[str]]:
     """Sample names of /metrics, each with its labels, once everything has happened."""
     measures = Measures()
-    measures.add_ledgers({"predictions": lambda: Ledger(0, 0, 0, 0)})
+    measures.add_ledgers({"predictions": LEDGER})
     champion = Champion(model="m", version="1", contract_hash="c")
     measures.set_champion(champion)
     measures.champion_failures.labels("m").inc()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -11,11 +12,15 @@ from contracts import small_contract
 from tallystick.clock import from_us, to_us
 from tallystick.errors import ContractError, DamagedError
 from tallystick.online_store.decoder import ViewRows
-from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compaction import MERGED_FILES, Keeping, compact
 from tallystick.prediction_log.labels import LabelRow
+from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.log import LabelLog, PredictionLog
+from tallystick.prediction_log.manifest import read_manifests
 from tallystick.prediction_log.reader import first_time, has_records, read_labels, read_log
 from tallystick.prediction_log.record import Predictions
+from tallystick.prediction_log.sink import Sink
+from tallystick.prediction_log.streams import PREDICTIONS
 from tallystick.prediction_log.wal import WalOptions
 
 START = datetime(2013, 7, 1, tzinfo=UTC)
@@ -206,3 +211,74 @@ def test_small_and_large_requests_lie_in_one_file(tmp_path, settled):
     ]
     assert {row["view.stats.event_time"] for row in rows.values()} == {START}
     assert rows["1-2"]["entity.driver"] == 2**53 + 1
+
+
+def test_of_a_share_of_the_entities_all_is_logged_and_of_others_nothing(tmp_path):
+    log = PredictionLog(tmp_path, WalOptions(window_s=60.0), share=0.3)
+    for number in range(200):
+        for row in range(2):
+            one = predictions(number, rows=1)
+            one.prediction_id = [f"{number}-{row}"]
+            assert log.append(CONTRACT, one)
+    many = predictions(0, rows=200)
+    many.keys = {"driver": [2**53 + number for number in range(200)], "amount": [None] * 200}
+    many.prediction_id = [f"{number}-many" for number in range(200)]
+    log.append(CONTRACT, many)
+    log.wal.close()
+    (part,) = read_all(tmp_path)
+    rows = {}
+    for row in part.table.to_pylist():
+        rows.setdefault(row["entity.driver"] - 2**53, set()).add(row["prediction_id"])
+    assert 30 < len(rows) < 90
+    assert all(ids == {f"{n}-0", f"{n}-1", f"{n}-many"} for n, ids in rows.items())
+    assert log.wal.ledger.accepted == part.table.num_rows
+
+
+def test_old_days_are_removed_and_counted(tmp_path):
+    log = open_log(tmp_path)
+    for day in range(4):
+        log.append(CONTRACT, predictions(day, moment=START + timedelta(days=day)))
+    log.wal.close()
+    compact(tmp_path)
+    sizes = read_manifests(Sink.of(tmp_path), "predictions").popitem()[1].bytes
+    age = datetime.now(UTC) - START - timedelta(hours=1)
+    compact(tmp_path, keeping=Keeping(time=age))
+    assert first_time(tmp_path, CONTRACT.model) == START + timedelta(days=1)
+    compact(tmp_path, keeping=Keeping(bytes=sizes // 2))
+    assert first_time(tmp_path, CONTRACT.model) == START + timedelta(days=2)
+    ledger = ledger_of(tmp_path, PREDICTIONS)
+    assert (ledger.accepted, ledger.in_parquet, ledger.expired, ledger.missing) == (8, 4, 4, 0)
+    compact(tmp_path)
+    assert len(list((tmp_path / "log").rglob("*.parquet"))) == 2
+
+
+def test_small_files_of_a_day_are_merged(tmp_path):
+    for number in range(MERGED_FILES):
+        log = open_log(tmp_path)
+        log.append(CONTRACT, predictions(number, moment=START + timedelta(minutes=number)))
+        log.wal.close()
+        compact(tmp_path)
+    compact(tmp_path)
+    assert len(list((tmp_path / "log").rglob("*.parquet"))) == 1
+    (part,) = read_all(tmp_path)
+    assert part.table["prediction_id"].to_pylist() == [
+        f"{number}-{row}" for number in range(MERGED_FILES) for row in range(2)
+    ]
+
+
+def test_who_waits_is_told_once_it_is_on_disk(tmp_path):
+    log = open_log(tmp_path)
+    told = []
+    written = threading.Event()
+
+    def tell(is_written):
+        (part,) = read_all(tmp_path)
+        told.append((is_written, part.table.num_rows))
+        written.set()
+
+    assert log.append(CONTRACT, predictions(0), told=tell)
+    assert written.wait(10)
+    assert told == [(True, 2)]
+    log.wal.close()
+    assert log.append(CONTRACT, predictions(1), told=tell) is False
+    assert log.wal.dropped == {"full": 0, "budget": 0, "refused": 2}

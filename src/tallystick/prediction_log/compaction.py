@@ -163,7 +163,7 @@ class _Compactor:
         self.done = Compacted()
 
     def take_back(self) -> None:
-        """Remove what a compactor left that was killed: files that were never committed."""
+        """Remove what nobody reads: what the last run replaced, and what a killed one had begun."""
         plan = self._folder / _PLAN
         with suppress(FileNotFoundError):
             named = {file.path for file in self._manifest.files}
@@ -171,6 +171,8 @@ class _Compactor:
                 if path not in named:
                     self._sink.remove(path)
             plan.unlink()
+        if self._manifest.garbage:
+            self._commit(())
 
     def compact(self) -> None:
         """Compact segments, some at a time."""

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
+from tallystick.columns import plain
 from tallystick.contract import ModelContract
 from tallystick.prediction_log.labels import LabelRow, packed_labels
 from tallystick.prediction_log.record import Predictions, RecordLayout, packed
 from tallystick.prediction_log.streams import LABELS, PREDICTIONS, stream_dir
 from tallystick.prediction_log.wal import WalOptions, WriteAheadLog
+
+
+def are_sampled(keys: Sequence[Sequence[Any]], share: float) -> list[bool]:
+    """Whether each row's entity is among those whose predictions are logged.
+
+    It depends on the values of its keys alone, so that servers and days agree, and an entity's
+    history is whole or not there.
+
+    Args:
+        keys: Each key's column.
+        share: Share of the entities, from 0 to 1.
+    """
+    limit = int(share * 2**64).to_bytes(9, "big")
+    return [
+        b"\0" + blake2b(repr(row).encode(), digest_size=8).digest() < limit
+        for row in zip(*keys, strict=True)
+    ]
 
 
 class PredictionLog:
@@ -18,13 +38,17 @@ class PredictionLog:
     Args:
         state_dir: The repo's state folder.
         options: See :class:`tallystick.prediction_log.wal.WalOptions`.
+        share: Share of the entities whose predictions are logged: all of theirs, or none.
 
     Attributes:
         wal: The write-ahead log behind it.
     """
 
-    def __init__(self, state_dir: Path, options: WalOptions | None = None) -> None:
+    def __init__(
+        self, state_dir: Path, options: WalOptions | None = None, *, share: float = 1.0
+    ) -> None:
         self.wal = WriteAheadLog(stream_dir(state_dir, PREDICTIONS), options or WalOptions())
+        self._share = share
         self._layouts: dict[str, RecordLayout] = {}
 
     def append(
@@ -45,6 +69,13 @@ class PredictionLog:
         if layout is None:
             layout = self._layouts[contract.contract_hash] = RecordLayout(contract)
         laid = layout.lay(predictions)
+        if self._share < 1:
+            keys = [plain(predictions.keys[key.name]) for key in contract.entity_keys]
+            laid = laid.only(are_sampled(keys, self._share))
+            if not laid.count:
+                if told is not None:
+                    told(True)
+                return True
         return self.wal.append(contract, laid.count, packed(laid), told=told)
 
 

@@ -157,6 +157,8 @@ def read_manifests(sink: Sink, stream: str) -> dict[str, Manifest]:
 
 def read_manifest(sink: Sink, stream: str, site: str) -> Manifest:
     """The newest manifest of a site; an empty one if there is none. Errors as above."""
+    if not site:
+        return Manifest()
     names = sink.names(f"{stream}/{FOLDER}/{site}")
     return _newest(sink, stream, site, names[-1]) if names else Manifest()
 

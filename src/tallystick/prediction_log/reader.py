@@ -20,9 +20,9 @@ from tallystick.prediction_log.streams import (
     LABELS,
     PREDICTIONS,
     Stream,
+    known_site,
     local_contract,
     sink_contract,
-    site_of,
     stream_dir,
 )
 from tallystick.prediction_log.wal import segments_in
@@ -218,7 +218,7 @@ def _in_segments(
     """Rows that are not in Parquet yet, by contract."""
     if not paths:
         return
-    workers = dict(manifests.get(site_of(state_dir), Manifest()).workers)
+    workers = dict(manifests.get(known_site(state_dir), Manifest()).workers)
     payloads: dict[str, list[Any]] = {}
     for path in paths:
         before = workers.get(path.parent.name, WorkerRows())

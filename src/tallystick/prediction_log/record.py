@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tallystick.columns import joined, plain
@@ -133,6 +134,12 @@ class Laid:
     count: int
     rows: Sequence[tuple[Any, ...]]
     columns: Sequence[Any]
+
+    def only(self, wanted: Sequence[bool]) -> Laid:
+        """Some of the predictions, in their order."""
+        rows = list(compress(self.rows, wanted))
+        columns = [list(compress(plain(column), wanted)) for column in self.columns]
+        return Laid(sum(wanted), rows, columns)
 
 
 def _packable(value: Any) -> Any:

@@ -61,11 +61,18 @@ def stream_dir(state_dir: Path, stream: Stream) -> Path:
     return wal_dir(state_dir) / stream.name
 
 
+def known_site(state_dir: Path) -> str:
+    """The name under which a state folder commits to its sink; empty if it never has."""
+    with suppress(OSError):
+        return (wal_dir(state_dir) / _SITE).read_text("utf-8")
+    return ""
+
+
 def site_of(state_dir: Path) -> str:
     """The name under which a state folder commits to its sink; made when first asked for."""
+    if site := known_site(state_dir):
+        return site
     path = wal_dir(state_dir) / _SITE
-    with suppress(FileNotFoundError):
-        return path.read_text("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two may come at once: the name of the first stays.
     with replacing(path.with_name(f"{_SITE}.{os.getpid()}")) as draft:

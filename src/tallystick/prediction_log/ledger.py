@@ -1,0 +1,107 @@
+"""The ledger of a stream, from what is on disk: what became of each row that workers were given."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tallystick.errors import DamagedError
+from tallystick.prediction_log.manifest import WorkerRows, read_manifest
+from tallystick.prediction_log.segment import is_live, read_segment
+from tallystick.prediction_log.sink import Sink
+from tallystick.prediction_log.streams import Stream, known_site, stream_dir
+from tallystick.prediction_log.wal import segments_in
+
+_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLedger:
+    """Where the rows of a stream are, of all workers of a state folder.
+
+    Attributes:
+        accepted: Rows that workers had been given when they last wrote.
+        in_parquet: Rows in files.
+        in_segments: Rows that wait for the compactor.
+        expired: Rows removed because they had had their time.
+        imported: Rows in files that no worker wrote.
+        dropped: Reason → rows that workers dropped.
+        lost: Rows that were durable and are damaged.
+        damages: Places in segments that are no whole frame.
+        in_flight: Rows that running workers held when they last wrote.
+        cut_off: Rows that workers held when they last wrote, and which died after that.
+        died: Workers that did not end as they should.
+    """
+
+    accepted: int
+    in_parquet: int
+    in_segments: int
+    expired: int
+    imported: int
+    dropped: dict[str, int]
+    lost: int
+    damages: int
+    in_flight: int
+    cut_off: int
+    died: int
+
+    @property
+    def missing(self) -> int:
+        """Rows that should be somewhere and are not; more than should be there if negative."""
+        found = self.in_parquet - self.imported + self.in_segments + self.expired
+        gone = sum(self.dropped.values()) + self.lost + self.in_flight + self.cut_off
+        return self.accepted - found - gone
+
+
+def ledger_of(state_dir: Path, stream: Stream, *, sink: Sink | None = None) -> StreamLedger:
+    """Count what is on disk.
+
+    Raises:
+        DamagedError: A manifest cannot be read.
+        UnavailableError: The sink did not answer.
+    """
+    for _ in range(_ATTEMPTS):
+        # A segment that was there a moment ago is compacted now.
+        with suppress(FileNotFoundError):
+            return _counted(state_dir, stream, sink or Sink.of(state_dir))
+    raise DamagedError(f"Segments in {stream_dir(state_dir, stream)} vanish while they are read.")
+
+
+def _counted(state_dir: Path, stream: Stream, sink: Sink) -> StreamLedger:
+    segments = segments_in(stream_dir(state_dir, stream))
+    manifest = read_manifest(sink, stream.name, known_site(state_dir))
+    workers = dict(manifest.workers)
+    live = set()
+    waiting = 0
+    for path in segments:
+        before = workers.get(path.parent.name, WorkerRows())
+        if is_live(path):
+            live.add(path.parent.name)
+        if int(path.stem) <= before.segment:
+            continue
+        segment = read_segment(path, expected=before.after, totals=before.totals)
+        workers[segment.worker] = before.with_segment(segment)
+        waiting += segment.rows
+    held = {
+        name: each.accepted - each.dropped - each.after
+        for name, each in workers.items()
+        if not each.is_closed
+    }
+    return StreamLedger(
+        accepted=sum(each.accepted for each in workers.values()),
+        in_parquet=manifest.rows,
+        in_segments=waiting,
+        expired=manifest.expired,
+        imported=sum(manifest.imported.values()),
+        dropped={
+            reason: sum(getattr(each, reason) for each in workers.values())
+            for reason in ("full", "budget", "refused")
+        },
+        lost=sum(each.lost for each in workers.values()),
+        damages=sum(each.damages for each in workers.values()),
+        in_flight=sum(rows for name, rows in held.items() if name in live),
+        cut_off=sum(rows for name, rows in held.items() if name not in live),
+        died=sum(1 for name in held if name not in live),
+    )
