@@ -47,6 +47,52 @@ def compact(path: Path, every: float | None) -> None:
     _compact_somehow(state)
 
 
+@log.command(name="import")
+@click.argument("model")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
+@click.option(
+    "--contract",
+    "contract_path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Contract under which they were made; default the champion's.",
+)
+@click.pass_obj
+def import_(path: Path, model: str, files: tuple[Path, ...], contract_path: Path | None) -> None:
+    """Take predictions that another server logged."""
+    from tallystick.bundle import bundle_dir, read_champion, read_contract
+    from tallystick.errors import InputError, Problem
+    from tallystick.prediction_log.importing import import_file
+    from tallystick.repo import state_dir
+
+    state = state_dir(path.resolve())
+    if contract_path is None:
+        champion = read_champion(state, model)
+        contract_path = bundle_dir(state, model, champion.contract_hash) / "contract.json"
+    contract = read_contract(contract_path)
+    if contract.model != model:
+        raise InputError(
+            f"{contract_path} is no contract of this model.",
+            [Problem("model", model, contract.model)],
+        )
+    for file in files:
+        rows = import_file(state, contract, file)
+        click.echo(f"{file}: {rows:,} predictions taken" if rows else f"{file}: taken before")
+
+
+@log.command()
+@click.argument("file")
+@click.pass_obj
+def forget(path: Path, file: str) -> None:
+    """Take a damaged FILE out of the log, and count its rows."""
+    from tallystick.prediction_log.compaction import forget_file
+    from tallystick.repo import state_dir
+
+    rows = forget_file(state_dir(path.resolve()), file)
+    click.echo(f"{rows:,} rows are forgotten; the file goes with the next compaction.")
+
+
 def _compact(state: Path) -> Iterator[str]:
     from tallystick.prediction_log.compaction import compact, keeping_of
     from tallystick.settings import settings

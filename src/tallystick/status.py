@@ -64,6 +64,7 @@ def _log(repo: Repo, stream: Stream) -> Iterator[str]:
         f"{sum(ledger.dropped.values()):,} dropped",
     ]
     parts += [f"{ledger.imported:,} imported"] if ledger.imported else []
+    parts += [f"{ledger.forgotten:,} forgotten"] if ledger.forgotten else []
     parts += [f"{ledger.expired:,} expired"] if ledger.expired else []
     yield f"log of {stream.name}: {', '.join(parts)}"
     for reason, rows in ledger.dropped.items():

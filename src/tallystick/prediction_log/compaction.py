@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import from_us, process_clock
+from tallystick.errors import InputError, StateError
 from tallystick.files import write_text
 from tallystick.prediction_log.files import read_file, write_rows
 from tallystick.prediction_log.frames import Frame
@@ -57,6 +59,8 @@ MERGED_FILES: Final = 8
 """Small files of one day and contract that are merged into one."""
 MERGED_ROWS: Final = 1_000_000
 """Rows from which a file is not small any more."""
+WAIT_S: Final = 60.0
+"""Seconds for which another compactor is waited for, by those who have something to commit."""
 _PLAN: Final = "plan.json"
 _LOCK: Final = "compactor"
 DAMAGED: Final = "damaged"
@@ -134,6 +138,79 @@ def compact(
         return done
 
 
+def add_rows(
+    state_dir: Path,
+    stream: Stream,
+    contract: ModelContract,
+    table: pa.Table,
+    *,
+    name: str,
+    sink: Sink | None = None,
+) -> int:
+    """Take rows that no worker wrote into Parquet files.
+
+    Args:
+        state_dir: The repo's state folder.
+        stream: What they are rows of.
+        contract: The contract of all of them.
+        table: The rows, in the stream's schema.
+        name: Under which they are taken once only.
+        sink: Where the files go; that of the settings by default.
+
+    Returns:
+        How many were taken; 0 if that name was taken before.
+
+    Raises:
+        StateError: A compactor is at work for too long.
+    """
+    sink = sink or Sink.of(state_dir)
+    with _alone(state_dir):
+        compactor = _Compactor(state_dir, stream, sink)
+        compactor.take_back()
+        return compactor.add(contract, table, name)
+
+
+def forget_file(state_dir: Path, path: str, *, sink: Sink | None = None) -> int:
+    """Take a file out of the log, for example a damaged one, and count its rows as forgotten.
+
+    Args:
+        state_dir: The repo's state folder.
+        path: The file's path, as messages have it, or within the sink.
+        sink: Where it is; that of the settings by default.
+
+    Returns:
+        How many rows it had.
+
+    Raises:
+        InputError: The log has no such file.
+        StateError: A compactor is at work for too long.
+    """
+    sink = sink or Sink.of(state_dir)
+    with _alone(state_dir):
+        for stream in STREAMS:
+            rows = _Compactor(state_dir, stream, sink).forget(path)
+            if rows is not None:
+                return rows
+    raise InputError(f"The log has no file {path}.", hint="Give its path as the message had it.")
+
+
+@contextmanager
+def _alone(state_dir: Path) -> Iterator[None]:
+    """Be the only one who commits; whoever does so now is waited for."""
+    give_up = time.monotonic() + WAIT_S
+    while True:
+        with _only_one(wal_dir(state_dir)) as is_mine:
+            if is_mine:
+                yield
+                return
+        if time.monotonic() > give_up:
+            raise StateError(
+                f"The compactor of {wal_dir(state_dir)} has been at work for {WAIT_S:.0f} s.",
+                hint="Try again once it is done.",
+            )
+        time.sleep(0.1)
+
+
 @contextmanager
 def _only_one(folder: Path) -> Iterator[bool]:
     """Whether this is the only compactor of a state folder; it is so within the block."""
@@ -197,6 +274,22 @@ class _Compactor:
         if taken:
             self._commit_segments(taken, workers)
         self._sweep()
+
+    def add(self, contract: ModelContract, table: pa.Table, name: str) -> int:
+        """Take rows that no worker wrote; 0 if they were taken before."""
+        if name in self._manifest.imported:
+            return 0
+        imported = {**self._manifest.imported, name: table.num_rows}
+        self._commit(self._written([(contract, table)]), imported=imported)
+        return int(table.num_rows)
+
+    def forget(self, path: str) -> int | None:
+        """Take a file out; None if there is no such file."""
+        for file in self._manifest.files:
+            if path in {file.path, self._sink.text(file.path), self._sink.path(file.path)}:
+                self._commit((), gone=[file], forgotten=file.rows)
+                return file.rows
+        return None
 
     def merge(self) -> None:
         """Merge small files of one contract and day."""
@@ -310,7 +403,9 @@ class _Compactor:
         *,
         gone: Iterable[LogFile] = (),
         workers: dict[str, WorkerRows] | None = None,
+        imported: dict[str, int] | None = None,
         expired: int = 0,
+        forgotten: int = 0,
     ) -> None:
         """The one step by which rows move."""
         before = self._manifest
@@ -324,7 +419,8 @@ class _Compactor:
             workers=before.workers if workers is None else workers,
             garbage=tuple(sorted(removed)),
             expired=before.expired + expired,
-            imported=before.imported,
+            imported=before.imported if imported is None else imported,
+            forgotten=before.forgotten + forgotten,
         )
         write_manifest(self._sink, self._stream.name, self._site, manifest)
         self._manifest = manifest

@@ -27,6 +27,7 @@ class StreamLedger:
         in_segments: Rows that wait for the compactor.
         expired: Rows removed because they had had their time.
         imported: Rows in files that no worker wrote.
+        forgotten: Rows of files that were taken out by hand.
         dropped: Reason → rows that workers dropped.
         lost: Rows that were durable and are damaged.
         damages: Places in segments that are no whole frame.
@@ -40,6 +41,7 @@ class StreamLedger:
     in_segments: int
     expired: int
     imported: int
+    forgotten: int
     dropped: dict[str, int]
     lost: int
     damages: int
@@ -50,7 +52,7 @@ class StreamLedger:
     @property
     def missing(self) -> int:
         """Rows that should be somewhere and are not; more than should be there if negative."""
-        found = self.in_parquet - self.imported + self.in_segments + self.expired
+        found = self.in_parquet - self.imported + self.in_segments + self.expired + self.forgotten
         gone = sum(self.dropped.values()) + self.lost + self.in_flight + self.cut_off
         return self.accepted - found - gone
 
@@ -95,6 +97,7 @@ def _counted(state_dir: Path, stream: Stream, sink: Sink) -> StreamLedger:
         in_segments=waiting,
         expired=manifest.expired,
         imported=sum(manifest.imported.values()),
+        forgotten=manifest.forgotten,
         dropped={
             reason: sum(getattr(each, reason) for each in workers.values())
             for reason in ("full", "budget", "refused")

@@ -115,7 +115,8 @@ class Manifest(BaseModel):
         workers: Worker → what became of its rows.
         garbage: Files that were replaced, or had had their time; removed at the next commit.
         expired: Rows that are gone because they had had their time.
-        imported: Names of imports that were taken.
+        imported: Name of an import that was taken → its rows.
+        forgotten: Rows of files that were taken out by hand.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,6 +128,7 @@ class Manifest(BaseModel):
     garbage: tuple[str, ...] = ()
     expired: int = 0
     imported: dict[str, int] = Field(default_factory=dict)
+    forgotten: int = 0
 
     @property
     def rows(self) -> int:
