@@ -13,7 +13,7 @@ PACKAGES := src serving training monitoring simulation
 CODE     := $(PACKAGES) feature_repo tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-spark lint format bench bench-online bench-offline lock clean
+.PHONY: help setup data demo test test-spark lint format bench bench-online bench-log bench-offline lock clean
 
 help:  ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench: $(READY) data  ## Measure the parts that have to be quick
 
 bench-online: $(READY)  ## Measure serving against Feast's own server
 	@$(BIN)/python -m benchmarks.online
+
+bench-log: $(READY)  ## Measure the prediction log
+	@$(BIN)/python -m benchmarks.log
 
 bench-offline: $(BENCH)  ## Measure training sets against Feast's stores and the engines
 	@$(BIN)/python -m benchmarks.offline

@@ -189,7 +189,7 @@ class Bench:
                 if not self.log.get("in_flight"):
                     break
                 await asyncio.sleep(0.1)
-        for file in (self._installed.tally_repo / ".tallystick" / "log").rglob("*.parquet"):
+        for file in (self._installed.tally_repo / ".tallystick" / "wal").rglob("*.sealed"):
             with suppress(FileNotFoundError):
                 file.unlink()
 
@@ -207,7 +207,7 @@ def _ledger(metrics: str) -> dict[str, float]:
         if name.startswith("tallystick_log_") and 'log="predictions"' in name:
             kind = name.removeprefix("tallystick_log_").partition("{")[0].removesuffix("_total")
             if kind in _LEDGER:
-                found[kind] = float(value)
+                found[kind] = found.get(kind, 0.0) + float(value)
     return found
 
 

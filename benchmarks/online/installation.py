@@ -72,7 +72,8 @@ def install(stack: ExitStack, folder: Path, *, entities: int, cores: Cores) -> I
     Raises:
         FailedError: Something did not start or did not do its work.
     """
-    os.environ.update(QUIET)
+    # The compactor would share the server's core, which it does not where there is another one.
+    os.environ.update(QUIET | {"TALLYSTICK_LOG_COMPACT_S": "0"})
     redis_port = start_redis(stack, "redis", folder, core=cores.client)
     repos = write_repos(folder, entities=entities, redis_port=redis_port)
     _fill(repos, logs=folder)

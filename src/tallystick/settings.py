@@ -67,7 +67,7 @@ class Settings(BaseModel):
     )
     log_share: float = Field(
         default=1.0,
-        gt=0,
+        ge=0,
         le=1,
         description="Share of the entities whose predictions are logged: all of theirs, or none.",
     )

@@ -65,6 +65,10 @@ class PredictionLog:
             predictions: They.
             told: See :meth:`tallystick.prediction_log.wal.WriteAheadLog.append`.
         """
+        if not self._share:
+            if told is not None:
+                told(True)
+            return True
         layout = self._layouts.get(contract.contract_hash)
         if layout is None:
             layout = self._layouts[contract.contract_hash] = RecordLayout(contract)

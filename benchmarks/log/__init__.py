@@ -1,0 +1,1 @@
+"""What logging costs, and what the log does with a million predictions."""
