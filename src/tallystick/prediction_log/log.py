@@ -10,7 +10,8 @@ from typing import Any
 from tallystick.columns import plain
 from tallystick.contract import ModelContract
 from tallystick.prediction_log.labels import LabelRow, packed_labels
-from tallystick.prediction_log.record import Predictions, RecordLayout, packed
+from tallystick.prediction_log.layout import RecordLayout
+from tallystick.prediction_log.record import Predictions
 from tallystick.prediction_log.streams import LABELS, PREDICTIONS, stream_dir
 from tallystick.prediction_log.wal import WalOptions, WriteAheadLog
 
@@ -72,15 +73,15 @@ class PredictionLog:
         layout = self._layouts.get(contract.contract_hash)
         if layout is None:
             layout = self._layouts[contract.contract_hash] = RecordLayout(contract)
-        laid = layout.lay(predictions)
         if self._share < 1:
             keys = [plain(predictions.keys[key.name]) for key in contract.entity_keys]
-            laid = laid.only(are_sampled(keys, self._share))
-            if not laid.count:
+            predictions = predictions.only(are_sampled(keys, self._share))
+            if not predictions.prediction_id:
                 if told is not None:
-                    told(True)
+                    told(True)  # there is nothing to wait for
                 return True
-        return self.wal.append(contract, laid.count, packed(laid), told=told)
+        rows = len(predictions.prediction_id)
+        return self.wal.append(contract, rows, layout.packed(predictions), told=told)
 
 
 class LabelLog:

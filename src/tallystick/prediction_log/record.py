@@ -9,16 +9,14 @@ types are exact, and an old record stays readable by the contract that lies besi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tallystick.columns import joined, plain
+from tallystick.columns import plain
 from tallystick.contract import ModelInputs
-from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
-from tallystick.errors import DamagedError
+from tallystick.dtypes import arrow_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,14 +24,7 @@ if TYPE_CHECKING:
 RECORD_VERSION = 1
 """Version of this layout; in every file's schema metadata."""
 
-ROWS_MANY: Final = 16
-"""Rows of a request from which they wait as columns."""
-_NUMBERS: Final = 1
-_STEP: Final = 500
-_STEP_LARGE: Final = 4_000
-_OF_REQUEST: Final = ("request_time", "model_version", "latency_us")
-_OF_ROW: Final = ("prediction_id", "prediction")
-
+VIEW_TIMES: Final = ("event_time", "created_time", "write_time")
 VIEW_FIELDS = ("status", "event_time", "created_time", "write_time", "definition")
 
 
@@ -87,6 +78,34 @@ class Predictions:
     prediction: Sequence[float]
     latency_us: int
 
+    def only(self, wanted: Sequence[bool]) -> Predictions:
+        """Some of the predictions, in their order."""
+
+        def chosen(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
+            return {name: list(compress(plain(each), wanted)) for name, each in columns.items()}
+
+        return Predictions(
+            prediction_id=list(compress(self.prediction_id, wanted)),
+            request_us=self.request_us,
+            model_version=self.model_version,
+            keys=chosen(self.keys),
+            views={name: _ChosenRows(read, wanted) for name, read in self.views.items()},
+            values=chosen(self.values),
+            prediction=list(compress(self.prediction, wanted)),
+            latency_us=self.latency_us,
+        )
+
+
+class _ChosenRows:
+    """What was read of one view for some of a request's rows."""
+
+    def __init__(self, read: ViewColumns, wanted: Sequence[bool]) -> None:
+        self.status = list(compress(read.status, wanted))
+        self.event_us = list(compress(plain(read.event_us), wanted))
+        self.created_us = list(compress(plain(read.created_us), wanted))
+        self.write_us = list(compress(plain(read.write_us), wanted))
+        self.definition = list(compress(read.definition, wanted))
+
 
 def log_schema(inputs: ModelInputs) -> pa.Schema:
     """The Arrow schema of a log file of these inputs."""
@@ -116,189 +135,3 @@ def log_schema(inputs: ModelInputs) -> pa.Schema:
         for name, dtype in inputs.value_columns.items()
     ]
     return pa.schema(fields, metadata={"tallystick.record_version": str(RECORD_VERSION)})
-
-
-@dataclass(slots=True)
-class Laid:
-    """The predictions of one request as they wait to be written: few as rows, many as columns.
-
-    A row of plain values is one object, and soon none of the garbage collector's; as columns it
-    would be as many lists as it has values.
-
-    Attributes:
-        count: Number of predictions.
-        rows: Their values, one tuple each.
-        columns: Or their columns.
-    """
-
-    count: int
-    rows: Sequence[tuple[Any, ...]]
-    columns: Sequence[Any]
-
-    def only(self, wanted: Sequence[bool]) -> Laid:
-        """Some of the predictions, in their order."""
-        rows = list(compress(self.rows, wanted))
-        columns = [list(compress(plain(column), wanted)) for column in self.columns]
-        return Laid(sum(wanted), rows, columns)
-
-
-def _packable(value: Any) -> Any:
-    """What is no plain value as one that MessagePack has; an array of numbers as its bytes."""
-    import msgspec
-    import numpy as np
-
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biuf":
-            return value.tolist()
-        return msgspec.msgpack.Ext(_NUMBERS, value.dtype.str.encode() + b" " + value.tobytes())
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is not among the types of a record")
-
-
-def _unpacked(code: int, content: memoryview) -> Any:
-    """What :func:`_packable` made of an array."""
-    import numpy as np
-
-    if code != _NUMBERS:
-        raise ValueError(f"a record has no extension {code}")
-    kind, numbers = bytes(content).split(b" ", 1)
-    return np.frombuffer(numbers, dtype=kind.decode())
-
-
-@cache
-def _encoder() -> Any:
-    import msgspec
-
-    return msgspec.msgpack.Encoder(enc_hook=_packable)
-
-
-@cache
-def _decoder() -> Any:
-    import msgspec
-
-    return msgspec.msgpack.Decoder(ext_hook=_unpacked)
-
-
-def packed(laid: Laid) -> bytes:
-    """The predictions of one request in MessagePack: the rows, or the columns, and which."""
-    packed: bytes = _encoder().encode((laid.rows, laid.columns))
-    return packed
-
-
-def unpacked(payload: bytes | memoryview) -> list[Laid]:
-    """What :func:`packed` made of the requests of one frame.
-
-    Raises:
-        DamagedError: They are not in this layout, though their checksum is right.
-    """
-    import msgspec
-
-    try:
-        return [
-            Laid(len(rows) if rows else len(columns[0]), rows, columns)
-            for rows, columns in _decoder().decode(payload)
-        ]
-    except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
-        raise DamagedError(
-            f"A frame of the log is not in layout {RECORD_VERSION}: {error}",
-            hint="Read it with the version of Tallystick that wrote it.",
-        ) from error
-
-
-class RecordLayout:
-    """How predictions by one contract are laid out.
-
-    Args:
-        inputs: What the model takes.
-
-    Attributes:
-        schema: The Arrow schema of a log file.
-    """
-
-    def __init__(self, inputs: ModelInputs) -> None:
-        self.schema = log_schema(inputs)
-        self._keys = [key.name for key in inputs.entity_keys]
-        self._keys += [field.name for field in inputs.request_fields]
-        self._views = [use.name for use in inputs.views]
-        self._values = list(inputs.value_columns)
-        # Here, what is the same for all rows of a request comes first.
-        names = [*_OF_REQUEST, *_OF_ROW]
-        names += [name for name in self.schema.names if name not in names]
-        self._places = [names.index(name) for name in self.schema.names]
-        texts = {
-            f"feature.{name}" for name, dtype in inputs.value_columns.items() if dtype in JSON_TEXT
-        }
-        self._converts = [json_text if name in texts else None for name in self.schema.names]
-
-    def lay(self, part: Predictions) -> Laid:
-        """Lay out the predictions of one request; within the request, and so quick."""
-        columns: list[Any] = [part.prediction_id, part.prediction]
-        columns += [part.keys[name] for name in self._keys]
-        for view in self._views:
-            read = part.views[view]
-            columns += (
-                read.status,
-                read.event_us,
-                read.created_us,
-                read.write_us,
-                read.definition,
-            )
-        columns += [part.values[name] for name in self._values]
-        of_request = (part.request_us, part.model_version, part.latency_us)
-        count = len(part.prediction_id)
-        if count == 1:
-            return Laid(1, [(*of_request, *[column[0] for column in columns])], ())
-        if count < ROWS_MANY:
-            return Laid(
-                count, [(*of_request, *row) for row in zip(*map(plain, columns), strict=True)], ()
-            )
-        return Laid(count, (), [*([value] * count for value in of_request), *columns])
-
-    def table(self, batch: Sequence[Laid]) -> pa.Table:
-        """The predictions of several requests as one table.
-
-        It is made in steps: each holds the interpreter, and requests wait meanwhile.
-
-        Raises:
-            pyarrow.ArrowException: A value does not fit its declared type, which serving has
-                checked.
-        """
-        import pyarrow as pa
-
-        rows = [row for part in batch for row in part.rows]
-        parts = [
-            self._batch(list(zip(*rows[start : start + _STEP], strict=True)))
-            for start in range(0, len(rows), _STEP)
-        ]
-        large = [part.columns for part in batch if part.columns]
-        parts += [
-            self._batch([joined(column) for column in zip(*several, strict=True)])
-            for several in _together(large)
-        ]
-        return pa.Table.from_batches(parts, schema=self.schema)
-
-    def _batch(self, columns: Sequence[Any]) -> pa.RecordBatch:
-        import pyarrow as pa
-
-        arrays = []
-        for field, place, convert in zip(self.schema, self._places, self._converts, strict=True):
-            column = columns[place]
-            if convert is not None:
-                column = list(map(convert, plain(column)))
-            arrays.append(pa.array(column, type=field.type))
-        return pa.record_batch(arrays, schema=self.schema)
-
-
-def _together(parts: Sequence[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
-    """Columns of several requests, about :data:`_STEP_LARGE` rows at a time."""
-    several: list[Sequence[Any]] = []
-    rows = 0
-    for columns in parts:
-        several.append(columns)
-        rows += len(columns[0])
-        if rows >= _STEP_LARGE:
-            yield several
-            several, rows = [], 0
-    if several:
-        yield several

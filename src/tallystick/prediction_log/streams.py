@@ -15,7 +15,8 @@ from tallystick.bundle import read_contract
 from tallystick.contract import ModelContract
 from tallystick.files import replacing
 from tallystick.prediction_log.labels import label_schema, label_table
-from tallystick.prediction_log.record import RecordLayout, log_schema, unpacked
+from tallystick.prediction_log.layout import RecordLayout
+from tallystick.prediction_log.record import log_schema
 from tallystick.prediction_log.sink import Sink
 from tallystick.prediction_log.wal import CONTRACTS
 
@@ -43,7 +44,7 @@ class Stream:
 
 
 def _predictions(contract: ModelContract, payloads: list[Any]) -> pa.Table:
-    return RecordLayout(contract).table([laid for each in payloads for laid in unpacked(each)])
+    return RecordLayout(contract).table(payloads)
 
 
 PREDICTIONS: Final = Stream("predictions", "request_time", log_schema, _predictions)
