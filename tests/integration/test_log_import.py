@@ -16,6 +16,7 @@ from tallystick.prediction_log.importing import import_file
 from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.reader import read_log
 from tallystick.prediction_log.streams import PREDICTIONS
+from tallystick.settings import settings
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -91,8 +92,10 @@ def test_everything_that_is_missing_or_wrong_is_named_and_nothing_is_taken(tmp_p
     assert read(state) == []
 
 
-def test_the_command_imports_and_forgets(tmp_path, file, monkeypatch):
+def test_the_command_imports_and_forgets(tmp_path, file, monkeypatch, request):
     monkeypatch.setenv("TALLYSTICK_STATE_DIR", str(tmp_path / "state"))
+    settings.cache_clear()
+    request.addfinalizer(settings.cache_clear)
     (tmp_path / "feature_store.yaml").write_text("project: p\n")
     contract = tmp_path / "contract.json"
     contract.write_text(CONTRACT.canonical_json())
