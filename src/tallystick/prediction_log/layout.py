@@ -6,14 +6,19 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.columns import joined, plain
 from tallystick.contract import ModelInputs
 from tallystick.dtypes import JSON_TEXT, json_text
 from tallystick.errors import DamagedError
-from tallystick.prediction_log.record import RECORD_VERSION, VIEW_TIMES, Predictions, log_schema
+from tallystick.prediction_log.record import (
+    RECORD_VERSION,
+    VIEW_FIELDS,
+    VIEW_TIMES,
+    Predictions,
+    log_schema,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,8 +27,7 @@ ROWS_MANY: Final = 16
 """Rows of a request from which they are packed as columns."""
 _NUMBERS: Final = 1
 _STEP_LARGE: Final = 4_000
-_OF_REQUEST: Final = ("request_time", "model_version", "latency_us")
-_OF_ROW: Final = ("prediction_id", "prediction")
+_VIEW_TEXTS: Final = ("status", "definition")
 
 
 class RecordLayout:
@@ -47,27 +51,35 @@ class RecordLayout:
         self._keys += [field.name for field in inputs.request_fields]
         self._views = [use.name for use in inputs.views]
         self._values = list(inputs.value_columns)
-        self._names = [*_OF_REQUEST, *_OF_ROW]
-        self._names += [name for name in self.schema.names if name not in self._names]
         texts = {
             f"feature.{name}" for name, dtype in inputs.value_columns.items() if dtype in JSON_TEXT
         }
         self._converts = dict.fromkeys(texts, json_text)
         # Times of features and of requests are objects, those of the record itself are numbers.
-        own = {
-            "request_time",
-            *(f"view.{view}.{time}" for view in self._views for time in VIEW_TIMES),
-        }
-        codes = {name: _code(self.schema.field(name).type, own=name in own) for name in self._names}
-        self._fixed = [name for name in self._names if codes[name]]
-        self._others = [name for name in self._names if not codes[name]]
-        formats = [codes[name] for name in self._fixed]
+        times = [f"view.{view}.{time}" for view in self._views for time in VIEW_TIMES]
+        texts_of_views = [f"view.{view}.{text}" for view in self._views for text in _VIEW_TEXTS]
+        kinds = {field.name: field.type for field in self.schema}
+        keys = {name: f"entity.{name}" for name in self._keys[: len(inputs.entity_keys)]}
+        keys |= {name: f"request.{name}" for name in self._keys[len(inputs.entity_keys) :]}
+        self._fixed_keys = [name for name in self._keys if _code(kinds[keys[name]])]
+        self._other_keys = [name for name in self._keys if not _code(kinds[keys[name]])]
+        self._fixed_values = [name for name in self._values if _code(kinds[f"feature.{name}"])]
+        self._other_values = [name for name in self._values if not _code(kinds[f"feature.{name}"])]
+        self._fixed = ["request_time", "latency_us", "prediction"]
+        self._fixed += [keys[name] for name in self._fixed_keys]
+        self._fixed += [*times, *(f"feature.{name}" for name in self._fixed_values)]
+        self._others = ["model_version", "prediction_id"]
+        self._others += [keys[name] for name in self._other_keys]
+        self._others += [*texts_of_views, *(f"feature.{name}" for name in self._other_values)]
+        self._names = ["request_time", "model_version", "latency_us", "prediction_id", "prediction"]
+        self._names += [keys[name] for name in self._keys]
+        self._names += [f"view.{view}.{field}" for view in self._views for field in VIEW_FIELDS]
+        self._names += [f"feature.{name}" for name in self._values]
+        own = {"request_time", *times}
+        formats = ["q" if name in own else _code(kinds[name]) for name in self._fixed]
         self._packer = struct.Struct("<" + "".join(formats))
         self._kinds = _kinds_of(self._fixed, formats)
         self._null_bytes = (len(formats) + 7) // 8
-        places = {name: place for place, name in enumerate(self._names)}
-        self._fixed_of = itemgetter(*(places[name] for name in self._fixed))
-        self._others_at = [places[name] for name in self._others]
 
     def packed(self, part: Predictions) -> bytes:
         """The predictions of one request; within the request, and so quick.
@@ -75,7 +87,40 @@ class RecordLayout:
         Raises:
             TypeError: A value does not fit its declared type.
         """
-        columns: list[Any] = [part.prediction_id, part.prediction]
+        whole: tuple[Any, ...] = ()
+        if len(part.prediction_id) < ROWS_MANY:
+            # A double beyond a float's range becomes infinite, which Arrow does and C does not.
+            with suppress(OverflowError):
+                whole = self._few(part)
+        packed: bytes = _encoder().encode(whole or self._many(part))
+        return packed
+
+    def _few(self, part: Predictions) -> tuple[Any, ...]:
+        rows: list[list[Any]] = []
+        others: list[Any] = []
+        for at, prediction_id in enumerate(part.prediction_id):
+            fixed = [part.request_us, part.latency_us, part.prediction[at]]
+            fixed += [part.keys[name][at] for name in self._fixed_keys]
+            others += (part.model_version, prediction_id)
+            others += [part.keys[name][at] for name in self._other_keys]
+            for view in self._views:
+                read = part.views[view]
+                fixed += (read.event_us[at], read.created_us[at], read.write_us[at])
+                others += (read.status[at], read.definition[at])
+            values = part.values
+            fixed += [values[name][at] for name in self._fixed_values]
+            others += [values[name][at] for name in self._other_values]
+            rows.append(fixed)
+        try:
+            return b"".join([self._packer.pack(*row) for row in rows]), b"", others
+        except struct.error:
+            return (*self._with_nulls(rows), others)
+
+    def _many(self, part: Predictions) -> tuple[Any, ...]:
+        count = len(part.prediction_id)
+        of_request = (part.request_us, part.model_version, part.latency_us)
+        columns: list[Any] = [[value] * count for value in of_request]
+        columns += [part.prediction_id, part.prediction]
         columns += [part.keys[name] for name in self._keys]
         for view in self._views:
             read = part.views[view]
@@ -87,38 +132,11 @@ class RecordLayout:
                 read.definition,
             )
         columns += [part.values[name] for name in self._values]
-        of_request = (part.request_us, part.model_version, part.latency_us)
-        count = len(part.prediction_id)
-        whole: tuple[Any, ...] = ()
-        if count < ROWS_MANY:
-            rows = [
-                (*of_request, *row)
-                for row in (
-                    [[column[0] for column in columns]]
-                    if count == 1
-                    else zip(*map(plain, columns), strict=True)
-                )
-            ]
-            # A double beyond a float's range becomes infinite, which Arrow does and C does not.
-            with suppress(OverflowError):
-                whole = self._few(rows)
-        if not whole:
-            whole = (count, [*([value] * count for value in of_request), *columns])
-        packed: bytes = _encoder().encode(whole)
-        return packed
+        return count, columns
 
-    def _few(self, rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-        others = [row[place] for row in rows for place in self._others_at]
-        try:
-            fixed = [self._packer.pack(*self._fixed_of(row)) for row in rows]
-        except struct.error:
-            return (*self._with_nulls(rows), others)
-        return b"".join(fixed), b"", others
-
-    def _with_nulls(self, rows: Sequence[tuple[Any, ...]]) -> tuple[bytes, bytes]:
+    def _with_nulls(self, rows: Sequence[Sequence[Any]]) -> tuple[bytes, bytes]:
         fixed, nulls = [], []
-        for row in rows:
-            values = self._fixed_of(row)
+        for values in rows:
             bits = sum(1 << place for place, value in enumerate(values) if value is None)
             filled = [0 if value is None else value for value in values]
             try:
@@ -204,12 +222,10 @@ class RecordLayout:
         return pa.record_batch(arrays, schema=self.schema)
 
 
-def _code(kind: pa.DataType, *, own: bool) -> str:
+def _code(kind: pa.DataType) -> str:
     """How :mod:`struct` calls a type of fixed width; empty for others. None fits none of them."""
     import pyarrow as pa
 
-    if own:
-        return "q"
     return {
         pa.int32(): "i",
         pa.int64(): "q",
