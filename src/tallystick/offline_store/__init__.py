@@ -1,4 +1,4 @@
-"""The offline stores: the fold, run over Parquet by DuckDB, or over more by Spark.
+"""The offline stores: the fold, run over Parquet and Delta by DuckDB, or over more by Spark.
 
 Training and audit call :func:`~tallystick.offline_store.retrieval.point_in_time` and its siblings
 directly; Feast's commands come through :class:`DuckDBOfflineStore` or :class:`SparkOfflineStore`,

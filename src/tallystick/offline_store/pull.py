@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tallystick.clock import to_us
 from tallystick.errors import DataError, Problem
 from tallystick.fold import latest_sql
-from tallystick.offline_store.columns import DUCKDB, Dialect, converted, fits
+from tallystick.offline_store.columns import DUCKDB, Dialect, converted, family, fits
 from tallystick.offline_store.connection import EngineLimits, connect, read_table
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
 from tallystick.offline_store.history import NO_TIME
+from tallystick.offline_store.pruning import Bounds, pruned
 from tallystick.offline_store.retrieval import as_times
 from tallystick.view import NO_ENTITY_KEY
 
@@ -46,6 +47,14 @@ class Pull:
         bounds = [f"event_us >= {to_us(self.start)}"] if self.start is not None else []
         return bounds + ([f"event_us <= {to_us(self.end)}"] if self.end is not None else [])
 
+    def within(self, files: SourceFiles) -> SourceFiles:
+        """The files of the source that may have such rows."""
+        at = files.schema.get_field_index(self.event)
+        if at < 0 or family(files.schema.field(at).type) != "time":
+            return files
+        first, last = (None if each is None else to_us(each) for each in (self.start, self.end))
+        return pruned(files, {self.event: Bounds(first, last)})
+
 
 def pull_latest(
     source: Any, pull: Pull, *, config: EngineLimits | None, repo_path: Path | str | None
@@ -65,7 +74,7 @@ def pull_latest(
     Raises:
         DataError: The source lacks a column, or a time column holds no times.
     """
-    files = open_source(source, repo_path)
+    files = pull.within(open_source(source, repo_path))
     return answered(_run(latest_rows_sql(files, pull), files, config), files, pull)
 
 
@@ -76,7 +85,7 @@ def pull_all(
 
     Args, answer and errors as for :func:`pull_latest`; rows with null keys are returned as well.
     """
-    files = open_source(source, repo_path)
+    files = pull.within(open_source(source, repo_path))
     return answered(_run(all_rows_sql(files, pull), files, config), files, pull)
 
 

@@ -41,6 +41,7 @@ from tallystick.offline_store.history import (
 )
 from tallystick.offline_store.kept import KeptHistory, kept_histories
 from tallystick.offline_store.pruning import span_of
+from tallystick.offline_store.snapshots import Snapshots
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,6 +59,7 @@ def point_in_time(
     config: EngineLimits | None = None,
     repo_path: Path | str | None = None,
     with_times: bool = False,
+    snapshots: Snapshots | None = None,
 ) -> pa.Table:
     """The features of every row of a spine at its request time.
 
@@ -71,6 +73,7 @@ def point_in_time(
         with_times: Add, per view, the winning row's ``view__event_time`` and
             ``view__created_time`` (timestamp[us, UTC], also where it is too old) and
             ``view__status`` (``PRESENT``, ``NOT_FOUND`` or ``OUTSIDE_MAX_AGE``).
+        snapshots: The versions of tables of which the answer is made; None for the newest.
 
     Returns:
         The spine, untouched and in its order, one row per row, and after it ``view__feature`` per
@@ -81,6 +84,7 @@ def point_in_time(
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
     check_spine(spine, request_time, reads, with_times=with_times)
+    shared = snapshots or Snapshots()
 
     def answered(read: ViewRead) -> dict[str, Any]:
         return _answer(
@@ -90,6 +94,7 @@ def point_in_time(
             config=config,
             repo_path=repo_path,
             with_times=with_times,
+            snapshots=shared,
         )
 
     answer = spine
@@ -113,10 +118,11 @@ def _answer(
     config: EngineLimits | None,
     repo_path: Path | str | None,
     with_times: bool,
+    snapshots: Snapshots,
 ) -> dict[str, Any]:
     """What one view answers: feature, or ``event_time`` and so on → its column."""
     span = span_of(keys["request_us"], with_times=with_times)
-    history = open_history(read, clock=clock, repo_path=repo_path, span=span)
+    history = open_history(read, clock=clock, repo_path=repo_path, span=span, snapshots=snapshots)
     connection = connect(config)
     try:
         connection.register("spine", history.asked(keys))
@@ -205,6 +211,7 @@ def changes_between(
     clock: VisibilityClock,
     config: EngineLimits | None = None,
     repo_path: Path | str | None = None,
+    snapshots: Snapshots | None = None,
 ) -> pa.Table:
     """A spine of all moments at which some view may have changed for some key.
 
@@ -216,6 +223,7 @@ def changes_between(
         clock: When a row counts as visible; what became visible is a change.
         config: What the engine may take; None for all of the machine.
         repo_path: Folder from which relative source paths are taken.
+        snapshots: As for :func:`point_in_time`, which may go on with them.
 
     Returns:
         Each combination of keys and moment once, ordered by moment, then by keys. A key that a view
@@ -225,8 +233,10 @@ def changes_between(
     Raises:
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
+    shared = snapshots or Snapshots()
     histories = [
-        open_history(read, clock=clock, repo_path=repo_path) for read in that_change(reads)
+        open_history(read, clock=clock, repo_path=repo_path, snapshots=shared)
+        for read in that_change(reads)
     ]
     sql = changes_sql(reads, histories, start_us=to_us(start), end_us=to_us(end))
     connection = connect(config)
