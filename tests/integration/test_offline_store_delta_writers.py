@@ -264,16 +264,19 @@ def test_feast_reads_materializes_pushes_profiles_and_saves(somewhere, tmp_path)
     store.apply([entity, view])
     later = NOON + 2 * HOUR
     store.write_to_offline_store(
-        "stats", pd.DataFrame({"key": [1], "value": [3], "event": [later], "created": [later]})
+        "stats",
+        pd.DataFrame({"key": [1], "value": [3], "event": [later], "created": [later + HOUR / 2]}),
     )
     store.materialize(NOON - HOUR, later + HOUR)
     online = store.get_online_features(["stats:value"], [{"key": 1}]).to_dict()
     assert online["value"] == [3]
     spine = pd.DataFrame({"key": [1, 1, 2], "event_timestamp": [NOON, later, later]})
     job = store.get_historical_features(spine, ["stats:value"])
-    assert job.to_df()["value"].fillna(-1).tolist() == [2**53 + 1, 3, -1]
-    moments = store.get_historical_features(None, ["stats:value"], start_date=NOON, end_date=later)
-    append(source, rows(99, at=NOON + timedelta(minutes=1)), repo_path=tmp_path)
+    assert job.to_df()["value"].fillna(-1).tolist() == [2**53 + 1, 2, -1]
+    moments = store.get_historical_features(
+        None, ["stats:value"], start_date=NOON, end_date=later + HOUR
+    )
+    append(source, rows(99, at=later + HOUR / 4), repo_path=tmp_path)
     # What was asked for is answered from the version of that moment.
     assert moments.to_df()["value"].tolist() == [2**53 + 1, 2, 3]
     profile = DuckDBOfflineStore.compute_monitoring_metrics(
@@ -281,14 +284,14 @@ def test_feast_reads_materializes_pushes_profiles_and_saves(somewhere, tmp_path)
     )
     assert (profile[0]["row_count"], profile[0]["mean"]) == (2, 2.5)
     last = DuckDBOfflineStore.get_monitoring_max_timestamp(store.config, source, "event")
-    assert last == later
+    assert last == later + HOUR / 4
 
     storage = SavedDatasetFileStorage(
         path=path("saved"), file_format=DeltaFormat(), s3_endpoint_override=endpoint
     )
     with pytest.warns(RuntimeWarning, match="Saving dataset is an experimental feature"):
         saved = store.create_saved_dataset(job, "saved", storage)
-    assert sorted(saved.to_df()["value"].dropna().tolist()) == [3, 2**53 + 1]
+    assert sorted(saved.to_df()["value"].dropna().tolist()) == [2, 2**53 + 1]
     with pytest.raises(SavedDatasetLocationAlreadyExists):
         job.persist(storage)
     other = store.get_historical_features(spine[:1].assign(more="x"), ["stats:value"])
