@@ -12,7 +12,7 @@ import pytest
 from tallystick.errors import DataError
 from tallystick.files import replacing
 from tallystick.fold import VisibilityClock
-from tallystick.offline_store import ViewRead, point_in_time, retrieval, visible_between
+from tallystick.offline_store import ViewRead, point_in_time, retrieval, visible, visible_between
 from tallystick.offline_store.pull import Pull, pull_all
 from tallystick.offline_store.steady import ATTEMPTS
 from tallystick.view import Column, ViewSpec
@@ -56,7 +56,9 @@ def source(tmp_path):
 
 def replaced_before(monkeypatch, name, source, *, times):
     """Replace the source before each of the first calls of what the retrieval calls ``name``."""
-    real, left = getattr(retrieval, name), [times]
+    module = visible if name == "connect_visible" else retrieval
+    name = name.removesuffix("_visible")
+    real, left = getattr(module, name), [times]
 
     def call(*args, **kwargs):
         if left[0]:
@@ -64,7 +66,7 @@ def replaced_before(monkeypatch, name, source, *, times):
             source.replace()
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(retrieval, name, call)
+    monkeypatch.setattr(module, name, call)
 
 
 def read_of(source):
@@ -100,7 +102,7 @@ def test_a_source_that_changes_all_the_time_is_named(monkeypatch, source):
 
 
 def test_what_became_visible_is_of_one_version(monkeypatch, source):
-    replaced_before(monkeypatch, "connect", source, times=1)
+    replaced_before(monkeypatch, "connect_visible", source, times=1)
     found = visible_between(read_of(source), after=None, until=MOMENT, clock=CLOCK)
     values = dict(zip(found["key"].to_pylist(), found["value"].to_pylist(), strict=True))
     assert [values[key] for key in range(KEYS)] == source.expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -18,6 +18,7 @@ from feast.saved_dataset import SavedDatasetStorage
 
 from tallystick.errors import DefinitionError, InputError
 from tallystick.fold import VisibilityClock
+from tallystick.offline_store.files import is_delta
 from tallystick.offline_store.history import ViewRead
 from tallystick.offline_store.places import place_of
 from tallystick.offline_store.pull import Pull
@@ -120,7 +121,7 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
         allow_overwrite: bool = False,  # noqa: FBT001, FBT002 - Feast's signature
         timeout: int | None = None,
     ) -> None:
-        """Write the result to a file, in one step.
+        """Write the result to a file or a Delta table, in one step.
 
         Raises:
             DefinitionError: The storage is no file.
@@ -135,6 +136,13 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
         place = place_of(options.uri, self._config.repo_path, endpoint=options.s3_endpoint_override)
         if place.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(place))
+        if is_delta(options, place):
+            from tallystick.offline_store.delta_writing import commit_rows
+
+            rows = self.to_arrow(timeout=timeout)
+            mode: Literal["replace", "create"] = "replace" if allow_overwrite else "create"
+            commit_rows(place, options.uri, rows, mode=mode)
+            return
         put_file(self.to_arrow(timeout=timeout), place)
 
 

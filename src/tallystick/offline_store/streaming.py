@@ -26,6 +26,7 @@ from tallystick.offline_store.history import (
 )
 from tallystick.offline_store.pruning import span_of
 from tallystick.offline_store.retrieval import asked_sql, check_spine, spine_keys, times_of
+from tallystick.offline_store.snapshots import Snapshots
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,11 +88,14 @@ def write_point_in_time(
             stack.enter_context(tempfile.TemporaryDirectory(prefix=".dataset-", dir=out.parent))
         )
         answers = []
+        snapshots = Snapshots()
         for number, read in enumerate(reads):
             progress(f"view {read.name}", number, steps)
             own = spine_keys(asked, request_time, read)
             span = span_of(own["request_us"], with_times=with_times)
-            history = open_history(read, clock=clock, repo_path=repo_path, span=span)
+            history = open_history(
+                read, clock=clock, repo_path=repo_path, span=span, snapshots=snapshots
+            )
             answer = folder / f"{number}.parquet"
             _write_answer(
                 own,

@@ -1,4 +1,4 @@
-"""Writing Parquet so that no reader ever sees half a file, and no write gets lost."""
+"""Writing so that no reader ever sees half of it, and no write gets lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tallystick.clock import SystemClock
 from tallystick.errors import DataError, Problem
 from tallystick.offline_store.columns import converted
-from tallystick.offline_store.files import listed, open_source, source_place
+from tallystick.offline_store.files import is_delta, listed, open_source, source_place
 from tallystick.offline_store.places import Place, translated
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def add_file(table: pa.Table, folder: Place) -> Place:
 def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> None:
     """Append rows to a Feast ``FileSource``.
 
-    A folder gets one more file. A single file is written anew with the rows at its end, under a
-    lock that all writers of this kind respect; readers see the old file or the new one. In an
-    object store, where there are no locks, the path has to be a folder.
+    A folder gets one more file, a Delta table one more commit. A single file is written anew with
+    the rows at its end, under a lock that all writers of this kind respect; readers see the old
+    file or the new one. In an object store, where there are no locks, the path has to be a folder.
 
     Args:
         source: Its path is a file or a folder; a path without a file yet makes one.
@@ -99,12 +99,23 @@ def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> Non
     Raises:
         DataError: The columns do not fit, or the path is a glob, a folder of partitions, or a file
             in an object store.
+        MissingExtraError: It is a Delta table, and the package for these is not installed.
         UnavailableError: The object store did not answer.
     """
     import pyarrow as pa
 
     place = source_place(source, repo_path)
     mapping: Mapping[str, str] = source.field_mapping or {}
+    if is_delta(source, place):
+        from tallystick.offline_store.delta_writing import commit_rows
+
+        commit_rows(
+            place,
+            source.path,
+            table,
+            fitted=lambda rows, schema: fitted_to(schema, rows, mapping, source.path),
+        )
+        return
     if any(sign in source.path for sign in "*?["):
         raise DataError(
             f"Rows cannot be written to {source.path}: a glob does not say into which file.",
@@ -145,7 +156,25 @@ def fitted(
             f"{', '.join(files.partitions)}, and rows for several could not be added in one step.",
             hint="Write them to the folder of their partition.",
         )
-    schema = files.schema
+    return fitted_to(files.schema, table, mapping, source.path)
+
+
+def fitted_to(
+    schema: pa.Schema, table: pa.Table, mapping: Mapping[str, str], label: str
+) -> pa.Table:
+    """Rows in the columns, order and types of a schema.
+
+    Args:
+        schema: What they are to be.
+        table: The rows, under the schema's names or those that ``mapping`` gives.
+        mapping: Name in the schema → name in the rows.
+        label: What the schema is of, for messages.
+
+    Raises:
+        DataError: With every column that is missing or not in the schema.
+    """
+    import pyarrow as pa
+
     names = {
         name: name if name in table.column_names else mapping.get(name, name)
         for name in schema.names
@@ -157,15 +186,13 @@ def fitted(
         *(Problem(f"column {name}", "no column of this name", "a column") for name in extra),
     ]
     if problems:
-        raise DataError(f"The rows do not fit the source {source.path}.", problems)
+        raise DataError(f"The rows do not fit the source {label}.", problems)
     columns = {
         field.name: converted(
-            table[names[field.name]], field.type, where=f"Column {field.name} for {source.path}"
+            table[names[field.name]], field.type, where=f"Column {field.name} for {label}"
         )
         for field in schema
     }
-    import pyarrow as pa
-
     return pa.table(columns, schema=schema)
 
 
