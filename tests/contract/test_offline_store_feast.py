@@ -243,6 +243,36 @@ def test_a_saved_dataset_is_written_once(store, tmp_path):
     job.persist(storage, allow_overwrite=True)
 
 
+@pytest.mark.filterwarnings("ignore:Saving dataset is an experimental", "ignore:Retrieving dataset")
+def test_a_saved_dataset_may_be_a_folder_of_its_own(store, tmp_path):
+    folder = tmp_path / "saved"
+    storage = SavedDatasetFileStorage(path=str(folder))
+    for hours, trips in (((0, 1), [1, BIG]), ((1,), [BIG])):
+        job = store.get_historical_features(entity_rows(*hours), ["stats:trips"])
+        store.create_saved_dataset(job, "saved", storage, allow_overwrite=True)
+        assert store.get_saved_dataset("saved").to_arrow()["trips"].to_pylist() == trips
+        assert [file.name for file in folder.iterdir()] == ["dataset.parquet"]
+    with pytest.raises(SavedDatasetLocationAlreadyExists):
+        job.persist(storage)
+    pq.write_table(pa.table({"n": [1]}), folder / "other.parquet")
+    with pytest.raises(DataError, match=r"the folder has other Parquet files"):
+        job.persist(storage, allow_overwrite=True)
+    assert pq.read_table(folder / "other.parquet")["n"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("name", ["saved", "saved.parquet"])
+def test_a_saved_dataset_goes_where_a_file_or_folder_is(store, tmp_path, name):
+    place = tmp_path / name
+    if place.suffix:
+        place.mkdir()
+    else:
+        pq.write_table(pa.table({"n": [1]}), place)
+    job = store.get_historical_features(entity_rows(0), ["stats:trips"])
+    job.persist(SavedDatasetFileStorage(path=str(place)), allow_overwrite=True)
+    assert pq.read_table(place)["trips"].to_pylist() == [1]
+    assert place.is_dir() == bool(place.suffix)
+
+
 def test_spines_that_cannot_be_used_say_all_that_is_wrong(store):
     spine = entity_rows(0).rename(columns={"driver_id": "drivre_id"})
     with pytest.raises(InputError, match="key driver_id of view stats: expected INT64"):

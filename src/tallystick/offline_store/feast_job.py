@@ -21,7 +21,7 @@ from tallystick.fold import VisibilityClock
 from tallystick.offline_store.history import ViewRead
 from tallystick.offline_store.places import place_of
 from tallystick.offline_store.pull import Pull
-from tallystick.offline_store.writing import put_file
+from tallystick.offline_store.writing import put_dataset
 from tallystick.view import ViewSpec
 
 SPINE_TIME = "event_timestamp"
@@ -120,11 +120,12 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
         allow_overwrite: bool = False,  # noqa: FBT001, FBT002 - Feast's signature
         timeout: int | None = None,
     ) -> None:
-        """Write the result to a file, in one step.
+        """Write the result to a file, or as the one file of a folder, in one step.
 
         Raises:
             DefinitionError: The storage is no file.
             SavedDatasetLocationAlreadyExists: It is there, and may not be overwritten.
+            DataError: Its folder has other Parquet files.
         """
         if not isinstance(storage, SavedDatasetFileStorage):
             raise DefinitionError(
@@ -135,7 +136,7 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
         place = place_of(options.uri, self._config.repo_path, endpoint=options.s3_endpoint_override)
         if place.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(place))
-        put_file(self.to_arrow(timeout=timeout), place)
+        put_dataset(self.to_arrow(timeout=timeout), place)
 
 
 def view_read(view: FeatureView, feature_refs: Sequence[str]) -> ViewRead:
