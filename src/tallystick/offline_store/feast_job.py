@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from tallystick.offline_store.places import place_of
 from tallystick.offline_store.pull import Pull
 from tallystick.offline_store.writing import put_dataset
 from tallystick.view import ViewSpec
+
+logger = logging.getLogger(__name__)
 
 SPINE_TIME = "event_timestamp"
 """Feast's name for the request time in an entity DataFrame."""
@@ -175,6 +178,39 @@ def spine_of(entity_df: pd.DataFrame | pa.Table | str, engine: FoldEngine) -> tu
         f"The entity rows have no column {SPINE_TIME}, and {len(times)} columns of timestamps.",
         hint=f"Name the request time {SPINE_TIME}.",
     )
+
+
+def spine_between(
+    engine: FoldEngine,
+    reads: Sequence[ViewRead],
+    *,
+    start: datetime,
+    end: datetime,
+    clock: VisibilityClock,
+) -> pa.Table:
+    """Every key at every moment in [start, end] at which a row of it became visible.
+
+    Where there is none although events fall into the range, a warning says so: an empty answer
+    does not tell a backfill, known only since it was loaded, from a range without events.
+    """
+
+    def moments(by: VisibilityClock) -> pa.Table:
+        return engine.changes_between(reads, start=start, end=end, time=SPINE_TIME, clock=by)
+
+    spine = moments(clock)
+    if not spine.num_rows and clock is not VisibilityClock.EVENT:
+        events = moments(VisibilityClock.EVENT).num_rows
+        if events:
+            logger.warning(
+                "No row became visible from %s to %s under the %s clock, but %d events fall into "
+                "this range; set clock: event in offline_store to have rows count from their event "
+                "time on.",
+                start.isoformat(),
+                end.isoformat(),
+                clock.value,
+                events,
+            )
+    return spine
 
 
 def times_parsed(entity_df: pd.DataFrame) -> pd.DataFrame:
