@@ -20,6 +20,8 @@ from feast import (
     ValueType,
 )
 from feast.data_source import RequestSource
+from feast.dqm.errors import ValidationFailed
+from feast.dqm.profilers.profiler import Profile, Profiler, ValidationError, ValidationReport
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
@@ -271,6 +273,55 @@ def test_a_saved_dataset_goes_where_a_file_or_folder_is(store, tmp_path, name):
     job.persist(SavedDatasetFileStorage(path=str(place)), allow_overwrite=True)
     assert pq.read_table(place)["trips"].to_pylist() == [1]
     assert place.is_dir() == bool(place.suffix)
+
+
+class IntegersReport(ValidationReport):
+    """Which columns are of integers in one frame only."""
+
+    def __init__(self, wanted, found):
+        self._errors = [ValidationError("is integer", name) for name in sorted(wanted ^ found)]
+
+    @property
+    def is_success(self):
+        return not self._errors
+
+    @property
+    def errors(self):
+        return self._errors
+
+
+class IntegersProfile(Profile):
+    """Expects integers in the columns of the frame that it was taken of."""
+
+    def __init__(self, dataset):
+        self.columns = set(dataset.select_dtypes("integer").columns)
+
+    def validate(self, dataset):
+        return IntegersReport(self.columns, IntegersProfile(dataset).columns)
+
+
+class IntegersProfiler(Profiler):
+    """Tells integers from all else."""
+
+    def analyze_dataset(self, dataset):
+        return IntegersProfile(dataset)
+
+
+@pytest.mark.filterwarnings("ignore:Saving dataset is an experimental")
+def test_a_result_fits_a_reference_of_the_same_kind_and_no_other(store, tmp_path):
+    spine = entity_rows(-1, 0, 1).drop(columns="extra")
+    job = store.get_historical_features(spine, ["stats:trips", "stats:rate"])
+    storage = SavedDatasetFileStorage(path=str(tmp_path / "saved.parquet"))
+    saved = store.create_saved_dataset(job, "saved", storage)
+    reference = saved.as_reference("same", IntegersProfiler())
+    assert reference.profile.columns == {"driver_id", "trips"}
+    frame = job.to_df(validation_reference=reference)
+    assert frame["trips"].tolist() == [pd.NA, 1, BIG]
+    assert job.to_arrow(validation_reference=reference)["trips"].to_pylist() == [None, 1, BIG]
+    other = store.get_historical_features(spine, ["stats:rate"])
+    with pytest.raises(ValidationFailed) as caught:
+        other.to_df(validation_reference=reference)
+    assert [error.column_name for error in caught.value.report.errors] == ["trips"]
 
 
 def test_spines_that_cannot_be_used_say_all_that_is_wrong(store):

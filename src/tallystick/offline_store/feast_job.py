@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 from feast import FeatureView, OnDemandFeatureView
 from feast.data_source import DataSource
+from feast.dqm.errors import ValidationFailed
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
@@ -90,6 +91,20 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
         self._on_demand = list(on_demand)
         self._full_feature_names = full_feature_names
         self._metadata = metadata
+
+    def to_arrow(self, validation_reference: Any = None, timeout: int | None = None) -> pa.Table:
+        """The result as an Arrow table.
+
+        Raises:
+            ValidationFailed: It does not fit the profile of a reference.
+        """
+        table = super().to_arrow(timeout=timeout)
+        if validation_reference is not None:
+            # The profile was taken of such a frame; integers turned to floats would not fit it.
+            report = validation_reference.profile.validate(lossless(table))
+            if not report.is_success:
+                raise ValidationFailed(report)
+        return table
 
     def to_df(self, validation_reference: Any = None, timeout: int | None = None) -> Any:
         """The result as a DataFrame; an integer column with nulls is of pandas' ``Int64``."""
