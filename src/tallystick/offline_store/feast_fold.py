@@ -195,6 +195,8 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
     ) -> None:
         """Add one Parquet file with logged features to the destination's folder.
 
+        They are there whole or not at all, so the destination's ``partition_by`` has no effect.
+
         Raises:
             DefinitionError: The destination is not a folder of files.
         """
