@@ -32,6 +32,7 @@ from tallystick.offline_store.feast_job import (
     FoldEngine,
     FoldRetrievalJob,
     short_names,
+    spine_between,
     spine_of,
     view_read,
 )
@@ -94,7 +95,7 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
                 feature_views, start_date=kwargs.get("start_date"), end_date=kwargs.get("end_date")
             )
             spine, request_time = (
-                engine.changes_between(reads, start=start, end=end, time=SPINE_TIME, clock=clock),
+                spine_between(engine, reads, start=start, end=end, clock=clock),
                 SPINE_TIME,
             )
         else:
@@ -212,6 +213,8 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
         registry: BaseRegistry,  # noqa: ARG004
     ) -> None:
         """Add logged features to the destination's folder: one file, or one commit.
+
+        They are there whole or not at all, so the destination's ``partition_by`` has no effect.
 
         Raises:
             DefinitionError: The destination is not a folder of files.

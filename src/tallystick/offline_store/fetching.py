@@ -92,6 +92,11 @@ def _part(files: SourceFiles, at: int, names: Sequence[str]) -> pa.Table:
             f"{files.store.text(path)} cannot be read: {error}",
             hint="The file is damaged; restore it, or write it again.",
         ) from error
+    for name in have:
+        own, common = part.schema.field(name).type, files.schema.field(name).type
+        if getattr(own, "tz", None) != getattr(common, "tz", None):
+            moments = part[name].cast(pa.timestamp(own.unit, tz=common.tz))
+            part = part.set_column(part.column_names.index(name), name, moments)
     for name, values in files.partitions.items():
         if name in names:
             part = part.append_column(name, pa.repeat(values[at], rows))

@@ -280,17 +280,40 @@ def footers_of(store: Store, signature: Sequence[tuple[str, int, int]]) -> list[
 def common_schema(store: Store, signature: tuple[tuple[str, int, int], ...]) -> pa.Schema:
     """The columns of all files together, the wider type where they differ.
 
+    Times whose zone differs are in UTC.
+
     Raises:
         DataError: A file is not Parquet, or two files do not fit together.
     """
     import pyarrow as pa
 
     footers = footers_of(store, signature)
-    schemas = [each.schema.to_arrow_schema().remove_metadata() for each in footers]
+    schemas = _in_utc([each.schema.to_arrow_schema().remove_metadata() for each in footers])
     try:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
         raise _unlike(store, signature, schemas, error) from error
+
+
+def _in_utc(schemas: list[pa.Schema]) -> list[pa.Schema]:
+    """Schemas in which a time column has one zone, UTC where files have several.
+
+    A time with a zone is the same moment in any. One without stays apart: beside the others nobody
+    knows whether it is UTC, or a clock of the zone of its writer.
+    """
+    import pyarrow as pa
+
+    zones: dict[str, set[str]] = {}
+    for column in (column for schema in schemas for column in schema):
+        if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+            zones.setdefault(column.name, set()).add(column.type.tz)
+
+    def alike(column: pa.Field) -> pa.Field:
+        if len(zones.get(column.name, ())) <= 1 or getattr(column.type, "tz", None) is None:
+            return column
+        return column.with_type(pa.timestamp(column.type.unit, tz="UTC"))
+
+    return [pa.schema([alike(column) for column in schema]) for schema in schemas]
 
 
 def _unlike(

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import SystemClock
 from tallystick.errors import DataError, Problem
@@ -18,6 +18,9 @@ from tallystick.offline_store.places import Place, translated
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+DATASET_FILE: Final = "dataset.parquet"
+"""Name of the file of a dataset that is a folder."""
 
 
 def write_file(table: pa.Table, path: Path) -> None:
@@ -82,6 +85,31 @@ def add_file(table: pa.Table, folder: Place) -> Place:
     place = Place(folder.store, f"{folder.path}/{name}")
     put_file(table, place)
     return place
+
+
+def put_dataset(table: pa.Table, place: Place) -> None:
+    """Write a dataset whole; one that was there is replaced.
+
+    As with Feast's stores a path is a file if it ends in ``.parquet``, and else a folder, which
+    gets one file.
+
+    Raises:
+        DataError: The folder has Parquet files of others, or the object store refused.
+        UnavailableError: The object store did not answer.
+    """
+    found = listed(place)
+    is_file = place.path.endswith(".parquet") or place.path in {path for path, _, _ in found}
+    if is_file and not (place.store.is_local and place.is_folder()):
+        put_file(table, place)
+        return
+    file = Place(place.store, f"{place.path}/{DATASET_FILE}")
+    if any(path != file.path for path, _, _ in found):
+        raise DataError(
+            f"A dataset cannot be saved to {place}: the folder has other Parquet files, which "
+            "would be read as part of it.",
+            hint="Name a folder of its own, or remove them.",
+        )
+    put_file(table, file)
 
 
 def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> None:
