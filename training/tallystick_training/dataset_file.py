@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,6 +187,6 @@ def _room(out: Path, config: EngineLimits | None) -> Iterator[None]:
             raise
         spill = config.spill_dir if config is not None and config.spill_dir else out.parent
         raise StateError(
-            f"There is no room left to write {out} with what is put aside for it in {spill}: make "
-            f"room there, or name another folder with --spill-dir ({error.strerror or error}).",
+            f"There is no room left to write {out}, with what is put aside for it in {spill} "
+            f"({os.strerror(error.errno)}): make room, or name another folder with --spill-dir.",
         ) from error

@@ -176,7 +176,7 @@ def engine_errors(what: str, *, config: EngineLimits | None, spill: Path) -> Ite
         if isinstance(error, duckdb.OutOfMemoryException):
             limit = config.memory_limit if config and config.memory_limit else "all there is"
             raise DataError(
-                f"The memory_limit ({limit}) is too small to read {what}: {error}",
+                f"The memory_limit ({limit}) is too small to read {what}: {text.splitlines()[0]}",
                 hint="Raise memory_limit, or lower threads, each of which takes some of it.",
             ) from error
         raise DataError(f"Cannot read {what}: {error}") from error
