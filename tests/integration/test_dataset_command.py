@@ -161,6 +161,20 @@ def slow_repo(tmp_path):
     return repo
 
 
+def until_answered(process, out):
+    """Wait until the last view is answered: what follows is the on-demand view."""
+    folder = out.parent
+    while not list(folder.glob(".*/answer-1.parquet")) or list(folder.glob(".*/keys-1.parquet")):
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def heard():
+    """Have signals heard that whoever runs these tests in the background may have ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + 15), (signal.SIGHUP, 129)]
 )
@@ -169,20 +183,32 @@ def test_a_run_that_is_asked_to_end_puts_everything_away(slow_repo, tmp_path, nu
     out.parent.mkdir()
     out.write_bytes(b"old")
     process = subprocess.Popen(
-        [*tally(slow_repo), "--out", str(out), *WINDOW], stderr=subprocess.PIPE, text=True
+        [*tally(slow_repo), "--out", str(out), *WINDOW],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,  # noqa: PLW1509 there are no threads yet
     )
-    # The last view is answered: what follows is the on-demand view.
-    while not list(out.parent.glob(".*/answer-1.parquet")) or list(
-        out.parent.glob(".*/keys-1.parquet")
-    ):
-        assert process.poll() is None
-        time.sleep(0.01)
+    until_answered(process, out)
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == status
     assert "Traceback" not in said
     assert names_in(out.parent) == ["set.parquet"]
     assert out.read_bytes() == b"old"
+
+
+def test_a_run_that_outlives_its_terminal_goes_on(slow_repo, tmp_path):
+    out = tmp_path / "out" / "set.parquet"
+    process = subprocess.Popen(
+        ["nohup", *tally(slow_repo), "--out", str(out), *WINDOW],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until_answered(process, out)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + 15
 
 
 @pytest.mark.parametrize("bytes_max", [1_000, 20_000])

@@ -209,8 +209,8 @@ class Odd:
         def some(values, count, kind):
             return pa.array([values[at] for at in rng.integers(len(values), size=count)], kind)
 
-        def times(count, step):
-            at = START_US + step * rng.integers(0, 48, size=count)
+        def times(count, step, steps=48):
+            at = START_US + step * rng.integers(0, steps, size=count)
             return pa.array(at, pa.int64()).cast(MOMENT)
 
         def later(moments):
@@ -238,16 +238,16 @@ class Odd:
             pa.table({"level": level, "event_time": event, "created_time": later(event)}),
             data / "whole.parquet",
         )
-        # Many requests of one time, so that the other columns give the order.
-        event = times(200, 6 * HOUR_US)
+        # Many of one time, which differ in a zero's sign only: other columns give the order.
+        event = times(300, 6 * HOUR_US, 8)
         requests = {
-            "key": some([1, 2, 3, 4, None], 200, pa.int64()),
-            "wide": some(FLOATS, 200, pa.float64()),
-            "short": some(FLOATS[:4], 200, pa.float32()),
-            "small": some([1, -1, None], 200, pa.int32()),
-            "word": some(["", "Z", "a", "ä", "é", "\u00e9\x00", None], 200, pa.string()),
-            "since": some([START, datetime(1, 1, 2, tzinfo=UTC), None], 200, MOMENT),
-            "yes": some([True, False, None], 200, pa.bool_()),
+            "key": some([1, 2**53 + 1, None], 300, pa.int64()),
+            "wide": some(FLOATS, 300, pa.float64()),
+            "short": some([0.0, -0.0], 300, pa.float32()),
+            "small": some([1, -1, None], 300, pa.int32()),
+            "word": some(["Z", "a\u0301\x00", "\u00e1", None], 300, pa.string()),
+            "since": some([START, datetime(1, 1, 2, tzinfo=UTC), None], 300, MOMENT),
+            "yes": some([True, False, None], 300, pa.bool_()),
             "event_time": event,
         }
         table = pa.table({**requests, "created_time": event})
