@@ -12,9 +12,17 @@ import pytest
 from tallystick.errors import DataError
 from tallystick.files import replacing
 from tallystick.fold import VisibilityClock
-from tallystick.offline_store import ViewRead, point_in_time, retrieval, visible, visible_between
+from tallystick.offline_store import (
+    ViewRead,
+    point_in_time,
+    retrieval,
+    streaming,
+    visible,
+    visible_between,
+)
 from tallystick.offline_store.pull import Pull, pull_all
 from tallystick.offline_store.steady import ATTEMPTS
+from tallystick.offline_store.streaming import write_point_in_time
 from tallystick.view import Column, ViewSpec
 
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -56,8 +64,8 @@ def source(tmp_path):
 
 def replaced_before(monkeypatch, name, source, *, times):
     """Replace the source before each of the first calls of what the retrieval calls ``name``."""
-    module = visible if name == "connect_visible" else retrieval
-    name = name.removesuffix("_visible")
+    module = {"connect_visible": visible, "as_of_sql_streaming": streaming}.get(name, retrieval)
+    name = name.removesuffix("_visible").removesuffix("_streaming")
     real, left = getattr(module, name), [times]
 
     def call(*args, **kwargs):
@@ -93,6 +101,16 @@ def test_an_answer_is_of_one_version(monkeypatch, source, before):
     replaced_before(monkeypatch, before, source, times=ATTEMPTS - 1)
     assert values_of(source) == source.expected * 2
     assert source.version == ATTEMPTS
+
+
+def test_an_answer_in_a_file_is_of_one_version(monkeypatch, source, tmp_path):
+    spine, out = tmp_path / "spine", tmp_path / "out"
+    pq.write_table(pa.table({"key": [*range(KEYS)], "at": [MOMENT] * KEYS}), spine)
+    replaced_before(monkeypatch, "as_of_sql_streaming", source, times=1)
+    write_point_in_time(
+        spine=spine, request_time="at", reads=[read_of(source)], clock=CLOCK, out=out
+    )
+    assert pq.read_table(out)["stats__value"].to_pylist() == source.expected
 
 
 def test_a_source_that_changes_all_the_time_is_named(monkeypatch, source):

@@ -352,8 +352,16 @@ def check_spine(
         raise InputError("The spine cannot be used.", problems)
 
 
-def spine_keys(spine: pa.Table, request_time: str, read: ViewRead) -> pa.Table:
+def spine_keys(
+    spine: pa.Table, request_time: str, read: ViewRead, *, first_row: int = 0
+) -> pa.Table:
     """The spine as the fold reads it: ``key_0…``, ``request_us`` and ``spine_row``.
+
+    Args:
+        spine: All rows of the spine, or some that follow each other.
+        request_time: The spine's column of request times.
+        read: The view whose keys are wanted.
+        first_row: The number of the first of them.
 
     Raises:
         InputError: An integer key holds a fraction or is out of range.
@@ -375,7 +383,7 @@ def spine_keys(spine: pa.Table, request_time: str, read: ViewRead) -> pa.Table:
     if not columns:
         columns["key_0"] = pa.array([0] * rows, pa.int64())
     columns["request_us"] = as_microseconds(spine[request_time])
-    columns["spine_row"] = pa.array(np.arange(rows))
+    columns["spine_row"] = pa.array(np.arange(first_row, first_row + rows))
     return pa.table(columns)
 
 

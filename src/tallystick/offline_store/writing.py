@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import SystemClock
 from tallystick.errors import DataError, Problem
+from tallystick.files import replacing
 from tallystick.offline_store.columns import converted
 from tallystick.offline_store.files import is_delta, listed, open_source, source_place
 from tallystick.offline_store.places import Place, translated
@@ -30,25 +30,8 @@ def write_file(table: pa.Table, path: Path) -> None:
     """
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replacing(path) as draft:
         pq.write_table(table, draft)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have a folder's names survive a loss of power."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def put_file(table: pa.Table, place: Place) -> None:
