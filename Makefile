@@ -72,7 +72,7 @@ $(BENCH): $(READY) requirements-bench.lock
 lock: $(READY)  ## Resolve the dependencies again (needs the network)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header \
-		--extra demo --group dev pyproject.toml -o requirements.lock
+		--extra demo --extra delta --group dev pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 		--constraint requirements.lock --extra spark pyproject.toml -o requirements-spark.lock

@@ -83,7 +83,7 @@ def bench_training_set(repo: Any, rounds: int) -> dict[str, float]:
     """Point-in-time features of many requests, from all views, under the knowledge clock."""
     from tallystick.fold import VisibilityClock
     from tallystick.retrieval import REQUEST_TIME, stored_values
-    from tallystick.truth import read_source
+    from tallystick.source_rows import read_source
 
     model = repo.model(MODEL)
     inputs = repo.inputs(model)

@@ -7,7 +7,7 @@ On one machine and the same Parquet files, each run in a process of its own:
 - ``retrieval``: 100,000 and 1,000,000 requests against four views of ten features and 1,000,000
   rows each, by Feast's DuckDB store, Feast's default store (at the smaller size only: it does not
   survive the larger one), a plain DuckDB as-of join and a Polars one as limits, and Tallystick's
-  store under the event and the knowledge clock. Medians of N rounds, in which all engines take
+  store under each of its clocks. Medians of N rounds, in which all engines take
   turns; Feast's, being slow, run once.
 - ``growth``: 100,000 requests against one view of 1, 2, 4 and 8 million rows.
 - ``large``: 10,000,000 requests against 50,000,000 rows, with a memory limit of 2 GB.

@@ -25,11 +25,19 @@ from benchmarks.offline.scene import KEY, feature_names
 TTL: Final = timedelta(days=30)
 
 
-def feast_engine(offline: dict[str, Any]) -> Callable[[Sequence[Path], Path], Callable[[], int]]:
-    """Feast's ``get_historical_features`` with an offline store."""
+def feast_engine(
+    offline: dict[str, Any], declared: Callable[[Any], None] = lambda _: None
+) -> Callable[[Sequence[Path], Path], Callable[[], int]]:
+    """Feast's ``get_historical_features`` with an offline store.
+
+    Args:
+        offline: Its settings.
+        declared: What else is done once the views are declared.
+    """
 
     def prepare(views: Sequence[Path], spine: Path) -> Callable[[], int]:
         store = feast_store(offline, views)
+        declared(store)
         entities = pq.read_table(spine).to_pandas()
         names = [
             f"view_{number}:{name}"
@@ -91,6 +99,44 @@ def feast_store(offline: dict[str, Any], views: Sequence[Path]) -> Any:
 def tallystick_engine(clock: str) -> Callable[[Sequence[Path], Path], Callable[[], int]]:
     """Tallystick's store, through Feast's SDK as well."""
     return feast_engine({"type": "tallystick.offline_store.DuckDBOfflineStore", "clock": clock})
+
+
+def served_engine(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+    """The same under the served clock: each row went online a minute after it was known."""
+
+    def declared(store: Any) -> None:
+        for number, path in enumerate(views):
+            write_journal(store, f"view_{number}", path)
+
+    offline = {"type": "tallystick.offline_store.DuckDBOfflineStore", "clock": "served"}
+    return feast_engine(offline, declared)(views, spine)
+
+
+def write_journal(store: Any, name: str, path: Path) -> None:
+    """A journal as a year of materializations leaves it: one entry a day, of what had come then."""
+    import pyarrow.compute as pc
+
+    from tallystick.files import write_text
+    from tallystick.journal import view_folder
+    from tallystick.journal_entry import WRITTEN, entry_of_table
+    from tallystick.repo import state_dir
+    from tallystick.view import ViewSpec
+
+    spec = ViewSpec.from_feast(store.get_feature_view(name))
+    folder = view_folder(state_dir(Path(store.config.repo_path)), name) / spec.definition_hash
+    write_text(folder / "definition.json", spec.canonical_json())
+    rows = pq.read_table(path).sort_by("created_time")
+    written = pc.add(rows["created_time"], pa.scalar(timedelta(minutes=1)))
+    days = pc.floor_temporal(written, unit="day")
+    for number, day in enumerate(pc.unique(days).sort().to_pylist()):
+        mine = pc.equal(days, pa.scalar(day, days.type))
+        entry = entry_of_table(spec, rows.filter(mine), write_us=0)
+        place = entry.column_names.index(WRITTEN)
+        entry = entry.set_column(place, WRITTEN, written.filter(mine))
+        span = pc.min_max(entry[WRITTEN])
+        first, last = span["min"].value, span["max"].value
+        entry_name = f"{first:018d}_{last:018d}_{last:018d}_{number:012x}.parquet"
+        pq.write_table(entry, folder / entry_name, compression="zstd", compression_level=1)
 
 
 def to_file(
@@ -188,6 +234,7 @@ ENGINES: Final[dict[str, Callable[[Sequence[Path], Path], Callable[[], int]]]] =
     "polars_asof": polars_asof,
     "tallystick_event": tallystick_engine("event"),
     "tallystick_knowledge": tallystick_engine("knowledge"),
+    "tallystick_served": served_engine,
 }
 """Name → what prepares a retrieval, which gives the number of rows."""
 

@@ -175,7 +175,7 @@ def history(repo: Repo, use: ViewUse, *, columns: Sequence[str] = ()) -> Rows:
     """
     from tallystick.offline_store.connection import connect, read_table
     from tallystick.offline_store.history import ViewRead, open_history
-    from tallystick.offline_store.retrieval import named
+    from tallystick.offline_store.visible import named
     from tallystick.retrieval import offline_config
 
     read = ViewRead(

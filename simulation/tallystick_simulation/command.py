@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from tallystick.clock import SimulatedClock
 from tallystick.errors import InputError
 from tallystick.progress import progress
 from tallystick.settings import override
+from tallystick.signals import ending_on_signals
 from tallystick_simulation.folder import CLOCK, taken
 from tallystick_simulation.scenario import Scenario
 
@@ -41,7 +37,7 @@ def demo(path: Path, out: Path) -> str:
     scenario = scenarios[0]
     from tallystick_simulation.stage import play
 
-    with _ending_on_signals(), taken(out) as state, progress(STEPS) as bar:
+    with ending_on_signals(), taken(out) as state, progress(STEPS) as bar:
         override(
             state_dir=state,
             clock_file=state / CLOCK,
@@ -54,18 +50,3 @@ def demo(path: Path, out: Path) -> str:
             bar.step(text, done=int(share * STEPS))
 
         return play(repo, scenario, clock=clock, out=out, tell=tell)
-
-
-@contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """End as by Ctrl-C, with servers stopped, when asked to or when the terminal is closed."""
-
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tallystick.clock import to_us
-from tallystick.truth import read_source
+from tallystick.source_rows import read_source
 from tallystick.view import ViewSpec
 from tallystick_simulation.history import microseconds
 from tallystick_simulation.scenario import Push

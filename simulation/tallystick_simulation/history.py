@@ -11,7 +11,7 @@ import numpy as np
 
 from tallystick.clock import from_us, to_us
 from tallystick.contract import ModelInputs
-from tallystick.truth import read_source
+from tallystick.source_rows import read_source
 
 if TYPE_CHECKING:
     from tallystick.definitions import Model

@@ -14,8 +14,6 @@ the model registry nor Feast's.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from pydantic import ValidationError
 
 from tallystick.contract import ModelContract
 from tallystick.errors import DamagedError, Problem, StateError
-from tallystick.files import sha256_of, write_text
+from tallystick.files import scratch_folder, sha256_of, write_text
 from tallystick.transform import Transforms
 from tallystick.view import Frozen
 
@@ -84,20 +82,15 @@ def write_bundle(state_dir: Path, bundle: Bundle) -> Path:
     target = bundle_dir(state_dir, bundle.contract.model, bundle.contract.contract_hash)
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-    temporary.mkdir()
-    try:
-        (temporary / "contract.json").write_text(bundle.contract.canonical_json(), encoding="utf-8")
-        joblib.dump(bundle.estimator, temporary / "estimator.joblib")
-        (temporary / "transforms.dill").write_bytes(bundle.transforms.to_bytes())
+    with scratch_folder(target) as folder:
+        (folder / "contract.json").write_text(bundle.contract.canonical_json(), encoding="utf-8")
+        joblib.dump(bundle.estimator, folder / "estimator.joblib")
+        (folder / "transforms.dill").write_bytes(bundle.transforms.to_bytes())
         if bundle.compiled is not None:
-            (temporary / _COMPILED).write_bytes(bundle.compiled)
-        manifest = {part: sha256_of(temporary / part) for part in _parts(bundle.contract)}
-        write_text(temporary / "manifest.json", json.dumps(manifest, indent=1))
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (folder / _COMPILED).write_bytes(bundle.compiled)
+        manifest = {part: sha256_of(folder / part) for part in _parts(bundle.contract)}
+        write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+        folder.rename(target)
     return target
 
 

@@ -172,9 +172,21 @@ def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, a
 @_time_option("end", "Request times before this; default now")
 @_time_option("known-until", "Use labels known until then; default the end")
 @_clock_option()
+@click.option(
+    "--memory-limit",
+    help="What the engine may take, for example 4GB; default that of feature_store.yaml.",
+)
+@click.option(
+    "--spill-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for what is put aside; default that of feature_store.yaml, or the file's own.",
+)
 @click.pass_obj
 def dataset(path: Path, /, model: str, **options: Any) -> None:
-    """Write a training set: requests, features, labels."""
+    """Write a training set: requests, features, labels.
+
+    It may be larger than memory: what does not fit is put aside on the disk.
+    """
     click.echo(_area("tallystick_training", "dataset")(_open(path), model, **options))
 
 

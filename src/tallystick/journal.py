@@ -24,7 +24,7 @@ from urllib.parse import quote
 from tallystick.buffered_writer import BufferedWriter
 from tallystick.clock import SystemClock, process_clock
 from tallystick.errors import DamagedError
-from tallystick.files import replacing, write_text
+from tallystick.files import drafted, replacing, write_text
 from tallystick.journal_entry import TIMES, WRITTEN, key_column
 from tallystick.online_store.commands import mget
 from tallystick.online_store.connection import SyncClient, redis_errors
@@ -190,9 +190,9 @@ class Journal:
     def _noted(self, codec: RowCodec, table: pa.Table) -> _Pending:
         """An entry under the name that no reader looks at, claimed by this process."""
         path = self._folder_of(codec) / f".{_name_of(table)}{_PENDING}"
-        with replacing(path) as temporary:
+        with drafted(path) as (temporary, lock):
             _write_parquet(table, temporary)
-            handle = os.open(temporary, os.O_RDONLY)
+            handle = os.dup(lock)
             fcntl.flock(handle, fcntl.LOCK_EX)
         return _Pending(path, handle)
 

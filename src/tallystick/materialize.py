@@ -155,7 +155,7 @@ class Materializer:
 
         from tallystick.journal import journal_of
         from tallystick.offline_store.history import ViewRead
-        from tallystick.offline_store.retrieval import visible_between
+        from tallystick.offline_store.visible import visible_between
         from tallystick.online_store.bulk import write_table
         from tallystick.retrieval import offline_config
 

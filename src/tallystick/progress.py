@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines or nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ class _Lines:
         sys.stderr.flush()
 
 
+class _Nothing:
+    """No progress."""
+
+    def step(self, text: str, *, done: int | None = None) -> None:
+        pass
+
+
 class _Bar:
     """A rich progress bar."""
 
@@ -46,14 +53,15 @@ class _Bar:
 
 
 @contextmanager
-def progress(total: int | None = None) -> Iterator[Progress]:
+def progress(total: int | None = None, *, lines: bool = True) -> Iterator[Progress]:
     """Show progress on standard error for the time of the block.
 
     Args:
         total: Units of work; None if unknown.
+        lines: Whether to write lines where standard error is no terminal; else nothing is.
     """
     if not sys.stderr.isatty():
-        yield _Lines(total)
+        yield _Lines(total) if lines else _Nothing()
         return
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn

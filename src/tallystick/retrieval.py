@@ -17,6 +17,7 @@ from tallystick.transform import Transforms
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tallystick.offline_store.history import ViewRead
     from tallystick.repo import Repo
 
 REQUEST_TIME = "request_time"
@@ -47,10 +48,24 @@ def stored_values(
         DataError: A source cannot be read as declared.
         InputError: The spine lacks a key.
     """
-    from tallystick.offline_store.history import ViewRead
     from tallystick.offline_store.retrieval import point_in_time
 
-    reads = [
+    return point_in_time(
+        spine=spine,
+        request_time=REQUEST_TIME,
+        reads=view_reads(repo, uses),
+        clock=clock,
+        config=offline_config(repo),
+        repo_path=repo.path,
+        with_times=with_times,
+    )
+
+
+def view_reads(repo: Repo, uses: Sequence[ViewUse]) -> list[ViewRead]:
+    """How the offline store reads the views of ``uses``."""
+    from tallystick.offline_store.history import ViewRead
+
+    return [
         ViewRead(
             spec=use.spec,
             source=repo.view_source(use.spec.name),
@@ -60,15 +75,6 @@ def stored_values(
         )
         for use in uses
     ]
-    return point_in_time(
-        spine=spine,
-        request_time=REQUEST_TIME,
-        reads=reads,
-        clock=clock,
-        config=offline_config(repo),
-        repo_path=repo.path,
-        with_times=with_times,
-    )
 
 
 def computed_values(inputs: ModelInputs, transforms: Transforms, table: pa.Table) -> pa.Table:

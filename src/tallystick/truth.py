@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING
 
-from tallystick.clock import utc
 from tallystick.contract import ModelInputs
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError, Problem
+from tallystick.retrieval import REQUEST_TIME
+from tallystick.source_rows import SourceRows, source_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,24 +42,62 @@ def known_labels(
     Raises:
         DataError: The source cannot be read, lacks a column, or holds other labels than 0 and 1.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    table = label_rows(repo, model).table(between=between and (REQUEST_TIME, *between))
+    # Of corrections the last known counts: the first of each group once sorted that way.
+    ordered = usable_labels(model, inputs, table, known_until=known_until).sort_by(
+        [("known_time", "descending")]
+    )
+    keys = [*model.label.keys, REQUEST_TIME]
+    return (
+        ordered.group_by(keys, use_threads=False)
+        .aggregate([("label", "first"), ("known_time", "first")])
+        .rename_columns([*keys, "label", "known_time"])
+    )
 
+
+def label_rows(repo: Repo, model: Model) -> SourceRows:
+    """The source of a model's labels: their keys, ``request_time``, ``label``, ``known_time``.
+
+    Raises:
+        DataError: The source cannot be read or lacks a column.
+    """
     label = model.label
-    table = read_source(
+    return source_rows(
         repo,
         label.source,
         what=f"The label source of model {model.name!r}",
         columns={
             **{name: name for name in label.keys},
-            "request_time": label.source.timestamp_field,
+            REQUEST_TIME: label.source.timestamp_field,
             "label": label.column,
             "known_time": label.source.created_timestamp_column,
         },
-        between=between and (label.source.timestamp_field, *between),
     )
+
+
+def usable_labels(
+    model: Model, inputs: ModelInputs, table: pa.Table, *, known_until: datetime
+) -> pa.Table:
+    """Rows of :func:`label_rows` that were known by ``known_until``, in the types wanted.
+
+    Args:
+        model: Whose labels.
+        inputs: What the model takes, for the types of the keys.
+        table: All rows, or some.
+        known_until: Labels known later are left out.
+
+    Returns:
+        The same columns, with ``label`` as int8; corrections and what they correct are all there.
+
+    Raises:
+        DataError: A column has another type, or there are other labels than 0 and 1.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     types = {column.name: column.dtype for column in (*inputs.entity_keys, *inputs.request_fields)}
-    _check_label_types(model, table, {name: arrow_type(types[name]) for name in label.keys})
+    keys = {name: arrow_type(types[name]) for name in model.label.keys}
+    _check_label_types(model, table, keys)
     table = table.filter(
         pc.and_(
             pc.less_equal(table["known_time"], pa.scalar(known_until)),
@@ -70,20 +109,13 @@ def known_labels(
     if odd.num_rows:
         raise DataError(
             f"The labels of model {model.name!r} must be 0 or 1.",
-            [Problem(f"column {label.column}", "0 or 1", str(odd["label"][0].as_py()))],
+            [Problem(f"column {model.label.column}", "0 or 1", str(odd["label"][0].as_py()))],
         )
     table = table.set_column(table.schema.get_field_index("label"), "label", values.cast("int8"))
-    for name in label.keys:
+    for name, kind in keys.items():
         position = table.schema.get_field_index(name)
-        table = table.set_column(position, name, table[name].cast(arrow_type(types[name])))
-    # Of corrections the last known counts: the first of each group once sorted that way.
-    ordered = table.sort_by([("known_time", "descending")])
-    keys = [*label.keys, "request_time"]
-    return (
-        ordered.group_by(keys, use_threads=False)
-        .aggregate([("label", "first"), ("known_time", "first")])
-        .rename_columns([*keys, "label", "known_time"])
-    )
+        table = table.set_column(position, name, table[name].cast(kind))
+    return table
 
 
 def _check_label_types(model: Model, table: pa.Table, keys: dict[str, pa.DataType]) -> None:
@@ -101,7 +133,7 @@ def _check_label_types(model: Model, table: pa.Table, keys: dict[str, pa.DataTyp
     if not any(test(kind) for test in (pt.is_integer, pt.is_floating, pt.is_boolean, pt.is_null)):
         problems.append(Problem(f"column {label.column}", "0 or 1", str(kind)))
     for name, column in (
-        ("request_time", label.source.timestamp_field),
+        (REQUEST_TIME, label.source.timestamp_field),
         ("known_time", label.source.created_timestamp_column),
     ):
         if not pt.is_timestamp(table[name].type):
@@ -117,71 +149,3 @@ def _check_label_types(model: Model, table: pa.Table, keys: dict[str, pa.DataTyp
             problems,
             hint="Mend the source, or name its columns in the model's Label.",
         )
-
-
-def read_source(
-    repo: Repo,
-    source: object,
-    *,
-    what: str,
-    columns: dict[str, str],
-    between: tuple[str, datetime, datetime] | None = None,
-) -> pa.Table:
-    """Read columns of a Feast file source under other names; times in UTC at microseconds.
-
-    Args:
-        repo: Relative paths are resolved against its folder.
-        source: Feast ``FileSource``.
-        what: What the source is, for messages.
-        columns: Name in the result → name in the source.
-        between: A time column of the source, and the first and last time [first, last) to read.
-
-    Raises:
-        DataError: The source cannot be read or lacks a column; all missing ones are listed.
-    """
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-
-    path = str(getattr(source, "path", ""))
-    location = path if "://" in path else str(repo.path / path)
-    try:
-        dataset = ds.dataset(location)
-        names = set(dataset.schema.names)
-        missing = [name for name in columns.values() if name not in names]
-        if missing:
-            raise DataError(
-                f"{what} ({location}) lacks columns.",
-                [Problem(f"column {name}", "present", "absent") for name in missing],
-                hint=f"It has: {', '.join(sorted(names))}",
-            )
-        table = dataset.to_table(
-            columns=sorted(set(columns.values())),
-            filter=None if between is None else _inside(dataset.schema, *between),
-        )
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{what} ({location}) cannot be read: {error}") from error
-    table = table.select(list(columns.values())).rename_columns(list(columns))
-    moment = pa.timestamp("us", tz="UTC")
-    for position, field in enumerate(table.schema):
-        if pa.types.is_timestamp(field.type):
-            column = table[position].cast(pa.timestamp("us", tz=field.type.tz), safe=False)
-            table = table.set_column(position, field.name, column.cast(moment))
-    return table
-
-
-def _inside(schema: pa.Schema, column: str, start: datetime, end: datetime) -> Any:
-    """A filter for times in [start, end), in the column's own type; a naive column is in UTC."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = schema.field(column).type
-    if not pa.types.is_timestamp(kind):
-        return None
-    zone = None if kind.tz is None else UTC
-    first, last = (
-        pa.scalar(utc(moment).replace(tzinfo=zone), pa.timestamp("us", tz=kind.tz)).cast(
-            kind, safe=False
-        )
-        for moment in (start, end)
-    )
-    return (pc.field(column) >= first) & (pc.field(column) < last)

@@ -124,6 +124,35 @@ def test_units_and_zones_of_a_source_do_not_matter(engine, tmp_path, unit, zone)
     assert answer["s__count"].to_pylist() == [None, 3]
 
 
+@pytest.mark.parametrize("asked_twice", [False, True], ids=["joined", "fetched"])
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_files_of_a_source_may_have_times_of_other_zones(engine, tmp_path, unit, asked_twice):
+    zones = ("+01:00", "UTC", "America/New_York")
+    for at, zone in enumerate(zones):
+        moment = from_us(START_US + at * 1000)
+        row = EMPTY | {"event": at * 1000, "created": at * 1000, "count": at, "since": moment}
+        table = source_table([row])
+        for name in ("event", "created", "since"):
+            own = pa.timestamp(unit if at else "us", tz=zone)
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(own))
+        pq.write_table(table, tmp_path / f"part-{at}.parquet")
+    read = view_read(tmp_path, ("text",))
+    spine = [{"text": "a", "number": 1, "at": at * 1000} for at in range(len(zones))]
+    rows = spine if asked_twice else spine[1:2]
+    answer = asked(engine, spine_table(rows), read, VisibilityClock.KNOWLEDGE)
+    want = [0, 1, 2] if asked_twice else [1]
+    assert answer["s__count"].to_pylist() == want
+    assert answer["s__since"].to_pylist() == [from_us(START_US + at * 1000) for at in want]
+    assert answer.schema.field("s__since").type == TYPES["since"]
+    pull = Pull(("text",), ("since",), "event", "created", None, None)
+    pulled = engine.pull_all(read.source, pull)
+    assert pulled["since"].to_pylist() == [from_us(START_US + at * 1000) for at in range(3)]
+    found = engine.changes_between(
+        [read], start=from_us(START_US), end=from_us(START_US + 5000), time="at", clock=CLOCKS[0]
+    )
+    assert found["at"].to_pylist() == pulled["event"].to_pylist()
+
+
 def test_pulls_are_in_source_order_and_in_the_types_of_the_source(engine, tmp_path):
     history = [
         EMPTY | {"event": 2, "created": 2, "count": 2**53 + 1, "ratio": -0.0, "parts": [1]},

@@ -20,6 +20,8 @@ from feast import (
     ValueType,
 )
 from feast.data_source import RequestSource
+from feast.dqm.errors import ValidationFailed
+from feast.dqm.profilers.profiler import Profile, Profiler, ValidationError, ValidationReport
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
@@ -241,6 +243,85 @@ def test_a_saved_dataset_is_written_once(store, tmp_path):
     with pytest.raises(SavedDatasetLocationAlreadyExists):
         job.persist(storage)
     job.persist(storage, allow_overwrite=True)
+
+
+@pytest.mark.filterwarnings("ignore:Saving dataset is an experimental", "ignore:Retrieving dataset")
+def test_a_saved_dataset_may_be_a_folder_of_its_own(store, tmp_path):
+    folder = tmp_path / "saved"
+    storage = SavedDatasetFileStorage(path=str(folder))
+    for hours, trips in (((0, 1), [1, BIG]), ((1,), [BIG])):
+        job = store.get_historical_features(entity_rows(*hours), ["stats:trips"])
+        store.create_saved_dataset(job, "saved", storage, allow_overwrite=True)
+        assert store.get_saved_dataset("saved").to_arrow()["trips"].to_pylist() == trips
+        assert [file.name for file in folder.iterdir()] == ["dataset.parquet"]
+    with pytest.raises(SavedDatasetLocationAlreadyExists):
+        job.persist(storage)
+    pq.write_table(pa.table({"n": [1]}), folder / "other.parquet")
+    with pytest.raises(DataError, match=r"the folder has other Parquet files"):
+        job.persist(storage, allow_overwrite=True)
+    assert pq.read_table(folder / "other.parquet")["n"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("name", ["saved", "saved.parquet"])
+def test_a_saved_dataset_goes_where_a_file_or_folder_is(store, tmp_path, name):
+    place = tmp_path / name
+    if place.suffix:
+        place.mkdir()
+    else:
+        pq.write_table(pa.table({"n": [1]}), place)
+    job = store.get_historical_features(entity_rows(0), ["stats:trips"])
+    job.persist(SavedDatasetFileStorage(path=str(place)), allow_overwrite=True)
+    assert pq.read_table(place)["trips"].to_pylist() == [1]
+    assert place.is_dir() == bool(place.suffix)
+
+
+class IntegersReport(ValidationReport):
+    """Which columns are of integers in one frame only."""
+
+    def __init__(self, wanted, found):
+        self._errors = [ValidationError("is integer", name) for name in sorted(wanted ^ found)]
+
+    @property
+    def is_success(self):
+        return not self._errors
+
+    @property
+    def errors(self):
+        return self._errors
+
+
+class IntegersProfile(Profile):
+    """Expects integers in the columns of the frame that it was taken of."""
+
+    def __init__(self, dataset):
+        self.columns = set(dataset.select_dtypes("integer").columns)
+
+    def validate(self, dataset):
+        return IntegersReport(self.columns, IntegersProfile(dataset).columns)
+
+
+class IntegersProfiler(Profiler):
+    """Tells integers from all else."""
+
+    def analyze_dataset(self, dataset):
+        return IntegersProfile(dataset)
+
+
+@pytest.mark.filterwarnings("ignore:Saving dataset is an experimental")
+def test_a_result_fits_a_reference_of_the_same_kind_and_no_other(store, tmp_path):
+    spine = entity_rows(-1, 0, 1).drop(columns="extra")
+    job = store.get_historical_features(spine, ["stats:trips", "stats:rate"])
+    storage = SavedDatasetFileStorage(path=str(tmp_path / "saved.parquet"))
+    saved = store.create_saved_dataset(job, "saved", storage)
+    reference = saved.as_reference("same", IntegersProfiler())
+    assert reference.profile.columns == {"driver_id", "trips"}
+    frame = job.to_df(validation_reference=reference)
+    assert frame["trips"].tolist() == [pd.NA, 1, BIG]
+    assert job.to_arrow(validation_reference=reference)["trips"].to_pylist() == [None, 1, BIG]
+    other = store.get_historical_features(spine, ["stats:rate"])
+    with pytest.raises(ValidationFailed) as caught:
+        other.to_df(validation_reference=reference)
+    assert [error.column_name for error in caught.value.report.errors] == ["trips"]
 
 
 def test_spines_that_cannot_be_used_say_all_that_is_wrong(store):

@@ -137,6 +137,23 @@ def test_an_empty_range_gives_no_rows_with_all_columns(store):
     assert answer.num_rows == 0
 
 
+def test_a_range_that_is_empty_only_by_the_clock_is_told(store, caplog):
+    features = ["rates:rate"]
+    path = store.get_feature_view("rates").batch_source.path
+    late = pq.read_table(path)
+    late = late.set_column(late.column_names.index("created"), "created", moments(90, 90))
+    pq.write_table(late, path)
+    assert between(store, 0, 4, features) == []
+    assert "No row became visible from 2020-01-01T12:00:00+00:00" in caplog.text
+    assert "under the knowledge clock, but 2 events fall into this range" in caplog.text
+    caplog.clear()
+    assert between(store, 5, 6, features) == []
+    assert len(between(store, 0, 90, features)) == 2
+    store.config.offline_store.clock = "event"
+    assert [row[:2] for row in between(store, 0, 4, features)] == [(1, 1.0), (2, 4.0)]
+    assert "No row" not in caplog.text
+
+
 def test_metrics_of_features_are_those_of_their_rows(store):
     offline = store._get_provider().offline_store
     view = store.get_feature_view("trips")

@@ -157,7 +157,7 @@ def test_an_event_of_the_future_is_not_seen_and_hides_nothing(tmp_path):
     assert value_of(read_of(path), VisibilityClock.EVENT) == [2]
 
 
-def test_any_zone_is_read_and_naive_times_are_utc_but_one_source_has_one_zone(tmp_path):
+def test_any_zone_is_read_and_naive_times_are_utc_but_not_beside_times_with_a_zone(tmp_path):
     for number, zone in enumerate(("UTC", "America/New_York", None)):
         at = NOON - timedelta(hours=2 - number)
         times = pa.array([at.replace(tzinfo=None)], pa.timestamp("us")).cast(pa.int64())

@@ -202,3 +202,10 @@ def test_feast_reads_materializes_writes_and_saves_there(bucket, tmp_path):
     with pytest.raises(SavedDatasetLocationAlreadyExists):
         job.persist(storage)
     job.persist(storage, allow_overwrite=True)
+    folder = SavedDatasetFileStorage(
+        path=bucket.uri("saved/sets"), s3_endpoint_override=bucket.endpoint
+    )
+    for _ in range(2):
+        job.persist(folder, allow_overwrite=True)
+    saved = pq.read_table(f"{bucket.name}/saved/sets", filesystem=bucket.filesystem)
+    assert saved["value"].to_pylist() == [1, 3]

@@ -12,9 +12,17 @@ import pytest
 from tallystick.errors import DataError
 from tallystick.files import replacing
 from tallystick.fold import VisibilityClock
-from tallystick.offline_store import ViewRead, point_in_time, retrieval, visible_between
+from tallystick.offline_store import (
+    ViewRead,
+    point_in_time,
+    retrieval,
+    streaming,
+    visible,
+    visible_between,
+)
 from tallystick.offline_store.pull import Pull, pull_all
 from tallystick.offline_store.steady import ATTEMPTS
+from tallystick.offline_store.streaming import write_point_in_time
 from tallystick.view import Column, ViewSpec
 
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -56,7 +64,9 @@ def source(tmp_path):
 
 def replaced_before(monkeypatch, name, source, *, times):
     """Replace the source before each of the first calls of what the retrieval calls ``name``."""
-    real, left = getattr(retrieval, name), [times]
+    module = {"connect_visible": visible, "as_of_sql_streaming": streaming}.get(name, retrieval)
+    name = name.removesuffix("_visible").removesuffix("_streaming")
+    real, left = getattr(module, name), [times]
 
     def call(*args, **kwargs):
         if left[0]:
@@ -64,7 +74,7 @@ def replaced_before(monkeypatch, name, source, *, times):
             source.replace()
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(retrieval, name, call)
+    monkeypatch.setattr(module, name, call)
 
 
 def read_of(source):
@@ -93,6 +103,16 @@ def test_an_answer_is_of_one_version(monkeypatch, source, before):
     assert source.version == ATTEMPTS
 
 
+def test_an_answer_in_a_file_is_of_one_version(monkeypatch, source, tmp_path):
+    spine, out = tmp_path / "spine", tmp_path / "out"
+    pq.write_table(pa.table({"key": [*range(KEYS)], "at": [MOMENT] * KEYS}), spine)
+    replaced_before(monkeypatch, "as_of_sql_streaming", source, times=1)
+    write_point_in_time(
+        spine=spine, request_time="at", reads=[read_of(source)], clock=CLOCK, out=out
+    )
+    assert pq.read_table(out)["stats__value"].to_pylist() == source.expected
+
+
 def test_a_source_that_changes_all_the_time_is_named(monkeypatch, source):
     replaced_before(monkeypatch, "rows_at", source, times=100)
     with pytest.raises(DataError, match=r"rows\.parquet was replaced while it was being read"):
@@ -100,7 +120,7 @@ def test_a_source_that_changes_all_the_time_is_named(monkeypatch, source):
 
 
 def test_what_became_visible_is_of_one_version(monkeypatch, source):
-    replaced_before(monkeypatch, "connect", source, times=1)
+    replaced_before(monkeypatch, "connect_visible", source, times=1)
     found = visible_between(read_of(source), after=None, until=MOMENT, clock=CLOCK)
     values = dict(zip(found["key"].to_pylist(), found["value"].to_pylist(), strict=True))
     assert [values[key] for key in range(KEYS)] == source.expected

@@ -10,7 +10,7 @@ import pytest
 from tallystick.errors import DataError, InputError
 from tallystick.fold import VisibilityClock
 from tallystick.records import Incident
-from tallystick_training.dataset import build_dataset, content_hash, write_dataset
+from tallystick_training.dataset import build_dataset, content_hash
 from tiny_repo import END, MATURES_AFTER, MODEL, START
 
 DAY = timedelta(days=1)
@@ -199,14 +199,6 @@ def test_a_population_that_lacks_columns_is_refused_with_all_of_them(tiny_repo):
 def test_a_window_that_ends_before_it_starts_is_refused(tiny_repo):
     with pytest.raises(InputError, match="would be empty"):
         build(tiny_repo, start=END, end=START)
-
-
-def test_a_dataset_is_written_whole(tiny_repo, tmp_path):
-    built = build(tiny_repo)
-    path = tmp_path / "new" / "set.parquet"
-    write_dataset(built, path)
-    assert pq.read_table(path).equals(built.table)
-    assert [file.name for file in path.parent.iterdir()] == ["set.parquet"]
 
 
 def test_the_content_hash_is_that_of_the_values(tiny_repo):

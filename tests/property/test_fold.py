@@ -33,8 +33,7 @@ from fold_oracle import (
 )
 from tallystick.clock import from_us
 from tallystick.fold import VisibilityClock
-from tallystick.offline_store import retrieval, streaming
-from tallystick.offline_store.retrieval import point_in_time, visible_between
+from tallystick.offline_store import point_in_time, retrieval, streaming, visible_between
 
 MANY = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -12,32 +12,22 @@ from tallystick.clock import from_us, process_clock
 from tallystick.compiled.comparison import Compilation
 from tallystick.errors import StateError
 from tallystick.fold import VisibilityClock
+from tallystick.progress import progress
 from tallystick.records import Decision, Incident, MonitorReport, load_records
+from tallystick.retrieval import offline_config
+from tallystick.signals import ending_on_signals
 from tallystick_training import registry
 from tallystick_training import retrain as retraining
 from tallystick_training import train as training
-from tallystick_training.dataset import Counts, build_dataset, write_dataset
+from tallystick_training.dataset_file import DatasetFile, write_dataset
+from tallystick_training.spine_file import Counts
 from tallystick_training.window import training_start
 
 if TYPE_CHECKING:
     from tallystick.repo import Repo
 
-
-@dataclass(frozen=True)
-class WrittenDataset:
-    """A training set in a file."""
-
-    path: Path
-    start: datetime
-    end: datetime
-    counts: Counts
-
-    def __str__(self) -> str:
-        return (
-            f"Wrote {self.counts.rows:,} rows to {self.path}: requests from "
-            f"{self.start.isoformat()} to {self.end.isoformat()}; left out: "
-            f"{_left_out(self.counts)}"
-        )
+STEPS = 1000
+"""Units of the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,7 @@ class TrainedVersion:
         text = (
             f"Trained {self.model} version {self.version} (contract {self.contract_hash[:12]}) on "
             f"{self.rows:,} rows; on the holdout, the newest part, which it was not fitted to: "
-            f"{scores}; left out: {_left_out(self.counts)}\n{_form(self.compilation)}\n"
+            f"{scores}; left out: {self.counts.left_out()}\n{_form(self.compilation)}\n"
         )
         if self.promoted:
             return text + "It is the champion."
@@ -105,21 +95,33 @@ def dataset(
     end: datetime | None = None,
     known_until: datetime | None = None,
     clock: str = VisibilityClock.KNOWLEDGE,
-) -> WrittenDataset:
-    """Write a training set; by default all requests until now, with labels known by the end."""
+    memory_limit: str | None = None,
+    spill_dir: Path | None = None,
+) -> DatasetFile:
+    """Write a training set; by default all requests until now, with labels known by the end.
+
+    The limits are those of ``offline_store`` in ``feature_store.yaml``, unless others are given.
+    """
     definition = repo.model(model)
     end = _now() if end is None else end
-    built = build_dataset(
-        repo,
-        definition,
-        start=training_start(repo, definition, end=end) if start is None else start,
-        end=end,
-        known_until=end if known_until is None else known_until,
-        clock=VisibilityClock(clock),
-        incidents=load_records(repo.state_dir, Incident, model=model),
-    )
-    write_dataset(built, out)
-    return WrittenDataset(path=out, start=built.start, end=built.end, counts=built.counts)
+    if clock == VisibilityClock.SERVED:
+        _require_journal(repo)
+    given = {"memory_limit": memory_limit, "spill_dir": spill_dir and spill_dir.as_posix()}
+    with progress(STEPS, lines=False) as bar, ending_on_signals():
+        return write_dataset(
+            repo,
+            definition,
+            out=out,
+            start=training_start(repo, definition, end=end) if start is None else start,
+            end=end,
+            known_until=end if known_until is None else known_until,
+            clock=VisibilityClock(clock),
+            incidents=load_records(repo.state_dir, Incident, model=model),
+            config=offline_config(repo).model_copy(
+                update={name: value for name, value in given.items() if value is not None}
+            ),
+            progress=lambda text, share: bar.step(text, done=int(share * STEPS)),
+        )
 
 
 def train(
@@ -181,15 +183,22 @@ def rollback(repo: Repo, model: str) -> NewChampion:
     return NewChampion(registry.rollback(repo, repo.model(model).name))
 
 
+def _require_journal(repo: Repo) -> None:
+    """Refuse the served clock where online writes are not noted.
+
+    Raises:
+        StateError: The online store keeps no journal.
+    """
+    if not getattr(repo.store.config.online_store, "journal", False):
+        raise StateError(
+            "No journal of online writes is kept, so that what was served cannot be told.",
+            hint="Set  journal: true  in the online_store of feature_store.yaml (which has to be "
+            "Tallystick's), and write all that is online once more:  tally materialize --again",
+        )
+
+
 def _now() -> datetime:
     return from_us(process_clock().now_us())
-
-
-def _left_out(counts: Counts) -> str:
-    return (
-        f"{counts.quarantined:,} quarantined, {counts.immature:,} with a label not mature yet, "
-        f"{counts.unlabelled:,} without one"
-    )
 
 
 def _form(compilation: Compilation) -> str:

@@ -6,18 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tallystick.contract import ModelInputs
 from tallystick.errors import InputError, Problem
-from tallystick.files import replacing
 from tallystick.fold import VisibilityClock
 from tallystick.records import Incident
 from tallystick.retrieval import REQUEST_TIME, computed_values, stored_values
 from tallystick.transform import Transforms
 from tallystick.truth import known_labels
 from tallystick_training.population import read_population
+from tallystick_training.spine_file import LABEL, Counts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,26 +25,6 @@ if TYPE_CHECKING:
     from tallystick.repo import Repo
 
 KNOWLEDGE = VisibilityClock.KNOWLEDGE
-LABEL = "label"
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of the population's rows in [start, end).
-
-    Attributes:
-        population: All of them.
-        quarantined: Left out because the audit found a view served wrongly at that time.
-        immature: Left out because their label was not mature yet, whether or not it was known.
-        unlabelled: Left out because their label never came.
-        rows: What is left.
-    """
-
-    population: int
-    quarantined: int
-    immature: int
-    unlabelled: int
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -110,11 +89,7 @@ def build_dataset(
     """
     import pyarrow.compute as pc
 
-    if end <= start:
-        raise InputError(
-            f"The training set of model {model.name!r} would be empty.",
-            [Problem("end", f"later than {start.isoformat()}", end.isoformat())],
-        )
+    require_rows(model, start=start, end=end)
     inputs = repo.inputs(model) if inputs is None else inputs
     population = read_population(repo, model, inputs)
     times = population[REQUEST_TIME]
@@ -154,12 +129,29 @@ def build_dataset(
     )
 
 
-def write_dataset(dataset: Dataset, path: Path) -> None:
-    """Write a training set to a Parquet file, whole or not at all."""
-    import pyarrow.parquet as pq
+def require_rows(model: Model, *, start: datetime, end: datetime) -> None:
+    """Refuse a training set that must be empty.
 
-    with replacing(path) as temporary:
-        pq.write_table(dataset.table, temporary, compression="zstd")
+    Raises:
+        InputError: The end is not after the start.
+    """
+    if end <= start:
+        raise InputError(
+            f"The training set of model {model.name!r} would be empty.",
+            [Problem("end", f"later than {start.isoformat()}", end.isoformat())],
+        )
+
+
+def quarantine(
+    model: Model, inputs: ModelInputs, incidents: Sequence[Incident]
+) -> list[tuple[datetime, datetime | None]]:
+    """First and last time of the incidents in the model's views; None for one that is open."""
+    views = {name for use in inputs.views for name in (use.name, use.spec.name)}
+    return [
+        (incident.start, None if incident.is_open else incident.end)
+        for incident in incidents
+        if incident.model == model.name and incident.view in views
+    ]
 
 
 def content_hash(table: pa.Table) -> str:
@@ -194,15 +186,12 @@ def _quarantined(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    views = {name for use in inputs.views for name in (use.name, use.spec.name)}
     times = population[REQUEST_TIME]
     result = pa.chunked_array([pa.array([False] * population.num_rows, pa.bool_())])
-    for incident in incidents:
-        if incident.model != model.name or incident.view not in views:
-            continue
-        inside = pc.greater_equal(times, _moment(incident.start))
-        if not incident.is_open:
-            inside = pc.and_(inside, pc.less_equal(times, _moment(incident.end)))
+    for first, last in quarantine(model, inputs, incidents):
+        inside = pc.greater_equal(times, _moment(first))
+        if last is not None:
+            inside = pc.and_(inside, pc.less_equal(times, _moment(last)))
         result = pc.or_(result, inside)
     return result
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tallystick.clock import utc
 from tallystick.contract import ModelInputs
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError, Problem
 from tallystick.retrieval import REQUEST_TIME
-from tallystick.truth import read_source
+from tallystick.source_rows import SourceRows, source_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallystick.definitions import Model
     from tallystick.repo import Repo
+
+_ROWS_AT_ONCE: Final = 1_000_000
+"""Request times that are in memory at once."""
 
 
 def read_population(repo: Repo, model: Model, inputs: ModelInputs) -> pa.Table:
@@ -33,43 +37,107 @@ def read_population(repo: Repo, model: Model, inputs: ModelInputs) -> pa.Table:
         DataError: The source cannot be read, lacks columns, or holds other types than the inputs;
             all mismatches are listed.
     """
-    columns = (*inputs.entity_keys, *inputs.request_fields)
-    source = model.requests
-    what = f"The population of model {model.name!r}"
-    table = read_source(
+    rows = population_rows(repo, model, inputs)
+    table, problems = in_input_types(rows.table(), model, inputs)
+    refuse(model, problems)
+    names = [column.name for column in (*inputs.entity_keys, *inputs.request_fields)]
+    if repeats_requests(model):
+        table = table.group_by([*names, REQUEST_TIME], use_threads=False).aggregate([])
+    return table.sort_by([(name, "ascending") for name in (REQUEST_TIME, *names)])
+
+
+def population_rows(repo: Repo, model: Model, inputs: ModelInputs) -> SourceRows:
+    """The source of a model's population, with the inputs' columns and ``request_time``.
+
+    Raises:
+        DataError: The source cannot be read or lacks columns; all of them are listed.
+    """
+    return source_rows(
         repo,
-        source,
-        what=what,
+        model.requests,
+        what=_what(model),
         columns={
-            **{column.name: column.name for column in columns},
-            REQUEST_TIME: source.timestamp_field,
+            **{
+                column.name: column.name for column in (*inputs.entity_keys, *inputs.request_fields)
+            },
+            REQUEST_TIME: model.requests.timestamp_field,
         },
     )
+
+
+def repeats_requests(model: Model) -> bool:
+    """Whether a request may be in the population more than once, and counts once."""
+    return model.population is None or model.population == model.label.source
+
+
+def in_input_types(
+    table: pa.Table, model: Model, inputs: ModelInputs
+) -> tuple[pa.Table, list[Problem]]:
+    """Rows of a population in the inputs' types, and what stands in the way.
+
+    Args:
+        table: All rows, or some.
+        model: Whose population.
+        inputs: What the model takes.
+    """
     problems = []
-    for column in columns:
-        wanted = arrow_type(column.dtype)
-        cast = _cast(table[column.name], wanted)
+    for column in (*inputs.entity_keys, *inputs.request_fields):
+        cast = _cast(table[column.name], arrow_type(column.dtype))
         if isinstance(cast, str):
             problems.append(Problem(f"column {column.name}", column.dtype, cast))
         else:
             position = table.schema.get_field_index(column.name)
             table = table.set_column(position, column.name, cast)
-    problems += _time_problems(table[REQUEST_TIME], str(source.timestamp_field))
+    times = table[REQUEST_TIME]
+    problems += time_problems(model, times.type, nulls=times.null_count)
+    return table, problems
+
+
+def time_problems(model: Model, kind: pa.DataType, *, nulls: int) -> list[Problem]:
+    """What is wrong with the request times of a population."""
+    import pyarrow as pa
+
+    name = f"column {model.requests.timestamp_field}"
+    if not pa.types.is_timestamp(kind):
+        return [Problem(name, "a timestamp", str(kind))]
+    return [Problem(name, "a time in every row", f"{nulls} nulls")] if nulls else []
+
+
+def refuse(model: Model, problems: Sequence[Problem]) -> None:
+    """Refuse a population that has problems.
+
+    Raises:
+        DataError: With all of them.
+    """
     if problems:
         raise DataError(
-            f"{what} does not have the types of the model's inputs.",
+            f"{_what(model)} does not have the types of the model's inputs.",
             problems,
             hint="Mend the source, or the entity and request field types in the definitions.",
         )
-    names = [column.name for column in columns]
-    if model.population is None or model.population == model.label.source:
-        table = table.group_by([*names, REQUEST_TIME], use_threads=False).aggregate([])
-    return table.sort_by([(name, "ascending") for name in (REQUEST_TIME, *names)])
 
 
-def earliest(population: pa.Table) -> datetime | None:
-    """The first request time of a population; None if it is empty."""
-    return utc(population[REQUEST_TIME][0].as_py()) if population.num_rows else None
+def earliest(repo: Repo, model: Model) -> datetime | None:
+    """The first request time of a population, which is not held in memory; None if it is empty.
+
+    Raises:
+        DataError: The source cannot be read, or has no times.
+    """
+    import pyarrow.compute as pc
+
+    rows = source_rows(
+        repo,
+        model.requests,
+        what=_what(model),
+        columns={REQUEST_TIME: model.requests.timestamp_field},
+    )
+    refuse(model, time_problems(model, rows.type_of(REQUEST_TIME), nulls=rows.nulls(REQUEST_TIME)))
+    firsts = [pc.min(table[REQUEST_TIME]).as_py() for table in rows.batches(rows_max=_ROWS_AT_ONCE)]
+    return min((utc(first) for first in firsts if first is not None), default=None)
+
+
+def _what(model: Model) -> str:
+    return f"The population of model {model.name!r}"
 
 
 def _cast(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | str:
@@ -97,13 +165,3 @@ def _kind(dtype: pa.DataType) -> str:
     if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
         return "text"
     return "time" if pa.types.is_timestamp(dtype) else str(dtype)
-
-
-def _time_problems(times: pa.ChunkedArray, name: str) -> list[Problem]:
-    import pyarrow as pa
-
-    if not pa.types.is_timestamp(times.type):
-        return [Problem(f"column {name}", "a timestamp", str(times.type))]
-    if times.null_count:
-        return [Problem(f"column {name}", "a time in every row", f"{times.null_count} nulls")]
-    return []

@@ -32,15 +32,9 @@ from tallystick.reference import feature_reference
 from tallystick.retrieval import REQUEST_TIME
 from tallystick.transform import Transforms
 from tallystick.view import MICROSECOND
-from tallystick_training.dataset import (
-    KNOWLEDGE,
-    LABEL,
-    Counts,
-    Dataset,
-    build_dataset,
-    content_hash,
-)
+from tallystick_training.dataset import KNOWLEDGE, Dataset, build_dataset, content_hash
 from tallystick_training.evaluation import Evaluation, evaluate
+from tallystick_training.spine_file import LABEL, Counts
 
 if TYPE_CHECKING:
     import pyarrow as pa

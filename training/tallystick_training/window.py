@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tallystick.errors import DataError
-from tallystick_training.population import earliest, read_population
+from tallystick_training.population import earliest
 
 if TYPE_CHECKING:
     from tallystick.definitions import Model
@@ -21,7 +21,7 @@ def training_start(repo: Repo, model: Model, *, end: datetime) -> datetime:
     """
     if model.retraining.window is not None:
         return end - model.retraining.window
-    first = earliest(read_population(repo, model, repo.inputs(model)))
+    first = earliest(repo, model)
     if first is None:
         raise DataError(f"The population of model {model.name!r} has no rows.")
     return first

@@ -1,4 +1,4 @@
-"""The offline stores: the fold, run over Parquet by DuckDB, or over more by Spark.
+"""The offline stores: the fold, run over Parquet and Delta by DuckDB, or over more by Spark.
 
 Training and audit call :func:`~tallystick.offline_store.retrieval.point_in_time` and its siblings
 directly; Feast's commands come through :class:`DuckDBOfflineStore` or :class:`SparkOfflineStore`,
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from tallystick.offline_store.connection import connect
     from tallystick.offline_store.feast_store import DuckDBOfflineStore, DuckDBOfflineStoreConfig
     from tallystick.offline_store.history import ViewRead
-    from tallystick.offline_store.retrieval import history_sql, point_in_time, visible_between
+    from tallystick.offline_store.retrieval import point_in_time
     from tallystick.offline_store.spark.store import SparkOfflineStore, SparkOfflineStoreConfig
+    from tallystick.offline_store.visible import history_sql, visible_between
 
 __all__ = [
     "DuckDBOfflineStore",
@@ -37,9 +38,9 @@ _HOMES = {
     "SparkOfflineStoreConfig": "spark.store",
     "ViewRead": "history",
     "connect": "connection",
-    "history_sql": "retrieval",
+    "history_sql": "visible",
     "point_in_time": "retrieval",
-    "visible_between": "retrieval",
+    "visible_between": "visible",
 }
 
 

@@ -1,19 +1,25 @@
-"""One DuckDB database in memory per process and limits; a connection to it per call."""
+"""One DuckDB database in memory per process and limits, or per long run; connections to it."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tallystick.errors import DataError
 from tallystick.offline_store.places import attach
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_NO_ROOM: Final = ("No space left", "File too large", "quota exceeded", "max_temp_directory_size")
+"""How DuckDB says that a disk, or what may be used of it, is full."""
 
 
 class EngineLimits(Protocol):
@@ -58,10 +64,9 @@ def connect(config: EngineLimits | None = None) -> Any:
         config: The limits; None for all of the machine.
     """
     limits = config or DefaultLimits()
-    shared = database(os.getpid(), limits.memory_limit, limits.threads, limits.spill_dir)
-    connection = shared.cursor()
-    attach(connection)
-    return connection
+    return connection_to(
+        database(os.getpid(), limits.memory_limit, limits.threads, limits.spill_dir)
+    )
 
 
 @cache
@@ -69,22 +74,53 @@ def database(
     process: int, memory_limit: str | None, threads: int | None, spill_dir: str | None
 ) -> Any:
     """The database in memory; the process is an argument because none survives a fork."""
+    spill = spill_dir or Path(tempfile.gettempdir(), f"tallystick-spill-{process}").as_posix()
+    return _opened(DefaultLimits(memory_limit, threads, spill_dir), spill=spill)
+
+
+@contextmanager
+def own_database(config: EngineLimits | None, *, spill: Path) -> Iterator[Any]:
+    """Give a database in memory for one long run; its memory is free after the block.
+
+    Take a connection to it by :func:`connection_to`.
+
+    Args:
+        config: The limits; None for all of the machine.
+        spill: Folder for what does not fit; that of the limits does not count.
+
+    Raises:
+        DataError: The limits cannot be used.
+    """
+    opened = _opened(config or DefaultLimits(), spill=spill.as_posix())
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def connection_to(opened: Any) -> Any:
+    """A connection to a database; it reads from the stores whose files were looked up before."""
+    connection = opened.cursor()
+    attach(connection)
+    return connection
+
+
+def _opened(limits: EngineLimits, *, spill: str) -> Any:
     import duckdb
 
-    spill = spill_dir or Path(tempfile.gettempdir(), f"tallystick-spill-{process}").as_posix()
     settings: dict[str, Any] = {"temp_directory": spill}
-    if memory_limit is not None:
-        settings["memory_limit"] = memory_limit
-    if threads is not None:
-        settings["threads"] = threads
+    if limits.memory_limit is not None:
+        settings["memory_limit"] = limits.memory_limit
+    if limits.threads is not None:
+        settings["threads"] = limits.threads
     try:
         opened = duckdb.connect(":memory:", config=settings)
         opened.execute("SET GLOBAL TimeZone = 'UTC'")
     except duckdb.Error as error:
         raise DataError(
-            f"DuckDB does not start with memory_limit={memory_limit}, threads={threads}, "
-            f"spill_dir={spill_dir}: {error}",
-            hint="Correct offline_store in feature_store.yaml.",
+            f"DuckDB does not start with memory_limit={limits.memory_limit}, "
+            f"threads={limits.threads}, spill_dir={limits.spill_dir}: {error}",
+            hint="Correct offline_store in feature_store.yaml, or what was asked for instead.",
         ) from error
     return opened
 
@@ -113,4 +149,34 @@ def read_table(connection: Any, sql: str, *, what: str) -> pa.Table:
     try:
         return connection.sql(sql).to_arrow_table()
     except duckdb.Error as error:
+        raise DataError(f"Cannot read {what}: {error}") from error
+
+
+@contextmanager
+def engine_errors(what: str, *, config: EngineLimits | None, spill: Path) -> Iterator[None]:
+    """Translate what DuckDB says of a long run.
+
+    Args:
+        what: What is read: ``view X from FILE``.
+        config: The limits.
+        spill: Folder of what does not fit into memory.
+
+    Raises:
+        DataError: Memory is too small, or the source cannot be read.
+        OSError: There is no room on the disk (``ENOSPC``).
+    """
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        text = str(error)
+        if any(sign in text for sign in _NO_ROOM):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), spill.as_posix()) from error
+        if isinstance(error, duckdb.OutOfMemoryException):
+            limit = config.memory_limit if config and config.memory_limit else "all there is"
+            raise DataError(
+                f"The memory_limit ({limit}) is too small to read {what}: {text.splitlines()[0]}",
+                hint="Raise memory_limit, or lower threads, each of which takes some of it.",
+            ) from error
         raise DataError(f"Cannot read {what}: {error}") from error

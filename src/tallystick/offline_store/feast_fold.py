@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from feast import FeatureView, OnDemandFeatureView
 from feast.data_source import DataSource
 from feast.feature_logging import LoggingConfig, LoggingSource
-from feast.infra.offline_stores.file_source import FileLoggingDestination
+from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
 from feast.infra.offline_stores.offline_store import (
     OfflineStore,
     RetrievalJob,
@@ -32,11 +32,12 @@ from tallystick.offline_store.feast_job import (
     FoldEngine,
     FoldRetrievalJob,
     short_names,
+    spine_between,
     spine_of,
     view_read,
 )
 from tallystick.offline_store.feature_metrics import MetricFiles, feature_metrics, latest_event
-from tallystick.offline_store.places import place_of
+from tallystick.offline_store.files import is_delta, open_source, source_place
 from tallystick.offline_store.pull import Pull
 from tallystick.offline_store.retrieval import as_microseconds
 from tallystick.offline_store.writing import add_file, append
@@ -94,7 +95,7 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
                 feature_views, start_date=kwargs.get("start_date"), end_date=kwargs.get("end_date")
             )
             spine, request_time = (
-                engine.changes_between(reads, start=start, end=end, time=SPINE_TIME, clock=clock),
+                spine_between(engine, reads, start=start, end=end, clock=clock),
                 SPINE_TIME,
             )
         else:
@@ -168,6 +169,25 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
             lambda: cls.engine(config).pull_all(data_source, pull), config=config
         )
 
+    def get_table_column_names_and_types_from_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> Iterable[tuple[str, str]]:
+        """Name of each column of a source, and its type as pyarrow writes it.
+
+        Feast itself looks for a Delta table's relative path elsewhere than in the repo's folder,
+        and reaches no endpoint without TLS.
+
+        Raises:
+            DataError: The source cannot be read.
+        """
+        if isinstance(data_source, FileSource) and is_delta(
+            data_source, source_place(data_source, config.repo_path)
+        ):
+            schema = open_source(data_source, config.repo_path).schema
+            return [(field.name, str(field.type)) for field in schema]
+        found: Iterable[tuple[str, str]] = data_source.get_table_column_names_and_types(config)
+        return found
+
     @staticmethod
     def offline_write_batch(
         config: RepoConfig,
@@ -192,7 +212,9 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
         logging_config: LoggingConfig,
         registry: BaseRegistry,  # noqa: ARG004
     ) -> None:
-        """Add one Parquet file with logged features to the destination's folder.
+        """Add logged features to the destination's folder: one file, or one commit.
+
+        They are there whole or not at all, so the destination's ``partition_by`` has no effect.
 
         Raises:
             DefinitionError: The destination is not a folder of files.
@@ -206,8 +228,11 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
                 hint="Use feast's FileLoggingDestination.",
             )
         table = pq.read_table(data) if isinstance(data, Path) else data
-        endpoint = destination.s3_endpoint_override
-        add_file(table, place_of(destination.path, config.repo_path, endpoint=endpoint))
+        logs = destination.to_data_source()
+        if is_delta(logs, source_place(logs, config.repo_path)):
+            append(logs, table, repo_path=config.repo_path)
+            return
+        add_file(table, source_place(logs, config.repo_path))
 
     @classmethod
     def compute_monitoring_metrics(  # noqa: PLR0917 - Feast's signature

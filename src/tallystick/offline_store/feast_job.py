@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 import pyarrow as pa
 from feast import FeatureView, OnDemandFeatureView
 from feast.data_source import DataSource
+from feast.dqm.errors import ValidationFailed
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
@@ -18,11 +20,14 @@ from feast.saved_dataset import SavedDatasetStorage
 
 from tallystick.errors import DefinitionError, InputError
 from tallystick.fold import VisibilityClock
+from tallystick.offline_store.files import is_delta
 from tallystick.offline_store.history import ViewRead
 from tallystick.offline_store.places import place_of
 from tallystick.offline_store.pull import Pull
-from tallystick.offline_store.writing import put_file
+from tallystick.offline_store.writing import put_dataset
 from tallystick.view import ViewSpec
+
+logger = logging.getLogger(__name__)
 
 SPINE_TIME = "event_timestamp"
 """Feast's name for the request time in an entity DataFrame."""
@@ -88,6 +93,20 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
         self._full_feature_names = full_feature_names
         self._metadata = metadata
 
+    def to_arrow(self, validation_reference: Any = None, timeout: int | None = None) -> pa.Table:
+        """The result as an Arrow table.
+
+        Raises:
+            ValidationFailed: It does not fit the profile of a reference.
+        """
+        table = super().to_arrow(timeout=timeout)
+        if validation_reference is not None:
+            # The profile was taken of such a frame; integers turned to floats would not fit it.
+            report = validation_reference.profile.validate(lossless(table))
+            if not report.is_success:
+                raise ValidationFailed(report)
+        return table
+
     def to_df(self, validation_reference: Any = None, timeout: int | None = None) -> Any:
         """The result as a DataFrame; an integer column with nulls is of pandas' ``Int64``."""
         return lossless(self.to_arrow(validation_reference, timeout))
@@ -120,11 +139,12 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
         allow_overwrite: bool = False,  # noqa: FBT001, FBT002 - Feast's signature
         timeout: int | None = None,
     ) -> None:
-        """Write the result to a file, in one step.
+        """Write the result in one step: to a file, as the one file of a folder, or to a table.
 
         Raises:
             DefinitionError: The storage is no file.
             SavedDatasetLocationAlreadyExists: It is there, and may not be overwritten.
+            DataError: Its folder has other Parquet files.
         """
         if not isinstance(storage, SavedDatasetFileStorage):
             raise DefinitionError(
@@ -135,7 +155,14 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
         place = place_of(options.uri, self._config.repo_path, endpoint=options.s3_endpoint_override)
         if place.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(place))
-        put_file(self.to_arrow(timeout=timeout), place)
+        if is_delta(options, place):
+            from tallystick.offline_store.delta_writing import commit_rows
+
+            rows = self.to_arrow(timeout=timeout)
+            mode: Literal["replace", "create"] = "replace" if allow_overwrite else "create"
+            commit_rows(place, options.uri, rows, mode=mode)
+            return
+        put_dataset(self.to_arrow(timeout=timeout), place)
 
 
 def view_read(view: FeatureView, feature_refs: Sequence[str]) -> ViewRead:
@@ -174,6 +201,39 @@ def spine_of(entity_df: pd.DataFrame | pa.Table | str, engine: FoldEngine) -> tu
         f"The entity rows have no column {SPINE_TIME}, and {len(times)} columns of timestamps.",
         hint=f"Name the request time {SPINE_TIME}.",
     )
+
+
+def spine_between(
+    engine: FoldEngine,
+    reads: Sequence[ViewRead],
+    *,
+    start: datetime,
+    end: datetime,
+    clock: VisibilityClock,
+) -> pa.Table:
+    """Every key at every moment in [start, end] at which a row of it became visible.
+
+    Where there is none although events fall into the range, a warning says so: an empty answer
+    does not tell a backfill, known only since it was loaded, from a range without events.
+    """
+
+    def moments(by: VisibilityClock) -> pa.Table:
+        return engine.changes_between(reads, start=start, end=end, time=SPINE_TIME, clock=by)
+
+    spine = moments(clock)
+    if not spine.num_rows and clock is not VisibilityClock.EVENT:
+        events = moments(VisibilityClock.EVENT).num_rows
+        if events:
+            logger.warning(
+                "No row became visible from %s to %s under the %s clock, but %d events fall into "
+                "this range; set clock: event in offline_store to have rows count from their event "
+                "time on.",
+                start.isoformat(),
+                end.isoformat(),
+                clock.value,
+                events,
+            )
+    return spine
 
 
 def times_parsed(entity_df: pd.DataFrame) -> pd.DataFrame:

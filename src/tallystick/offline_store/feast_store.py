@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from tallystick.offline_store.feast_job import view_read
 from tallystick.offline_store.history import ViewRead
 from tallystick.offline_store.pull import Pull, pull_all, pull_latest
 from tallystick.offline_store.retrieval import changes_between, point_in_time
+from tallystick.offline_store.snapshots import Snapshots
 
 __all__ = ["DuckDBEngine", "DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "view_read"]
 
@@ -45,7 +46,7 @@ class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
 
 
 class DuckDBOfflineStore(FoldOfflineStore):
-    """Parquet files, read by the fold on DuckDB."""
+    """Parquet files and Delta tables, read by the fold on DuckDB."""
 
     @classmethod
     def engine(cls, config: RepoConfig) -> DuckDBEngine:
@@ -66,10 +67,12 @@ class DuckDBEngine:
     Attributes:
         config: What it may take.
         repo_path: Folder from which relative source paths are taken.
+        snapshots: The versions of tables of which its answers to one call of Feast's are made.
     """
 
     config: EngineLimits
     repo_path: Path | str | None
+    snapshots: Snapshots = field(default_factory=Snapshots)
 
     def point_in_time(
         self,
@@ -87,6 +90,7 @@ class DuckDBEngine:
             clock=clock,
             config=self.config,
             repo_path=self.repo_path,
+            snapshots=self.snapshots,
         )
 
     def changes_between(
@@ -107,6 +111,7 @@ class DuckDBEngine:
             clock=clock,
             config=self.config,
             repo_path=self.repo_path,
+            snapshots=self.snapshots,
         )
 
     def pull_latest(self, source: DataSource, pull: Pull) -> pa.Table:

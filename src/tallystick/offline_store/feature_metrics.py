@@ -87,7 +87,7 @@ def feature_metrics(
     connection = connect(config)
     try:
         what = f"the source {files.label}"
-        rows = read_table(connection, rows_sql(files, pull), what=what)
+        rows = read_table(connection, rows_sql(pull.within(files), pull), what=what)
         connection.register("pulled", rows)
         return [
             (_numeric if kind == "numeric" else _categorical)(

@@ -56,7 +56,7 @@ def rows_at(files: SourceFiles, columns: Sequence[str], places: Sequence[Any]) -
         for part in parts:
             first.append(first[-1] + part.num_rows)
         place = pc.add(place, pa.array(first).take(places[0]))
-    whole = pa.concat_tables(parts, promote_options="permissive")
+    whole = pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
     del parts
     for name in names:
         # A column that only files have which are not read, or none at all.
@@ -77,16 +77,26 @@ def _part(files: SourceFiles, at: int, names: Sequence[str]) -> pa.Table:
 
     path, _, _ = files.signature[at]
     try:
-        file = pq.ParquetFile(path, filesystem=files.store.filesystem)
+        file = pq.ParquetFile(
+            path,
+            filesystem=files.store.filesystem,
+            coerce_int96_timestamp_unit=files.int96_unit,
+        )
         have = [name for name in names if name in file.schema_arrow.names]
         rows = file.metadata.num_rows
         # Without any of the columns a table would not know how many rows it has.
         part = file.read(columns=have) if have else pa.table({NO_COLUMN: pa.nulls(rows)})
+        part = files.conformed(part)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{files.store.text(path)} cannot be read: {error}",
             hint="The file is damaged; restore it, or write it again.",
         ) from error
+    for name in have:
+        own, common = part.schema.field(name).type, files.schema.field(name).type
+        if getattr(own, "tz", None) != getattr(common, "tz", None):
+            moments = part[name].cast(pa.timestamp(own.unit, tz=common.tz))
+            part = part.set_column(part.column_names.index(name), name, moments)
     for name, values in files.partitions.items():
         if name in names:
             part = part.append_column(name, pa.repeat(values[at], rows))

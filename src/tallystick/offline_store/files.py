@@ -1,14 +1,15 @@
-"""The Parquet files behind a Feast ``FileSource``: which they are, and what columns they have."""
+"""The files behind a Feast ``FileSource``: which they are, and what columns they have."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from tallystick.errors import DataError, DefinitionError
 from tallystick.offline_store.partitions import Partitions, folder_values, list_sql
@@ -20,12 +21,16 @@ from tallystick.offline_store.places import (
     place_of,
     translated,
 )
+from tallystick.offline_store.snapshots import Snapshots
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 POSITION = ("file_position", "row_position")
 """Columns by which the rows of a source ascend: files by name, then rows within a file."""
+
+DELTA: Final = "DeltaFormat"
+"""Feast's format of a source that is a Delta table."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,15 @@ class SourceFiles:
     store: Store = LOCAL
     partitions: Partitions = field(default_factory=dict)
 
+    are_fixed: ClassVar[bool] = False
+    """Whether no file is ever written under the name of one that was there."""
+
     @property
     def footers(self) -> list[Any]:
         """What each file says of itself: ``pyarrow.parquet.FileMetaData``."""
-        return [footer(self.store, each) for each in self.signature]
+        if self.store.is_local:
+            return [footer(self.store, each) for each in self.signature]
+        return footers_of(self.store, self.signature)
 
     @cached_property
     def rows(self) -> int:
@@ -59,30 +69,58 @@ class SourceFiles:
     @property
     def relation(self) -> str:
         """The files as a DuckDB relation, in source order."""
+        if not self.partitions:
+            return self.read_sql
+        given = ", ".join(list_sql(name, values) for name, values in self.partitions.items())
+        return f"(SELECT *, file_index, file_row_number, {given} FROM {self.read_sql}) AS files"
+
+    @property
+    def read_sql(self) -> str:
+        """DuckDB's call that reads the files, with the columns that they have."""
         paths = ", ".join(
             "'" + self.store.address(path).replace("'", "''") + "'" for path, _, _ in self.signature
         )
         union = ", union_by_name = true" if len(self.signature) > 1 else ""
-        read = f"read_parquet([{paths}], hive_partitioning = false{union})"
-        if not self.partitions:
-            return read
-        given = ", ".join(list_sql(name, values) for name, values in self.partitions.items())
-        return f"(SELECT *, file_index, file_row_number, {given} FROM {read}) AS files"
+        return f"read_parquet([{paths}], hive_partitioning = false{union})"
 
     def only(self, wanted: list[bool]) -> SourceFiles:
         """Some of the files, in their order; the schema stays that of all."""
-        kept = [at for at, is_wanted in enumerate(wanted) if is_wanted]
+        import pyarrow as pa
+
+        mask = pa.array(wanted, pa.bool_())
         return SourceFiles(
             label=self.label,
-            signature=tuple(self.signature[at] for at in kept),
+            signature=tuple(compress(self.signature, wanted)),
             schema=self.schema,
             store=self.store,
-            partitions={name: values.take(kept) for name, values in self.partitions.items()},
+            partitions={name: values.filter(mask) for name, values in self.partitions.items()},
         )
+
+    def told_nulls(self, column: str) -> list[int | None]:  # noqa: ARG002 - nothing tells it here
+        """Nulls of a column in each file, by what is known of it unopened; None for unknown."""
+        return [None] * len(self.signature)
+
+    def told_times(self, column: str) -> list[tuple[int, int] | None]:  # noqa: ARG002 - likewise
+        """Times between which a column is in each file, as :meth:`told_nulls`.
+
+        Both are included, in microseconds since 1970 in UTC.
+        """
+        return [None] * len(self.signature)
+
+    int96_unit: ClassVar[str | None] = None
+    """What Parquet's old times are read in; None for nanoseconds, which do not reach far."""
+
+    def conformed(self, part: pa.Table) -> pa.Table:
+        """Columns of one of the files, in types in which those of all fit together."""
+        return part
 
 
 def open_source(
-    source: Any, repo_path: Path | str | None, *, declared: Mapping[str, str] | None = None
+    source: Any,
+    repo_path: Path | str | None,
+    *,
+    declared: Mapping[str, str] | None = None,
+    snapshots: Snapshots | None = None,
 ) -> SourceFiles:
     """Look up the files of a Feast source.
 
@@ -91,27 +129,36 @@ def open_source(
     an underscore are left out. Where every file is in a folder called ``name=value``, ``name`` is a
     column, unless the files have one of that name.
 
+    A folder that is a Delta table is read as one, whether or not its source says so: what its log
+    does not name does not count.
+
     Args:
         source: A Feast ``FileSource``.
         repo_path: The repo's folder, from which relative paths are taken.
         declared: Column → Feast type, for columns that folders' names give; the others are
             integers, dates or text, by what fits all folders.
+        snapshots: The versions of Delta tables of which the answer is made; None for the newest.
 
     Raises:
         DataError: There is no file, one cannot be read, two differ in a column's type, or a
             folder's name has no value of the declared type.
         DefinitionError: The source is of a kind that is not read here.
+        MissingExtraError: It is a Delta table, and the package for these is not installed.
         UnavailableError: The object store did not answer.
     """
     path = getattr(source, "path", None)
     file_format = type(getattr(source, "file_format", None)).__name__
-    if not path or file_format not in {"NoneType", "ParquetFormat"}:
+    if not path or file_format not in {"NoneType", "ParquetFormat", DELTA}:
         raise DefinitionError(
             f"The source {getattr(source, 'name', source)!r} ({type(source).__name__}, "
-            f"{file_format}) is no Parquet FileSource.",
-            hint="DuckDBOfflineStore reads feast.FileSource with Parquet files.",
+            f"{file_format}) is no FileSource that is read here.",
+            hint="DuckDBOfflineStore reads feast.FileSource with Parquet files or a Delta table.",
         )
     place = source_place(source, repo_path)
+    if is_delta(source, place):
+        from tallystick.offline_store.delta import open_delta
+
+        return (snapshots or Snapshots()).files(place, lambda: open_delta(place, path))
     make_readable(place.store)
     signature = listed(place)
     if not signature:
@@ -136,6 +183,21 @@ def source_place(source: Any, repo_path: Path | str | None) -> Place:
     """
     endpoint = getattr(source, "s3_endpoint_override", None)
     return place_of(source.path, repo_path, endpoint=endpoint)
+
+
+def is_delta(source: Any, place: Place) -> bool:
+    """Whether a source is a Delta table, by its format or by what is at its place.
+
+    Args:
+        source: Has perhaps a ``file_format``, as Feast's sources and storages do.
+        place: Its place.
+
+    Raises:
+        DataError, UnavailableError: The object store refused, or did not answer.
+    """
+    if type(getattr(source, "file_format", None)).__name__ == DELTA:
+        return True
+    return not any(sign in place.path for sign in "*?[") and place.is_delta_table()
 
 
 def listed(place: Place) -> tuple[tuple[str, int, int], ...]:
@@ -208,22 +270,50 @@ def footer(store: Store, file: tuple[str, int, int]) -> Any:
         ) from error
 
 
+def footers_of(store: Store, signature: Sequence[tuple[str, int, int]]) -> list[Any]:
+    """As :func:`footer`, of several files at once."""
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        return list(threads.map(lambda file: footer(store, file), signature))
+
+
 @lru_cache(maxsize=256)
 def common_schema(store: Store, signature: tuple[tuple[str, int, int], ...]) -> pa.Schema:
     """The columns of all files together, the wider type where they differ.
+
+    Times whose zone differs are in UTC.
 
     Raises:
         DataError: A file is not Parquet, or two files do not fit together.
     """
     import pyarrow as pa
 
-    with ThreadPoolExecutor(max_workers=16) as threads:
-        footers = list(threads.map(lambda file: footer(store, file), signature))
-    schemas = [each.schema.to_arrow_schema().remove_metadata() for each in footers]
+    footers = footers_of(store, signature)
+    schemas = _in_utc([each.schema.to_arrow_schema().remove_metadata() for each in footers])
     try:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
         raise _unlike(store, signature, schemas, error) from error
+
+
+def _in_utc(schemas: list[pa.Schema]) -> list[pa.Schema]:
+    """Schemas in which a time column has one zone, UTC where files have several.
+
+    A time with a zone is the same moment in any. One without stays apart: beside the others nobody
+    knows whether it is UTC, or a clock of the zone of its writer.
+    """
+    import pyarrow as pa
+
+    zones: dict[str, set[str]] = {}
+    for column in (column for schema in schemas for column in schema):
+        if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+            zones.setdefault(column.name, set()).add(column.type.tz)
+
+    def alike(column: pa.Field) -> pa.Field:
+        if len(zones.get(column.name, ())) <= 1 or getattr(column.type, "tz", None) is None:
+            return column
+        return column.with_type(pa.timestamp(column.type.unit, tz="UTC"))
+
+    return [pa.schema([alike(column) for column in schema]) for schema in schemas]
 
 
 def _unlike(

@@ -19,6 +19,7 @@ from tallystick.offline_store.columns import (
 )
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
 from tallystick.offline_store.pruning import Span, bounds_of, bounds_sql, have_no_nulls, pruned
+from tallystick.offline_store.snapshots import Snapshots
 from tallystick.view import NO_ENTITY_KEY, Column, ViewSpec
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class History:
         types: Arrow type of each feature in the answer.
         files: Where it comes from.
         whole: The source with all its files.
-        whole_sql: The relation with all rows of the source.
+        whole_sql: Makes the relation with all rows of the source.
         what: Its name in messages.
     """
 
@@ -101,7 +102,7 @@ class History:
     types: tuple[pa.DataType, ...]
     files: SourceFiles
     whole: SourceFiles
-    whole_sql: str
+    whole_sql: Callable[[], str]
     what: str
 
     position = POSITION
@@ -128,6 +129,7 @@ def open_history(
     clock: VisibilityClock,
     repo_path: Path | str | None,
     span: Span | None = None,
+    snapshots: Snapshots | None = None,
 ) -> History:
     """Check a view's source against its definition, and say how to read it.
 
@@ -137,6 +139,7 @@ def open_history(
         repo_path: Folder from which relative source paths are taken.
         span: The requests that are to be answered; files and row groups that cannot matter to them
             are not read. None for the whole history.
+        snapshots: The versions of tables of which the answer is made; None for the newest.
 
     Raises:
         DataError: A file or column is missing or has a type that the declared one cannot come from,
@@ -148,7 +151,12 @@ def open_history(
         return open_journal(read, repo_path)
     original = {new: old for old, new in read.spec.field_mapping.items()}
     try:
-        files = open_source(read.source, repo_path, declared=declared_columns(read, original))
+        files = open_source(
+            read.source,
+            repo_path,
+            declared=declared_columns(read, original),
+            snapshots=snapshots,
+        )
     except (DataError, DefinitionError) as error:
         what = f"View {read.spec.name}: {error.what}"
         raise type(error)(what, error.problems, hint=error.hint) from error
@@ -219,7 +227,8 @@ def history_of(
     return History(
         sql=rows_sql(files, condition),
         whole=whole,
-        whole_sql=rows_sql(whole, "true"),
+        # Made when it is asked for: it may have to open every file.
+        whole_sql=lambda: rows_sql(whole, "true"),
         keys=tuple(keys),
         values=tuple(values),
         columns=tuple(original.get(name, name) for name in read.columns),
@@ -329,7 +338,7 @@ def require_placed(
     if have_no_nulls(history.whole, [original.get(name, name) for name in columns.values()]):
         return
     counted = ", ".join(f"count(*) - count({column}) AS {column}" for column in columns)
-    nulls = run(f"SELECT {counted} FROM {history.whole_sql} AS history").to_pylist()[0]
+    nulls = run(f"SELECT {counted} FROM {history.whole_sql()} AS history").to_pylist()[0]
     problems = [
         Problem(f"column {name}", "a time in every row", f"{nulls[column]} nulls")
         for column, name in columns.items()

@@ -17,13 +17,14 @@ Partitions = Mapping[str, Any]
 NULL_FOLDER: Final = "__HIVE_DEFAULT_PARTITION__"
 """How Hive writes null as a folder's name."""
 
-_SQL_TYPES: Final = {
+SQL_TYPES: Final = {
     "integer": "BIGINT",
     "float": "DOUBLE",
     "bool": "BOOLEAN",
     "text": "VARCHAR",
     "time": "TIMESTAMP",
 }
+"""Family of values → the type in which DuckDB holds them."""
 
 
 def folder_values(
@@ -76,7 +77,7 @@ def list_sql(name: str, values: Any) -> str:
         "NULL" if one is None else "'" + str(one).replace("'", "''") + "'"
         for one in values.to_pylist()
     ]
-    kind = _SQL_TYPES[family(values.type)]
+    kind = SQL_TYPES[family(values.type)]
     return (
         f"CAST([{', '.join(texts)}] AS {kind}[])[CAST(file_index AS BIGINT) + 1] AS {quoted(name)}"
     )

@@ -104,6 +104,15 @@ class Place:
             (info,) = self.store.filesystem.get_file_info([self.path])
         return bool(info.type.name != "NotFound")
 
+    def is_delta_table(self) -> bool:
+        """Whether it is the folder of a Delta table."""
+        log = f"{self.path}/_delta_log"
+        if self.store.is_local:
+            return Path(log).is_dir()
+        with translated(str(self)):
+            (info,) = self.store.filesystem.get_file_info([log])
+        return bool(info.type.name == "Directory")
+
     def is_folder(self) -> bool:
         """Whether it is a folder; in an object store, where folders need not be made, by name."""
         if self.store.is_local:

@@ -8,7 +8,7 @@ rows are kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -106,13 +106,24 @@ def bounds_sql(bounds: Mapping[str, Bounds]) -> str:
 
 
 def pruned(files: SourceFiles, bounds: Mapping[str, Bounds]) -> SourceFiles:
-    """The files that may have rows within all bounds; one of them is always kept."""
+    """The files that may have rows within all bounds; of some, one is always kept."""
+    # What is known of files unopened comes first, so that only the others are opened.
+    unopened = _within(files, bounds, files.told_times)
+    return _within(unopened, bounds, lambda column: _file_times(unopened, column))
+
+
+def _within(
+    files: SourceFiles,
+    bounds: Mapping[str, Bounds],
+    times_of: Callable[[str], list[tuple[int, int] | None]],
+) -> SourceFiles:
     wanted = [True] * len(files.signature)
     for column, each in bounds.items():
-        for at, times in enumerate(_file_times(files, column)):
+        told = _folder_times(files, column) or times_of(column)
+        for at, times in enumerate(told):
             if times is not None and not _meets(times, each):
                 wanted[at] = False
-    if not any(wanted):
+    if wanted and not any(wanted):
         wanted[0] = True
     return files if all(wanted) else files.only(wanted)
 
@@ -126,12 +137,21 @@ def have_no_nulls(files: SourceFiles, columns: Sequence[str]) -> bool:
             if files.partitions[column].null_count:
                 return False
             continue
-        for footer in files.footers:
-            at = _place_of(footer, column)
-            for group in range(footer.num_row_groups):
-                statistics = None if at is None else footer.row_group(group).column(at).statistics
-                if statistics is None or not statistics.has_null_count or statistics.null_count:
-                    return False
+        told = files.told_nulls(column)
+        if any(told):
+            return False
+        untold = files.only([nulls is None for nulls in told]) if 0 in told else files
+        if not all(_has_no_null(footer, column) for footer in untold.footers):
+            return False
+    return True
+
+
+def _has_no_null(footer: Any, column: str) -> bool:
+    at = _place_of(footer, column)
+    for group in range(footer.num_row_groups):
+        statistics = None if at is None else footer.row_group(group).column(at).statistics
+        if statistics is None or not statistics.has_null_count or statistics.null_count:
+            return False
     return True
 
 
@@ -144,10 +164,15 @@ def _meets(times: tuple[int, int], bounds: Bounds) -> bool:
 
 def _file_times(files: SourceFiles, column: str) -> list[tuple[int, int] | None]:
     """First and last time of a column in each file; None where the file does not say them."""
-    if column in files.partitions:
-        values = files.partitions[column].cast("int64").to_pylist()
-        return [None if value is None else (value, value) for value in values]
     return [_times_in(footer, column) for footer in files.footers]
+
+
+def _folder_times(files: SourceFiles, column: str) -> list[tuple[int, int] | None] | None:
+    """As :func:`_file_times`, of a column that folders' names give; None for another."""
+    if column not in files.partitions:
+        return None
+    values = files.partitions[column].cast("int64").to_pylist()
+    return [None if value is None else (value, value) for value in values]
 
 
 def _times_in(footer: Any, column: str) -> tuple[int, int] | None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from tallystick.clock import to_us
 from tallystick.errors import DataError, Problem
 from tallystick.fold import latest_sql
-from tallystick.offline_store.columns import DUCKDB, Dialect, converted, fits
+from tallystick.offline_store.columns import DUCKDB, Dialect, converted, family, fits
 from tallystick.offline_store.connection import EngineLimits, connect, read_table
 from tallystick.offline_store.files import POSITION, SourceFiles, open_source
 from tallystick.offline_store.history import NO_TIME
+from tallystick.offline_store.pruning import Bounds, pruned
 from tallystick.offline_store.retrieval import as_times
 from tallystick.offline_store.steady import read_steadily
 from tallystick.view import NO_ENTITY_KEY
@@ -47,6 +48,14 @@ class Pull:
         """Conditions on ``event_us``."""
         bounds = [f"event_us >= {to_us(self.start)}"] if self.start is not None else []
         return bounds + ([f"event_us <= {to_us(self.end)}"] if self.end is not None else [])
+
+    def within(self, files: SourceFiles) -> SourceFiles:
+        """The files of the source that may have such rows."""
+        at = files.schema.get_field_index(self.event)
+        if at < 0 or family(files.schema.field(at).type) != "time":
+            return files
+        first, last = (None if each is None else to_us(each) for each in (self.start, self.end))
+        return pruned(files, {self.event: Bounds(first, last)})
 
 
 def pull_latest(
@@ -95,7 +104,9 @@ def _pulled(
             connection.close()
         return answered(found, files, pull)
 
-    return read_steadily(lambda: open_source(source, repo_path), lambda files: [files], read)
+    return read_steadily(
+        lambda: pull.within(open_source(source, repo_path)), lambda files: [files], read
+    )
 
 
 def latest_rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:

@@ -18,8 +18,6 @@ from tallystick.fold import (
     PRESENT,
     VisibilityClock,
     as_of_sql,
-    quoted,
-    ranked_sql,
     values_sql,
 )
 from tallystick.offline_store.columns import (
@@ -39,8 +37,8 @@ from tallystick.offline_store.history import (
     require_times,
     typed,
 )
-from tallystick.offline_store.kept import KeptHistory, kept_histories
 from tallystick.offline_store.pruning import span_of
+from tallystick.offline_store.snapshots import Snapshots
 from tallystick.offline_store.steady import read_steadily
 
 if TYPE_CHECKING:
@@ -59,6 +57,7 @@ def point_in_time(
     config: EngineLimits | None = None,
     repo_path: Path | str | None = None,
     with_times: bool = False,
+    snapshots: Snapshots | None = None,
 ) -> pa.Table:
     """The features of every row of a spine at its request time.
 
@@ -72,6 +71,7 @@ def point_in_time(
         with_times: Add, per view, the winning row's ``view__event_time`` and
             ``view__created_time`` (timestamp[us, UTC], also where it is too old) and
             ``view__status`` (``PRESENT``, ``NOT_FOUND`` or ``OUTSIDE_MAX_AGE``).
+        snapshots: The versions of tables of which the answer is made; None for the newest.
 
     Returns:
         The spine, untouched and in its order, one row per row, and after it ``view__feature`` per
@@ -82,6 +82,7 @@ def point_in_time(
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
     check_spine(spine, request_time, reads, with_times=with_times)
+    shared = snapshots or Snapshots()
 
     def answered(read: ViewRead) -> dict[str, Any]:
         return _answer(
@@ -91,6 +92,7 @@ def point_in_time(
             config=config,
             repo_path=repo_path,
             with_times=with_times,
+            snapshots=shared,
         )
 
     answer = spine
@@ -114,11 +116,14 @@ def _answer(
     config: EngineLimits | None,
     repo_path: Path | str | None,
     with_times: bool,
+    snapshots: Snapshots,
 ) -> dict[str, Any]:
     """What one view answers: feature, or ``event_time`` and so on → its column."""
     span = span_of(keys["request_us"], with_times=with_times)
     return read_steadily(
-        lambda: open_history(read, clock=clock, repo_path=repo_path, span=span),
+        lambda: open_history(
+            read, clock=clock, repo_path=repo_path, span=span, snapshots=snapshots
+        ),
         lambda history: [history.files],
         lambda history: _answer_of(
             history, keys, read, clock=clock, config=config, with_times=with_times
@@ -223,6 +228,7 @@ def changes_between(
     clock: VisibilityClock,
     config: EngineLimits | None = None,
     repo_path: Path | str | None = None,
+    snapshots: Snapshots | None = None,
 ) -> pa.Table:
     """A spine of all moments at which some view may have changed for some key.
 
@@ -234,6 +240,7 @@ def changes_between(
         clock: When a row counts as visible; what became visible is a change.
         config: What the engine may take; None for all of the machine.
         repo_path: Folder from which relative source paths are taken.
+        snapshots: As for :func:`point_in_time`, which may go on with them.
 
     Returns:
         Each combination of keys and moment once, ordered by moment, then by keys. A key that a view
@@ -243,6 +250,7 @@ def changes_between(
     Raises:
         DataError: A source does not fit its view, or lacks the time that the clock asks for.
     """
+    shared = snapshots or Snapshots()
 
     def found(histories: Sequence[History]) -> pa.Table:
         sql = changes_sql(reads, histories, start_us=to_us(start), end_us=to_us(end))
@@ -254,7 +262,8 @@ def changes_between(
 
     rows = read_steadily(
         lambda: [
-            open_history(read, clock=clock, repo_path=repo_path) for read in that_change(reads)
+            open_history(read, clock=clock, repo_path=repo_path, snapshots=shared)
+            for read in that_change(reads)
         ],
         lambda histories: [history.files for history in histories],
         found,
@@ -343,8 +352,16 @@ def check_spine(
         raise InputError("The spine cannot be used.", problems)
 
 
-def spine_keys(spine: pa.Table, request_time: str, read: ViewRead) -> pa.Table:
+def spine_keys(
+    spine: pa.Table, request_time: str, read: ViewRead, *, first_row: int = 0
+) -> pa.Table:
     """The spine as the fold reads it: ``key_0…``, ``request_us`` and ``spine_row``.
+
+    Args:
+        spine: All rows of the spine, or some that follow each other.
+        request_time: The spine's column of request times.
+        read: The view whose keys are wanted.
+        first_row: The number of the first of them.
 
     Raises:
         InputError: An integer key holds a fraction or is out of range.
@@ -366,7 +383,7 @@ def spine_keys(spine: pa.Table, request_time: str, read: ViewRead) -> pa.Table:
     if not columns:
         columns["key_0"] = pa.array([0] * rows, pa.int64())
     columns["request_us"] = as_microseconds(spine[request_time])
-    columns["spine_row"] = pa.array(np.arange(rows))
+    columns["spine_row"] = pa.array(np.arange(first_row, first_row + rows))
     return pa.table(columns)
 
 
@@ -383,117 +400,3 @@ def as_times(microseconds: Any) -> Any:
     import pyarrow as pa
 
     return microseconds.cast(pa.timestamp("us", tz="UTC"))
-
-
-def visible_between(
-    read: ViewRead,
-    *,
-    after: datetime | None,
-    until: datetime,
-    clock: VisibilityClock,
-    config: EngineLimits | None = None,
-    repo_path: Path | str | None = None,
-) -> pa.Table:
-    """What an online store has to be told: rows that became visible in (after, until].
-
-    Made to be called again and again: a history is sorted by visibility once, kept in memory (all
-    of them up to ``kept.KEPT_BYTES_MAX``), and read anew only when its files change.
-
-    Args:
-        read: The view; its ``name`` and ``key_map`` do not matter here.
-        after: Excluded; None for the beginning.
-        until: Included.
-        clock: When a row counts as visible.
-        config: What the engine may take; None for all of the machine.
-        repo_path: Folder from which relative source paths are taken.
-
-    Returns:
-        One row per key, the winner of these rows: the key columns, the features in their declared
-        types, ``event_time`` and ``created_time`` (timestamp[us, UTC]). Rows with a null key are
-        left out. In the order in which they became visible.
-
-    Raises:
-        DataError: A source does not fit its view, or lacks the time that the clock asks for.
-    """
-    kept = read_steadily(
-        lambda: open_history(read, clock=clock, repo_path=repo_path),
-        lambda history: [history.files],
-        lambda history: kept_histories.get(
-            (read.spec.definition_hash, read.columns, history.sql),
-            history.files.signature,
-            lambda: keep(history, read, clock, config),
-        ),
-    )
-    return kept.winners(after_us=None if after is None else to_us(after), until_us=to_us(until))
-
-
-def keep(
-    history: History, read: ViewRead, clock: VisibilityClock, config: EngineLimits | None
-) -> KeptHistory:
-    """Read a history into memory, sorted and ranked."""
-    connection = connect(config)
-    try:
-        require_times(connection, history, read, clock)
-        sql = ranked_sql(history.sql, keys=history.keys, position=history.position)
-        found = read_table(connection, sql, what=history.what)
-    finally:
-        connection.close()
-    return KeptHistory(
-        rows=named(found, history, read),
-        visible_us=found["visible_us"].to_numpy(),
-        key=found["fold_key"].to_numpy(),
-        rank=found["fold_rank"].to_numpy(),
-    )
-
-
-def named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:
-    """Rows of a history under the view's own names and types.
-
-    Raises:
-        InputError: A key or feature bears a name that the answer needs.
-    """
-    import pyarrow as pa
-
-    taken = {"event_time", "created_time"} & {*read.spec.key_names, *read.columns}
-    if taken:
-        raise InputError(
-            f"View {read.spec.name} has columns named {' and '.join(sorted(taken))}.",
-            hint="Rename them: these names stand for the row's own times.",
-        )
-    keys = {
-        key.name: converted(found[f"key_{at}"], arrow_type(key.dtype), where=f"Key {key.name}")
-        for at, key in enumerate(read.keys)
-    }
-    return pa.table(
-        {
-            **keys,
-            **typed(found, history, read),
-            "event_time": as_times(found["event_us"]),
-            "created_time": as_times(found[history.created]),
-        }
-    )
-
-
-def history_sql(
-    read: ViewRead, *, clock: VisibilityClock, repo_path: Path | str | None = None
-) -> str:
-    """A query for the whole history of a view, to be run on a connection by ``connect``.
-
-    Its columns: the keys and features under their own names, ``event_time`` and ``created_time``
-    (TIMESTAMPTZ), ``visible_us`` (microseconds since 1970 in UTC), ``file_position`` and
-    ``row_position`` (ascending in source order).
-
-    Raises:
-        DataError: A source does not fit its view, or lacks the time that the clock asks for.
-    """
-    history = open_history(read, clock=clock, repo_path=repo_path)
-    names = [*(key.name for key in read.keys), *read.columns]
-    inner = [*(history.keys if read.keys else ()), *history.values]
-    columns = [
-        *(f"{old} AS {quoted(new)}" for old, new in zip(inner, names, strict=True)),
-        "make_timestamptz(event_us) AS event_time",
-        f"make_timestamptz({history.created}) AS created_time",
-        "visible_us",
-        *history.position,
-    ]
-    return f"SELECT {', '.join(columns)} FROM {history.sql} AS history"

@@ -138,7 +138,7 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
     return ServedHistory(
         sql=sql,
         whole=files,
-        whole_sql=sql,
+        whole_sql=lambda: sql,
         keys=names,
         values=tuple(values),
         columns=tuple(stored),

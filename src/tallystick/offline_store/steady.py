@@ -58,6 +58,8 @@ def _changed(sources: Sequence[SourceFiles]) -> list[str]:
     """Files that are not as they were when their source was opened."""
     found = []
     for source in sources:
+        if source.are_fixed:
+            continue
         paths = [path for path, _, _ in source.signature]
         with translated(source.label):
             infos = source.store.filesystem.get_file_info(paths)

@@ -1,23 +1,26 @@
-"""Writing Parquet so that no reader ever sees half a file, and no write gets lost."""
+"""Writing so that no reader ever sees half of it, and no write gets lost."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import SystemClock
 from tallystick.errors import DataError, Problem
+from tallystick.files import replacing
 from tallystick.offline_store.columns import converted
-from tallystick.offline_store.files import listed, open_source, source_place
+from tallystick.offline_store.files import is_delta, listed, open_source, source_place
 from tallystick.offline_store.places import Place, translated
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+DATASET_FILE: Final = "dataset.parquet"
+"""Name of the file of a dataset that is a folder."""
 
 
 def write_file(table: pa.Table, path: Path) -> None:
@@ -27,25 +30,8 @@ def write_file(table: pa.Table, path: Path) -> None:
     """
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replacing(path) as draft:
         pq.write_table(table, draft)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have a folder's names survive a loss of power."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def put_file(table: pa.Table, place: Place) -> None:
@@ -84,12 +70,37 @@ def add_file(table: pa.Table, folder: Place) -> Place:
     return place
 
 
+def put_dataset(table: pa.Table, place: Place) -> None:
+    """Write a dataset whole; one that was there is replaced.
+
+    As with Feast's stores a path is a file if it ends in ``.parquet``, and else a folder, which
+    gets one file.
+
+    Raises:
+        DataError: The folder has Parquet files of others, or the object store refused.
+        UnavailableError: The object store did not answer.
+    """
+    found = listed(place)
+    is_file = place.path.endswith(".parquet") or place.path in {path for path, _, _ in found}
+    if is_file and not (place.store.is_local and place.is_folder()):
+        put_file(table, place)
+        return
+    file = Place(place.store, f"{place.path}/{DATASET_FILE}")
+    if any(path != file.path for path, _, _ in found):
+        raise DataError(
+            f"A dataset cannot be saved to {place}: the folder has other Parquet files, which "
+            "would be read as part of it.",
+            hint="Name a folder of its own, or remove them.",
+        )
+    put_file(table, file)
+
+
 def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> None:
     """Append rows to a Feast ``FileSource``.
 
-    A folder gets one more file. A single file is written anew with the rows at its end, under a
-    lock that all writers of this kind respect; readers see the old file or the new one. In an
-    object store, where there are no locks, the path has to be a folder.
+    A folder gets one more file, a Delta table one more commit. A single file is written anew with
+    the rows at its end, under a lock that all writers of this kind respect; readers see the old
+    file or the new one. In an object store, where there are no locks, the path has to be a folder.
 
     Args:
         source: Its path is a file or a folder; a path without a file yet makes one.
@@ -99,12 +110,23 @@ def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> Non
     Raises:
         DataError: The columns do not fit, or the path is a glob, a folder of partitions, or a file
             in an object store.
+        MissingExtraError: It is a Delta table, and the package for these is not installed.
         UnavailableError: The object store did not answer.
     """
     import pyarrow as pa
 
     place = source_place(source, repo_path)
     mapping: Mapping[str, str] = source.field_mapping or {}
+    if is_delta(source, place):
+        from tallystick.offline_store.delta_writing import commit_rows
+
+        commit_rows(
+            place,
+            source.path,
+            table,
+            fitted=lambda rows, schema: fitted_to(schema, rows, mapping, source.path),
+        )
+        return
     if any(sign in source.path for sign in "*?["):
         raise DataError(
             f"Rows cannot be written to {source.path}: a glob does not say into which file.",
@@ -145,7 +167,25 @@ def fitted(
             f"{', '.join(files.partitions)}, and rows for several could not be added in one step.",
             hint="Write them to the folder of their partition.",
         )
-    schema = files.schema
+    return fitted_to(files.schema, table, mapping, source.path)
+
+
+def fitted_to(
+    schema: pa.Schema, table: pa.Table, mapping: Mapping[str, str], label: str
+) -> pa.Table:
+    """Rows in the columns, order and types of a schema.
+
+    Args:
+        schema: What they are to be.
+        table: The rows, under the schema's names or those that ``mapping`` gives.
+        mapping: Name in the schema → name in the rows.
+        label: What the schema is of, for messages.
+
+    Raises:
+        DataError: With every column that is missing or not in the schema.
+    """
+    import pyarrow as pa
+
     names = {
         name: name if name in table.column_names else mapping.get(name, name)
         for name in schema.names
@@ -157,15 +197,13 @@ def fitted(
         *(Problem(f"column {name}", "no column of this name", "a column") for name in extra),
     ]
     if problems:
-        raise DataError(f"The rows do not fit the source {source.path}.", problems)
+        raise DataError(f"The rows do not fit the source {label}.", problems)
     columns = {
         field.name: converted(
-            table[names[field.name]], field.type, where=f"Column {field.name} for {source.path}"
+            table[names[field.name]], field.type, where=f"Column {field.name} for {label}"
         )
         for field in schema
     }
-    import pyarrow as pa
-
     return pa.table(columns, schema=schema)
 
 

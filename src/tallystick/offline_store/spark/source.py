@@ -14,7 +14,13 @@ from urllib.parse import unquote
 from tallystick.dtypes import arrow_type
 from tallystick.errors import DefinitionError
 from tallystick.offline_store.columns import Dialect, family
-from tallystick.offline_store.files import SourceFiles, common_schema, open_source
+from tallystick.offline_store.files import (
+    SourceFiles,
+    common_schema,
+    is_delta,
+    open_source,
+    source_place,
+)
 from tallystick.offline_store.places import LOCAL
 from tallystick.offline_store.spark.session import in_spark
 
@@ -91,6 +97,11 @@ def open_rows(session: Any, source: Any, repo_path: Path | str | None) -> SparkR
     """
     if type(source).__name__ == "SparkSource":
         return _spark_rows(session, source)
+    if is_delta(source, source_place(source, repo_path)):
+        raise DefinitionError(
+            f"Spark does not read the FileSource {source.path}: it is a Delta table.",
+            hint="Declare it as a SparkSource with its path and file_format='delta'.",
+        )
     files = open_source(source, repo_path)
     if files.store != LOCAL or files.partitions:
         raise DefinitionError(

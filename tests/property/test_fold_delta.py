@@ -1,0 +1,119 @@
+"""The fold over Delta tables against an oracle that looks at every row for every request."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fold_oracle import (
+    FEATURES,
+    START_US,
+    TYPES,
+    clocks,
+    histories,
+    oracle,
+    same,
+    source_table,
+    spine_table,
+    spines,
+    ttls,
+    view_read,
+)
+from tallystick.clock import from_us
+from tallystick.offline_store import point_in_time, retrieval, visible_between
+from tallystick.offline_store.delta_writing import commit_rows
+from tallystick.offline_store.places import LOCAL, Place
+
+SOME = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+keys = st.sampled_from([("text",), ("number",), ("text", "number"), ()])
+
+
+def write_delta(history, folder, cut, partition):
+    """One commit, or two whose rows follow each other; and one more that is undone."""
+    place = Place(LOCAL, str(Path(folder, "table")))
+    table = source_table(history)
+    if partition is not None:
+        write_deltalake(
+            place.path, table.schema.empty_table(), partition_by=partition, mode="append"
+        )
+    for piece in [table] if cut is None else [table.slice(0, cut), table.slice(cut)]:
+        commit_rows(place, "it", piece)
+        # The log orders files by milliseconds.
+        time.sleep(0.002)
+    if history:
+        version = DeltaTable(place.path).version()
+        commit_rows(place, "it", table)
+        DeltaTable(place.path).restore(version)
+    return place.path
+
+
+def check(answer, history, spine, shape, *, with_times):
+    key, clock, ttl = shape
+    assert {name: answer.schema.field(f"s__{name}").type for name in FEATURES} == TYPES
+    for request, got in zip(spine, answer.to_pylist(), strict=True):
+        row, status = oracle(history, request, key=key, clock=clock, ttl=ttl)
+        if with_times:
+            assert got["s__status"] == status
+            event = None if row is None else from_us(row["event"] + START_US)
+            assert got["s__event_time"] == event
+        for name in FEATURES:
+            want = row[name] if status == "PRESENT" else None
+            assert same(got[f"s__{name}"], want), (name, request)
+
+
+@pytest.mark.parametrize("with_times", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.125])
+@SOME
+@given(
+    history=histories,
+    spine=spines,
+    shape=st.tuples(
+        keys,
+        clocks,
+        ttls,
+        st.none() | st.integers(0, 25),
+        st.sampled_from([None, "text", "number"]),
+    ),
+)
+def test_every_request_gets_what_looking_at_all_rows_gives(
+    share, with_times, history, spine, shape
+):
+    key, clock, ttl, cut, by = shape
+    # Rows that tie in everything have an order within a file alone.
+    partition = by if by in key else None
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "FETCHED_SHARE", share)
+        read = view_read(write_delta(history, folder, cut, partition), key, ttl)
+        table = spine_table(spine)
+        answer = point_in_time(
+            spine=table, request_time="at", reads=[read], clock=clock, with_times=with_times
+        )
+    assert answer.select(table.column_names).equals(table)
+    check(answer, history, spine, (key, clock, ttl), with_times=with_times)
+
+
+@SOME
+@given(history=histories, clock=clocks, until=st.sampled_from([0, 1, 8, 10**6]))
+def test_what_an_online_store_is_told_is_the_fold(history, clock, until):
+    with tempfile.TemporaryDirectory() as folder:
+        read = view_read(write_delta(history, folder, 3, None), ("text", "number"))
+        rows = visible_between(read, after=None, until=from_us(until + START_US), clock=clock)
+    names = {(row["text"], row["number"]) for row in history} - {
+        (row["text"], row["number"]) for row in history if None in (row["text"], row["number"])
+    }
+    told = {(row["text"], row["number"]): row for row in rows.to_pylist()}
+    for text, number in names:
+        request = {"text": text, "number": number, "at": until}
+        want, _ = oracle(history, request, key=("text", "number"), clock=clock, ttl=None)
+        got = told.pop((text, number), None)
+        assert (got is None) == (want is None)
+        assert want is None or all(same(got[name], want[name]) for name in FEATURES)
+    assert told == {}
