@@ -9,8 +9,9 @@ types are exact, and an old record stays readable by the contract that lies besi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -189,7 +190,7 @@ def unpacked(payload: bytes | memoryview) -> list[Laid]:
 
     try:
         return [
-            Laid(len(rows) if rows else len(columns[0]), rows, columns)
+            Laid(len(rows) or (len(columns[0]) if columns else 0), rows, columns)
             for rows, columns in _decoder().decode(payload)
         ]
     except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
@@ -219,10 +220,12 @@ class RecordLayout:
         names = [*_OF_REQUEST, *_OF_ROW]
         names += [name for name in self.schema.names if name not in names]
         self._places = [names.index(name) for name in self.schema.names]
-        texts = {
-            f"feature.{name}" for name, dtype in inputs.value_columns.items() if dtype in JSON_TEXT
+        converts = {
+            f"feature.{name}": _converter(dtype) for name, dtype in inputs.value_columns.items()
         }
-        self._converts = [json_text if name in texts else None for name in self.schema.names]
+        for prefix, columns in (("entity", inputs.entity_keys), ("request", inputs.request_fields)):
+            converts |= {f"{prefix}.{each.name}": _converter(each.dtype) for each in columns}
+        self._converts = [converts.get(name) for name in self.schema.names]
 
     def lay(self, part: Predictions) -> Laid:
         """Lay out the predictions of one request; within the request, and so quick."""
@@ -278,9 +281,31 @@ class RecordLayout:
         for field, place, convert in zip(self.schema, self._places, self._converts, strict=True):
             column = columns[place]
             if convert is not None:
-                column = list(map(convert, plain(column)))
+                column = convert(column)
             arrays.append(pa.array(column, type=field.type))
         return pa.record_batch(arrays, schema=self.schema)
+
+
+def _converter(dtype: str) -> Callable[[Any], Any] | None:
+    """What makes of a column of a type what Arrow takes; None if Arrow takes it as it is."""
+    if dtype in JSON_TEXT:
+        return _texts
+    return _moments if dtype.startswith("UNIX_TIMESTAMP") else None
+
+
+def _texts(column: Any) -> list[str | None]:
+    return list(map(json_text, plain(column)))
+
+
+def _moments(column: Any) -> Any:
+    """Times; MessagePack has those without a zone as text."""
+    return list(map(_moment, column)) if isinstance(column, list | tuple) else column
+
+
+def _moment(value: Any) -> Any:
+    if isinstance(value, str):
+        return datetime.fromisoformat(value)
+    return list(map(_moment, value)) if isinstance(value, list) else value
 
 
 def _together(parts: Sequence[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
