@@ -13,7 +13,7 @@ PACKAGES := src serving training monitoring simulation
 CODE     := $(PACKAGES) feature_repo tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-spark lint format bench bench-online bench-log bench-offline lock clean
+.PHONY: help setup data demo test test-kills test-spark lint format bench bench-online bench-log bench-offline lock clean
 
 help:  ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ demo: $(READY) data  ## Play the year: serve, log, audit, decide, retrain
 
 test: $(READY) data  ## Run every test
 	@$(BIN)/python -m pytest
+
+test-kills: $(READY)  ## Kill the log's workers and compactors 200 times
+	@LOG_KILLS=200 $(BIN)/python -m pytest tests/integration/test_log_kills.py
 
 test-spark: $(SPARK)  ## Run the tests that need Spark
 	@$(BIN)/python -m pytest -m spark tests/contract

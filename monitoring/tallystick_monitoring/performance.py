@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tallystick.clock import to_us
 from tallystick.contract import ModelContract
+from tallystick.logged_labels import LoggedLabels, labels_of, logged_as
 from tallystick.metrics import CLIP, log_losses, scores, slice_labels, slice_scores
-from tallystick.prediction_log.reader import LogPart, read_labels, read_log
+from tallystick.prediction_log.reader import LogPart, read_log
 from tallystick.records import Incident, PerformanceReport, load_records
 from tallystick.repo import Repo
-from tallystick.truth import known_labels
 from tallystick_monitoring.evidence import microseconds
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LOOK_BACK = timedelta(days=28)
 """Requests older than this say little of how the model does now."""
 
 LABELLED_MIN = 200
 """Labelled requests without which a gain is not estimated."""
+
+DELAY_HOURS = (1, 2, 4, 8, 12, 24, 48, 96, 168, 336, 720)
+"""Hours after a request at which the share of known labels is told."""
+
+HOUR_US = 3_600_000_000
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
@@ -51,16 +53,17 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
     requests = sum(part.table.num_rows for part in parts)
     if not requests:
         return PerformanceReport(start=start, end=end, requests=0, labelled=0)
-    labels = [labels_of(repo, part, at=at) for part in parts]
+    known = [labels_of(repo, part, at=at) for part in parts]
+    labels = [each.values for each in known]
     outcomes, predictions, _ = _pairs(parts, labels)
     incidents = load_records(repo.state_dir, Incident, model=contract.model)
     mine = [
-        (part, _outside(incidents, part, known))
-        for part, known in zip(parts, labels, strict=True)
+        (part, _outside(incidents, part, outcome))
+        for part, outcome in zip(parts, labels, strict=True)
         if part.contract.contract_hash == contract.contract_hash
     ]
     gain, error = recalibration_gain(
-        *_pairs([part for part, _ in mine], [known for _, known in mine])
+        *_pairs([part for part, _ in mine], [outcome for _, outcome in mine])
     )
     return PerformanceReport(
         start=start,
@@ -75,6 +78,7 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
             for name in contract.slices
             if (found := _slice(parts, labels, name, outcomes, predictions))
         },
+        label_delays=label_delays(parts, known, matures_after_us=contract.label.matures_after_us),
         gain_per_request=gain,
         gain_standard_error=error,
     )
@@ -86,56 +90,39 @@ def _columns(contract: ModelContract) -> list[str]:
     return list(
         dict.fromkeys(
             ["prediction_id", "request_time", "prediction"]
-            + [_logged_as(contract, name) for name in names]
+            + [logged_as(contract, name) for name in names]
         )
     )
 
 
-def _logged_as(contract: ModelContract, name: str) -> str:
-    """The log's column of an entity key, a request field or a feature."""
-    if name in {key.name for key in contract.entity_keys}:
-        return f"entity.{name}"
-    if name in {field.name for field in contract.request_fields}:
-        return f"request.{name}"
-    return f"feature.{name}"
+def label_delays(
+    parts: Sequence[LogPart], labels: Sequence[LoggedLabels], *, matures_after_us: int
+) -> dict[str, float]:
+    """How soon labels come: hours after the request → share of the requests labelled by then.
 
+    All of these requests are older than ``matures_after``, so that none is too young for a share.
+    A label that was corrected counts from when it first came.
 
-def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> Floats:
-    """The labels of a part's predictions that were known by ``at``; NaN where there is none.
-
-    A label that was sent for the prediction counts most, then one that was sent for its keys and
-    request time, then the label source's.
+    Args:
+        parts: The requests.
+        labels: Their labels.
+        matures_after_us: When labels count as mature, in microseconds.
 
     Returns:
-        0 or 1 or NaN, of shape (rows,), in the order of the part.
+        Shares in ascending order of hours, the last one for ``matures_after``; none without
+        requests.
     """
-    contract, log = part.contract, part.table
-    model = repo.model(contract.model)
-    keys = list(contract.label.keys)
-    asked = log.select(
-        ["prediction_id", "request_time", *(_logged_as(contract, key) for key in keys)]
-    ).rename_columns(["prediction_id", "request_time", *keys])
-    if not log.num_rows:
-        return np.empty(0)
-    times = log["request_time"]
-    known = known_labels(
-        repo,
-        model,
-        contract,
-        known_until=at,
-        between=(times[0].as_py(), times[-1].as_py() + timedelta(microseconds=1)),
-    )
-    labels = _joined(asked, known, [*keys, "request_time"])
-    sent = read_labels(repo.state_dir, contract.model, known_until=at)
-    if sent is None:
-        return labels
-    sent = sent.rename_columns(
-        [{"value": "label"}.get(name, name.removeprefix("key.")) for name in sent.column_names]
-    )
-    for by in ([*keys, "request_time"], ["prediction_id"]):
-        found = _joined(asked, _last_known(sent, by), by)
-        labels = np.where(np.isnan(found), labels, found)
-    return labels
+    delays = [
+        each.first_known_us - microseconds(part.table["request_time"])
+        for part, each in zip(parts, labels, strict=True)
+    ]
+    every = np.concatenate(delays) if delays else np.empty(0)
+    if not len(every):
+        return {}
+    matures_h = matures_after_us / HOUR_US
+    hours = [*(hour for hour in DELAY_HOURS if hour < matures_h), matures_h]
+    # What never came is NaN, and not below anything.
+    return {f"{hour:g}": float((every <= hour * HOUR_US).mean()) for hour in hours}
 
 
 def recalibration_gain(
@@ -177,31 +164,6 @@ def recalibration_gain(
     return float(saved.mean()), float(np.sqrt(spread) / len(saved))
 
 
-def _joined(asked: pa.Table, labels: pa.Table, by: Sequence[str]) -> Floats:
-    """Label of each asked row by the columns ``by``, NaN where there is none."""
-    import pyarrow as pa
-
-    numbered = asked.select(list(by)).append_column("row", pa.array(np.arange(asked.num_rows)))
-    found = numbered.join(labels.select([*by, "label"]), keys=list(by), join_type="inner")
-    answer = np.full(asked.num_rows, np.nan)
-    answer[found["row"].to_numpy()] = found["label"].to_numpy()
-    return answer
-
-
-def _last_known(sent: pa.Table, by: Sequence[str]) -> pa.Table:
-    """The last known label for each value of the columns ``by``, without rows that lack one."""
-    import pyarrow.compute as pc
-
-    for name in by:
-        sent = sent.filter(pc.is_valid(sent[name]))
-    return (
-        sent.sort_by([("known_time", "descending")])
-        .group_by(list(by), use_threads=False)
-        .aggregate([("label", "first")])
-        .rename_columns([*by, "label"])
-    )
-
-
 def _outside(incidents: Sequence[Incident], part: LogPart, labels: Floats) -> Floats:
     """The labels of a part, NaN where the request lies in an incident; an open one has no end."""
     asked = microseconds(part.table["request_time"])
@@ -235,7 +197,7 @@ def _slice(
     """Scores by the values of a slice: an entity key, a request field or a feature."""
     values = []
     for part in parts:
-        column = _logged_as(part.contract, name)
+        column = logged_as(part.contract, name)
         if column not in part.table.column_names:
             return {}
         values.append(slice_labels(part.table[column]))

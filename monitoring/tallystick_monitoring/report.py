@@ -113,6 +113,9 @@ def _look_lines(report: MonitorReport) -> Iterator[str]:
     worth = report.performance
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in worth.metrics.items())
     yield f"performance {worth.labelled:,} of {worth.requests:,} requests labelled  {metrics}"
+    if worth.label_delays:
+        shares = "  ".join(f"{hours} h {share:.1%}" for hours, share in worth.label_delays.items())
+        yield f"labels      known after {shares}"
     if worth.gain_per_request is not None:
         yield (
             f"            recalibration would save {worth.gain_per_request:.5f} nats a request "

@@ -171,6 +171,14 @@ def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, a
 @_time_option("start", "First request time; default the earliest")
 @_time_option("end", "Request times before this; default now")
 @_time_option("known-until", "Use labels known until then; default the end")
+@click.option(
+    "--from",
+    "source",
+    type=click.Choice(["history", "log"]),
+    default="history",
+    show_default=True,
+    help="Features as history has them at each request, or as the model saw them.",
+)
 @_clock_option()
 @click.option(
     "--memory-limit",

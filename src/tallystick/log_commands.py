@@ -82,6 +82,20 @@ def import_(path: Path, model: str, files: tuple[Path, ...], contract_path: Path
 
 
 @log.command()
+@click.pass_obj
+def export(path: Path) -> None:
+    """Copy predictions to where feature services' LoggingConfig says."""
+    from tallystick.prediction_log.feast_logging import export_log
+    from tallystick.repo import open_repo
+
+    done = export_log(open_repo(path))
+    for model, rows in done.items():
+        click.echo(f"{model}: {rows:,} predictions copied")
+    if not done:
+        click.echo("No model's feature service has a logging_config; nothing was copied.")
+
+
+@log.command()
 @click.argument("file")
 @click.pass_obj
 def forget(path: Path, file: str) -> None:

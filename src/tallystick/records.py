@@ -166,6 +166,8 @@ class PerformanceReport(Frozen):
         mean_prediction: Mean predicted probability.
         metrics: ``log_loss``, ``brier``, ``auc``, ``ece``.
         slices: Slice column → value → metrics, for values with enough rows.
+        label_delays: Hours after a request → share of the requests whose label was known by then;
+            the last one is when labels count as mature.
         gain_per_request: Log loss that a recalibration learned on the older half of these rows
             saves on the newer half, per request, without the requests of incidents; a floor of what
             training again would bring.
@@ -180,6 +182,7 @@ class PerformanceReport(Frozen):
     mean_prediction: float | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     slices: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    label_delays: dict[str, float] = Field(default_factory=dict)
     gain_per_request: float | None = None
     gain_standard_error: float | None = None
 

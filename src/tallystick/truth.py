@@ -36,8 +36,8 @@ def known_labels(
         between: Only requests of [first, last); all by default.
 
     Returns:
-        One row per labelled request: the label's keys, ``request_time``, ``label`` (int8, 0 or 1)
-        and ``known_time``.
+        One row per labelled request: the label's keys, ``request_time``, ``label`` (int8, 0 or 1),
+        ``known_time``, and ``first_known_time``, when the first of its labels became known.
 
     Raises:
         DataError: The source cannot be read, lacks a column, or holds other labels than 0 and 1.
@@ -50,8 +50,8 @@ def known_labels(
     keys = [*model.label.keys, REQUEST_TIME]
     return (
         ordered.group_by(keys, use_threads=False)
-        .aggregate([("label", "first"), ("known_time", "first")])
-        .rename_columns([*keys, "label", "known_time"])
+        .aggregate([("label", "first"), ("known_time", "first"), ("known_time", "last")])
+        .rename_columns([*keys, "label", "known_time", "first_known_time"])
     )
 
 

@@ -20,6 +20,7 @@ from tallystick_training import registry
 from tallystick_training import retrain as retraining
 from tallystick_training import train as training
 from tallystick_training.dataset_file import DatasetFile, write_dataset
+from tallystick_training.served_dataset import write_served_dataset
 from tallystick_training.spine_file import Counts
 from tallystick_training.window import training_start
 
@@ -97,13 +98,28 @@ def dataset(
     clock: str = VisibilityClock.KNOWLEDGE,
     memory_limit: str | None = None,
     spill_dir: Path | None = None,
+    source: str = "history",
 ) -> DatasetFile:
     """Write a training set; by default all requests until now, with labels known by the end.
 
-    The limits are those of ``offline_store`` in ``feature_store.yaml``, unless others are given.
+    From history, or from the log, where clock and limits do not matter. The limits are those of
+    ``offline_store`` in ``feature_store.yaml``, unless others are given.
     """
     definition = repo.model(model)
     end = _now() if end is None else end
+    incidents = load_records(repo.state_dir, Incident, model=model)
+    if source == "log":
+        with progress(STEPS, lines=False) as bar, ending_on_signals():
+            return write_served_dataset(
+                repo,
+                definition,
+                out=out,
+                start=start,
+                end=end,
+                known_until=end if known_until is None else known_until,
+                incidents=incidents,
+                progress=lambda text, share: bar.step(text, done=int(share * STEPS)),
+            )
     if clock == VisibilityClock.SERVED:
         _require_journal(repo)
     given = {"memory_limit": memory_limit, "spill_dir": spill_dir and spill_dir.as_posix()}
@@ -116,7 +132,7 @@ def dataset(
             end=end,
             known_until=end if known_until is None else known_until,
             clock=VisibilityClock(clock),
-            incidents=load_records(repo.state_dir, Incident, model=model),
+            incidents=incidents,
             config=offline_config(repo).model_copy(
                 update={name: value for name, value in given.items() if value is not None}
             ),

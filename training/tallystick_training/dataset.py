@@ -202,7 +202,9 @@ def _labelled(
     """The requests that have a label, with it, in their order."""
     import pyarrow as pa
 
-    labels = known_labels(repo, model, inputs, known_until=known_until).drop_columns(["known_time"])
+    labels = known_labels(repo, model, inputs, known_until=known_until).drop_columns(
+        ["known_time", "first_known_time"]
+    )
     row = pa.array(range(requests.num_rows), pa.int64())
     joined = requests.append_column("__row", row).join(
         labels, keys=[*model.label.keys, REQUEST_TIME], join_type="inner", use_threads=False

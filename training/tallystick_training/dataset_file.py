@@ -118,7 +118,7 @@ def write_dataset(
         quarantine=quarantine(model, inputs, incidents),
     )
     steps = len(inputs.views) + 2
-    with _room(out, config), workshop(out, config) as place:
+    with room_for(out, config), workshop(out, config) as place:
         spine = place.folder / "spine.parquet"
         progress("requests and labels", 0.0)
         counts = write_spine(repo, model, inputs, wanted, place=place, out=spine, batch_rows=rows)
@@ -174,7 +174,7 @@ def _write(batches: Iterator[pa.Table], out: Path, *, tell: Callable[[int], None
 
 
 @contextmanager
-def _room(out: Path, config: EngineLimits | None) -> Iterator[None]:
+def room_for(out: Path, config: EngineLimits | None) -> Iterator[None]:
     """Say in one sentence that a disk is full.
 
     Raises:

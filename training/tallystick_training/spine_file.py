@@ -48,6 +48,7 @@ class Counts:
         immature: Left out because their label was not mature yet, whether or not it was known.
         unlabelled: Left out because their label never came.
         rows: What is left.
+        unlike: Logged rows left out because they were made under a contract of other inputs.
     """
 
     population: int
@@ -55,12 +56,14 @@ class Counts:
     immature: int
     unlabelled: int
     rows: int
+    unlike: int = 0
 
     def left_out(self) -> str:
         """How many rows were left out for what reason."""
         return (
             f"{self.quarantined:,} quarantined, {self.immature:,} with a label not mature yet, "
             f"{self.unlabelled:,} without one"
+            + (f", {self.unlike:,} of a contract with other inputs" if self.unlike else "")
         )
 
 

@@ -203,6 +203,11 @@ def _without(prefix: str, path: Any) -> Any:
     return str(path).removeprefix(prefix)
 
 
+def has_no_answer(error: BaseException) -> bool:
+    """Whether an error of pyarrow's says that nobody answered."""
+    return any(sign in str(error) for sign in _NO_ANSWER)
+
+
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Turn pyarrow's errors into ours.
@@ -219,7 +224,7 @@ def translated(what: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError) as error:
         text = " ".join(str(error).split())
-        if any(sign in text for sign in _NO_ANSWER):
+        if has_no_answer(error):
             raise UnavailableError(f"The store of {what}", text) from error
         raise DataError(
             f"{what} cannot be reached: {text}",

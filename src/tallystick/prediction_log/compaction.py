@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import from_us, process_clock
-from tallystick.errors import InputError, StateError
+from tallystick.errors import DamagedError, InputError, StateError
 from tallystick.files import write_text
-from tallystick.prediction_log.files import read_file, write_rows
+from tallystick.prediction_log.files import footer_of, read_file, write_rows
 from tallystick.prediction_log.frames import Frame
 from tallystick.prediction_log.manifest import (
     LogFile,
@@ -45,7 +45,7 @@ from tallystick.prediction_log.streams import (
     stream_dir,
     wal_dir,
 )
-from tallystick.prediction_log.wal import segments_in
+from tallystick.prediction_log.wal import OPEN, segments_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,22 +120,24 @@ def compact(
         Stream → what was done; None if another compactor is at work.
 
     Raises:
-        DamagedError: A manifest or contract cannot be read; nothing is removed.
+        DamagedError: A manifest, contract or file cannot be read; no rows are removed.
+        DataError: The sink refused, or the disk is full; segments stay.
         UnavailableError: The sink did not answer; segments stay until it does.
     """
     sink = sink or Sink.of(state_dir)
     with _only_one(wal_dir(state_dir)) as is_mine:
         if not is_mine:
             return None
-        done = {}
-        for stream in STREAMS:
-            compactor = _Compactor(state_dir, stream, sink)
+        compactors = [_Compactor(state_dir, stream, sink) for stream in STREAMS]
+        for compactor in compactors:
             compactor.take_back()
             compactor.compact()
-            compactor.merge()
+        # Only now: a damaged file that keeps others from being merged keeps no segment from it.
+        for compactor in compactors:
             compactor.expire(keeping or Keeping())
-            done[stream.name] = compactor.done
-        return done
+        for compactor in compactors:
+            compactor.merge()
+        return {compactor.stream.name: compactor.done for compactor in compactors}
 
 
 def add_rows(
@@ -194,6 +196,34 @@ def forget_file(state_dir: Path, path: str, *, sink: Sink | None = None) -> int:
     raise InputError(f"The log has no file {path}.", hint="Give its path as the message had it.")
 
 
+def export_files(
+    state_dir: Path,
+    stream: Stream,
+    model: str,
+    copy: Callable[[LogFile], int],
+    *,
+    sink: Sink | None = None,
+) -> int:
+    """Copy the files of a model that were not copied before, and mark each once it is.
+
+    Args:
+        state_dir: The repo's state folder.
+        stream: What the files have rows of.
+        model: Whose rows.
+        copy: Copies one; how many rows it took.
+        sink: Where they are; that of the settings by default.
+
+    Returns:
+        How many rows were copied.
+
+    Raises:
+        StateError: A compactor is at work for too long.
+    """
+    with _alone(state_dir):
+        compactor = _Compactor(state_dir, stream, sink or Sink.of(state_dir))
+        return compactor.export(model, copy)
+
+
 @contextmanager
 def _alone(state_dir: Path) -> Iterator[None]:
     """Be the only one who commits; whoever does so now is waited for."""
@@ -232,7 +262,7 @@ class _Compactor:
 
     def __init__(self, state_dir: Path, stream: Stream, sink: Sink) -> None:
         self._state_dir = state_dir
-        self._stream = stream
+        self.stream = stream
         self._sink = sink
         self._site = site_of(state_dir)
         self._folder = stream_dir(state_dir, stream)
@@ -242,12 +272,13 @@ class _Compactor:
     def take_back(self) -> None:
         """Remove what nobody reads: what the last run replaced, and what a killed one had begun."""
         plan = self._folder / _PLAN
-        with suppress(FileNotFoundError):
-            named = {file.path for file in self._manifest.files}
+        named = {file.path for file in self._manifest.files}
+        # A plan that cannot be read costs the room of a few files that nobody reads.
+        with suppress(FileNotFoundError, ValueError):
             for path in json.loads(plan.read_text("utf-8")):
                 if path not in named:
-                    self._sink.remove(path)
-            plan.unlink()
+                    self._sink.discard(path)
+        plan.unlink(missing_ok=True)
         if self._manifest.garbage:
             self._commit(())
 
@@ -256,9 +287,14 @@ class _Compactor:
         taken: list[tuple[Path, Segment]] = []
         rows = 0
         workers = dict(self._manifest.workers)
+        passed: set[str] = set()
         for path in segments_in(self._folder):
+            if path.parent.name in passed:
+                continue
             with abandoned(path) as mine:
                 if mine is None:
+                    # Later ones of its worker would make it one that was compacted before them.
+                    passed.add(path.parent.name)
                     continue
                 before = workers.get(path.parent.name, WorkerRows())
                 if int(path.stem) <= before.segment:
@@ -291,12 +327,22 @@ class _Compactor:
                 return file.rows
         return None
 
+    def export(self, model: str, copy: Callable[[LogFile], int]) -> int:
+        """Copy files that were not copied before."""
+        rows = 0
+        for file in self._manifest.files:
+            if file.model == model and not file.is_exported:
+                rows += copy(file)
+                self._commit([file.model_copy(update={"is_exported": True})], gone=[file])
+        return rows
+
     def merge(self) -> None:
         """Merge small files of one contract and day."""
-        groups: dict[tuple[str, str, str], list[LogFile]] = {}
+        groups: dict[tuple[str, str, str, bool], list[LogFile]] = {}
         for file in self._manifest.files:
             if file.rows < MERGED_ROWS:
-                groups.setdefault((file.model, file.contract, file.day), []).append(file)
+                like = (file.model, file.contract, file.day, file.is_exported)
+                groups.setdefault(like, []).append(file)
         for files in groups.values():
             if len(files) >= MERGED_FILES:
                 self._merge_files(files)
@@ -328,10 +374,13 @@ class _Compactor:
             for frame in segment.frames:
                 frames.setdefault(frame.contract, []).append(frame)
         tables = [
-            (contract, self._stream.table(contract, [frame.payload for frame in of_it]))
+            (contract, self.stream.table(contract, [frame.payload for frame in of_it]))
             for contract_hash, of_it in frames.items()
-            for contract in [local_contract(self._state_dir, self._stream, contract_hash)]
+            for contract in [local_contract(self._state_dir, self.stream, contract_hash)]
         ]
+        for path, segment in taken:
+            if segment.damages:
+                self._put_aside(path)
         known = set(self._manifest.workers) | {segment.worker for _, segment in taken}
         self._commit(
             self._written(tables),
@@ -345,28 +394,36 @@ class _Compactor:
                 f"{path.parent.name}/{path.name}: bytes {each.start} to {each.end}: {each.why}"
                 for each in segment.damages
             ]
-            if segment.damages:
-                self._put_aside(path)
-        self._remove([path for path, segment in taken if not segment.damages])
+        self._remove([path for path, _ in taken])
 
     def _merge_files(self, files: list[LogFile]) -> None:
         import pyarrow as pa
 
         files = sorted(files, key=lambda file: (file.first_us, file.path))
         one = files[0]
-        contract = sink_contract(self._sink, self._stream, one.model, one.contract)
-        schema = self._stream.schema(contract)
-        whole = pa.concat_tables([read_file(self._sink, file.path, schema) for file in files])
-        self._commit(self._written([(contract, whole)]), gone=files)
+        contract = sink_contract(self._sink, self.stream, one.model, one.contract)
+        schema = self.stream.schema(contract)
+        try:
+            whole = pa.concat_tables(
+                read_file(self._sink, file.path, schema, footer=file.footer) for file in files
+            )
+        except FileNotFoundError as error:
+            raise DamagedError(
+                f"A file of the log that the manifest names is gone: {error}",
+                hint="Restore it from a backup; or take it out of the log:  tally log forget FILE",
+            ) from error
+        merged = self._written([(contract, whole)])
+        is_exported = {"is_exported": one.is_exported}
+        self._commit([file.model_copy(update=is_exported) for file in merged], gone=files)
 
     def _written(self, tables: Iterable[tuple[ModelContract, pa.Table]]) -> list[LogFile]:
         """Write rows to files that do not count yet, one per contract and day."""
         run = uuid.uuid4().hex[:12]
         planned = []
         for contract, table in tables:
-            folder = folder_of(self._stream, contract.model, contract.contract_hash)
-            for day, part in _by_day(table, self._stream.time):
-                first_us, last_us = _span(part, self._stream.time)
+            folder = folder_of(self.stream, contract.model, contract.contract_hash)
+            for day, part in _by_day(table, self.stream.time):
+                first_us, last_us = _span(part, self.stream.time)
                 name = f"{folder}/date={day}/{first_us}_{last_us}_{run}.parquet"
                 planned.append((contract, day, part, name, first_us, last_us))
         write_text(self._folder / _PLAN, json.dumps([each[3] for each in planned]))
@@ -384,13 +441,14 @@ class _Compactor:
                     last_us=last_us,
                     rows=part.num_rows,
                     bytes=size,
+                    footer=footer_of(self._sink, name),
                 )
             )
         self.done.files += len(files)
         return files
 
     def _keep_contract(self, contract: ModelContract) -> None:
-        folder = folder_of(self._stream, contract.model, contract.contract_hash)
+        folder = folder_of(self.stream, contract.model, contract.contract_hash)
         if not any(
             file.contract == contract.contract_hash and file.model == contract.model
             for file in self._manifest.files
@@ -412,26 +470,27 @@ class _Compactor:
         # Whoever reads by the manifest before this one has had from its commit until now.
         for path in before.garbage:
             self._sink.remove(path)
+        added = tuple(added)
         removed = {file.path for file in gone}
         manifest = Manifest(
             number=before.number + 1,
             files=(*(file for file in before.files if file.path not in removed), *added),
             workers=before.workers if workers is None else workers,
-            garbage=tuple(sorted(removed)),
+            garbage=tuple(sorted(removed - {file.path for file in added})),
             expired=before.expired + expired,
             imported=before.imported if imported is None else imported,
             forgotten=before.forgotten + forgotten,
         )
-        write_manifest(self._sink, self._stream.name, self._site, manifest)
+        write_manifest(self._sink, self.stream.name, self._site, manifest)
         self._manifest = manifest
         (self._folder / _PLAN).unlink(missing_ok=True)
 
     def _put_aside(self, path: Path) -> None:
-        """Keep a damaged segment for whoever wants to look at it."""
-        aside = wal_dir(self._state_dir) / DAMAGED / f"{self._stream.name}_{path.parent.name}"
+        """Keep a damaged segment, under a second name, for whoever wants to look at it."""
+        aside = wal_dir(self._state_dir) / DAMAGED / f"{self.stream.name}_{path.parent.name}"
         aside.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            path.rename(aside / path.name)
+        with suppress(FileExistsError):
+            (aside / path.name).hardlink_to(path)
 
     def _remove(self, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -441,6 +500,11 @@ class _Compactor:
         """Remove the folders of workers that have nothing left in them."""
         for folder in self._folder.glob("*-*/"):
             with suppress(OSError):
+                for draft in folder.glob(f".*{OPEN}"):
+                    # One that a live worker is about to lock, it makes again.
+                    with abandoned(draft) as mine:
+                        if mine is not None:
+                            mine.unlink()
                 folder.rmdir()
 
 

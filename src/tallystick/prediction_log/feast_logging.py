@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.prediction_log.compaction import mark_exported
+from tallystick.prediction_log.compaction import export_files
 from tallystick.prediction_log.files import read_file
 from tallystick.prediction_log.log import are_sampled
-from tallystick.prediction_log.manifest import read_manifest
 from tallystick.prediction_log.sink import Sink
-from tallystick.prediction_log.streams import PREDICTIONS, known_site, sink_contract
+from tallystick.prediction_log.streams import PREDICTIONS, sink_contract
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallystick.contract import ModelContract
+    from tallystick.prediction_log.manifest import LogFile
     from tallystick.repo import Repo
 
 STATUSES: Final = {"PRESENT": 1, "NULL": 2, "NOT_FOUND": 3, "OUTSIDE_MAX_AGE": 4}
@@ -43,23 +43,22 @@ def export_log(repo: Repo) -> dict[str, int]:
         DamagedError: A file of the log cannot be read.
     """
     sink = Sink.of(repo.state_dir)
-    manifest = read_manifest(sink, PREDICTIONS.name, known_site(repo.state_dir))
     done: dict[str, int] = {}
     for name, model in sorted(repo.models.items()):
-        service = repo.store.get_feature_service(model.feature_service)
+        service = repo.store.get_feature_service(model.features.name)
         if service.logging_config is None:
             continue
-        done[name] = 0
-        for file in manifest.files:
-            if file.model != name or file.is_exported:
-                continue
-            contract = sink_contract(sink, PREDICTIONS, name, file.contract)
-            rows = read_file(sink, file.path, PREDICTIONS.schema(contract))
+
+        def copy(file: LogFile, service: Any = service) -> int:
+            contract = sink_contract(sink, PREDICTIONS, file.model, file.contract)
+            schema = PREDICTIONS.schema(contract)
+            rows = read_file(sink, file.path, schema, footer=file.footer)
             table = as_feast_logs(repo, service, contract, rows)
             if table.num_rows:
                 repo.store.write_logged_features(table, service)
-            mark_exported(repo.state_dir, PREDICTIONS, file.path, sink=sink)
-            done[name] += table.num_rows
+            return int(table.num_rows)
+
+        done[name] = export_files(repo.state_dir, PREDICTIONS, name, copy, sink=sink)
     return done
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.errors import ContractError, DamagedError, Problem
+from tallystick.errors import ContractError, DamagedError, Problem, UnavailableError
+from tallystick.offline_store.places import has_no_answer, translated
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallystick.prediction_log.sink import Sink
+
+_END_BYTES: Final = 1 << 16
+"""Bytes that are read at once to find where a file's metadata begin."""
 
 
 def write_rows(sink: Sink, name: str, table: pa.Table) -> int:
@@ -38,13 +43,32 @@ def write_rows(sink: Sink, name: str, table: pa.Table) -> int:
     return sink.write(name, content)
 
 
+def footer_of(sink: Sink, name: str) -> int:
+    """The checksum of a file's end, which its own checksums do not cover."""
+    with translated(sink.text(name)):
+        return zlib.crc32(_end_of(sink, name))
+
+
 def read_file(
-    sink: Sink, name: str, expected: pa.Schema, columns: Collection[str] | None = None
+    sink: Sink,
+    name: str,
+    expected: pa.Schema,
+    columns: Collection[str] | None = None,
+    *,
+    footer: int | None = None,
 ) -> pa.Table:
     """Read a file, or some columns of it, after comparing its schema with the expected one.
 
+    Args:
+        sink: Where it is.
+        name: Its path there.
+        expected: Its schema.
+        columns: Which columns; all by default.
+        footer: The checksum of its end; it is compared if it is given.
+
     Raises:
         FileNotFoundError: It is gone.
+        UnavailableError: The sink did not answer.
         DamagedError: It cannot be read, or fails a checksum.
         ContractError: It has other columns.
     """
@@ -52,20 +76,44 @@ def read_file(
     import pyarrow.parquet as pq
 
     try:
+        end = _end_of(sink, name)
         with pq.ParquetFile(
-            sink.path(name), filesystem=sink.filesystem, page_checksum_verification=True
+            sink.path(name),
+            metadata=pq.read_metadata(pa.BufferReader(end)),
+            filesystem=sink.filesystem,
+            page_checksum_verification=True,
         ) as file:
             if not file.schema_arrow.equals(expected):
                 _check_schema(sink.text(name), expected, file.schema_arrow)
+            _check_end(end, footer)
             table = file.read(columns=None if columns is None else list(columns))
             return table if columns is None else table.select(list(columns))
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if has_no_answer(error):
+            raise UnavailableError(f"The store of {sink.text(name)}", str(error)) from error
         raise DamagedError(
             f"Log file {sink.text(name)} cannot be read: {error}",
             hint="Restore it from a backup; or take it out of the log:  tally log forget FILE",
         ) from error
+
+
+def _end_of(sink: Sink, name: str) -> bytes:
+    """The bytes from the metadata of a Parquet file on."""
+    with sink.filesystem.open_input_file(sink.path(name)) as file:
+        size = file.size()
+        start = max(0, size - _END_BYTES)
+        end: bytes = file.read_at(size - start, start)
+        wanted = int.from_bytes(end[-8:-4], "little") + 8
+        if len(end) < wanted <= size:
+            end = file.read_at(wanted, size - wanted)
+        return end[-wanted:]
+
+
+def _check_end(end: bytes, footer: int | None) -> None:
+    if footer is not None and zlib.crc32(end) != footer:
+        raise ValueError("its end fails its checksum")
 
 
 def _check_schema(name: str, expected: pa.Schema, got: pa.Schema) -> None:

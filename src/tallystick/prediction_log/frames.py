@@ -24,6 +24,7 @@ _HEADER: Final = struct.Struct("<4sBBxxIIQq16sQQQQI")
 _CHECKSUM: Final = struct.Struct("<I")
 HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
 _LAST: Final = 1
+_FOREIGN: Final = "its version is"
 _ARRAY: Final = struct.Struct(">BI")
 _ARRAY_OF_32_BITS: Final = 0xDD
 
@@ -81,7 +82,8 @@ class Damage:
         start: First byte.
         end: Byte after the last.
         why: What is wrong with them.
-        is_end: Whether no frame follows: they may be what a killed worker had begun to write.
+        is_end: Whether no frame follows and none is whole: they may be what a killed worker had
+            begun to write.
     """
 
     start: int
@@ -138,10 +140,11 @@ def packed_frame(
 def read_frames(content: bytes) -> Iterator[Frame | Damage]:
     """The frames of a segment, and what lies between them, in order."""
     view = memoryview(content)
-    at, bad, why = 0, -1, ""
+    at, bad, why, is_foreign = 0, -1, "", False
     while 0 <= at < len(content):
         found = _frame_at(view, at)
         if isinstance(found, str):
+            is_foreign = is_foreign or found.startswith(_FOREIGN)
             if bad < 0:
                 bad, why = at, found
             at = content.find(_MAGIC, at + 1)
@@ -157,7 +160,7 @@ def read_frames(content: bytes) -> Iterator[Frame | Damage]:
             yield frame
         at = end
     if bad >= 0:
-        yield Damage(bad, len(content), why, is_end=True)
+        yield Damage(bad, len(content), why, is_end=not is_foreign)
 
 
 def _frame_at(view: memoryview, at: int) -> tuple[Frame | None, int] | str:
@@ -174,7 +177,7 @@ def _frame_at(view: memoryview, at: int) -> tuple[Frame | None, int] | str:
         header
     )
     if version != FRAME_VERSION:
-        return f"its version is {version}, and this one reads {FRAME_VERSION}"
+        return f"{_FOREIGN} {version}, and this one reads {FRAME_VERSION}"
     if start + size > len(view):
         return "it ends within a payload"
     payload = view[start : start + size]

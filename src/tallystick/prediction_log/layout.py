@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,10 +52,12 @@ class RecordLayout:
         self._keys += [field.name for field in inputs.request_fields]
         self._views = [use.name for use in inputs.views]
         self._values = list(inputs.value_columns)
-        texts = {
-            f"feature.{name}" for name, dtype in inputs.value_columns.items() if dtype in JSON_TEXT
+        converts = {
+            f"feature.{name}": _converter(dtype) for name, dtype in inputs.value_columns.items()
         }
-        self._converts = dict.fromkeys(texts, json_text)
+        for prefix, columns in (("entity", inputs.entity_keys), ("request", inputs.request_fields)):
+            converts |= {f"{prefix}.{each.name}": _converter(each.dtype) for each in columns}
+        self._converts = {name: each for name, each in converts.items() if each is not None}
         # Times of features and of requests are objects, those of the record itself are numbers.
         times = [f"view.{view}.{time}" for view in self._views for time in VIEW_TIMES]
         texts_of_views = [f"view.{view}.{text}" for view in self._views for text in _VIEW_TEXTS]
@@ -217,7 +220,7 @@ class RecordLayout:
                 arrays.append(column.cast(field.type))
                 continue
             if convert := self._converts.get(field.name):
-                column = list(map(convert, plain(column)))
+                column = convert(column)
             arrays.append(pa.array(column, type=field.type))
         return pa.record_batch(arrays, schema=self.schema)
 
@@ -250,7 +253,7 @@ def _sorted_out(
     for payload in payloads:
         for request in _decoder().decode(payload):
             if isinstance(request[0], bytes):
-                few.append(request)
+                few += [request] if request[0] else []
             else:
                 many.append(request[1])
     return few, many
@@ -292,6 +295,28 @@ def _decoder() -> Any:
     import msgspec
 
     return msgspec.msgpack.Decoder(ext_hook=_unpackable)
+
+
+def _converter(dtype: str) -> Callable[[Any], Any] | None:
+    """What makes of a column of a type what Arrow takes; None if Arrow takes it as it is."""
+    if dtype in JSON_TEXT:
+        return _texts
+    return _moments if dtype.startswith("UNIX_TIMESTAMP") else None
+
+
+def _texts(column: Any) -> list[str | None]:
+    return list(map(json_text, plain(column)))
+
+
+def _moments(column: Any) -> Any:
+    """Times; MessagePack has those without a zone as text."""
+    return list(map(_moment, column)) if isinstance(column, list | tuple) else column
+
+
+def _moment(value: Any) -> Any:
+    if isinstance(value, str):
+        return datetime.fromisoformat(value)
+    return list(map(_moment, value)) if isinstance(value, list) else value
 
 
 def _together(parts: Sequence[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:

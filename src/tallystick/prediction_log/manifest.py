@@ -1,17 +1,19 @@
 """The manifest of a stream: which Parquet files are in it, and what became of each worker's rows.
 
-It is one small file in the sink, written anew under the next number at each commit; the highest
-number counts. A Parquet file counts if the manifest names it, and a segment of the write-ahead log
-does not count any more if the manifest says that it was compacted. So one write of one file moves
-rows from there to here, whatever happens before or after it.
+It is one small file in the sink, JSON and in a second line its checksum, written anew under the
+next number at each commit; the highest number counts. A Parquet file counts if the manifest names
+it, and a segment of the write-ahead log does not count any more if the manifest says that it was
+compacted. So one write of one file moves rows from there to here, whatever happens before or after
+it.
 """
 
 from __future__ import annotations
 
+import zlib
 from contextlib import suppress
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tallystick.errors import DamagedError
 from tallystick.prediction_log.frames import Totals
@@ -36,6 +38,8 @@ class LogFile(BaseModel):
         last_us: The last.
         rows: How many rows it has.
         bytes: Its size.
+        footer: Checksum of its end, which says where in it everything is; None where unknown.
+        is_exported: Whether it was copied to where a feature service's logging config says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +52,8 @@ class LogFile(BaseModel):
     last_us: int
     rows: int
     bytes: int
+    footer: int | None = None
+    is_exported: bool = False
 
 
 class WorkerRows(BaseModel):
@@ -168,7 +174,10 @@ def read_manifest(sink: Sink, stream: str, site: str) -> Manifest:
 def write_manifest(sink: Sink, stream: str, site: str, manifest: Manifest) -> None:
     """Write a manifest as the newest one: what it says is so from now on."""
     folder = f"{stream}/{FOLDER}/{site}"
-    sink.write_bytes(f"{folder}/{manifest.number:012d}.json", manifest.model_dump_json().encode())
+    content = manifest.model_dump_json().encode()
+    sink.write_bytes(
+        f"{folder}/{manifest.number:012d}.json", content + b"\n%08x\n" % zlib.crc32(content)
+    )
     for name in sink.names(folder)[:-_KEPT]:
         sink.remove(name)
 
@@ -185,10 +194,17 @@ def _newest(sink: Sink, stream: str, site: str, name: str) -> Manifest:
     )
 
 
+def _check(content: bytes, checksum: bytes) -> None:
+    if checksum != b"%08x\n" % zlib.crc32(content):
+        raise ValueError("it fails its checksum")
+
+
 def _parsed(sink: Sink, name: str) -> Manifest:
+    content, _, checksum = sink.read_bytes(name).partition(b"\n")
     try:
-        return Manifest.model_validate_json(sink.read_bytes(name))
-    except ValidationError as error:
+        _check(content, checksum)
+        return Manifest.model_validate_json(content)
+    except ValueError as error:  # pydantic's is one, too
         raise DamagedError(
             f"{sink.text(name)} is not a manifest that this version can read: {error}",
             hint="Restore it from a backup; the one before it, under the next lower number, is "

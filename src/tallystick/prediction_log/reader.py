@@ -149,9 +149,14 @@ def _read(
     columns: Callable[[ModelContract], Collection[str]] | None,
     sink: Sink,
 ) -> list[LogPart]:
-    return _steadily(
-        lambda: _read_once(stream, state_dir, model, span=span, columns=columns, sink=sink), model
-    )
+    read: dict[str, Any] = {}
+
+    def look() -> list[LogPart]:
+        return _read_once(
+            stream, state_dir, model, span=span, columns=columns, sink=sink, read=read
+        )
+
+    return _steadily(look, model)
 
 
 def _steadily(look: Callable[[], Found], model: str) -> Found:
@@ -179,20 +184,39 @@ def _read_once(
     span: tuple[int, int],
     columns: Callable[[ModelContract], Collection[str]] | None,
     sink: Sink,
+    read: dict[str, Any],
 ) -> list[LogPart]:
+    """Read the log by one listing.
+
+    Args:
+        stream: See :func:`_read`, as the others.
+        state_dir: See there.
+        model: See there.
+        span: See there.
+        columns: See there.
+        sink: See there.
+        read: File → its rows, of earlier looks, and then also of this one.
+
+    Raises:
+        FileNotFoundError: A compactor has moved on since the listing.
+    """
     import pyarrow as pa
 
     segments, manifests = _found(stream, state_dir, sink)
     found: dict[str, tuple[ModelContract, list[Any]]] = {}
-    for manifest in manifests.values():
-        for file in _files(manifest, model, span):
-            contract = sink_contract(sink, stream, model, file.contract)
-            wanted = None if columns is None else list(columns(contract))
-            table = read_file(sink, file.path, stream.schema(contract), wanted)
-            found.setdefault(file.contract, (contract, []))[1].append(table)
+    # Before files, and of these the newest first: what will be gone soon, is read soon.
     for contract, table in _in_segments(stream, state_dir, model, segments, manifests):
         kept = table if columns is None else table.select(list(columns(contract)))
         found.setdefault(contract.contract_hash, (contract, []))[1].append(kept)
+    files = [file for each in manifests.values() for file in _files(each, model, span)]
+    for file in sorted(files, key=lambda file: file.last_us, reverse=True):
+        contract = sink_contract(sink, stream, model, file.contract)
+        if file.path not in read:
+            wanted = None if columns is None else list(columns(contract))
+            read[file.path] = read_file(
+                sink, file.path, stream.schema(contract), wanted, footer=file.footer
+            )
+        found.setdefault(file.contract, (contract, []))[1].append(read[file.path])
     parts = []
     for _, (contract, tables) in sorted(found.items()):
         whole = pa.concat_tables(_between(table, stream.time, span) for table in tables)

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from tallystick.errors import DataError
 from tallystick.files import replacing
 from tallystick.offline_store.places import Place, place_of, translated
 from tallystick.settings import settings
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def _told_if_full(path: str) -> Iterator[None]:
+    """Say that the disk is full where that is why a file cannot be written."""
+    try:
+        yield
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            raise DataError(
+                f"{path} cannot be written: {cause.strerror or cause}",
+                hint="Make room on the disk; what was to be written stays where it is until then.",
+            ) from cause
+        raise
 
 
 @dataclass(frozen=True)
@@ -51,13 +71,14 @@ class Sink:
 
         Raises:
             UnavailableError: The store did not answer.
-            DataError: It refused.
+            DataError: It refused, or the disk is full.
         """
         if self.place.store.is_local:
             path = Path(self.path(name))
-            with translated(str(path)), replacing(path) as draft:
-                content(draft)
-            return path.stat().st_size
+            with _told_if_full(str(path)), translated(str(path)):
+                with replacing(path) as draft:
+                    content(draft)
+                return path.stat().st_size
         with translated(self.text(name)):
             # What is not closed never appears.
             with self.filesystem.open_output_stream(self.path(name)) as stream:
@@ -83,9 +104,9 @@ class Sink:
             FileNotFoundError: It is not there.
             UnavailableError: The store did not answer.
         """
-        if self.place.store.is_local:
-            return Path(self.path(name)).read_bytes()
         try:
+            if self.place.store.is_local:
+                return Path(self.path(name)).read_bytes()
             with self.filesystem.open_input_stream(self.path(name)) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
@@ -109,10 +130,20 @@ class Sink:
             if info.type == FileType.File and not info.base_name.startswith(".")
         )
 
+    def discard(self, name: str) -> None:
+        """Remove a file, and what one who was killed while writing it has left."""
+        if self.place.store.is_local:
+            path = Path(self.path(name))
+            with translated(str(path)):
+                for draft in path.parent.glob(f".{path.name}.*.tmp"):
+                    draft.unlink(missing_ok=True)
+        self.remove(name)
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         if self.place.store.is_local:
-            Path(self.path(name)).unlink(missing_ok=True)
+            with translated(self.path(name)):
+                Path(self.path(name)).unlink(missing_ok=True)
             return
         with translated(self.text(name)):
             try:

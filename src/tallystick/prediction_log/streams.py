@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.bundle import read_contract
 from tallystick.contract import ModelContract
+from tallystick.errors import DamagedError
 from tallystick.files import replacing
 from tallystick.prediction_log.labels import label_schema, label_table
 from tallystick.prediction_log.layout import RecordLayout
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SITE: Final = "site"
+_SITE_LETTERS: Final = 12
 
 
 @dataclass(frozen=True)
@@ -63,25 +65,44 @@ def stream_dir(state_dir: Path, stream: Stream) -> Path:
 
 
 def known_site(state_dir: Path) -> str:
-    """The name under which a state folder commits to its sink; empty if it never has."""
-    with suppress(OSError):
-        return (wal_dir(state_dir) / _SITE).read_text("utf-8")
+    """The name under which a state folder commits to its sink; empty if it never has.
+
+    Raises:
+        DamagedError: What was made then is not there any more.
+    """
+    with suppress(FileNotFoundError):
+        return _named_in(wal_dir(state_dir) / _SITE)
     return ""
 
 
 def site_of(state_dir: Path) -> str:
-    """The name under which a state folder commits to its sink; made when first asked for."""
+    """The name under which a state folder commits to its sink; made when first asked for.
+
+    Raises:
+        DamagedError: What was made then is not there any more.
+    """
     if site := known_site(state_dir):
         return site
     path = wal_dir(state_dir) / _SITE
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two may come at once: the name of the first stays.
     with replacing(path.with_name(f"{_SITE}.{os.getpid()}")) as draft:
-        draft.write_text(uuid.uuid4().hex[:12], "utf-8")
+        draft.write_text(uuid.uuid4().hex[:_SITE_LETTERS], "utf-8")
         with suppress(FileExistsError):
             path.hardlink_to(draft)
     path.with_name(f"{_SITE}.{os.getpid()}").unlink()
-    return path.read_text("utf-8")
+    return _named_in(path)
+
+
+def _named_in(path: Path) -> str:
+    name = path.read_text("utf-8", errors="replace")
+    if len(name) != _SITE_LETTERS or not set(name) <= set("0123456789abcdef"):
+        raise DamagedError(
+            f"{path} names no site.",
+            hint="Write into it the name of the folder below <sink>/predictions/manifest that this "
+            "state folder has committed to.",
+        )
+    return name
 
 
 def folder_of(stream: Stream, model: str, contract_hash: str) -> str:
@@ -95,7 +116,8 @@ def local_contract(state_dir: Path, stream: Stream, contract_hash: str) -> Model
     Raises:
         DamagedError: It cannot be read.
     """
-    return read_contract(stream_dir(state_dir, stream) / CONTRACTS / f"{contract_hash}.json")
+    path = stream_dir(state_dir, stream) / CONTRACTS / f"{contract_hash}.json"
+    return _checked(read_contract(path), contract_hash, str(path))
 
 
 def sink_contract(sink: Sink, stream: Stream, model: str, contract_hash: str) -> ModelContract:
@@ -105,18 +127,29 @@ def sink_contract(sink: Sink, stream: Stream, model: str, contract_hash: str) ->
         DamagedError: It cannot be read.
         UnavailableError: The sink did not answer.
     """
-    return _sink_contract(sink, f"{folder_of(stream, model, contract_hash)}/contract.json")
+    name = f"{folder_of(stream, model, contract_hash)}/contract.json"
+    return _sink_contract(sink, name, contract_hash)
+
+
+def _checked(contract: ModelContract, contract_hash: str, where: str) -> ModelContract:
+    """A contract, if it is the one that its place says."""
+    if contract.contract_hash != contract_hash:
+        raise DamagedError(
+            f"{where} is not the contract {contract_hash}: its content has the hash "
+            f"{contract.contract_hash}.",
+            hint="Restore it from a backup, or from the model's bundle.",
+        )
+    return contract
 
 
 @lru_cache(maxsize=64)
-def _sink_contract(sink: Sink, name: str) -> ModelContract:
+def _sink_contract(sink: Sink, name: str, contract_hash: str) -> ModelContract:
     from pydantic import ValidationError
 
-    from tallystick.errors import DamagedError
-
     try:
-        return ModelContract.model_validate_json(sink.read_bytes(name))
+        contract = ModelContract.model_validate_json(sink.read_bytes(name))
     except (FileNotFoundError, ValidationError) as error:
         raise DamagedError(
             f"{sink.text(name)} is not a contract that this version can read."
         ) from error
+    return _checked(contract, contract_hash, sink.text(name))

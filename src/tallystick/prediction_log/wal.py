@@ -36,6 +36,7 @@ OPEN: Final = ".open"
 SEALED: Final = ".sealed"
 CONTRACTS: Final = "contracts"
 _NICENESS: Final = 5
+_ATTEMPTS: Final = 5
 _LOOK_S: Final = 1.0
 """Seconds for which the size of the folder is remembered."""
 
@@ -171,10 +172,15 @@ class WriteAheadLog:
         with self._writing:
             if self._failed:
                 # As they were: if a failed sync left them behind after all, they count once.
-                self._write(*self._failed)
+                try:
+                    self._write(*self._failed)
+                except BaseException:
+                    self._tell_waiting()
+                    raise
+            room = self._segments.room()
             with self._lock:
                 items, self._items = self._items, []
-            items = self._within_budget(items)
+            items = self._within_budget(items, room)
             self._write(self._frames(items), items)
 
     def _write(self, frames: Frames, items: list[_Item]) -> None:
@@ -185,14 +191,19 @@ class WriteAheadLog:
         except BaseException:
             # They are told once; what they wait for is kept all the same.
             self._failed = (frames, [replace(item, told=None) for item in items])
-            for told in waiting:
-                told(False)
+            _tell(waiting, is_written=False)
             raise
         self._failed = ()
         with self._lock:
             self._durable += sum(item.rows for item in items)
-        for told in waiting:
-            told(True)
+        _tell(waiting, is_written=True)
+
+    def _tell_waiting(self) -> None:
+        """Tell those whose rows wait behind others that cannot be written."""
+        with self._lock:
+            waiting = [item.told for item in self._items if item.told is not None]
+            self._items = [replace(item, told=None) for item in self._items]
+        _tell(waiting, is_written=False)
 
     def seal(self) -> None:
         """Write everything, and end the segment, so that it can be compacted."""
@@ -232,8 +243,7 @@ class WriteAheadLog:
             first += rows
         return frames
 
-    def _within_budget(self, items: list[_Item]) -> list[_Item]:
-        room = self._segments.room()
+    def _within_budget(self, items: list[_Item], room: int) -> list[_Item]:
         kept: list[_Item] = []
         for item in items:
             room -= len(item.payload)
@@ -243,7 +253,7 @@ class WriteAheadLog:
             with self._lock:
                 self._drop(budget=item.rows)
             if item.told is not None:
-                item.told(False)
+                _tell([item.told], is_written=False)
         return kept
 
     def _drop(self, *, full: int = 0, budget: int = 0, refused: int = 0) -> None:
@@ -293,6 +303,7 @@ class _Segments:
         self._opened_s = 0.0
         self._contracts: set[str] = set()
         self._others = (0, -_LOOK_S)
+        self._said = Totals()
 
     def room(self) -> int:
         """Bytes that may still be written."""
@@ -333,9 +344,14 @@ class _Segments:
             self.seal(totals)
 
     def seal(self, totals: Totals) -> None:
-        """End the open segment, if there is one, with a frame that says so."""
+        """End the open segment with a frame that says so.
+
+        Without an open one nothing is written, unless rows were dropped of which no segment tells.
+        """
         if self._handle < 0:
-            return
+            if totals == self._said:
+                return
+            self._open()
         last = packed_frame(
             [],
             contract="",
@@ -352,6 +368,7 @@ class _Segments:
         except BaseException:
             self._take_back(whole)
             raise
+        self._said = totals
         self._path.rename(self._path.with_suffix(SEALED))
         sync_folder(self._folder)
         self._leave()
@@ -363,8 +380,18 @@ class _Segments:
             self._contracts.add(contract.contract_hash)
 
     def _open(self) -> None:
+        for _ in range(_ATTEMPTS - 1):
+            # A compactor removes folders that have become empty.
+            with suppress(FileNotFoundError):
+                self._open_next()
+                return
+        self._open_next()
+
+    def _open_next(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{self._number:08d}{OPEN}"
+        # Never again, even if this fails: a compactor may have taken it by then.
+        self._number += 1
         # Locked before it bears a name by which others look for what nobody holds.
         draft = path.with_name(f".{path.name}")
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
@@ -380,7 +407,6 @@ class _Segments:
             raise
         self._handle, self._path, self._bytes = handle, path, 0
         self._opened_s = time.monotonic()
-        self._number += 1
 
     def _take_back(self, size: int) -> None:
         """After a write that failed: leave the segment as it was, or leave it.
@@ -392,8 +418,7 @@ class _Segments:
             os.ftruncate(self._handle, size)
             os.fdatasync(self._handle)
         except OSError:
-            with suppress(OSError):
-                self._path.rename(self._path.with_suffix(SEALED))
+            # Open by name: that its end is missing is then no damage.
             self._leave()
 
     def _leave(self) -> None:
@@ -412,7 +437,7 @@ def bytes_in(folder: Path) -> int:
 
 def segments_in(folder: Path) -> list[Path]:
     """All segments of a stream, by worker and number; they may be gone when looked at."""
-    found = [*folder.glob(f"*/*{OPEN}"), *folder.glob(f"*/*{SEALED}")]
+    found = [*folder.glob(f"*/[0-9]*{OPEN}"), *folder.glob(f"*/[0-9]*{SEALED}")]
     return sorted(found, key=lambda path: (path.parent.name, path.stem))
 
 
@@ -421,6 +446,15 @@ def _by_contract(items: Sequence[_Item]) -> list[list[_Item]]:
     for item in items:
         groups.setdefault(item.contract.contract_hash, []).append(item)
     return list(groups.values())
+
+
+def _tell(waiting: Sequence[Callable[[bool], None]], *, is_written: bool) -> None:
+    """Tell those who wait; what goes wrong with one of them concerns neither rows nor others."""
+    for told in waiting:
+        try:
+            told(is_written)
+        except Exception:
+            logger.exception("A caller could not be told whether its rows are on disk.")
 
 
 def _write_all(handle: int, content: bytes) -> int:

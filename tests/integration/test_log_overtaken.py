@@ -1,0 +1,85 @@
+"""A log that is compacted while others look at it."""
+
+from __future__ import annotations
+
+import fcntl
+
+import pytest
+
+from log_rows import CONTRACTS, END, MODEL, START, ids_of, read_ids, request
+from tallystick.errors import DamagedError
+from tallystick.prediction_log import reader
+from tallystick.prediction_log.compaction import MERGED_FILES, compact
+from tallystick.prediction_log.labels import LabelRow
+from tallystick.prediction_log.log import LabelLog, PredictionLog
+from tallystick.prediction_log.reader import read_labels, read_log
+from tallystick.prediction_log.streams import LABELS, PREDICTIONS, stream_dir
+from tallystick.prediction_log.wal import WalOptions, segments_in
+
+
+def append(state, worker, requests=2):
+    log = PredictionLog(state, WalOptions(window_s=60.0))
+    for number in range(requests):
+        assert log.append(CONTRACTS[0], request(worker, number))
+        log.wal.seal()
+    log.wal.close()
+    return ids_of(worker, requests)
+
+
+def test_a_segment_that_somebody_holds_is_not_passed_over(tmp_path):
+    expected = append(tmp_path, 0, requests=3)
+    held = segments_in(stream_dir(tmp_path, PREDICTIONS))[1]
+    with held.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        compact(tmp_path)
+        assert len(segments_in(stream_dir(tmp_path, PREDICTIONS))) == 2
+        assert read_ids(tmp_path) == expected
+    compact(tmp_path)
+    assert segments_in(stream_dir(tmp_path, PREDICTIONS)) == []
+    assert read_ids(tmp_path) == expected
+
+
+def test_a_reading_that_is_overtaken_at_every_file_ends(tmp_path, monkeypatch):
+    expected = set()
+    for worker in range(MERGED_FILES - 1):
+        expected |= append(tmp_path, worker)
+        compact(tmp_path)
+    expected |= append(tmp_path, 100)
+    read_file = reader.read_file
+    workers = iter(range(101, 10**6))
+
+    def slow(*arguments, **named):
+        table = read_file(*arguments, **named)
+        compact(tmp_path)
+        expected.update(append(tmp_path, next(workers)))
+        return table
+
+    monkeypatch.setattr(reader, "read_file", slow)
+    before = set(expected)
+    parts = read_log(tmp_path, MODEL, start=START, end=END)
+    found = [row for part in parts for row in part.table["prediction_id"].to_pylist()]
+    assert len(found) == len(set(found))
+    assert before <= set(found) <= expected
+
+
+def test_a_damaged_file_keeps_no_label_from_being_compacted(tmp_path):
+    expected = set()
+    for worker in range(MERGED_FILES):
+        if worker == 1:
+            (path, *_) = (tmp_path / "log").rglob("*.parquet")
+            path.write_bytes(path.read_bytes()[:-20])
+        if worker == MERGED_FILES - 1:
+            labels = LabelLog(tmp_path, WalOptions(window_s=60.0))
+            assert labels.append(CONTRACTS[0], [LabelRow(1, request(0, 0).request_us, "a")])
+            labels.wal.close()
+        expected |= append(tmp_path, worker)
+        if worker < MERGED_FILES - 1:
+            compact(tmp_path)
+    for _ in range(2):
+        with pytest.raises(DamagedError, match=path.name):
+            compact(tmp_path)
+        assert segments_in(stream_dir(tmp_path, PREDICTIONS)) == []
+        assert segments_in(stream_dir(tmp_path, LABELS)) == []
+    table = read_labels(tmp_path, MODEL, known_until=END)
+    assert table is not None
+    assert table["prediction_id"].to_pylist() == ["a"]
