@@ -89,6 +89,7 @@ def check_nothing_is_left(state):
     assert there == named
 
 
+@pytest.mark.timeout(120 + 3 * KILLS)
 def test_killed_at_random_under_load(forger, tmp_path):
     chance = random.Random(SEED)
     state = tmp_path / "state"
@@ -113,7 +114,7 @@ def test_killed_at_random_under_load(forger, tmp_path):
         # Some end as a server that is started again does.
         forger.stop(pid, signal.SIGTERM if chance.random() < 0.15 else signal.SIGKILL)
         running[place] = (start_again(how), start_again, how)
-        if kill % 5 == 0:
+        if kill % max(5, KILLS // 10) == 0:
             check(forger, state, pids)
     for pid, _, _ in running:
         forger.stop(pid, signal.SIGKILL)
