@@ -20,8 +20,8 @@ from pathlib import Path
 from log_rows import CONTRACTS, request
 from tallystick.prediction_log import reader
 from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.layout import RecordLayout
 from tallystick.prediction_log.log import PredictionLog
-from tallystick.prediction_log.record import RecordLayout
 from tallystick.prediction_log.wal import WalOptions
 
 _GIVE_UP_S = 60.0
