@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tallystick.prediction_log.compaction import Compacted
+    from tallystick.prediction_log.compactor import Compacted
 
 logger = logging.getLogger(__name__)
 

@@ -78,10 +78,10 @@ def test_two_sites_into_one_sink(sink, tmp_path):
 
 
 KILLS = [
-    ("tallystick.prediction_log.compaction:write_rows", "before"),
-    ("tallystick.prediction_log.compaction:write_rows", "after"),
-    ("tallystick.prediction_log.compaction:write_manifest", "before"),
-    ("tallystick.prediction_log.compaction:write_manifest", "after"),
+    ("tallystick.prediction_log.compactor:write_rows", "before"),
+    ("tallystick.prediction_log.compactor:write_rows", "after"),
+    ("tallystick.prediction_log.compactor:write_manifest", "before"),
+    ("tallystick.prediction_log.compactor:write_manifest", "after"),
     ("tallystick.prediction_log.sink:Sink.names", "after"),
     ("tallystick.prediction_log.sink:Sink.write_bytes", "after"),
     ("pathlib:Path.unlink", "before"),

@@ -9,7 +9,8 @@ import pytest
 from log_rows import CONTRACTS, END, MODEL, START, ids_of, read_ids, request
 from tallystick.errors import DamagedError
 from tallystick.prediction_log import reader
-from tallystick.prediction_log.compaction import MERGED_FILES, compact
+from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compactor import MERGED_FILES
 from tallystick.prediction_log.labels import LabelRow
 from tallystick.prediction_log.log import LabelLog, PredictionLog
 from tallystick.prediction_log.reader import read_labels, read_log

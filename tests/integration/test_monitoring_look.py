@@ -16,6 +16,7 @@ from served_log import HOUR_US, Faults, HistoryRow, read_requests, serve
 from tallystick.clock import to_us
 from tallystick.contract import ModelContract
 from tallystick.errors import DamagedError, InputError, StateError
+from tallystick.prediction_log.compaction import compact
 from tallystick.prediction_log.labels import LabelRow
 from tallystick.prediction_log.log import LabelLog
 from tallystick.prediction_log.reader import read_log
@@ -291,7 +292,8 @@ def test_the_commands(champion_repo: Repo, contract: ModelContract, tmp_path: Pa
 
 def test_a_damaged_log_is_said(champion_repo: Repo, contract: ModelContract) -> None:
     served(champion_repo, contract, Faults())
-    (path,) = (champion_repo.state_dir / "log" / MODEL).glob("*/*.parquet")
+    compact(champion_repo.state_dir)
+    path = next((champion_repo.state_dir / "log").rglob("*.parquet"))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DamagedError, match="cannot be read"):
         command.audit(champion_repo, MODEL)

@@ -141,8 +141,8 @@ def test_damaged_segments(given):
         state = Path(folder)
         lay_out(state, contents)
         found = read_ids(state)
-        # A byte of a header may be changed to what it was, so more may be whole; never less.
-        assert found == kept
+        # What is inserted may be what was there, so that a frame is whole after all; never less.
+        assert kept <= found
         compact(state)
         assert read_ids(state) == found
         told = worker_rows(state)

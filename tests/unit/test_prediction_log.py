@@ -12,7 +12,8 @@ from contracts import small_contract
 from tallystick.clock import from_us, to_us
 from tallystick.errors import ContractError, DamagedError
 from tallystick.online_store.decoder import ViewRows
-from tallystick.prediction_log.compaction import MERGED_FILES, Keeping, compact
+from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compactor import MERGED_FILES, Keeping
 from tallystick.prediction_log.labels import LabelRow
 from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.log import LabelLog, PredictionLog
@@ -282,3 +283,38 @@ def test_who_waits_is_told_once_it_is_on_disk(tmp_path):
     log.wal.close()
     assert log.append(CONTRACT, predictions(1), told=tell) is False
     assert log.wal.dropped == {"full": 0, "budget": 0, "refused": 2}
+
+
+def test_rows_that_no_column_takes_keep_nothing_else_from_parquet(tmp_path):
+    log = open_log(tmp_path)
+    log.append(CONTRACT, predictions(0))
+    log.wal.flush()
+    odd = predictions(1)
+    odd.model_version = 5
+    log.append(CONTRACT, odd)
+    log.wal.flush()
+    log.append(CONTRACT, predictions(2))
+    log.wal.close()
+    done = compact(tmp_path)["predictions"]
+    assert (done.rows, done.lost, len(done.damages)) == (4, 2, 1)
+    (part,) = read_all(tmp_path)
+    assert part.table["prediction_id"].to_pylist() == ["0-0", "0-1", "2-0", "2-1"]
+    ledger = ledger_of(tmp_path, PREDICTIONS)
+    assert (ledger.accepted, ledger.in_parquet, ledger.lost, ledger.missing) == (6, 4, 2, 0)
+    assert len(list((tmp_path / "wal" / "damaged").rglob("*.sealed"))) == 1
+
+
+def test_workers_that_have_ended_are_summed_up(tmp_path):
+    for number in range(3):
+        log = open_log(tmp_path, rows_max=2)
+        log.append(CONTRACT, predictions(number))
+        log.append(CONTRACT, predictions(number))
+        log.wal.seal()
+        log.wal.close()
+        compact(tmp_path)
+    (manifest,) = read_manifests(Sink.of(tmp_path), "predictions").values()
+    assert len(manifest.workers) == 1
+    assert (manifest.past.rows, manifest.past.accepted, manifest.past.full) == (4, 8, 4)
+    ledger = ledger_of(tmp_path, PREDICTIONS)
+    assert (ledger.accepted, ledger.in_parquet, ledger.dropped["full"]) == (12, 6, 6)
+    assert (ledger.missing, ledger.died) == (0, 0)

@@ -24,6 +24,7 @@ _HEADER: Final = struct.Struct("<4sBBxxIIQq16sQQQQI")
 _CHECKSUM: Final = struct.Struct("<I")
 HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
 _LAST: Final = 1
+_ENDED: Final = 2
 _FOREIGN: Final = "its version is"
 _ARRAY: Final = struct.Struct(">BI")
 _ARRAY_OF_32_BITS: Final = 0xDD
@@ -62,6 +63,7 @@ class Frame:
         committed_us: When it was written, by the machine's clock.
         totals: Of the worker, then.
         is_last: Whether its segment ends with it.
+        is_ended: Whether its worker does.
         payload: The requests in MessagePack.
     """
 
@@ -71,6 +73,7 @@ class Frame:
     committed_us: int
     totals: Totals
     is_last: bool
+    is_ended: bool
     payload: memoryview | bytes
 
 
@@ -101,6 +104,7 @@ def packed_frame(
     committed_us: int,
     totals: Totals,
     is_last: bool = False,
+    is_ended: bool = False,
 ) -> list[bytes]:
     """A frame as the pieces that are written one after the other.
 
@@ -112,6 +116,7 @@ def packed_frame(
         committed_us: The machine's time.
         totals: The worker's.
         is_last: Whether the segment ends with it.
+        is_ended: Whether the worker does.
     """
     start = _ARRAY.pack(_ARRAY_OF_32_BITS, len(payloads))
     checksum = zlib.crc32(start)
@@ -122,7 +127,7 @@ def packed_frame(
     header = _HEADER.pack(
         _MAGIC,
         FRAME_VERSION,
-        _LAST if is_last else 0,
+        (_LAST if is_last else 0) | (_ENDED if is_ended else 0),
         size,
         rows,
         first,
@@ -184,7 +189,16 @@ def _frame_at(view: memoryview, at: int) -> tuple[Frame | None, int] | str:
     if zlib.crc32(payload) != checksum:
         return None, start + size
     named = contract.hex() if any(contract) else ""
-    frame = Frame(named, first, rows, moment, Totals(*totals), bool(flags & _LAST), payload)
+    frame = Frame(
+        contract=named,
+        first=first,
+        rows=rows,
+        committed_us=moment,
+        totals=Totals(*totals),
+        is_last=bool(flags & _LAST),
+        is_ended=bool(flags & _ENDED),
+        payload=payload,
+    )
     return frame, start + size
 
 

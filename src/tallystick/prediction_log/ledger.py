@@ -86,24 +86,25 @@ def _counted(state_dir: Path, stream: Stream, sink: Sink) -> StreamLedger:
         segment = read_segment(path, expected=before.after, totals=before.totals)
         workers[segment.worker] = before.with_segment(segment)
         waiting += segment.rows
+    every = [*workers.values(), manifest.past]
     held = {
         name: each.accepted - each.dropped - each.after
         for name, each in workers.items()
         if not each.is_closed
     }
     return StreamLedger(
-        accepted=sum(each.accepted for each in workers.values()),
+        accepted=sum(each.accepted for each in every),
         in_parquet=manifest.rows,
         in_segments=waiting,
         expired=manifest.expired,
         imported=sum(manifest.imported.values()),
         forgotten=manifest.forgotten,
         dropped={
-            reason: sum(getattr(each, reason) for each in workers.values())
+            reason: sum(getattr(each, reason) for each in every)
             for reason in ("full", "budget", "refused")
         },
-        lost=sum(each.lost for each in workers.values()),
-        damages=sum(each.damages for each in workers.values()),
+        lost=sum(each.lost for each in every),
+        damages=sum(each.damages for each in every),
         in_flight=sum(rows for name, rows in held.items() if name in live),
         cut_off=sum(rows for name, rows in held.items() if name not in live),
         died=sum(1 for name in held if name not in live),

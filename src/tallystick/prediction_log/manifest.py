@@ -69,7 +69,8 @@ class WorkerRows(BaseModel):
         full: Rows that it had dropped by then because its buffer was full.
         budget: Because the disk budget was used up.
         refused: Because it was ending.
-        is_closed: Whether it ended as it should.
+        is_closed: Whether its last segment ends as it should.
+        is_ended: Whether it wrote no more after that.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,11 +85,18 @@ class WorkerRows(BaseModel):
     budget: int = 0
     refused: int = 0
     is_closed: bool = False
+    is_ended: bool = False
 
     @property
     def dropped(self) -> int:
         """Rows that it dropped, for any reason."""
         return self.full + self.budget + self.refused
+
+    def plus(self, other: WorkerRows) -> WorkerRows:
+        """What became of the rows of both, who have ended."""
+        counts = ("after", "rows", "lost", "damages", "accepted", "full", "budget", "refused")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in counts}
+        return WorkerRows(**sums, is_closed=True, is_ended=True)
 
     @property
     def totals(self) -> Totals:
@@ -108,6 +116,7 @@ class WorkerRows(BaseModel):
             budget=segment.totals.budget,
             refused=segment.totals.refused,
             is_closed=segment.is_closed,
+            is_ended=segment.is_ended,
         )
 
 
@@ -119,6 +128,7 @@ class Manifest(BaseModel):
         number: Of this manifest; the highest counts.
         files: The stream's Parquet files.
         workers: Worker → what became of its rows.
+        past: The sum of those who have ended and left nothing.
         garbage: Files that were replaced, or had had their time; removed at the next commit.
         expired: Rows that are gone because they had had their time.
         imported: Name of an import that was taken → its rows.
@@ -131,6 +141,7 @@ class Manifest(BaseModel):
     number: int = 0
     files: tuple[LogFile, ...] = ()
     workers: dict[str, WorkerRows] = Field(default_factory=dict)
+    past: WorkerRows = WorkerRows(is_closed=True, is_ended=True)
     garbage: tuple[str, ...] = ()
     expired: int = 0
     imported: dict[str, int] = Field(default_factory=dict)

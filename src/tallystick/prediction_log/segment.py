@@ -27,6 +27,7 @@ class Segment:
         damages: What in it is no frame.
         totals: Of the worker, by its last frame.
         is_closed: Whether it ends as its worker wanted it to.
+        is_ended: Whether its worker wrote no more after it.
     """
 
     worker: str
@@ -37,6 +38,7 @@ class Segment:
     damages: tuple[Damage, ...]
     totals: Totals
     is_closed: bool
+    is_ended: bool
 
     @property
     def rows(self) -> int:
@@ -52,6 +54,7 @@ class _Reading:
     lost: int = 0
     totals: Totals = field(default_factory=Totals)
     is_closed: bool = False
+    is_ended: bool = False
     frames: list[Frame] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
 
@@ -60,7 +63,8 @@ class _Reading:
             return
         self.lost += max(0, frame.first - self.expected)
         self.expected = max(self.expected, frame.first + frame.rows)
-        self.totals, self.is_closed = frame.totals, frame.is_last
+        self.totals = frame.totals
+        self.is_closed, self.is_ended = frame.is_last, frame.is_ended
         if frame.rows:
             self.frames.append(frame)
 
@@ -101,6 +105,7 @@ def read_segment(path: Path, *, expected: int = 0, totals: Totals | None = None)
         damages=tuple(reading.damages),
         totals=reading.totals,
         is_closed=reading.is_closed,
+        is_ended=reading.is_ended,
     )
 
 

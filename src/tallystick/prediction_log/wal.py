@@ -221,7 +221,9 @@ class WriteAheadLog:
             self._stopping = True
         self._wake.set()
         self._thread.join()
-        self.seal()
+        self.flush()
+        with self._writing:
+            self._segments.end(self._totals)
 
     def _frames(self, items: Sequence[_Item]) -> Frames:
         """One frame per contract."""
@@ -343,7 +345,13 @@ class _Segments:
         ):
             self.seal(totals)
 
-    def seal(self, totals: Totals) -> None:
+    def end(self, totals: Totals) -> None:
+        """Say that this was the last segment, if anything was ever written."""
+        if self._handle < 0 and self._number:
+            self._open()
+        self.seal(totals, is_ended=True)
+
+    def seal(self, totals: Totals, *, is_ended: bool = False) -> None:
         """End the open segment with a frame that says so.
 
         Without an open one nothing is written, unless rows were dropped of which no segment tells.
@@ -360,6 +368,7 @@ class _Segments:
             committed_us=SystemClock().now_us(),
             totals=totals,
             is_last=True,
+            is_ended=is_ended,
         )
         whole = self._bytes
         try:
