@@ -46,6 +46,8 @@ def export_log(repo: Repo) -> dict[str, int]:
     done: dict[str, int] = {}
     for name, model in sorted(repo.models.items()):
         service = repo.store.get_feature_service(model.features.name)
+        # Feast does not register a config that is added to a service later.
+        service.logging_config = model.features.logging_config or service.logging_config
         if service.logging_config is None:
             continue
 
