@@ -1,10 +1,14 @@
-"""The gain of a recalibration: there where the model reads too high, not where it is right."""
+"""The gain of a recalibration, there where the model reads too high; and how soon labels come."""
 
 from __future__ import annotations
 
-import numpy as np
+from types import SimpleNamespace
 
-from tallystick_monitoring.performance import LABELLED_MIN, recalibration_gain
+import numpy as np
+import pyarrow as pa
+
+from tallystick.logged_labels import LoggedLabels
+from tallystick_monitoring.performance import LABELLED_MIN, label_delays, recalibration_gain
 
 DAYS = np.repeat(np.arange(40), 100)
 
@@ -52,3 +56,16 @@ def test_the_error_is_that_of_days() -> None:
     assert by_day[1] is not None
     assert as_if_independent[1] is not None
     assert by_day[1] > 2 * as_if_independent[1]
+
+
+def test_the_delay_curve_counts_every_request_and_ends_where_labels_mature() -> None:
+    hour = 3_600_000_000
+    times = pa.array([0, hour, 2 * hour, 3 * hour], pa.timestamp("us", tz="UTC"))
+    part = SimpleNamespace(table=pa.table({"request_time": times}))
+    # Known after one hour, after five, never, and after thirty hours.
+    first = np.array([hour, 6 * hour, np.nan, 33 * hour])
+    known = LoggedLabels(values=np.array([1.0, 0.0, np.nan, 1.0]), first_known_us=first)
+    shares = label_delays([part], [known], matures_after_us=30 * hour)
+    assert list(shares) == ["1", "2", "4", "8", "12", "24", "30"]
+    assert list(shares.values()) == [0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.75]
+    assert label_delays([], [], matures_after_us=hour) == {}
