@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -162,15 +163,17 @@ class RecordLayout:
         import pyarrow as pa
 
         try:
-            few, many = _sorted_out(payloads)
-            parts = [self._of_few(few)] if few else []
-            parts += [
-                self._batch(
-                    dict(zip(self._names, map(joined, zip(*several, strict=True)), strict=True))
-                )
-                for several in _together(many)
-            ]
-            return pa.Table.from_batches(parts, schema=self.schema)
+            with _uncollected():
+                few, many = _sorted_out(payloads)
+                parts = [self._of_few(few)] if few else []
+                parts += [
+                    self._batch(
+                        self._named([joined(column) for column in zip(*several, strict=True)])
+                    )
+                    for several in _together(many)
+                ]
+                del few, many
+                return pa.Table.from_batches(parts, schema=self.schema)
         except (msgspec.DecodeError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
             raise DamagedError(
                 f"A frame of the log is not in layout {RECORD_VERSION}: {error}",
@@ -243,6 +246,18 @@ def _kinds_of(names: Sequence[str], formats: Sequence[str]) -> Any:
     import numpy as np
 
     return np.dtype([(name, f"<{each}") for name, each in zip(names, formats, strict=True)])
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no cycles of garbage: among many new objects without any it takes long."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _sorted_out(
