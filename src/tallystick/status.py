@@ -96,7 +96,7 @@ def _model(repo: Repo, name: str) -> Iterator[str]:
         if file.model == name
     ]
     rows, size = sum(file.rows for file in files), sum(file.bytes for file in files)
-    yield f"log: {rows:,} predictions in {len(files):,} files, {size / 1e6:.1f} MB"
+    yield f"log: {rows:,} predictions in {len(files):,} Parquet files, {size / 1e6:.1f} MB"
     looks = load_records(repo.state_dir, MonitorReport, model=name)
     if looks:
         parity = looks[-1].parity
