@@ -87,12 +87,13 @@ def test_every_request_is_in_exactly_one_look(played):
 
 
 def test_nothing_of_the_view_goes_online_while_it_is_out(played):
-    folder = played[1] / "state" / "log" / "demo_model"
+    folder = played[1] / "state" / "log" / "predictions"
     stopped, resumed = START + timedelta(days=36), START + timedelta(days=38)
     written = {"shop_stats": [], "item_stats": []}
-    for path in folder.glob("*/*.parquet"):
+    for path in folder.rglob("*.parquet"):
         for view, times in written.items():
-            table = pq.read_table(path, columns=["request_time", f"view.{view}.write_time"])
+            names = ["request_time", f"view.{view}.write_time"]
+            table = pq.read_table(path, columns=names, partitioning=None)
             times += [
                 row[f"view.{view}.write_time"]
                 for row in table.to_pylist()

@@ -219,3 +219,8 @@ def test_arrays_of_numbers(dtype, kind, data):
 
 def test_a_request_of_no_rows():
     assert_same(contract_of("INT64"), [request([], given=[]), request([1], given=[None])])
+
+
+def test_what_arrow_converts_comes_back_converted():
+    assert_same(contract_of("INT64"), [request([7.0, 3], given=[None, 2.0])])
+    assert_same(contract_of("FLOAT"), [request([1e300], given=[-1e300])])

@@ -88,15 +88,11 @@ class RecordLayout:
         self._null_bytes = (len(formats) + 7) // 8
 
     def packed(self, part: Predictions) -> bytes:
-        """The predictions of one request; within the request, and so quick.
-
-        Raises:
-            TypeError: A value does not fit its declared type.
-        """
+        """The predictions of one request; within the request, and so quick."""
         whole: tuple[Any, ...] = ()
         if len(part.prediction_id) < ROWS_MANY:
-            # A double beyond a float's range becomes infinite, which Arrow does and C does not.
-            with suppress(OverflowError):
+            # Arrow makes a double beyond a float's range infinite and 7.0 an integer; C does not.
+            with suppress(OverflowError, struct.error):
                 whole = self._few(part)
         packed: bytes = _encoder().encode(whole or self._many(part))
         return packed
@@ -145,10 +141,7 @@ class RecordLayout:
         for values in rows:
             bits = sum(1 << place for place, value in enumerate(values) if value is None)
             filled = [0 if value is None else value for value in values]
-            try:
-                fixed.append(self._packer.pack(*filled))
-            except struct.error as error:
-                raise TypeError(f"A value of a prediction is not of its type: {error}") from error
+            fixed.append(self._packer.pack(*filled))
             nulls.append(bits.to_bytes(self._null_bytes, "little"))
         return b"".join(fixed), b"".join(nulls)
 
