@@ -159,3 +159,30 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def unheld(path: Path) -> Iterator[int | None]:
+    """Take hold of a file by its lock, for the block.
+
+    Args:
+        path: The file; its owner holds its lock for as long as it uses it.
+
+    Returns:
+        Its descriptor; None if somebody holds it, or it is gone, or goes meanwhile.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            # Who held it before may have moved or removed it.
+            yield handle if path.exists() else None
+    finally:
+        os.close(handle)

@@ -16,7 +16,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
@@ -24,7 +24,7 @@ from urllib.parse import quote
 from tallystick.buffered_writer import BufferedWriter
 from tallystick.clock import SystemClock, process_clock
 from tallystick.errors import DamagedError
-from tallystick.files import drafted, replacing, write_text
+from tallystick.files import drafted, replacing, sync_folder, unheld, write_text
 from tallystick.journal_entry import TIMES, WRITTEN, key_column
 from tallystick.online_store.commands import mget
 from tallystick.online_store.connection import SyncClient, redis_errors
@@ -86,7 +86,7 @@ def cut_off_in(folder: Path) -> list[Path]:
     """Entries that were left behind by a write that is no longer under way."""
     left = []
     for path in sorted(folder.glob(f"*/.*{_PENDING}")):
-        with _claimed(path) as handle:
+        with unheld(path) as handle:
             if handle is not None:
                 left.append(path)
     return left
@@ -166,7 +166,7 @@ class Journal:
     def _settle(self, client: SyncClient, project: str, name: str) -> None:
         folder = view_folder(self._state_dir, name)
         for path in sorted(folder.glob(f"*/.*{_PENDING}")):
-            with _claimed(path) as handle:
+            with unheld(path) as handle:
                 if handle is None:
                     continue
                 import pyarrow as pa
@@ -257,7 +257,7 @@ class _Pending:
     def commit(self) -> None:
         try:
             self._path.rename(_settled_name(self._path))
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         finally:
             os.close(self._handle)
 
@@ -365,32 +365,3 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(table, path, compression="zstd", compression_level=1)
-
-
-@contextmanager
-def _claimed(path: Path) -> Iterator[int | None]:
-    """Claim an entry that nobody writes or settles; None if somebody does, or has done."""
-    handle = None
-    with suppress(FileNotFoundError):
-        handle = os.open(path, os.O_RDONLY)
-    if handle is None:
-        yield None
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            # Who had it before may have settled it meanwhile.
-            yield handle if path.exists() else None
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tallystick.errors import DamagedError
+from tallystick.files import unheld
 from tallystick.prediction_log.frames import Damage, Frame, Totals, read_frames
 from tallystick.prediction_log.wal import OPEN, SEALED
 
@@ -122,20 +121,8 @@ def abandoned(path: Path) -> Iterator[Path | None]:
     Returns:
         The path; None if its worker still writes to it, or somebody else has it or has had it.
     """
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield path if path.exists() else None
-    finally:
-        os.close(handle)
+    with unheld(path) as handle:
+        yield None if handle is None else path
 
 
 def is_live(path: Path) -> bool:
