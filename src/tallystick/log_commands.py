@@ -33,9 +33,7 @@ def log() -> None:
 @click.pass_obj
 def compact(path: Path, every: float | None) -> None:
     """Move what was logged into Parquet files."""
-    from tallystick.repo import state_dir
-
-    state = state_dir(path.resolve())
+    state = _state_of(path)
     if every is None:
         for line in _compact(state):
             click.echo(line)
@@ -64,9 +62,8 @@ def import_(path: Path, model: str, files: tuple[Path, ...], contract_path: Path
     from tallystick.bundle import bundle_dir, read_champion, read_contract
     from tallystick.errors import InputError, Problem
     from tallystick.prediction_log.importing import import_file
-    from tallystick.repo import state_dir
 
-    state = state_dir(path.resolve())
+    state = _state_of(path)
     if contract_path is None:
         champion = read_champion(state, model)
         contract_path = bundle_dir(state, model, champion.contract_hash) / "contract.json"
@@ -101,10 +98,17 @@ def export(path: Path) -> None:
 def forget(path: Path, file: str) -> None:
     """Take a damaged FILE out of the log, and count its rows."""
     from tallystick.prediction_log.compaction import forget_file
-    from tallystick.repo import state_dir
 
-    rows = forget_file(state_dir(path.resolve()), file)
+    rows = forget_file(_state_of(path), file)
     click.echo(f"{rows:,} rows are forgotten; the file goes with the next compaction.")
+
+
+def _state_of(path: Path) -> Path:
+    """The state folder of a repo."""
+    from tallystick.repo import require_repo, state_dir
+
+    require_repo(path.resolve())
+    return state_dir(path.resolve())
 
 
 def _compact(state: Path) -> Iterator[str]:

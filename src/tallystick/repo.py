@@ -128,6 +128,19 @@ def state_dir(repo_path: Path) -> Path:
     return settings().state_dir or repo_path / ".tallystick"
 
 
+def require_repo(path: Path) -> None:
+    """Refuse a folder that is no Feast repo.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not (path / "feature_store.yaml").is_file():
+        raise InputError(
+            f"{path} is not a Feast repo: it has no feature_store.yaml.",
+            hint="Name the folder that has one:  tally --repo DIR …",
+        )
+
+
 def open_repo(path: Path) -> Repo:
     """Import the definitions of a repo and collect its models.
 
@@ -140,11 +153,7 @@ def open_repo(path: Path) -> Repo:
     """
     path = path.resolve()
     settings()  # before anything changes the working folder, from which relative paths are taken
-    if not (path / "feature_store.yaml").is_file():
-        raise InputError(
-            f"{path} is not a Feast repo: it has no feature_store.yaml.",
-            hint="Name the folder that has one:  tally --repo DIR …",
-        )
+    require_repo(path)
     objects = tuple(
         value for module in _import_definitions(path) for value in vars(module).values()
     )

@@ -116,3 +116,11 @@ def test_the_command_imports_and_forgets(tmp_path, file, monkeypatch, request):
     assert ledger_of(tmp_path / "state", PREDICTIONS).missing == 0
     unknown = CliRunner().invoke(main, [*tally, "forget", "nowhere"])
     assert "The log has no file nowhere" in unknown.output
+
+
+def test_a_folder_that_is_no_repo_is_refused_and_not_made(tmp_path):
+    for command in (["compact"], ["forget", "x"]):
+        done = CliRunner().invoke(main, ["--repo", str(tmp_path / "none"), "log", *command])
+        assert done.exit_code == 1
+        assert "is not a Feast repo" in done.output
+    assert list(tmp_path.iterdir()) == []
