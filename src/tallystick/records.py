@@ -31,6 +31,7 @@ Cause = Literal[
     "type_or_precision",
     "transform",
     "early_visibility",
+    "log_damage",
     "unexplained",
 ]
 """Why a served value is not the expected one; docs/causes.md says what each means."""
@@ -93,6 +94,26 @@ class ParityReport(Frozen):
         return self.causes.get("unexplained", 0)
 
 
+KeyValue = str | int | float | bool | None
+"""One part of an entity's key."""
+
+
+class AffectedKeys(Frozen):
+    """Which entities an incident touched.
+
+    Attributes:
+        names: Entity keys of the request, in the order of the parts of each key.
+        values: The touched keys, ascending, if they are few; empty if they are many.
+        first: The smallest of them.
+        last: The largest; of many, every key from ``first`` to ``last`` counts as touched.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[tuple[KeyValue, ...], ...] = ()
+    first: tuple[KeyValue, ...]
+    last: tuple[KeyValue, ...]
+
+
 class Incident(Frozen):
     """A spell in which a view was served wrongly; quarantined from training.
 
@@ -107,6 +128,7 @@ class Incident(Frozen):
         values: Values affected.
         is_open: Whether the last look still found it going on.
         evidence: One sentence.
+        keys: Which entities were affected; None if that is not known, and so all may be.
     """
 
     incident_id: str
@@ -120,6 +142,7 @@ class Incident(Frozen):
     values: int
     is_open: bool
     evidence: str
+    keys: AffectedKeys | None = None
 
 
 class FeatureDrift(Frozen):
