@@ -186,11 +186,11 @@ def bench_route(
 
 def bench_audit(repo: Any, rounds: int) -> dict[str, float]:
     """Every logged value recomputed and compared."""
-    from tallystick_monitoring.parity import audit
+    from tallystick_monitoring.audit.run import audit
 
     start, end = TRAIN_UNTIL, TRAIN_UNTIL + timedelta(days=1)
-    values = audit(repo, MODEL, start=start, end=end).values
-    seconds = median_s(lambda: audit(repo, MODEL, start=start, end=end), rounds)
+    values = audit(repo, MODEL, start=start, end=end).report.values
+    seconds = median_s(lambda: audit(repo, MODEL, start=start, end=end, again=True), rounds)
     return {"values": values, "seconds": seconds, "values_per_s": values / seconds}
 
 

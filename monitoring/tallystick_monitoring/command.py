@@ -7,9 +7,14 @@ from pathlib import Path
 
 from tallystick.clock import from_us, process_clock
 from tallystick.files import write_text
+from tallystick.fold import VisibilityClock
 from tallystick.records import record_name, save_record
 from tallystick.repo import Repo
-from tallystick_monitoring import parity, report
+from tallystick_monitoring import report
+from tallystick_monitoring.audit import run
+from tallystick_monitoring.audit.findings import write_findings
+from tallystick_monitoring.audit.state import told
+from tallystick_monitoring.incidents import record_found
 
 
 def audit(
@@ -18,17 +23,24 @@ def audit(
     *,
     since: datetime | None = None,
     until: datetime | None = None,
+    clock: str = VisibilityClock.KNOWLEDGE,
+    again: bool = False,
     json_path: Path | None = None,
+    findings_path: Path | None = None,
     fail_over: float | None = None,
 ) -> tuple[str, bool]:
-    """Audit the log and save the record.
+    """Audit the log, save the record, and bring the model's incidents up to date.
 
     Args:
         repo: An applied repo.
         model: Model name.
         since: First request time; the first logged by default.
         until: Request times before this; the process clock's now by default.
+        clock: When a row of history counts as visible. Only under the knowledge clock a mismatch
+            is skew, so that only there incidents are recorded.
+        again: Whether to compare again what earlier audits compared.
         json_path: File to write the report to as JSON, too.
+        findings_path: File to write every mismatch to, as Parquet.
         fail_over: Share of unequal values from which the audit does not pass.
 
     Returns:
@@ -36,16 +48,25 @@ def audit(
 
     Raises:
         InputError: There is no such model.
-        StateError: The model has no log yet.
+        StateError: The model has no log yet, or another audit does not end.
+        DataError: A source is not as declared, or a file cannot be written.
     """
     now = from_us(process_clock().now_us())
-    found = parity.audit(repo, model, start=since or first_request(repo, model), end=until or now)
-    save_record(repo.state_dir, found, model=model, name=record_name(now))
+    start, end = since or first_request(repo, model), until or now
+    visible = VisibilityClock(clock)
+    found = run.audit(repo, model, start=start, end=end, clock=visible, again=again)
+    if visible is VisibilityClock.KNOWLEDGE:
+        record_found(repo, model, found, at=now)
+    save_record(repo.state_dir, found.report, model=model, name=record_name(now))
     if json_path is not None:
-        write_text(json_path, found.model_dump_json(indent=1))
-    wrong = (found.values - found.equal) / found.values if found.values else 0.0
+        with told(json_path.parent):
+            write_text(json_path, found.report.model_dump_json(indent=1))
+    if findings_path is not None:
+        write_findings(findings_path, found.findings)
+    whole = found.report
+    wrong = (whole.values - whole.equal) / whole.values if whole.values else 0.0
     passed = fail_over is None or wrong <= fail_over
-    lines = [report.parity_summary(found)]
+    lines = [report.parity_summary(whole)]
     if not passed:
         lines.append(f"{wrong:.4%} of the values differ, more than the {fail_over:.4%} allowed.")
     return "\n".join(lines), passed
@@ -82,4 +103,4 @@ def first_request(repo: Repo, model: str) -> datetime:
         StateError: It has no log yet.
     """
     repo.model(model)
-    return parity.first_logged(repo, model)
+    return run.first_logged(repo, model)

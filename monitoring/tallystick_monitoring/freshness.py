@@ -10,8 +10,8 @@ import numpy as np
 
 from tallystick.contract import ModelContract
 from tallystick.records import ViewFreshness
-from tallystick_monitoring.causes import NO_TIME
-from tallystick_monitoring.evidence import microseconds
+from tallystick_monitoring.audit.causes import NO_TIME
+from tallystick_monitoring.audit.findings import microseconds
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,12 +9,13 @@ from pathlib import Path
 from tallystick.bundle import bundle_dir, read_champion, read_contract
 from tallystick.clock import from_us, to_us
 from tallystick.contract import ModelContract
-from tallystick.prediction_log.reader import read_log
-from tallystick.records import Incident, load_records, record_name, save_record
+from tallystick.errors import StateError
+from tallystick.prediction_log.reader import LogPart, read_log
+from tallystick.records import AffectedKeys, Incident, load_records, record_name, save_record
 from tallystick.repo import Repo
+from tallystick_monitoring.audit.run import Audited, audit
 from tallystick_monitoring.freshness import freshness
-from tallystick_monitoring.parity import Audited, audit_log
-from tallystick_monitoring.spells import Spell, Windows
+from tallystick_monitoring.spells import Spell, Windows, affected_keys, windowed_columns
 
 
 def champion_contract(repo: Repo, model_name: str) -> ModelContract:
@@ -46,7 +47,7 @@ def watch(repo: Repo, model_name: str, *, at: datetime, window: timedelta) -> li
         DataError: A source is not as declared.
     """
     start = at - window
-    parts = read_log(repo.state_dir, model_name, start=start, end=at)
+    parts = read_log(repo.state_dir, model_name, start=start, end=at, damaged={})
     if not parts:
         return []
     contract = champion_contract(repo, model_name)
@@ -56,12 +57,48 @@ def watch(repo: Repo, model_name: str, *, at: datetime, window: timedelta) -> li
     )
     if not going_on and not any(view.stale for view in found.values()):
         return []
-    audited = audit_log(repo, model_name, start=start, end=at)
-    return record_incidents(repo.state_dir, model_name, audited, contract=contract, at=at)
+    audited = audit(repo, model_name, start=start, end=at)
+    return record_incidents(
+        repo.state_dir, model_name, audited, parts=parts, contract=contract, at=at
+    )
+
+
+def record_found(repo: Repo, model_name: str, audited: Audited, *, at: datetime) -> list[Incident]:
+    """As :func:`record_incidents`, against the champion; nothing if the model has none.
+
+    Raises:
+        DamagedError: The champion's contract, or the log cannot be read.
+    """
+    whole = audited.report
+    if not audited.findings.num_rows and not load_records(
+        repo.state_dir, Incident, model=model_name
+    ):
+        return []
+    try:
+        contract = champion_contract(repo, model_name)
+    except StateError:
+        return []
+    parts = read_log(
+        repo.state_dir,
+        model_name,
+        start=whole.start,
+        end=whole.end,
+        columns=windowed_columns,
+        damaged={},
+    )
+    return record_incidents(
+        repo.state_dir, model_name, audited, parts=parts, contract=contract, at=at
+    )
 
 
 def record_incidents(
-    state_dir: Path, model_name: str, audited: Audited, *, contract: ModelContract, at: datetime
+    state_dir: Path,
+    model_name: str,
+    audited: Audited,
+    *,
+    parts: Sequence[LogPart],
+    contract: ModelContract,
+    at: datetime,
 ) -> list[Incident]:
     """Bring the incidents of a model up to date with an audit, and save those that changed.
 
@@ -69,15 +106,16 @@ def record_incidents(
         state_dir: The repo's state folder.
         model_name: Model that was audited.
         audited: What the audit found.
+        parts: The log of the same requests: request times, and status and times of the views.
         contract: What the champion's training saw.
         at: When the look was taken.
 
     Returns:
         The incidents that were opened, extended or closed, by begin.
     """
-    if not audited.parts:
+    if not parts:
         return []
-    windows = Windows(audited, contract)
+    windows = Windows(audited.findings, parts, contract)
     before = {
         incident.incident_id: incident
         for incident in load_records(state_dir, Incident, model=model_name)
@@ -138,6 +176,7 @@ def _opened(model: str, spell: Spell, at: datetime) -> Incident:
         requests=requests,
         values=len(spell.values_us),
         is_open=spell.goes_on,
+        keys=spell.keys,
         evidence=(
             f"When it was found, {requests} requests ({spell.share:.0%} of those in the spell) had "
             f"been served wrong values of {spell.view}: {spell.cause}."
@@ -162,5 +201,17 @@ def _extended(incident: Incident, spell: Spell, *, looked_from_us: int) -> Incid
             "requests": max(requests, incident.requests),
             "values": max(values, incident.values),
             "is_open": spell.goes_on if last_us > end_us else incident.is_open,
+            "keys": _both(incident.keys, spell.keys),
         }
     )
+
+
+def _both(one: AffectedKeys | None, other: AffectedKeys | None) -> AffectedKeys | None:
+    """The entities of both; None, which stands for all, if either is not known."""
+    if one is None or other is None or one.names != other.names:
+        return None
+    keys = {*one.values, *other.values}
+    ends = affected_keys(one.names, {*keys, one.first, one.last, other.first, other.last})
+    if ends is None or (one.values and other.values):
+        return ends
+    return ends.model_copy(update={"values": ()})

@@ -15,7 +15,7 @@ from tallystick.metrics import CLIP, log_losses, scores, slice_labels, slice_sco
 from tallystick.prediction_log.reader import LogPart, read_log
 from tallystick.records import Incident, PerformanceReport, load_records
 from tallystick.repo import Repo
-from tallystick_monitoring.evidence import microseconds
+from tallystick_monitoring.audit.findings import microseconds
 
 LOOK_BACK = timedelta(days=28)
 """Requests older than this say little of how the model does now."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from tallystick.prediction_log.reader import read_log
 from tallystick.records import MonitorReport, ParityReport, record_name, save_record
 from tallystick.repo import Repo
+from tallystick_monitoring.audit.run import audit
 from tallystick_monitoring.drift import drift
 from tallystick_monitoring.freshness import freshness
 from tallystick_monitoring.incidents import (
@@ -14,7 +16,6 @@ from tallystick_monitoring.incidents import (
     incidents_between,
     record_incidents,
 )
-from tallystick_monitoring.parity import audit_log
 from tallystick_monitoring.performance import performance
 
 DRIFTED_MAX = 5
@@ -40,9 +41,10 @@ def look(
         DamagedError: A file cannot be read.
         DataError: A source is not as declared.
     """
-    audited = audit_log(repo, model_name, start=start, end=end)
+    audited = audit(repo, model_name, start=start, end=end)
+    parts = read_log(repo.state_dir, model_name, start=start, end=end, damaged={})
     contract = champion_contract(repo, model_name)
-    record_incidents(repo.state_dir, model_name, audited, contract=contract, at=at)
+    record_incidents(repo.state_dir, model_name, audited, parts=parts, contract=contract, at=at)
     report = MonitorReport(
         model=model_name,
         at=at,
@@ -50,8 +52,8 @@ def look(
         end=end,
         contract_hash=contract.contract_hash,
         parity=audited.report,
-        freshness=freshness(contract, [part.table for part in audited.parts]),
-        drift=drift(contract, audited.parts),
+        freshness=freshness(contract, [part.table for part in parts]),
+        drift=drift(contract, parts),
         performance=performance(repo, contract, at=at),
         incidents=incidents_between(repo.state_dir, model_name, start=start, end=end),
     )
@@ -71,14 +73,27 @@ def summary(report: MonitorReport) -> str:
 
 def _parity_lines(report: ParityReport) -> Iterator[str]:
     share = f" ({report.equal / report.values:.4%})" if report.values else ""
+    clock = "" if report.clock == "knowledge" else f", under the {report.clock} clock"
     yield (
         f"{report.model}: {report.requests:,} requests from {report.start:%Y-%m-%d %H:%M} to "
-        f"{report.end:%Y-%m-%d %H:%M} UTC"
+        f"{report.end:%Y-%m-%d %H:%M} UTC{clock}"
     )
     yield f"parity      {report.equal:,} of {report.values:,} values equal{share}"
     for view, causes in sorted(report.views.items()):
         for cause, count in sorted(causes.items(), key=lambda item: -item[1]):
             yield f"  {view:<24} {cause:<26} {count:>10,}"
+    if lost := report.causes.get("log_damage"):
+        yield f"  {'(the log)':<24} {'log_damage':<26} {lost:>10,}"
+    for damage in report.damage:
+        yield f"  damaged: {damage.place}, {damage.rows:,} records: {damage.problem}"
+    yield from _worst_lines(report)
+    yield from _effect_lines(report)
+    yield from _staleness_lines(report)
+    for field in report.request_fields:
+        yield (
+            f"requests    {field.field} as it was sent differs from {field.feature} as it was "
+            f"served in {field.unequal:,} of {field.values:,}"
+        )
     if report.unstamped:
         yield (
             f"not told    {', '.join(report.unstamped)}: the online store says neither when a row "
@@ -89,9 +104,72 @@ def _parity_lines(report: ParityReport) -> Iterator[str]:
         first = exemplars[0]
         yield (
             f"  e.g. {cause}: {first.feature} of {first.keys} at "
-            f"{first.request_time:%Y-%m-%d %H:%M:%S}: served {first.served}, expected "
-            f"{first.expected}. {first.evidence}"
+            f"{first.request_time:%Y-%m-%d %H:%M:%S}: served {_value(first.served)}, expected "
+            f"{_value(first.expected)}. {first.evidence}"
         )
+        if first.mend:
+            yield f"       {first.mend}"
+
+
+def _value(text: str | None) -> str:
+    return "nothing" if text is None else text
+
+
+def _worst_lines(report: ParityReport) -> Iterator[str]:
+    """The features and the hours with the most wrong values."""
+    wrong = {name: each for name, each in report.features.items() if each.unequal}
+    worst = sorted(wrong, key=lambda name: -wrong[name].unequal)
+    if worst:
+        named = [f"{name} {wrong[name].unequal / wrong[name].values:.2%}" for name in worst]
+        yield f"features    {', '.join(_first(named))}"
+    hours = {hour: each for hour, each in report.hours.items() if each.unequal}
+    if hours:
+        first, last = min(hours), max(hours)
+        top = max(hours, key=lambda hour: hours[hour].unequal / hours[hour].values)
+        yield (
+            f"hours       {len(hours):,} of {len(report.hours):,} with wrong values, from "
+            f"{_hour(first)} to {_hour(last)}; worst {_hour(top)} "
+            f"({hours[top].unequal / hours[top].values:.2%})"
+        )
+
+
+def _first(names: list[str]) -> list[str]:
+    more = len(names) - DRIFTED_MAX
+    return [*names[:DRIFTED_MAX], f"and {more} more"] if more > 0 else names
+
+
+def _hour(text: str) -> str:
+    return f"{datetime.fromisoformat(text):%Y-%m-%d %H:00}"
+
+
+def _effect_lines(report: ParityReport) -> Iterator[str]:
+    effect = report.effect
+    if effect is None:
+        return
+    if not effect.scored:
+        yield f"effect      not known of {effect.requests:,} predictions: their model is gone"
+        return
+    yield (
+        f"effect      {effect.requests:,} predictions had wrong values: asked again, the model "
+        f"moves by {effect.mean_change:.4f} on average, {effect.max_change:.4f} at most, and "
+        f"{effect.flipped:,} decisions flip"
+    )
+
+
+def _staleness_lines(report: ParityReport) -> Iterator[str]:
+    ages = [
+        f"{view} {_age(each.age_s_p50)} / {_age(each.age_s_p99)}"
+        for view, each in sorted(report.staleness.items())
+    ]
+    if ages:
+        yield f"age         of what was right, median / 99%: {', '.join(ages)}"
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _look_lines(report: MonitorReport) -> Iterator[str]:

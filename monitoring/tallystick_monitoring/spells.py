@@ -15,25 +15,27 @@ wrong in the windows beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.contract import ModelContract
-from tallystick.records import Cause
-from tallystick_monitoring.causes import Int64s
+from tallystick.prediction_log.reader import LogPart
+from tallystick.records import AffectedKeys, Cause, KeyValue
+from tallystick_monitoring.audit.causes import NO_TIME, Int64s
+from tallystick_monitoring.audit.findings import ENTITY, microseconds
 from tallystick_monitoring.comparison import Bools
-from tallystick_monitoring.evidence import microseconds, written_us
 from tallystick_monitoring.freshness import (
     MATERIALIZED_EVERY_S,
     MICROSECONDS,
     REQUESTS_MIN,
     freshness,
 )
-from tallystick_monitoring.parity import Audited, Findings
 
 WINDOW_S_MIN = 3_600
 """Shortest window, in seconds."""
@@ -43,6 +45,9 @@ WINDOW_REQUESTS_MIN = 20
 
 AFFECTED_MIN = 5
 """Fewest requests that make a window affected."""
+
+KEYS_MAX = 1_000
+"""Entities that an incident names one by one; of more it gives the first and the last."""
 
 AFFECTED_SHARE_MIN = 0.05
 """Smallest share of a window's requests that makes it affected."""
@@ -61,6 +66,7 @@ class Spell:
         clean_before: Whether a window before it was not affected.
         begin_us: Begin of its first window.
         goes_on: Whether it lasts until the last window.
+        keys: Entities of the affected requests.
     """
 
     view: str
@@ -71,22 +77,28 @@ class Spell:
     clean_before: bool
     begin_us: int
     goes_on: bool
+    keys: AffectedKeys | None
 
 
 class Windows:
     """The requests of an audit, in windows.
 
     Args:
-        audited: What the audit found; at least one request was looked at.
+        findings: What the audit found.
+        parts: The log of the same requests; there is at least one. Of it request times, and status
+            and times of the views are looked at.
         contract: What training saw, to tell a stale view.
     """
 
-    def __init__(self, audited: Audited, contract: ModelContract) -> None:
-        self._parts = audited.parts
+    def __init__(
+        self, findings: pa.Table, parts: Sequence[LogPart], contract: ModelContract
+    ) -> None:
+        self._findings = findings
+        self._parts = parts
         self._contract = contract
-        self._affected = _affected(audited.findings)
+        self._affected = _affected(findings)
         self.request_us = np.sort(
-            np.concatenate([microseconds(part.table["request_time"]) for part in audited.parts])
+            np.concatenate([microseconds(part.table["request_time"]) for part in parts])
         )
         self.edges = _edges(self.request_us)
         self._total = np.histogram(self.request_us, bins=self.edges)[0]
@@ -109,7 +121,23 @@ class Windows:
                     clean_before=first > 0,
                     begin_us=int(self.edges[first]),
                     goes_on=last + 1 == len(bad),
+                    keys=self._keys(view, cause, low, high),
                 )
+
+    def _keys(self, view: str, cause: Cause, low: int, high: int) -> AffectedKeys | None:
+        """The entities that a view's wrong values in [low, high) were asked for."""
+        names = next(
+            (use.request_keys for use in self._contract.views if use.name == view),
+            tuple(key.name for key in self._contract.entity_keys),
+        )
+        if not names or any(f"{ENTITY}{name}" not in self._findings.column_names for name in names):
+            return None
+        times = microseconds(self._findings["request_time"])
+        mine = _of(self._findings, view, cause) & (times >= low) & (times < high)
+        columns = [f"{ENTITY}{name}" for name in names]
+        few = self._findings.select(columns).filter(pa.array(mine))
+        found = few.group_by(columns).aggregate([]).select(columns).to_pylist()
+        return affected_keys(names, {tuple(row.values()) for row in found})
 
     def _reach(
         self, view: str, cause: Cause, affected_us: Int64s, first: int, last: int
@@ -140,7 +168,7 @@ class Windows:
             if f"view.{view}.write_time" in part.table.schema.names
         ]
         request_us = np.concatenate([microseconds(table["request_time"]) for table in tables])
-        write_us = np.concatenate([written_us(table, view) for table in tables])
+        write_us = np.concatenate([_written_us(table, view) for table in tables])
         order = np.argsort(request_us, kind="stable")
         return request_us[order], np.maximum.accumulate(write_us[order])
 
@@ -199,27 +227,70 @@ def _edges(request_us: Int64s) -> Int64s:
     return np.array([*edges, int(request_us[-1]) + 1], dtype=np.int64)
 
 
-def _affected(findings: Sequence[Findings]) -> dict[tuple[str, Cause], tuple[Int64s, Int64s]]:
+def windowed_columns(contract: ModelContract) -> list[str]:
+    """The columns of the log that :class:`Windows` looks at."""
+    return [
+        "request_time",
+        *(
+            f"view.{use.name}.{name}"
+            for use in contract.views
+            for name in ("status", "event_time", "write_time")
+        ),
+    ]
+
+
+def _written_us(table: pa.Table, view: str) -> Int64s:
+    """When the rows of a view in the log had been written online at the earliest.
+
+    Where the online store does not say, that is the row's event time.
+    """
+    write_us = microseconds(table[f"view.{view}.write_time"])
+    return np.where(write_us == NO_TIME, microseconds(table[f"view.{view}.event_time"]), write_us)
+
+
+def affected_keys(names: tuple[str, ...], keys: Collection[tuple[Any, ...]]) -> AffectedKeys | None:
+    """Keys as an incident has them; None if there are none, or some that JSON cannot hold."""
+    if not keys or any(not isinstance(part, KeyValue | None) for key in keys for part in key):
+        return None
+    ordered = sorted(keys, key=lambda key: [(part is not None, part) for part in key])
+    return AffectedKeys(
+        names=names,
+        values=tuple(ordered) if len(ordered) <= KEYS_MAX else (),
+        first=ordered[0],
+        last=ordered[-1],
+    )
+
+
+def _of(findings: pa.Table, view: str, cause: str) -> Bools:
+    mine = pc.and_(pc.equal(findings["view"], view), pc.equal(findings["cause"], cause))
+    return np.asarray(mine.to_numpy(), dtype=np.bool_)
+
+
+def _affected(findings: pa.Table) -> dict[tuple[str, Cause], tuple[Int64s, Int64s]]:
     """View and cause → request times of the affected requests, and of the wrong values."""
-    gathered: dict[tuple[str, Cause], list[tuple[Int64s, Int64s]]] = {}
-    for found in findings:
-        request_us = microseconds(found.part.table["request_time"])
-        known_for_us = request_us[found.rows] - found.visible_us
-        for position, cause in enumerate(found.causes):
-            mine = found.cause == position
-            if cause == "correction_not_propagated":
-                mine &= known_for_us > MATERIALIZED_EVERY_S * MICROSECONDS
-            if mine.any():
-                rows = found.rows[mine]
-                pair = (request_us[np.unique(rows)], request_us[rows])
-                gathered.setdefault((found.view, cause), []).append(pair)
-    return {
-        name: (
-            np.sort(np.concatenate([requests for requests, _ in pairs])),
-            np.sort(np.concatenate([values for _, values in pairs])),
-        )
-        for name, pairs in gathered.items()
-    }
+    gathered = {}
+    request_us = microseconds(findings["request_time"])
+    visible_us = np.maximum(
+        microseconds(findings["expected_event_time"]),
+        microseconds(findings["expected_created_time"]),
+    )
+    # Without an expected row nothing is known how long: the difference must not overflow.
+    known_for_us = request_us - np.where(visible_us == NO_TIME, 0, visible_us)
+    requests = findings["prediction_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    pairs = findings.select(["view", "cause"]).group_by(["view", "cause"]).aggregate([])
+    for pair in pairs.to_pylist():
+        view, cause = pair["view"], pair["cause"]
+        mine = _of(findings, view, cause)
+        if cause == "correction_not_propagated":
+            mine &= known_for_us > MATERIALIZED_EVERY_S * MICROSECONDS
+        if mine.any():
+            places = np.flatnonzero(mine)
+            _, firsts = np.unique(requests[places], return_index=True)
+            gathered[view, cause] = (
+                np.sort(request_us[places[firsts]]),
+                np.sort(request_us[places]),
+            )
+    return gathered
 
 
 def _runs(flags: Bools) -> list[tuple[int, int]]:

@@ -246,6 +246,8 @@ def serve(
 @_model
 @_time_option("since", "First request time; default the first logged")
 @_time_option("until", "Request times before this; default now")
+@_clock_option()
+@click.option("--again", is_flag=True, help="Compare everything again, not only what is new.")
 @click.option(
     "--json",
     "json_path",
@@ -253,24 +255,20 @@ def serve(
     help="Write the report here as JSON too.",
 )
 @click.option(
+    "--findings",
+    "findings_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write every value that differs here, as Parquet.",
+)
+@click.option(
     "--fail-over",
     type=click.FloatRange(0, 1),
     help="Exit with 1 if more than this share of values was served wrongly.",
 )
 @click.pass_obj
-def audit(
-    path: Path,
-    model: str,
-    *,
-    since: datetime | None,
-    until: datetime | None,
-    json_path: Path | None,
-    fail_over: float | None,
-) -> None:
+def audit(path: Path, /, model: str, **options: Any) -> None:
     """Recompute served values; name why any differs."""
-    text, passed = _area("tallystick_monitoring", "audit")(
-        _open(path), model, since=since, until=until, json_path=json_path, fail_over=fail_over
-    )
+    text, passed = _area("tallystick_monitoring", "audit")(_open(path), model, **options)
     click.echo(text)
     if not passed:
         raise SystemExit(1)

@@ -38,55 +38,156 @@ Cause = Literal[
 
 
 class Exemplar(Frozen):
-    """One mismatch in full: what was served, what was expected, and the evidence.
+    """One mismatch in full: what was served, what was expected, the evidence, what to do.
 
     Attributes:
         prediction_id: The prediction it was part of.
         request_time: When it was asked for.
         feature: ``view__feature``.
         keys: Entity keys of the request.
-        served: Value as the model saw it.
-        expected: Value under the knowledge clock.
+        served: Value as the model saw it, as text; None for null.
+        expected: Value that should have been.
         served_event_time: Event time of the row that was served, if one was.
         expected_event_time: Event time of the row that should have been, if there is one.
+        served_created_time: Created time of the row that was served.
+        served_write_time: When it was written online.
+        expected_created_time: Created time of the row that should have been.
         evidence: One sentence.
+        mend: What to do about it, in a sentence.
     """
 
     prediction_id: str
     request_time: datetime
     feature: str
     keys: dict[str, str]
-    served: str
-    expected: str
+    served: str | None
+    expected: str | None
     served_event_time: datetime | None
     expected_event_time: datetime | None
+    served_created_time: datetime | None = None
+    served_write_time: datetime | None = None
+    expected_created_time: datetime | None = None
     evidence: str
+    mend: str = ""
+
+
+class Parity(Frozen):
+    """How many values were compared, and how many of them differ."""
+
+    values: int
+    unequal: int
+
+
+class Staleness(Frozen):
+    """How old right values of a view were when they were served.
+
+    Attributes:
+        values: Requests that were served a row of the view, all of it right.
+        age_s_p50: Median of request time - event time in seconds; within 2.5%.
+        age_s_p99: 99th percentile of it.
+    """
+
+    values: int
+    age_s_p50: float
+    age_s_p99: float
+
+
+class Effect(Frozen):
+    """What wrong values did to predictions: the model asked again with the expected ones.
+
+    Attributes:
+        requests: Predictions with a wrong value.
+        scored: Those of them for which the model could be asked again.
+        mean_change: Mean absolute change of the probability.
+        max_change: Largest absolute change of it.
+        flipped: Decisions that would have been another.
+    """
+
+    requests: int
+    scored: int
+    mean_change: float
+    max_change: float
+    flipped: int
+
+
+class FieldParity(Frozen):
+    """A field that requests bring and that is a feature as well, both there.
+
+    Attributes:
+        field: The request's field.
+        feature: ``view__feature`` of the same name.
+        values: Requests in which both were there.
+        unequal: Those in which they differ.
+    """
+
+    field: str
+    feature: str
+    values: int
+    unequal: int
+
+
+class LogDamage(Frozen):
+    """Records that could not be compared, because they fail their checksum or schema.
+
+    Attributes:
+        place: The file; or ``segments`` for what was lost on the way into files.
+        rows: How many, as far as is known.
+        start: First request time of them; None where that is not known.
+        end: Last request time of them.
+        problem: What is wrong.
+    """
+
+    place: str
+    rows: int
+    start: datetime | None
+    end: datetime | None
+    problem: str
 
 
 class ParityReport(Frozen):
     """Served values against expected ones, for the requests of [start, end).
 
     Attributes:
-        requests: Predictions looked at.
-        values: Feature values compared.
+        clock: Clock of the expected values.
+        requests: Predictions looked at, damaged ones included.
+        values: Feature values of them.
         equal: Values that are the same bit for bit.
         causes: Cause → number of unequal values.
         views: View → cause → number of unequal values.
+        features: ``view__feature`` → values and unequal values.
+        hours: Begin of the hour, as ISO text → values and unequal values.
         exemplars: Up to three mismatches for each cause.
         unstamped: Views from an online store that says neither when a row was created and written
             nor by which definition: there some causes cannot be told.
+        staleness: View → age of what was served rightly.
+        effect: What all wrong values did; None without any.
+        effects: Cause → what wrong values of it did; a request can have several causes.
+        request_fields: Request fields against features of the same name.
+        damage: Records that could not be compared.
+        read: Predictions that this run had to compare; the others were known from earlier runs.
+        reopened: Those of them that were compared before, and again because of late history.
     """
 
     model: str
     start: datetime
     end: datetime
+    clock: str = "knowledge"
     requests: int
     values: int
     equal: int
     causes: dict[Cause, int]
     views: dict[str, dict[Cause, int]]
+    features: dict[str, Parity] = Field(default_factory=dict)
+    hours: dict[str, Parity] = Field(default_factory=dict)
     exemplars: dict[Cause, list[Exemplar]] = Field(default_factory=dict)
     unstamped: list[str] = Field(default_factory=list)
+    staleness: dict[str, Staleness] = Field(default_factory=dict)
+    effect: Effect | None = None
+    effects: dict[Cause, Effect] = Field(default_factory=dict)
+    request_fields: list[FieldParity] = Field(default_factory=list)
+    damage: list[LogDamage] = Field(default_factory=list)
+    read: int = 0
+    reopened: int = 0
 
     @property
     def unexplained(self) -> int:

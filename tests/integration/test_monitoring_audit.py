@@ -18,8 +18,8 @@ from tallystick.contract import ModelContract
 from tallystick.errors import InputError, StateError
 from tallystick.records import ParityReport
 from tallystick.repo import Repo
+from tallystick_monitoring.audit.run import audit
 from tallystick_monitoring.incidents import champion_contract
-from tallystick_monitoring.parity import audit
 from tiny_repo import MODEL, START
 
 BEGIN = START + timedelta(days=20)
@@ -36,7 +36,7 @@ def contract(champion_repo: Repo) -> ModelContract:
 
 def audited(repo: Repo, contract: ModelContract, faults: Faults) -> ParityReport:
     requests = serve(repo, contract, start=BEGIN, end=END, faults=faults)
-    report = audit(repo, MODEL, start=BEGIN, end=END)
+    report = audit(repo, MODEL, start=BEGIN, end=END).report
     assert report.requests == requests
     assert report.values == requests * VALUES_PER_REQUEST
     assert report.equal + sum(report.causes.values()) == report.values
@@ -153,7 +153,7 @@ def test_a_rewritten_history(champion_repo: Repo, contract: ModelContract, what:
     load = table["load"].to_numpy() + np.where(chosen, 7.5, 0.0)
     table = table.set_column(table.schema.get_field_index("load"), "load", pa.array(load))
     pq.write_table(table, path)
-    report = audit(champion_repo, MODEL, start=BEGIN, end=END)
+    report = audit(champion_repo, MODEL, start=BEGIN, end=END).report
     assert set(report.causes) == {"source_rewritten"}
     assert set(report.views) == {"shop_stats"}
     assert requests / 12 < report.causes["source_rewritten"] < requests / 3
@@ -209,7 +209,7 @@ def test_two_contracts_in_one_log(champion_repo: Repo, contract: ModelContract) 
     faults = Faults(row=changing("shop_stats", late))
     requests = serve(champion_repo, contract, start=BEGIN, end=middle, faults=faults)
     requests += serve(champion_repo, other, start=middle, end=END, faults=faults)
-    report = audit(champion_repo, MODEL, start=BEGIN, end=END)
+    report = audit(champion_repo, MODEL, start=BEGIN, end=END).report
     assert report.requests == requests
     assert set(report.causes) == {"materialization_lag"}
 
@@ -220,4 +220,4 @@ def test_no_log_and_no_model(champion_repo: Repo, contract: ModelContract) -> No
     with pytest.raises(InputError, match="no model"):
         audit(champion_repo, "other_model", start=BEGIN, end=END)
     serve(champion_repo, contract, start=BEGIN, end=END, faults=Faults())
-    assert audit(champion_repo, MODEL, start=END, end=END + timedelta(days=1)).requests == 0
+    assert audit(champion_repo, MODEL, start=END, end=END + timedelta(days=1)).report.requests == 0

@@ -15,7 +15,7 @@ import looks
 from served_log import HOUR_US, Faults, HistoryRow, read_requests, serve
 from tallystick.clock import to_us
 from tallystick.contract import ModelContract
-from tallystick.errors import DamagedError, InputError, StateError
+from tallystick.errors import InputError, StateError
 from tallystick.prediction_log.compaction import compact
 from tallystick.prediction_log.labels import LabelRow
 from tallystick.prediction_log.log import LabelLog
@@ -23,9 +23,9 @@ from tallystick.prediction_log.reader import read_log
 from tallystick.records import Incident, MonitorReport, ParityReport, load_records, save_record
 from tallystick.repo import Repo
 from tallystick_monitoring import command
+from tallystick_monitoring.audit.run import audit
 from tallystick_monitoring.freshness import freshness
 from tallystick_monitoring.incidents import champion_contract, watch
-from tallystick_monitoring.parity import audit_log
 from tallystick_monitoring.performance import performance
 from tallystick_monitoring.report import look, summary
 from tiny_repo import MATURES_AFTER, MODEL, START
@@ -69,11 +69,13 @@ def test_a_feed_that_stops_is_one_incident(champion_repo: Repo, contract: ModelC
     assert (found.view, found.cause, found.is_open) == ("shop_stats", "materialization_lag", False)
     assert found.found_at == END
     # All that the stopped feed did wrong is in it, also before the view was stale.
-    report = audit_log(champion_repo, MODEL, start=BEGIN, end=END)
-    (wrong,) = report.findings
-    times = [wrong.part.table["request_time"][int(row)].as_py() for row in set(wrong.rows)]
+    wrong = audit(champion_repo, MODEL, start=BEGIN, end=END).findings
+    times = set(wrong["request_time"].to_pylist())
     assert (found.start, found.end) == (min(times), max(times))
-    assert (found.requests, found.values) == (len(times), len(wrong.rows))
+    assert (found.requests, found.values) == (len(times), wrong.num_rows)
+    assert found.keys is not None
+    assert found.keys.names == ("shop",)
+    assert set(found.keys.values) == {(shop,) for shop in wrong["entity.shop"].to_pylist()}
     assert found.start < STOP + 0.1 * DAY
     assert found.end > RESUME - 0.1 * DAY
 
@@ -98,9 +100,9 @@ def test_the_watch_opens_extends_and_closes(champion_repo: Repo, contract: Model
     assert by_look.incident_id == by_watch.incident_id
     assert not by_look.is_open
     assert by_look.found_at == by_watch.found_at < RESUME
-    (wrong,) = audit_log(champion_repo, MODEL, start=BEGIN, end=END).findings
-    assert by_look.requests == len(set(wrong.rows))
-    assert by_look.values == len(wrong.rows)
+    wrong = audit(champion_repo, MODEL, start=BEGIN, end=END).findings
+    assert by_look.requests == len(set(wrong["prediction_id"].to_pylist()))
+    assert by_look.values == wrong.num_rows
     assert 0.6 * by_look.requests < by_watch.requests <= by_look.requests
     assert 0.6 * by_look.values < by_watch.values <= by_look.values
 
@@ -295,5 +297,10 @@ def test_a_damaged_log_is_said(champion_repo: Repo, contract: ModelContract) -> 
     compact(champion_repo.state_dir)
     path = next((champion_repo.state_dir / "log").rglob("*.parquet"))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DamagedError, match="cannot be read"):
-        command.audit(champion_repo, MODEL)
+    text, passed = command.audit(champion_repo, MODEL, fail_over=0.0)
+    assert not passed
+    assert "log_damage" in text
+    assert path.name in text
+    (report,) = load_records(champion_repo.state_dir, ParityReport, model=MODEL)
+    assert report.causes == {"log_damage": 5 * report.damage[0].rows}
+    assert report.values - report.equal == report.causes["log_damage"]

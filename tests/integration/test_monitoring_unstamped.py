@@ -16,8 +16,8 @@ from tallystick.clock import to_us
 from tallystick.contract import ModelContract
 from tallystick.records import Incident, ParityReport, load_records
 from tallystick.repo import Repo
+from tallystick_monitoring.audit.run import audit
 from tallystick_monitoring.incidents import champion_contract
-from tallystick_monitoring.parity import audit
 from tallystick_monitoring.report import look, parity_summary
 from tiny_repo import MODEL, START
 
@@ -35,7 +35,7 @@ def contract(champion_repo: Repo) -> ModelContract:
 
 def audited(repo: Repo, contract: ModelContract, **faults: Any) -> ParityReport:
     serve(repo, contract, start=BEGIN, end=END, faults=Faults(stamped=False, **faults))
-    return audit(repo, MODEL, start=BEGIN, end=END)
+    return audit(repo, MODEL, start=BEGIN, end=END).report
 
 
 def of(view: str, change: Any) -> Any:
@@ -93,7 +93,7 @@ def test_a_clean_log_has_no_mismatch(
 
 def test_our_own_store_is_told_of_nothing(champion_repo: Repo, contract: ModelContract) -> None:
     serve(champion_repo, contract, start=BEGIN, end=END, faults=Faults())
-    report = audit(champion_repo, MODEL, start=BEGIN, end=END)
+    report = audit(champion_repo, MODEL, start=BEGIN, end=END).report
     assert report.unstamped == []
     assert "not told" not in parity_summary(report)
 
@@ -153,7 +153,7 @@ def test_a_rewritten_history_is_unexplained(
     load = table["load"].to_numpy() + np.where(chosen, 7.5, 0.0)
     table = table.set_column(table.schema.get_field_index("load"), "load", pa.array(load))
     pq.write_table(table, path)
-    report = audit(champion_repo, MODEL, start=BEGIN, end=END)
+    report = audit(champion_repo, MODEL, start=BEGIN, end=END).report
     assert set(report.causes) == {"unexplained"}
     said = report.exemplars["unexplained"][0].evidence
     assert lack in said
@@ -184,7 +184,7 @@ def test_a_store_that_was_changed_for_another(champion_repo: Repo, contract: Mod
     serve(champion_repo, contract, start=BEGIN, end=middle, faults=faults)
     unstamped = dataclasses.replace(faults, stamped=False)
     serve(champion_repo, contract, start=middle, end=END, faults=unstamped)
-    report = audit(champion_repo, MODEL, start=BEGIN, end=END)
+    report = audit(champion_repo, MODEL, start=BEGIN, end=END).report
     assert set(report.causes) == {"materialization_lag"}
     assert report.unstamped == VIEWS
 

@@ -24,7 +24,7 @@ from tallystick.errors import DefinitionError
 from tallystick.online_store import embedded
 from tallystick.repo import apply, open_repo
 from tallystick.settings import Settings, settings
-from tallystick_monitoring.parity import audit
+from tallystick_monitoring.audit.run import audit
 from tallystick_serving.measures import Measures
 from tallystick_serving.project import read_project
 from tallystick_serving.service import open_service
@@ -221,7 +221,7 @@ def test_the_audit_of_clean_data_finds_nothing(repo, clock):
             clock.set(moment)
             materialize(repo, until=moment)
             count += len(ask(client, orders()))
-    report = audit(repo, MODEL, start=NOW, end=NOW + 3 * DAY)
+    report = audit(repo, MODEL, start=NOW, end=NOW + 3 * DAY).report
     assert (report.requests, report.values) == (count, count * 6)
     assert report.causes == {}, report.exemplars
     assert report.unstamped == ["item_stats", "shop_stats", "site_stats"]
@@ -234,7 +234,7 @@ def test_the_audit_finds_what_was_not_brought_online(repo, clock):
             clock.set(moment)
             materialize(repo, until=moment, views=views)
             ask(client, orders(shops="abcdef"))
-    report = audit(repo, MODEL, start=NOW, end=NOW + 3 * DAY)
+    report = audit(repo, MODEL, start=NOW, end=NOW + 3 * DAY).report
     assert set(report.views) == {"shop_stats", "site_stats"}
     assert set(report.causes) == {"materialization_lag"}
     # Two rounds of sixty requests with two features of the shop and one of the site.
@@ -258,7 +258,7 @@ def test_the_audit_finds_the_corrections_that_feasts_store_refused(repo):
         for row in whole.to_pylist()
         if row["event_time"] == NOW - 6 * HOUR and row["created_time"] > begun
     }
-    report = audit(repo, MODEL, start=NOW, end=NOW + HOUR)
+    report = audit(repo, MODEL, start=NOW, end=NOW + HOUR).report
     wrong = [order for order in asked if (order["shop"], order["item"]) in corrected]
     assert wrong
     if repo.store.config.online_store.type == "redis":

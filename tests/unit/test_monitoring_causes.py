@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tallystick_monitoring.causes import CAUSES, NO_TIME, Evidence, classify, sentence
+from tallystick_monitoring.audit.causes import CAUSES, NO_TIME, Evidence, classify, sentence
 
 HOUR = 3_600_000_000
 NOW = 1_000 * HOUR
@@ -54,6 +54,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "other definition": ("definition_changed", {"definition_differs": True}),
     "event in the future": ("early_visibility", {"served_event_us": NOW + 1}),
     "created in the future": ("early_visibility", {"served_created_us": NOW + 1}),
+    "expected row was known later": (
+        "late_arrival",
+        {**OLDER, "expected_created_us": NOW + 1},
+    ),
     "row not in history": ("source_rewritten", {"in_history": False}),
     "row in history with another value": ("source_rewritten", {"served_rightly": False}),
     "served past the ttl": (
@@ -154,20 +158,20 @@ def evidence(*cases: dict[str, Any]) -> Evidence:
 @pytest.mark.parametrize("name", CASES)
 def test_the_cause_follows_from_the_evidence(name: str) -> None:
     cause, changes = CASES[name]
-    found = classify(evidence(changes), ttl_us=TTL, window_start_us=WINDOW_START)
+    found = classify(evidence(changes), ttl_us=TTL, log_begin_us=WINDOW_START)
     assert CAUSES[found[0]] == cause
 
 
 def test_a_column_of_all_cases_is_classified_as_each_alone() -> None:
     column = evidence(*(changes for _, changes in CASES.values()))
-    found = classify(column, ttl_us=TTL, window_start_us=WINDOW_START)
+    found = classify(column, ttl_us=TTL, log_begin_us=WINDOW_START)
     assert [CAUSES[code] for code in found] == [cause for cause, _ in CASES.values()]
     assert {CAUSES[code] for code in found} == set(CAUSES)
 
 
 def test_without_a_ttl_nothing_is_too_old() -> None:
     changes = {**EXPIRED, "expected_present": False, "expected_event_us": NO_TIME}
-    found = classify(evidence(changes), ttl_us=None, window_start_us=WINDOW_START)
+    found = classify(evidence(changes), ttl_us=None, log_begin_us=WINDOW_START)
     assert CAUSES[found[0]] == "unexplained"
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from tallystick_monitoring.evidence import Rows
-from tallystick_monitoring.provenance import NOWHERE, SECOND_US, Wanted, identified
+from tallystick_monitoring.audit.provenance import (
+    NOWHERE,
+    SECOND_US,
+    Known,
+    Wanted,
+    identified,
+)
 
 HOUR = 3_600 * SECOND_US
 
 
 def rows(*pairs):
     """History by event and created time."""
-    return Rows(
-        keys=(),
+    return Known(
+        keys=np.zeros(len(pairs), dtype=np.int64),
+        values={},
         event_us=np.array([event for event, _ in pairs], dtype=np.int64),
         created_us=np.array([created for _, created in pairs], dtype=np.int64),
     )
@@ -34,8 +42,9 @@ def wanted(*, event, value, expected=(0, 0), request=100 * HOUR, present=True, k
 
 
 def origin(asked, known, values, *, keys=None):
-    keys = np.zeros(len(values), dtype=np.int64) if keys is None else np.array(keys)
-    (place,) = identified(asked, known, keys, None if values is None else pa.array(values))
+    if keys is not None:
+        known = dataclasses.replace(known, keys=np.array(keys))
+    (place,) = identified(asked, known, None if values is None else pa.array(values))
     return place
 
 
@@ -87,7 +96,7 @@ def test_nothing_is_found_in_no_history_and_nothing_is_asked_of_any():
     assert origin(wanted(event=5 * HOUR, value=1.0), known, []) == NOWHERE
     empty = np.empty(0, dtype=np.int64)
     nobody = Wanted(*(empty,) * 5, present=empty.astype(bool), values=[])
-    assert len(identified(nobody, VERSIONS, np.zeros(3, dtype=np.int64), None)) == 0
+    assert len(identified(nobody, VERSIONS, None)) == 0
 
 
 def test_many_keys_and_times_are_found_as_by_looking_through_all():
@@ -109,8 +118,7 @@ def test_many_keys_and_times_are_found_as_by_looking_through_all():
             present=np.ones(300, dtype=bool),
             values=values[asked].tolist(),
         ),
-        known,
-        keys,
+        dataclasses.replace(known, keys=keys),
         pa.array(values),
     )
     for at, place in enumerate(found):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tallystick.clock import from_us, to_us
 from tallystick.contract import ModelContract
-from tallystick.errors import DamagedError
+from tallystick.errors import ContractError, DamagedError, TallystickError
 from tallystick.prediction_log.files import read_file
 from tallystick.prediction_log.manifest import LogFile, Manifest, WorkerRows, read_manifests
 from tallystick.prediction_log.segment import read_segment
@@ -26,6 +26,7 @@ from tallystick.prediction_log.streams import (
     stream_dir,
 )
 from tallystick.prediction_log.wal import segments_in
+from tallystick.view import digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +48,27 @@ class LogPart:
     table: pa.Table
 
 
+@dataclass(frozen=True)
+class DamagedFile:
+    """A Parquet file of the log that cannot be read.
+
+    Attributes:
+        path: Where it is, as its owner would write it.
+        contract: Hash of the contract of all its rows.
+        rows: How many rows it has, by the manifest.
+        first_us: The first of their times, in microseconds.
+        last_us: The last.
+        problem: What is wrong with it.
+    """
+
+    path: str
+    contract: str
+    rows: int
+    first_us: int
+    last_us: int
+    problem: str
+
+
 def read_log(
     state_dir: Path,
     model: str,
@@ -54,6 +76,7 @@ def read_log(
     start: datetime,
     end: datetime,
     columns: Callable[[ModelContract], Collection[str]] | None = None,
+    damaged: dict[str, DamagedFile] | None = None,
     sink: Sink | None = None,
 ) -> list[LogPart]:
     """Read the predictions requested in [start, end), one part per contract.
@@ -65,6 +88,8 @@ def read_log(
         end: Last request time, excluded.
         columns: Which columns to read under a contract, ``request_time`` among them; all by
             default. What is not read costs nothing.
+        damaged: Where to put, by path, the files that cannot be read, so that all others are; None
+            to refuse.
         sink: Where the files are; that of the settings by default.
 
     Raises:
@@ -79,7 +104,45 @@ def read_log(
         span=(to_us(start), to_us(end)),
         columns=columns,
         sink=sink or Sink.of(state_dir),
+        damaged=damaged,
     )
+
+
+def day_versions(state_dir: Path, model: str, *, sink: Sink | None = None) -> dict[str, str]:
+    """Day (YYYY-MM-DD) → a text that is another one whenever that day's rows are.
+
+    It is another one too when only their files are: when they were compacted or merged. Errors as
+    for the log, but for files, which are not read.
+    """
+    where = sink or Sink.of(state_dir)
+
+    def look() -> dict[str, str]:
+        segments, manifests = _found(PREDICTIONS, state_dir, where)
+        marks: dict[str, list[str]] = {}
+        for _, table in _in_segments(PREDICTIONS, state_dir, model, segments, manifests):
+            for day, rows in _rows_by_day(table[PREDICTIONS.time]):
+                marks.setdefault(day, []).append(f"{rows} rows in segments")
+        for each in manifests.values():
+            for file in each.files:
+                if file.model == model:
+                    marks.setdefault(file.day, []).append(f"{file.path} {file.footer}")
+        return {day: digest("\n".join(sorted(found)), length=16) for day, found in marks.items()}
+
+    return _steadily(look, model)
+
+
+def logged_contract(
+    state_dir: Path, model: str, contract_hash: str, *, sink: Sink | None = None
+) -> ModelContract:
+    """A contract under which predictions were logged.
+
+    Raises:
+        DamagedError: It is gone, or cannot be read.
+    """
+    where = sink or Sink.of(state_dir)
+    with suppress(FileNotFoundError, DamagedError):
+        return sink_contract(where, PREDICTIONS, model, contract_hash)
+    return local_contract(state_dir, PREDICTIONS, contract_hash)
 
 
 def first_time(state_dir: Path, model: str, *, sink: Sink | None = None) -> datetime | None:
@@ -148,12 +211,20 @@ def _read(
     span: tuple[int, int],
     columns: Callable[[ModelContract], Collection[str]] | None,
     sink: Sink,
+    damaged: dict[str, DamagedFile] | None = None,
 ) -> list[LogPart]:
     read: dict[str, Any] = {}
 
     def look() -> list[LogPart]:
         return _read_once(
-            stream, state_dir, model, span=span, columns=columns, sink=sink, read=read
+            stream,
+            state_dir,
+            model,
+            span=span,
+            columns=columns,
+            sink=sink,
+            read=read,
+            damaged=damaged,
         )
 
     return _steadily(look, model)
@@ -185,6 +256,7 @@ def _read_once(
     columns: Callable[[ModelContract], Collection[str]] | None,
     sink: Sink,
     read: dict[str, Any],
+    damaged: dict[str, DamagedFile] | None,
 ) -> list[LogPart]:
     """Read the log by one listing.
 
@@ -196,6 +268,7 @@ def _read_once(
         columns: See there.
         sink: See there.
         read: File → its rows, of earlier looks, and then also of this one.
+        damaged: Where to put files that cannot be read; None to refuse them.
 
     Raises:
         FileNotFoundError: A compactor has moved on since the listing.
@@ -210,12 +283,18 @@ def _read_once(
         found.setdefault(contract.contract_hash, (contract, []))[1].append(kept)
     files = [file for each in manifests.values() for file in _files(each, model, span)]
     for file in sorted(files, key=lambda file: file.last_us, reverse=True):
-        contract = sink_contract(sink, stream, model, file.contract)
-        if file.path not in read:
-            wanted = None if columns is None else list(columns(contract))
-            read[file.path] = read_file(
-                sink, file.path, stream.schema(contract), wanted, footer=file.footer
-            )
+        try:
+            contract = sink_contract(sink, stream, model, file.contract)
+            if file.path not in read:
+                wanted = None if columns is None else list(columns(contract))
+                read[file.path] = read_file(
+                    sink, file.path, stream.schema(contract), wanted, footer=file.footer
+                )
+        except (DamagedError, ContractError) as error:
+            if damaged is None:
+                raise
+            damaged[file.path] = _as_damaged(sink, file, error)
+            continue
         found.setdefault(file.contract, (contract, []))[1].append(read[file.path])
     parts = []
     for _, (contract, tables) in sorted(found.items()):
@@ -223,6 +302,24 @@ def _read_once(
         if whole.num_rows:
             parts.append(LogPart(contract, whole.sort_by(stream.time).combine_chunks()))
     return parts
+
+
+def _as_damaged(sink: Sink, file: LogFile, error: TallystickError) -> DamagedFile:
+    return DamagedFile(
+        path=sink.text(file.path),
+        contract=file.contract,
+        rows=file.rows,
+        first_us=file.first_us,
+        last_us=file.last_us,
+        problem=str(error).replace("\n", " "),
+    )
+
+
+def _rows_by_day(times: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
+    import pyarrow.compute as pc
+
+    for each in pc.value_counts(pc.strftime(times, format="%Y-%m-%d")).to_pylist():
+        yield each["values"], each["counts"]
 
 
 def _files(manifest: Manifest, model: str, span: tuple[int, int]) -> Iterator[LogFile]:

@@ -7,23 +7,38 @@ of that time: it is the one with the value that was served, if any has it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tallystick_monitoring.causes import Int64s
+from tallystick_monitoring.audit.causes import Int64s
 from tallystick_monitoring.comparison import Bools
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tallystick_monitoring.evidence import Rows
-
 SECOND_US: Final = 1_000_000
 NOWHERE: Final = -1
 """Stands for "no row of history"."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Versions of rows that history has; every column has the same length.
+
+    Attributes:
+        keys: Number of the key.
+        event_us: Event time.
+        created_us: Created time.
+        values: Feature → its values in the log's types.
+    """
+
+    keys: Int64s
+    event_us: Int64s
+    created_us: Int64s
+    values: Mapping[str, pa.Array]
 
 
 @dataclass(frozen=True)
@@ -49,29 +64,26 @@ class Wanted:
     values: Sequence[Any]
 
 
-def identified(
-    wanted: Wanted, known: Rows, history_keys: Int64s, column: pa.Array | None
-) -> Int64s:
+def identified(wanted: Wanted, known: Known, column: pa.Array | None) -> Int64s:
     """Find the row of history that each value came from.
 
     Args:
         wanted: The values.
-        known: History.
-        history_keys: Number of the key of each of its rows.
+        known: History's versions.
         column: The feature's values in history; None if they cannot be had.
 
     Returns:
         Positions in history; :data:`NOWHERE` where it has no row of the key within a second.
     """
     found = np.full(len(wanted.event_us), NOWHERE, dtype=np.int64)
-    if not len(found) or not len(history_keys):
+    if not len(found) or not len(known.keys):
         return found
-    order = np.lexsort((known.created_us, known.event_us, history_keys))
+    order = np.lexsort((known.created_us, known.event_us, known.keys))
     seconds, asked = known.event_us // SECOND_US, wanted.event_us // SECOND_US
     first = min(int(seconds.min()), int(asked.min())) - 1
     # One number per key and second, with room between the last second of one key and the next's.
     span = max(int(seconds.max()), int(asked.max())) - first + 2
-    places = (history_keys * span + seconds - first)[order]
+    places = (known.keys * span + seconds - first)[order]
     near = wanted.keys * span + asked - first
     low, high = np.searchsorted(places, near - 1), np.searchsorted(places, near + 1, side="right")
     for at in np.flatnonzero(low < high):
@@ -83,7 +95,7 @@ def identified(
 
 
 def _chosen(
-    wanted: Wanted, at: int, known: Rows, candidates: Int64s, column: pa.Array | None
+    wanted: Wanted, at: int, known: Known, candidates: Int64s, column: pa.Array | None
 ) -> int:
     """Of versions by event and created time: one with the value, else the expected, else the last.
 
@@ -103,6 +115,6 @@ def _chosen(
     return _last_visible(candidates, known, int(wanted.request_us[at]))
 
 
-def _last_visible(candidates: Int64s, known: Rows, request_us: int) -> int:
+def _last_visible(candidates: Int64s, known: Known, request_us: int) -> int:
     visible = np.maximum(known.event_us[candidates], known.created_us[candidates]) <= request_us
     return int(candidates[visible][-1] if visible.any() else candidates[0])

@@ -6,6 +6,7 @@ docs/causes.md explains the order. Everything here is a pure function of columns
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ NO_TIME: Final = np.iinfo(np.int64).min
 CAUSES: Final[tuple[Cause, ...]] = (
     "definition_changed",
     "early_visibility",
+    "late_arrival",
     "source_rewritten",
     "expired_or_ttl",
     "type_or_precision",
@@ -82,6 +84,37 @@ class Evidence:
     unstamped: Bools
 
 
+MEND: Final[Mapping[Cause, str]] = {
+    "definition_changed": (
+        "Undo the change of the view, or train again; then  tally materialize --again --view VIEW"
+    ),
+    "early_visibility": "Find who writes online ahead of the source, or whose clock is ahead.",
+    "late_arrival": "Nothing is wrong: train under the knowledge clock, which knows this.",
+    "source_rewritten": (
+        "Restore the source, or append corrections with a created time of their own; then  "
+        "tally materialize --again --view VIEW"
+    ),
+    "expired_or_ttl": "Serve through a store that enforces the ttl; let both sides know one ttl.",
+    "type_or_precision": "Declare the type that the source has; let null be null.",
+    "out_of_order_write": (
+        "Write through a store that compares before it sets; then  "
+        "tally materialize --again --view VIEW"
+    ),
+    "correction_not_propagated": (
+        "Materialize what became known since the last run, as  tally materialize  does, not by "
+        "event time."
+    ),
+    "entity_missing": (
+        "tally materialize --again --view VIEW ; if it recurs, look for what drops keys on the way."
+    ),
+    "materialization_lag": "Materialize more often; start the job or the feed that stopped.",
+    "transform": "Serve the function that is frozen beside the contract.",
+    "log_damage": "Restore the file from a backup, or take it out:  tally log forget FILE",
+    "unexplained": "Look at the exemplars: damage between store and model looks like this.",
+}
+"""Cause → what to do about it, in a sentence; docs/causes.md has more."""
+
+
 def same_row(evidence: Evidence) -> Bools:
     """Whether served and expected value come of one row, or both of none."""
     one_row = (evidence.served_event_us == evidence.expected_event_us) & (
@@ -91,14 +124,14 @@ def same_row(evidence: Evidence) -> Bools:
     return np.asarray(one_row | neither, dtype=np.bool_)
 
 
-def classify(evidence: Evidence, *, ttl_us: int | None, window_start_us: int) -> Int64s:
+def classify(evidence: Evidence, *, ttl_us: int | None, log_begin_us: int) -> Int64s:
     """Give each mismatch its cause.
 
     Args:
         evidence: What is known of the mismatches.
         ttl_us: The view's ttl, or None.
-        window_start_us: Begin of the log that was looked at: a key that history knew before it was
-            there for long.
+        log_begin_us: First request time of the log: a key that history knew before it was there for
+            long.
 
     Returns:
         Positions in :data:`CAUSES`, of shape (mismatches,).
@@ -115,11 +148,13 @@ def classify(evidence: Evidence, *, ttl_us: int | None, window_start_us: int) ->
     too_old = np.zeros_like(online) if ttl_us is None else age_us > ttl_us
     # Of a row that is not in history, or has no time at all, only its store knows what it is.
     told = (~e.unstamped | e.in_history) & (online | ~e.served_present)
-    for_long = ~e.seen_online & (e.first_visible_us < window_start_us) & e.passed_over
+    for_long = ~e.seen_online & (e.first_visible_us < log_begin_us) & e.passed_over
     rules: dict[Cause, Bools] = {
         "definition_changed": e.definition_differs,
         "early_visibility": online
         & (np.maximum(e.served_event_us, e.served_created_us) > e.request_us),
+        # Never under the knowledge clock, which expects only what was known.
+        "late_arrival": behind & e.expected_present & (e.expected_created_us > e.request_us),
         "source_rewritten": ~e.unstamped
         & (
             online & ~e.in_history
@@ -148,6 +183,7 @@ def sentence(cause: Cause, evidence: Evidence, place: int) -> str:
     sentences: dict[Cause, str] = {
         "definition_changed": f"The {served} was written under another definition of the view.",
         "early_visibility": f"The {served} was served before it was known.",
+        "late_arrival": f"The {expected} came to be known only after the request.",
         "source_rewritten": f"History no longer holds the {served} with the value served.",
         "expired_or_ttl": (
             f"The {served} was served past the view's ttl."
@@ -166,6 +202,7 @@ def sentence(cause: Cause, evidence: Evidence, place: int) -> str:
         if e.unstamped[place] or (e.served_present[place] and e.served_event_us[place] == NO_TIME)
         else f"Served was the {served}, expected the {expected}.",
         "transform": "The contract's function gives another value for the logged inputs.",
+        "log_damage": "The record fails its checksum or its schema.",
     }
     return sentences[cause]
 
@@ -183,7 +220,7 @@ def _untold(evidence: Evidence, place: int) -> str:
 
 
 def _time(moment_us: int) -> str:
-    return f"{from_us(int(moment_us)):%Y-%m-%d %H:%M:%S}"
+    return "never" if moment_us == NO_TIME else f"{from_us(int(moment_us)):%Y-%m-%d %H:%M:%S}"
 
 
 def _row(event_us: int, created_us: int) -> str:

@@ -1,0 +1,47 @@
+"""How much wrong values mattered: the model asked with them, and with the expected ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tallystick.bundle import Bundle
+from tallystick.matrix import feature_matrix
+from tallystick_monitoring.audit.comparing import Compared, recomputed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def scores(bundle: Bundle, found: Compared, rows: Any) -> tuple[Floats, Floats]:
+    """What the model says to requests as they were served, and as they should have been.
+
+    The original estimator is asked both times, so that nothing but the values differs. On-demand
+    features of the second are computed anew from the expected stored ones.
+
+    Args:
+        bundle: The model.
+        found: A part of the log, compared.
+        rows: Rows of the part, of shape (requests,).
+
+    Returns:
+        Two arrays of probabilities, of shape (requests,).
+    """
+    contract = bundle.contract
+    log, expected = found.part.table.take(rows), found.expected.take(rows)
+    served = {name: log[f"feature.{name}"] for name in contract.value_columns}
+    right = {name: expected[name].cast(served[name].type) for name in contract.stored_columns}
+    if contract.transforms:
+        computed = recomputed(contract, bundle.transforms, log, stored=expected)
+        for name in contract.value_columns:
+            if name not in right:
+                right[name] = computed[name]
+    return _asked(bundle, served), _asked(bundle, right)
+
+
+def _asked(bundle: Bundle, columns: dict[str, pa.ChunkedArray]) -> Floats:
+    given = feature_matrix(bundle.contract, columns)
+    return np.asarray(bundle.estimator.predict_proba(given)[:, 1], dtype=np.float64)

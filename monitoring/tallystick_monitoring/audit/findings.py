@@ -1,0 +1,198 @@
+"""The table of findings: one row for each served value that is not the expected one.
+
+================================  ==================================================================
+``prediction_id``                 the prediction that it was part of
+``request_time``                  when it was asked for
+``contract``                      hash of the contract under which it was made
+``view``, ``feature``             the view, as the contract calls it, and ``view__feature``
+``cause``                         why, by docs/causes.md
+``served``, ``expected``          both values as text, null where there is none
+``served_event_time``…            event, created and write time of the row that was served
+``expected_event_time``…          event and created time of the row that should have been
+``prediction``                    as it was logged
+``score_served``                  what the model says to the values as served
+``score_expected``                what it says to the expected ones; null where it cannot be asked
+``entity.<key>``                  entity keys of the request
+``evidence.<fact>``               what the cause was found by: :class:`Evidence` has the meaning
+================================  ==================================================================
+
+Times are in UTC to the microsecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tallystick.errors import DataError
+from tallystick.files import replacing
+from tallystick_monitoring.audit.causes import NO_TIME, Evidence, Int64s
+from tallystick_monitoring.comparison import Bools
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ORDER: Final = (
+    ("request_time", "ascending"),
+    ("prediction_id", "ascending"),
+    ("feature", "ascending"),
+)
+FLAGS: Final = (
+    "served_present",
+    "expected_present",
+    "definition_differs",
+    "in_history",
+    "cast_equal",
+    "unstamped",
+    "served_rightly",
+    "newer_served_before",
+    "seen_online",
+    "passed_over",
+)
+"""Evidence that is true or false."""
+
+TIMES: Final = (
+    "served_event_time",
+    "served_created_time",
+    "served_write_time",
+    "expected_event_time",
+    "expected_created_time",
+    "evidence.first_visible_time",
+    "evidence.told_event_time",
+)
+ENTITY: Final = "entity."
+"""Begin of the columns with the request's entity keys."""
+
+_PLAIN: Final = ("prediction_id", "contract", "view", "source_view", "feature", "cause")
+_SCORES: Final = ("prediction", "score_served", "score_expected")
+
+
+def schema(entities: Sequence[Any] = ()) -> pa.Schema:
+    """The schema of findings whose entity keys are these Arrow fields, named ``entity.<key>``."""
+    import pyarrow as pa
+
+    moment = pa.timestamp("us", tz="UTC")
+    return pa.schema(
+        [
+            pa.field("request_time", moment),
+            *(pa.field(name, pa.string()) for name in (*_PLAIN, "served", "expected")),
+            *(pa.field(name, moment) for name in TIMES),
+            *(pa.field(name, pa.float64()) for name in _SCORES),
+            *(pa.field(f"evidence.{name}", pa.bool_()) for name in FLAGS),
+            *entities,
+        ]
+    )
+
+
+def together(tables: Iterable[pa.Table]) -> pa.Table:
+    """Findings of several contracts as one table, in the order of requests and features.
+
+    An entity key that one contract lacks is null there; one of several types becomes text.
+    """
+    import pyarrow as pa
+
+    given = [table for table in tables if table.num_rows]
+    if not given:
+        return schema().empty_table()
+    kinds: dict[str, set[Any]] = {}
+    for table in given:
+        for field in table.schema:
+            kinds.setdefault(field.name, set()).add(field.type)
+    for name, found in kinds.items():
+        if len(found) > 1:
+            given = [_as_text(table, name) for table in given]
+    return pa.concat_tables(given, promote_options="default").sort_by(list(ORDER)).combine_chunks()
+
+
+def _as_text(table: pa.Table, name: str) -> pa.Table:
+    import pyarrow as pa
+
+    if name not in table.column_names:
+        return table
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, name, table[name].cast(pa.string()))
+
+
+def evidence_of(findings: pa.Table) -> Evidence:
+    """What the causes of findings of stored features are found by."""
+
+    def times(name: str) -> Int64s:
+        return microseconds(findings[name])
+
+    flags = {name: flag(findings, name) for name in FLAGS}
+    return Evidence(
+        request_us=times("request_time"),
+        served_event_us=times("served_event_time"),
+        served_created_us=times("served_created_time"),
+        expected_event_us=times("expected_event_time"),
+        expected_created_us=times("expected_created_time"),
+        first_visible_us=times("evidence.first_visible_time"),
+        **flags,
+    )
+
+
+def flag(findings: pa.Table, name: str) -> Bools:
+    """A column of evidence; false where it does not apply."""
+    column = findings[f"evidence.{name}"].fill_null(False)
+    return np.asarray(column.to_numpy(), dtype=np.bool_)
+
+
+def microseconds(column: Any) -> Int64s:
+    """An Arrow column of times as integers, :data:`NO_TIME` for null."""
+    import pyarrow as pa
+
+    moments = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64())
+    numbers = moments.fill_null(NO_TIME).to_numpy(zero_copy_only=False)
+    return np.asarray(numbers, dtype=np.int64)
+
+
+def moments(times_us: Int64s) -> pa.Array:
+    """Integers as an Arrow column of times, null for :data:`NO_TIME`."""
+    import pyarrow as pa
+
+    return pa.array(times_us, mask=times_us == NO_TIME).cast(pa.timestamp("us", tz="UTC"))
+
+
+def with_columns(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
+    """The table with columns replaced, or added."""
+    for name, column in columns.items():
+        place = table.schema.get_field_index(name)
+        if place < 0:
+            table = table.append_column(name, column)
+        else:
+            table = table.set_column(place, table.schema.field(place), column)
+    return table
+
+
+def write_findings(path: Path, findings: pa.Table) -> None:
+    """Write findings to a Parquet file, whole or not at all.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        with replacing(path) as draft:
+            pq.write_table(findings, draft, compression="zstd")
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}",
+            hint="Name another file, or make room on the disk.",
+        ) from error
+
+
+def textual(column: pa.Array) -> pa.Array:
+    """Values as text; null stays null."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_string(kind):
+        return column
+    if pa.types.is_primitive(kind):
+        return column.cast(pa.string())
+    texts = [None if value is None else repr(value) for value in column.to_pylist()]
+    return pa.array(texts, pa.string())

@@ -1,0 +1,495 @@
+"""One audit: what is new is compared, explained and kept; the report is of all that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tallystick.bundle import Bundle, load_bundle
+from tallystick.clock import from_us, to_us
+from tallystick.contract import ModelContract, ViewUse
+from tallystick.errors import DamagedError, StateError
+from tallystick.fold import VisibilityClock
+from tallystick.prediction_log.reader import (
+    DamagedFile,
+    LogPart,
+    first_time,
+    logged_contract,
+    read_log,
+)
+from tallystick.records import ParityReport
+from tallystick_monitoring.audit import summary
+from tallystick_monitoring.audit.causes import CAUSES, Int64s, classify
+from tallystick_monitoring.audit.changes import (
+    ALWAYS,
+    NEVER,
+    LogChanges,
+    ViewHistory,
+    day_of,
+    history_changes,
+    log_changes,
+    reopened,
+)
+from tallystick_monitoring.audit.comparing import Compared, compared, key_columns
+from tallystick_monitoring.audit.effect import scores
+from tallystick_monitoring.audit.evidence import computed_differently, differing
+from tallystick_monitoring.audit.findings import (
+    evidence_of,
+    microseconds,
+    together,
+    with_columns,
+)
+from tallystick_monitoring.audit.in_log import (
+    doubted,
+    seen_in_log,
+    sighted_columns,
+    sightings,
+    worth_another_look,
+)
+from tallystick_monitoring.audit.state import AuditState, folder_of, held
+from tallystick_monitoring.audit.units import HOUR_US, counted
+from tallystick_monitoring.comparison import Bools
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.repo import Repo
+
+VALUES_MAX: Final = 20_000_000
+"""Values that are compared at once, of whole hours; what is larger goes hour by hour."""
+
+GAP_HOURS: Final = 24
+"""Hours with nothing to compare that are read rather than passed over."""
+
+KNOWLEDGE: Final = VisibilityClock.KNOWLEDGE
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit found, in sum and in full.
+
+    Attributes:
+        report: The record.
+        findings: Every mismatch of the requests asked for; :mod:`.findings` has the columns.
+    """
+
+    report: ParityReport
+    findings: pa.Table
+
+
+def audit(
+    repo: Repo,
+    model: str,
+    *,
+    start: datetime,
+    end: datetime,
+    clock: VisibilityClock = KNOWLEDGE,
+    again: bool = False,
+) -> Audited:
+    """Compare what was served for the requests of [start, end) with what should have been.
+
+    What an earlier audit compared is not compared again, unless the log or the history behind it
+    has changed since. The same log and history give the same findings, in one audit or in many.
+
+    Args:
+        repo: An applied repo; its sources are the history.
+        model: Model whose log is read.
+        start: First request time, included.
+        end: Last request time, excluded.
+        clock: When a row of history counts as visible. Under the event clock, what was only known
+            later is expected too; under the served clock, what had been written online.
+        again: Whether to compare everything again.
+
+    Raises:
+        InputError: There is no such model.
+        StateError: The model has no log yet, or another audit does not end.
+        DamagedError: A manifest of the log, or the bundle of a contract cannot be read.
+        DataError: A source is not as declared, or what was found cannot be kept.
+    """
+    repo.model(model)
+    begin = first_logged(repo, model)
+    folder = folder_of(repo.state_dir, model, clock)
+    with held(folder):
+        state = AuditState(folder, is_new=again)
+        run = _Run(repo, model, clock, state, begin=begin)
+        run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US)))
+        report, findings = summary.report(
+            repo,
+            model,
+            state,
+            start=start,
+            end=end,
+            clock=clock,
+            damaged=list(run.damaged.values()),
+            contract_of=run.contract_of,
+        )
+    return Audited(
+        report=report.model_copy(update={"read": run.read, "reopened": run.reopened}),
+        findings=findings,
+    )
+
+
+def first_logged(repo: Repo, model: str) -> datetime:
+    """The first request time in a model's log.
+
+    Raises:
+        StateError: It has none.
+    """
+    found = first_time(repo.state_dir, model)
+    if found is None:
+        raise StateError(
+            f"Model {model!r} has no logged predictions.",
+            hint="Serve it, ask it something, and look again:  tally serve",
+        )
+    return found
+
+
+@dataclass
+class _Found:
+    """What is compared in one run.
+
+    Attributes:
+        findings: Findings without cause, by the view's own name; of on-demand views under None.
+        units: What was counted in new hours.
+        again: Predictions that were compared before.
+    """
+
+    findings: dict[str | None, list[pa.Table]] = field(default_factory=dict)
+    units: list[pa.Table] = field(default_factory=list)
+    again: list[pa.Array] = field(default_factory=list)
+
+
+class _Run:
+    """One audit of a model under a clock."""
+
+    def __init__(
+        self,
+        repo: Repo,
+        model: str,
+        clock: VisibilityClock,
+        state: AuditState,
+        *,
+        begin: datetime,
+    ) -> None:
+        self._repo, self._model, self._clock, self._state = repo, model, clock, state
+        self._begin_us = to_us(begin)
+        self._bundles: dict[str, Bundle | None] = {}
+        self._contracts: dict[str, ModelContract] = {}
+        self._units = state.units()
+        self._until = 0
+        self._held: list[LogPart] | None = None
+        self.damaged: dict[str, DamagedFile] = {}
+        self.read = 0
+        self.reopened = 0
+
+    def go(self, *, hours: tuple[int, int]) -> None:
+        """Compare what is new in these hours, and what late history has changed anywhere."""
+        changes = log_changes(
+            self._repo, self._model, self._state, hours=hours, damaged=self.damaged
+        )
+        self._contracts |= changes.contracts
+        known = np.unique(self._units["hour"].to_numpy())
+        covered = int(known.max()) + 1 if len(known) else ALWAYS
+        self._until = max(covered, hours[1])
+        histories = self._histories(changes, covered=covered)
+        since = min((int(each.since.min()) for each in histories.values()), default=NEVER)
+        old = known[(known >= since) & ~np.isin(known, changes.hours)]
+        found = _Found()
+        whole = np.union1d(changes.hours, old)
+        batches = list(self._batches(whole, changes))
+        for span in batches:
+            parts = self._log(span)
+            if len(batches) == 1 and not len(known) and span[0] <= self._begin_us // HOUR_US:
+                # Everything that there is of the log so far is here.
+                self._held = parts
+            for part in parts:
+                self._take(part, changes.hours, histories, found)
+        days = self._explained(found, changes, known)
+        kept = {view: (each.identity, each.rows) for view, each in histories.items()}
+        self._state.commit(days, kept)
+
+    def contract_of(self, contract_hash: str) -> ModelContract:
+        """A contract of the log."""
+        if contract_hash not in self._contracts:
+            self._contracts[contract_hash] = logged_contract(
+                self._repo.state_dir, self._model, contract_hash
+            )
+        return self._contracts[contract_hash]
+
+    def _histories(self, changes: LogChanges, *, covered: int) -> dict[str, ViewHistory]:
+        hashes = set(self._units["contract"].unique().to_pylist()) | set(changes.contracts)
+        uses: dict[str, list[ViewUse]] = {}
+        for contract_hash in sorted(hashes):
+            for use in self.contract_of(contract_hash).views:
+                uses.setdefault(use.spec.name, []).append(use)
+        return {
+            view: history_changes(
+                self._repo,
+                each,
+                self._state,
+                clock=self._clock,
+                covered=covered,
+                until=self._until,
+            )
+            for view, each in sorted(uses.items())
+        }
+
+    def _batches(self, hours: Int64s, changes: LogChanges) -> Iterator[tuple[int, int]]:
+        """Spans of hours, each with about as many values as may be compared at once."""
+        import pyarrow.compute as pc
+
+        units = self._units
+        counts: dict[int, int] = {}
+        for table in (changes.rows, units.filter(pc.equal(units["kind"], "rows"))):
+            for hash_, hour, rows in zip(
+                table["contract"].to_pylist(),
+                table["hour"].to_pylist(),
+                table["count"].to_pylist(),
+                strict=True,
+            ):
+                width = len(self.contract_of(hash_).value_columns)
+                counts[hour] = max(counts.get(hour, 0), rows * width)
+        span: list[int] = []
+        values = 0
+        for hour in hours.tolist():
+            more = counts.get(hour, 0)
+            if span and (values + more > VALUES_MAX or hour - span[1] > GAP_HOURS):
+                yield span[0], span[1]
+                span, values = [], 0
+            span = [span[0] if span else hour, hour + 1]
+            values += more
+        if span:
+            yield span[0], span[1]
+
+    def _log(self, hours: tuple[int, int], columns: Any = None) -> list[LogPart]:
+        return read_log(
+            self._repo.state_dir,
+            self._model,
+            start=from_us(hours[0] * HOUR_US),
+            end=from_us(hours[1] * HOUR_US),
+            columns=columns,
+            damaged=self.damaged,
+        )
+
+    def _take(
+        self,
+        part: LogPart,
+        new: Int64s,
+        histories: Mapping[str, ViewHistory],
+        found: _Found,
+    ) -> None:
+        """Compare the requests of a part that have to be."""
+        hours = microseconds(part.table["request_time"]) // HOUR_US
+        is_new = np.isin(hours, new)
+        if is_new.any():
+            found.units.append(counted(_only(part, is_new)))
+        again = reopened(part, histories) & ~is_new
+        part = _only(part, is_new | again)
+        if not part.table.num_rows:
+            return
+        self.read += part.table.num_rows
+        self.reopened += int(again.sum())
+        if again.any():
+            found.again.append(part.table["prediction_id"])
+        transforms = self._bundle(part.contract).transforms if part.contract.transforms else None
+        result = compared(self._repo, part, transforms, clock=self._clock)
+        tables: list[tuple[str | None, pa.Table]] = [
+            (use.spec.name, differing(self._repo, result, use)) for use in part.contract.views
+        ]
+        for spec in part.contract.transforms:
+            names = [f"{spec.name}__{column.name}" for column in spec.outputs]
+            tables.append((None, computed_differently(result, spec.name, names)))
+        if any(table.num_rows for _, table in tables):
+            rows = np.flatnonzero(~result.all_equal())
+            for view, table in self._scored(result, rows, tables):
+                found.findings.setdefault(view, []).append(table)
+
+    def _bundle(self, contract: ModelContract) -> Bundle:
+        found = self._bundles.get(contract.contract_hash)
+        if found is None:
+            found = load_bundle(self._repo.state_dir, self._model, contract.contract_hash)
+            self._bundles[contract.contract_hash] = found
+        return found
+
+    def _scored(
+        self, result: Compared, rows: Int64s, tables: Sequence[tuple[str | None, pa.Table]]
+    ) -> Iterator[tuple[str | None, pa.Table]]:
+        """Put in what the model says to the values as served, and to the expected ones."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        try:
+            served, expected = scores(self._bundle(result.part.contract), result, rows)
+        except (StateError, DamagedError):
+            # There is no model to ask: its effect is not known, and the report says so.
+            yield from tables
+            return
+        ids = result.part.table["prediction_id"].take(rows)
+        for view, table in tables:
+            if not table.num_rows:
+                continue
+            place = pc.index_in(table["prediction_id"], ids.combine_chunks())
+            yield (
+                view,
+                with_columns(
+                    table,
+                    {
+                        "score_served": pa.array(served).take(place),
+                        "score_expected": pa.array(expected).take(place),
+                    },
+                ),
+            )
+
+    def _explained(
+        self, found: _Found, changes: LogChanges, known: Int64s
+    ) -> dict[str, tuple[str | None, pa.Table, list[pa.Table], set[str]]]:
+        """The days that have changed, with units, findings by contract, and doubtful views."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        ids = pa.chunked_array(
+            [chunk for column in found.again for chunk in column.chunks], pa.string()
+        )
+        late = len(changes.hours) > 0 and len(known) > 0 and changes.hours.min() < known.max()
+        touched = self._days_touched(found, changes, late=late)
+        before = self._state.findings(touched)
+        gone = pc.or_(
+            pc.is_in(before["prediction_id"], ids.combine_chunks()),
+            pa.array(np.isin(microseconds(before["request_time"]) // HOUR_US, changes.hours)),
+        )
+        before = before.filter(pc.invert(gone))
+        if late:
+            again = microseconds(before["request_time"]) >= int(changes.hours.min()) * HOUR_US
+        elif len(changes.hours):
+            again = worth_another_look(before)
+        else:
+            again = np.zeros(before.num_rows, dtype=np.bool_)
+        computed = np.asarray(pc.equal(before["cause"], "transform").to_numpy(), dtype=np.bool_)
+        again &= ~computed
+        fresh = found.findings
+        for view in before.filter(pa.array(again))["source_view"].unique().to_pylist():
+            mine = again & np.asarray(pc.equal(before["source_view"], view).to_numpy())
+            fresh.setdefault(view, []).append(before.filter(pa.array(mine)))
+        results = [before.filter(pa.array(~again)), *fresh.pop(None, [])]
+        results += [self._named(view, together(tables)) for view, tables in fresh.items() if view]
+        return self._by_day(together(results), found, changes, touched)
+
+    def _days_touched(self, found: _Found, changes: LogChanges, *, late: bool) -> list[str]:
+        """Days of which findings change, or may."""
+        touched = {day_of(int(hour)) for hour in changes.hours} | set(changes.versions)
+        for tables in found.findings.values():
+            for table in tables:
+                hours = np.unique(microseconds(table["request_time"]) // HOUR_US)
+                touched |= {day_of(int(hour)) for hour in hours}
+        if found.again:
+            # What was found before may be gone now.
+            touched |= set(self._state.days)
+        for day, each in self._state.days.items():
+            is_later = late and day >= day_of(int(changes.hours.min()))
+            if is_later or (len(changes.hours) and each.doubtful):
+                touched.add(day)
+        return sorted(touched)
+
+    def _named(self, view: str, findings: pa.Table) -> pa.Table:
+        """Findings of one view with the evidence of the whole log, and a cause."""
+        import pyarrow as pa
+
+        if not findings.num_rows:
+            return findings
+        features = findings.select(["feature", "view"]).filter(pa.array(doubted(findings)))
+        columns = sorted(
+            {
+                feature.removeprefix(f"{name}__")
+                for feature, name in zip(
+                    features["feature"].to_pylist(), features["view"].to_pylist(), strict=True
+                )
+            }
+        )
+        seen = sightings(self._sighted(view, columns), view, columns=columns)
+        pieces = []
+        for contract_hash in findings["contract"].unique().to_pylist():
+            for use in self.contract_of(contract_hash).views:
+                mine = _mine(findings, contract_hash, use)
+                if use.spec.name != view or not mine.any():
+                    continue
+                few = findings.filter(pa.array(mine))
+                known = seen_in_log(few, pa.table(key_columns(few, use)), seen)
+                codes = classify(
+                    evidence_of(known), ttl_us=use.spec.ttl_us, log_begin_us=self._begin_us
+                )
+                names = pa.array(CAUSES, pa.string()).take(pa.array(codes))
+                pieces.append(with_columns(known, {"cause": names}))
+        return together(pieces)
+
+    def _sighted(self, view: str, columns: Sequence[str]) -> list[LogPart]:
+        """What the whole log, as far as it was looked at, says about a view."""
+
+        def wanted(contract: ModelContract) -> list[str]:
+            names = [
+                name
+                for use in contract.views
+                if use.spec.name == view
+                for name in sighted_columns(use, columns=columns)
+            ]
+            return list(dict.fromkeys(names)) or ["request_time"]
+
+        if self._held is not None:
+            return self._held
+        return self._log((self._begin_us // HOUR_US, self._until), wanted)
+
+    def _by_day(
+        self, findings: pa.Table, found: _Found, changes: LogChanges, touched: Sequence[str]
+    ) -> dict[str, tuple[str | None, pa.Table, list[pa.Table], set[str]]]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        units = self._state.units(touched)
+        stays = ~np.isin(units["hour"].to_numpy(), changes.hours)
+        rows = changes.rows
+        rows = rows.filter(pa.array(np.isin(rows["hour"].to_numpy(), changes.hours)))
+        units = pa.concat_tables([units.filter(pa.array(stays)), rows, *found.units])
+        unit_days = units["hour"].to_numpy() // 24
+        found_days = microseconds(findings["request_time"]) // HOUR_US // 24
+        doubtful = worth_another_look(findings)
+        answer = {}
+        for day in touched:
+            number = int(np.datetime64(day, "D").astype(np.int64))
+            mine = found_days == number
+            of_day = findings.filter(pa.array(mine))
+            views = findings["source_view"].filter(pa.array(mine & doubtful)).unique()
+            contracts = of_day["contract"].unique().to_pylist()
+            version = changes.versions.get(day)
+            if version is None and day in self._state.days:
+                same = all(day_of(int(hour)) != day for hour in changes.hours)
+                version = self._state.days[day].version if same else None
+            answer[day] = (
+                version,
+                units.filter(pa.array(unit_days == number)),
+                [of_day.filter(pc.equal(of_day["contract"], each)) for each in contracts],
+                set(views.to_pylist()),
+            )
+        return answer
+
+
+def _only(part: LogPart, wanted: Bools) -> LogPart:
+    import pyarrow as pa
+
+    if wanted.all():
+        return part
+    return LogPart(part.contract, part.table.filter(pa.array(wanted)))
+
+
+def _mine(findings: pa.Table, contract_hash: str, use: ViewUse) -> Bools:
+    import pyarrow.compute as pc
+
+    mine = pc.and_(
+        pc.equal(findings["contract"], contract_hash), pc.equal(findings["view"], use.name)
+    )
+    return np.asarray(mine.to_numpy(), dtype=np.bool_)
+
+
+__all__ = ["Audited", "audit", "first_logged"]
