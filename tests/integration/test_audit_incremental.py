@@ -105,7 +105,7 @@ def test_in_steps_as_at_once(champion_repo: Repo, seed: int) -> None:
             source.show(np.ones(source.whole.num_rows, dtype=bool))
         serve(champion_repo, contract, start=start, end=end, faults=made)
         for source, absent in zip(sources, missing, strict=True):
-            absent &= rng.random(len(absent)) > 0.1
+            np.logical_and(absent, rng.random(len(absent)) > 0.1, out=absent)
             source.show(~absent)
         if rng.random() < 0.5:
             compact(champion_repo.state_dir)
