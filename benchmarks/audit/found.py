@@ -8,6 +8,12 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from tallystick.errors import DamagedError
+from tallystick.prediction_log.compaction import forget_file
+from tallystick.prediction_log.ledger import ledger_of
+from tallystick.prediction_log.manifest import read_manifests
+from tallystick.prediction_log.sink import Sink
+from tallystick.prediction_log.streams import PREDICTIONS
 from tallystick.repo import Repo
 from tallystick_monitoring.parity import audit_log
 
@@ -17,7 +23,7 @@ SCHEMA: Final = pa.schema(
 
 
 def found(repo: Repo, model: str, start: datetime, end: datetime) -> pa.Table:
-    """Audit the requests of [start, end) of a model.
+    """Audit the requests of [start, end) of a model under the knowledge clock.
 
     Returns:
         One row per wrong value: ``prediction_id``, ``feature`` (``view__feature``), ``cause``.
@@ -36,3 +42,38 @@ def found(repo: Repo, model: str, start: datetime, end: datetime) -> pa.Table:
             )
         )
     return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+
+
+def found_by_event_time(repo: Repo, model: str, start: datetime, end: datetime) -> pa.Table | None:
+    """The same under the event clock; None as long as the audit has no such clock."""
+    del repo, model, start, end
+    return None
+
+
+def found_damage(repo: Repo, model: str, start: datetime, end: datetime) -> tuple[int, pa.Table]:
+    """Audit a damaged log.
+
+    A damaged file is an error that names it; it is taken out, as the error says.
+
+    Returns:
+        How many predictions are said to be lost to damage, and what :func:`found` gives of the
+        others.
+    """
+    sink = Sink.of(repo.state_dir)
+    forgotten = 0
+    while True:
+        try:
+            findings = found(repo, model, start, end)
+        except DamagedError as error:
+            manifests = read_manifests(sink, PREDICTIONS.name).values()
+            named = [
+                file.path
+                for manifest in manifests
+                for file in manifest.files
+                if sink.text(file.path) in str(error)
+            ]
+            if not named:
+                raise
+            forgotten += sum(forget_file(repo.state_dir, path) for path in named)
+        else:
+            return ledger_of(repo.state_dir, PREDICTIONS).lost + forgotten, findings

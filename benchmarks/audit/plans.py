@@ -36,6 +36,8 @@ from benchmarks.audit.scene import HOUR_US, START_US, Array, Scene
 from tallystick.records import Cause
 
 NEVER: Final = -(2**63)
+_OVER: Final = 1.05
+"""How far beyond the wanted share keys may go."""
 
 
 @dataclass(frozen=True)
@@ -158,25 +160,30 @@ class Chooser:
     Attributes:
         rng: Where chance comes from.
         taken: View → keys that another fault has.
+        pool: View → the only keys that may be taken; None for all.
     """
 
     rng: np.random.Generator
     taken: dict[str, set[Key]]
+    pool: dict[str, set[Key]] | None = None
 
     def keys(self, view: str, served: Served, weights: Array, target: float) -> list[int]:
         """Positions of keys whose weights come to the target, as near as they can."""
         taken = self.taken.setdefault(view, set())
+        allowed = set(served.names) if self.pool is None else self.pool[view]
+        free = [
+            place
+            for place in self.rng.permutation(np.flatnonzero(weights > 0)).tolist()
+            if served.names[place] in allowed and served.names[place] not in taken
+        ]
         chosen: list[int] = []
         total = 0.0
-        for place in self.rng.permutation(np.flatnonzero(weights > 0)).tolist():
-            if served.names[place] in taken:
-                continue
-            if chosen and total + weights[place] > 1.1 * target:
-                continue
-            chosen.append(place)
-            total += weights[place]
-            if total >= target:
-                break
+        for place in free:
+            if total + weights[place] <= _OVER * target:
+                chosen.append(place)
+                total += weights[place]
+        if free and not chosen:
+            chosen.append(min(free, key=lambda place: float(weights[place])))
         taken |= {served.names[place] for place in chosen}
         return chosen
 

@@ -92,6 +92,7 @@ def play(
     faults: Sequence[Fault] = (),
     histories: Iterable[Path] = (),
     commit_batches: int = 0,
+    visibility: VisibilityClock | None = None,
 ) -> Played:
     """Answer and log all requests of a scene over an emptied online store.
 
@@ -102,11 +103,13 @@ def play(
         faults: What goes wrong.
         histories: Parquet files that stand in place of the scene's of the same name.
         commit_batches: Requests after which the log is committed; only at the end if 0.
+        visibility: When rows go online, of all views; by default when they become known, as a
+            materialization has it.
     """
     shutil.copytree(scene.path, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for history in histories:
         shutil.copy(history, folder / "data" / history.name)
-    world = World(open_repo(folder), clock)
+    world = World(open_repo(folder), clock, visibility)
     world.client.flushall()
     edited = asyncio.run(_Replay(scene, world, faults, commit_batches).run())
     world.client.close()
@@ -129,11 +132,15 @@ class World:
         clock: This process's clock.
         bundle: The champion's.
         specs: View → how it is defined.
+        visibility: When rows of all views go online; None for when they become known.
     """
 
-    def __init__(self, repo: Repo, clock: SimulatedClock) -> None:
+    def __init__(
+        self, repo: Repo, clock: SimulatedClock, visibility: VisibilityClock | None
+    ) -> None:
         self.repo = repo
         self.clock = clock
+        self.visibility = visibility
         champion = read_champion(repo.state_dir, MODEL)
         self.bundle = load_bundle(repo.state_dir, MODEL, champion.contract_hash)
         self.champion = champion
@@ -147,6 +154,7 @@ class World:
     def visible(self, view: str, *, after: datetime | None, until: datetime) -> pa.Table:
         """The newest row of each key of those that became visible in (after, until]."""
         spec = self.specs[view]
+        known = VisibilityClock.KNOWLEDGE if spec.created_column else VisibilityClock.EVENT
         return visible_between(
             ViewRead(
                 spec=spec,
@@ -157,7 +165,7 @@ class World:
             ),
             after=after,
             until=until,
-            clock=VisibilityClock.KNOWLEDGE if spec.created_column else VisibilityClock.EVENT,
+            clock=self.visibility or known,
             repo_path=self.repo.path,
         )
 
@@ -223,11 +231,12 @@ class _Replay:
         return self._edited
 
     def _refresh(self, after: datetime | None, until: datetime) -> None:
-        whole = [view for view, faults in self._feeding.items() if not faults]
+        is_usual = self._world.visibility is None
+        whole = [view for view, faults in self._feeding.items() if is_usual and not faults]
         if whole:
             self._materializer.run(views=whole, until=until)
         for view, faults in self._feeding.items():
-            if not faults:
+            if view in whole:
                 continue
             spec = self._world.specs[view]
             rows = self._world.visible(view, after=after, until=until)

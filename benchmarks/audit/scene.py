@@ -52,7 +52,7 @@ class Sizes:
 
     requests: int = 50_000
     hours: int = 96
-    batch_rows: int = 32
+    batch_rows: int = 64
     seed: int = 11
 
     @property
