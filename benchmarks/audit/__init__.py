@@ -1,0 +1,1 @@
+"""Injects each cause of skew by really doing it, and measures whether the audit names it."""

@@ -1,0 +1,217 @@
+"""The cases of the bench: a clean log, each cause at each rate, causes mixed, a damaged log."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from benchmarks.audit.damage import copy_repo, damage_file, damage_segments
+from benchmarks.audit.declared import KEYS, MODEL
+from benchmarks.audit.faults import Fault
+from benchmarks.audit.found import found, found_by_event_time, found_damage
+from benchmarks.audit.plans import INJECTED, Chooser, Clean, plan
+from benchmarks.audit.replay import Cell, Key, Played, keys_of, play
+from benchmarks.audit.scene import START, Scene
+from benchmarks.audit.truth import Score, scored, wrong_values
+
+from tallystick.clock import SimulatedClock
+from tallystick.fold import VisibilityClock
+from tallystick.records import Cause
+
+RATES: Final = (0.001, 0.01, 0.1)
+DAMAGE: Final = "log_damage"
+LATE: Final = "late_arrival"
+POOL_SHARE: Final = 2.0
+"""Requests of the keys at which overlapping faults strike, for each that shall be wrong."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What came of one case.
+
+    Attributes:
+        name: ``clean``, ``single``, ``disjoint``, ``overlapping``, ``segment``, ``file`` or
+            ``event_clock``.
+        rate: Share of the requests that were to have a wrong value.
+        causes: What was injected.
+        wrong_share: Share of the requests that have one.
+        score: What was found; of damage to the log in predictions, else in values. None where the
+            audit was not able to look.
+        astray: Some values whose cause is not the injected one: value, injected, found.
+    """
+
+    name: str
+    rate: float
+    causes: tuple[str, ...]
+    wrong_share: float
+    score: Score | None
+    astray: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
+
+
+class Bench:
+    """Plays cases over one scene.
+
+    Args:
+        scene: What is played.
+        folder: Where the copies of its repo lie while they are looked at.
+        clock: This process's clock.
+        seed: Of what is random in the choice of keys.
+    """
+
+    def __init__(self, scene: Scene, folder: Path, *, clock: SimulatedClock, seed: int = 5) -> None:
+        self._scene = scene
+        self._folder = folder
+        self._clock = clock
+        self._seed = seed
+        self._numbers = count()
+        # Committed after each request, so that a damaged frame is a small part of the log.
+        played = play(scene, folder / "clean", clock=clock, commit_batches=1)
+        self.clean = Clean(scene, played)
+
+    @property
+    def _requests(self) -> int:
+        return self.clean.played.table.num_rows
+
+    @contextmanager
+    def _place(self) -> Iterator[Path]:
+        """A folder that is gone after the block."""
+        path = self._folder / f"case-{next(self._numbers)}"
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def without_fault(self) -> Case:
+        """The clean log: whatever is found is false."""
+        return self._case("clean", 0.0, (), {}, self._found(self.clean.played))
+
+    def single(self, cause: Cause, rate: float, *, views: tuple[str, ...] = ()) -> Case:
+        """One cause alone."""
+        chooser = Chooser(np.random.default_rng(self._seed), {})
+        requests = rate * self._requests
+        faults = plan(cause, self.clean, requests=requests, chooser=chooser, views=views)
+        return self._with_faults("single", rate, faults)
+
+    def mixed(self, rate: float, *, overlapping: bool) -> Case:
+        """All causes at once, each with its share of the rate, none at another's key of a view.
+
+        Args:
+            rate: Share of the requests that shall have a wrong value of any cause.
+            overlapping: Whether all strike the same few members and places, so that a request has
+                wrong values of several views and causes; else that is chance.
+        """
+        rng = np.random.default_rng(self._seed)
+        pool = self._pool(rng, POOL_SHARE * rate) if overlapping else None
+        chooser = Chooser(rng, {}, pool)
+        requests = rate * self._requests / len(INJECTED)
+        faults = [
+            fault
+            for cause in INJECTED
+            for fault in plan(cause, self.clean, requests=requests, chooser=chooser)
+        ]
+        return self._with_faults("overlapping" if overlapping else "disjoint", rate, faults)
+
+    def damaged(self, kind: str, rate: float) -> Case:
+        """Damage to the log: bytes of a segment, or of a Parquet file."""
+        log = self.clean.played.table
+        with self._place() as folder:
+            repo = copy_repo(self.clean.played.repo, folder, with_log=kind == "segment")
+            if kind == "segment":
+                lost = damage_segments(repo, self._scene, share=rate, seed=self._seed)
+            else:
+                lost = damage_file(repo, self._scene, log, share=rate, seed=self._seed)
+            told, findings = found_damage(repo, MODEL, START, self._scene.sizes.end)
+        score = scored({}, findings) + Score(
+            Counter({DAMAGE: len(lost)}),
+            Counter({DAMAGE: told}),
+            Counter({DAMAGE: min(told, len(lost))}),
+        )
+        return Case(kind, rate, (DAMAGE,), len(lost) / self._requests, score)
+
+    def by_event_time(self) -> Case:
+        """The clean log under the event clock: what is late, and nothing else, differs."""
+        with self._place() as folder:
+            hasty = play(self._scene, folder, clock=self._clock, visibility=VisibilityClock.EVENT)
+        served = self.clean.played
+        late = [Fault(cause=LATE, view=view, keys=_all_keys(served, view)) for view in KEYS]
+        truth = wrong_values(self._scene.contract, hasty.table, served.table, faults=late)
+        findings = found_by_event_time(served.repo, MODEL, START, self._scene.sizes.end)
+        return self._case("event_clock", 0.0, (LATE,), truth, findings)
+
+    def _with_faults(self, name: str, rate: float, faults: Sequence[Fault]) -> Case:
+        with self._place() as folder, self._place() as again:
+            played = play(self._scene, folder, clock=self._clock, faults=faults)
+            right = self.clean.played.table
+            rewritten = {
+                played.repo.path / "data" / f"{fault.view}.parquet"
+                for fault in faults
+                if fault.rewrites
+            }
+            if rewritten:
+                right = play(self._scene, again, clock=self._clock, histories=rewritten).table
+            truth = wrong_values(
+                self._scene.contract, right, played.table, faults=faults, edited=played.edited
+            )
+            causes = tuple(dict.fromkeys(fault.cause for fault in faults))
+            return self._case(name, rate, causes, truth, self._found(played))
+
+    def _found(self, played: Played) -> pa.Table:
+        return found(played.repo, MODEL, START, self._scene.sizes.end)
+
+    def _case(
+        self,
+        name: str,
+        rate: float,
+        causes: tuple[str, ...],
+        truth: dict[Cell, str],
+        findings: pa.Table | None,
+    ) -> Case:
+        wrong = len({prediction for prediction, _ in truth}) / self._requests
+        if findings is None:
+            return Case(name, rate, causes, wrong, None)
+        astray = _astray(truth, findings)
+        return Case(name, rate, causes, wrong, scored(truth, findings), astray)
+
+    def _pool(self, rng: np.random.Generator, share: float) -> dict[str, set[Key]]:
+        """Keys of every view that so large a share of the requests has."""
+        served = self.clean.served("pairing")
+        requests = np.bincount(served.key)
+        order = rng.permutation(len(served.names))
+        enough = np.searchsorted(np.cumsum(requests[order]), share * self._requests) + 1
+        pairs = [served.names[place] for place in order[:enough].tolist()]
+        return {
+            "pairing": set(pairs),
+            "activity": {(member,) for member, _ in pairs},
+            "state": {(place,) for _, place in pairs},
+            "profile": {(place,) for _, place in pairs},
+        }
+
+
+def _all_keys(played: Played, view: str) -> frozenset[Key]:
+    return frozenset(keys_of(played.table, view, prefix="entity."))
+
+
+def _astray(
+    truth: dict[Cell, str], findings: pa.Table, limit: int = 5
+) -> list[tuple[str, str, str | None, str | None]]:
+    columns: list[list[Any]] = [
+        findings[name].to_pylist() for name in ("prediction_id", "feature", "cause")
+    ]
+    told = {
+        (prediction, feature): cause for prediction, feature, cause in zip(*columns, strict=True)
+    }
+    shown = []
+    for cell in truth.keys() | told.keys():
+        if truth.get(cell) != told.get(cell):
+            shown.append((*cell, truth.get(cell), told.get(cell)))
+            if len(shown) == limit:
+                break
+    return shown

@@ -1,0 +1,318 @@
+"""Plays a scene: each hour what became known goes online, then the hour's requests are answered.
+
+Rows go online by Tallystick's own materialization and are read by its own server's predictor, under
+a clock that is set. A fault stands in the way of some keys' rows, writes to Redis beside it, or is
+a server that is not as it should be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from benchmarks.audit.declared import KEYS, MODEL, ON_DEMAND
+from benchmarks.audit.scene import START, Batch, Scene, prediction_id
+
+from tallystick.bundle import load_bundle, read_champion
+from tallystick.clock import SimulatedClock, process_clock, to_us
+from tallystick.fold import VisibilityClock
+from tallystick.materialize import Materializer
+from tallystick.offline_store.history import ViewRead
+from tallystick.offline_store.visible import visible_between
+from tallystick.online_store.bulk import write_table
+from tallystick.online_store.connection import connect
+from tallystick.online_store.keys import EntityKeys
+from tallystick.prediction_log.log import PredictionLog
+from tallystick.prediction_log.reader import read_log
+from tallystick.prediction_log.record import Predictions
+from tallystick.prediction_log.wal import WalOptions
+from tallystick.repo import Repo, open_repo
+from tallystick.settings import override
+from tallystick.view import ViewSpec
+from tallystick_serving.predictor import Predictor
+from tallystick_serving.project import read_project
+from tallystick_serving.readers import PackedReaders
+
+if TYPE_CHECKING:
+    from benchmarks.audit.faults import Fault
+
+Key: TypeAlias = tuple[Any, ...]
+Cell: TypeAlias = tuple[str, str]
+"""Prediction id and ``view__feature``."""
+
+HOUR: Final = timedelta(hours=1)
+TIMEOUT_S: Final = 30.0
+LATENCY_US: Final = 1_000
+_WAL: Final = WalOptions(window_s=60.0, rows_max=10**9, budget_bytes=1 << 40)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a replay left.
+
+    Attributes:
+        repo: The repo, with the log in its state folder.
+        table: The log, ordered by prediction id.
+        edited: Computed values that another function than the contract's made otherwise.
+    """
+
+    repo: Repo
+    table: pa.Table
+    edited: frozenset[Cell]
+
+
+@contextmanager
+def simulated(folder: Path) -> Iterator[SimulatedClock]:
+    """A clock of this process that is set, within the block."""
+    path = folder / "clock"
+    clock = SimulatedClock(path, start=START)
+    override(clock_file=path)
+    process_clock.cache_clear()
+    try:
+        yield clock
+    finally:
+        override(clock_file=None)
+        process_clock.cache_clear()
+
+
+def play(
+    scene: Scene,
+    folder: Path,
+    *,
+    clock: SimulatedClock,
+    faults: Sequence[Fault] = (),
+    histories: Iterable[Path] = (),
+    commit_batches: int = 0,
+    visibility: VisibilityClock | None = None,
+) -> Played:
+    """Answer and log all requests of a scene over an emptied online store.
+
+    Args:
+        scene: What is played; it stays as it is.
+        folder: Where its copy goes.
+        clock: This process's clock.
+        faults: What goes wrong.
+        histories: Parquet files that stand in place of the scene's of the same name.
+        commit_batches: Requests after which the log is committed; only at the end if 0.
+        visibility: When rows go online, of all views; by default when they become known, as a
+            materialization has it.
+    """
+    shutil.copytree(scene.path, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for history in histories:
+        shutil.copy(history, folder / "data" / history.name)
+    world = World(open_repo(folder), clock, visibility)
+    world.client.flushall()
+    edited = asyncio.run(_Replay(scene, world, faults, commit_batches).run())
+    world.client.close()
+    for fault in faults:
+        fault.rewrite(world.repo)
+    return Played(world.repo, logged(world.repo, scene), frozenset(edited))
+
+
+def logged(repo: Repo, scene: Scene) -> pa.Table:
+    """The log of a replay, ordered by prediction id."""
+    (part,) = read_log(repo.state_dir, MODEL, start=START, end=scene.sizes.end)
+    return part.table.sort_by("prediction_id").combine_chunks()
+
+
+class World:
+    """The repo of a replay and its online store.
+
+    Attributes:
+        repo: The repo.
+        clock: This process's clock.
+        bundle: The champion's.
+        specs: View → how it is defined.
+        visibility: When rows of all views go online; None for when they become known.
+    """
+
+    def __init__(
+        self, repo: Repo, clock: SimulatedClock, visibility: VisibilityClock | None
+    ) -> None:
+        self.repo = repo
+        self.clock = clock
+        self.visibility = visibility
+        champion = read_champion(repo.state_dir, MODEL)
+        self.bundle = load_bundle(repo.state_dir, MODEL, champion.contract_hash)
+        self.champion = champion
+        self.specs = {use.spec.name: use.spec for use in self.bundle.contract.views}
+
+    @cached_property
+    def client(self) -> Any:
+        """Redis, to write."""
+        return connect(self.repo.store.config.online_store.connection_string, self.repo.path)
+
+    def visible(self, view: str, *, after: datetime | None, until: datetime) -> pa.Table:
+        """The newest row of each key of those that became visible in (after, until]."""
+        spec = self.specs[view]
+        known = VisibilityClock.KNOWLEDGE if spec.created_column else VisibilityClock.EVENT
+        return visible_between(
+            ViewRead(
+                spec=spec,
+                source=self.repo.view_source(view),
+                name=view,
+                key_map={name: name for name in spec.key_names},
+                columns=spec.column_names,
+            ),
+            after=after,
+            until=until,
+            clock=self.visibility or known,
+            repo_path=self.repo.path,
+        )
+
+    def write(self, spec: ViewSpec, rows: pa.Table) -> None:
+        """Fold rows into the online store."""
+        if rows.num_rows:
+            write_us = self.clock.now_us()
+            write_table(self.client, self.repo.project, spec, rows, write_us=write_us)
+
+    def redis_keys(self, view: str, keys: Iterable[Key]) -> dict[Key, bytes]:
+        """Where the rows of keys lie in Redis."""
+        ordered = list(keys)
+        made = EntityKeys(self.repo.project, self.specs[view].join_keys)
+        found = made.of([list(column) for column in zip(*ordered, strict=True)]) if ordered else []
+        return {key: name for key, name in zip(ordered, found, strict=True) if name is not None}
+
+
+def keys_of(table: pa.Table, view: str, prefix: str = "") -> list[Key]:
+    """The key of a view in each row of a table."""
+    columns = [table[prefix + name].to_pylist() for name in KEYS[view]]
+    return list(zip(*columns, strict=True))
+
+
+class _Replay:
+    """One pass over a scene's requests."""
+
+    def __init__(
+        self, scene: Scene, world: World, faults: Sequence[Fault], commit_batches: int
+    ) -> None:
+        self._scene = scene
+        self._world = world
+        self._commit_batches = commit_batches
+        self._materializer = Materializer(world.repo)
+        self._feeding = {
+            view: [fault for fault in faults if fault.feeds and fault.view == view] for view in KEYS
+        }
+        self._meddling = [fault for fault in faults if fault.meddles]
+        self._serving = [fault for fault in faults if fault.serves]
+        self._predictors: dict[tuple[int, ...], Predictor] = {}
+        self._edited: set[Cell] = set()
+
+    async def run(self) -> set[Cell]:
+        """Play all hours; give the computed values that were made otherwise."""
+        self._readers = PackedReaders(read_project(self._world.repo.path), timeout_s=TIMEOUT_S)
+        self._log = PredictionLog(self._world.repo.state_dir, _WAL)
+        before: datetime | None = None
+        batches = iter(self._scene.batches)
+        batch = next(batches, None)
+        try:
+            for hour in range(self._scene.sizes.hours):
+                moment = START + hour * HOUR
+                self._world.clock.set(moment)
+                self._refresh(before, moment)
+                for fault in self._meddling:
+                    fault.meddle(self._world, hour)
+                while batch is not None and batch.hour == hour:
+                    await self._answer(batch)
+                    batch = next(batches, None)
+                before = moment
+        finally:
+            await self._readers.close()
+            self._log.wal.close()
+        return self._edited
+
+    def _refresh(self, after: datetime | None, until: datetime) -> None:
+        is_usual = self._world.visibility is None
+        whole = [view for view, faults in self._feeding.items() if is_usual and not faults]
+        if whole:
+            self._materializer.run(views=whole, until=until)
+        for view, faults in self._feeding.items():
+            if view in whole:
+                continue
+            spec = self._world.specs[view]
+            rows = self._world.visible(view, after=after, until=until)
+            keys = keys_of(rows, view)
+            owner = {key: number for number, fault in enumerate(faults) for key in fault.keys}
+            owners = [owner.get(key, -1) for key in keys]
+            self._world.write(spec, rows.filter(pa.array([one < 0 for one in owners], pa.bool_())))
+            for number, fault in enumerate(faults):
+                own = rows.filter(pa.array([one == number for one in owners], pa.bool_()))
+                for written, table in fault.feed(self._world, own, after=after, until=until):
+                    self._world.write(written, table)
+
+    async def _answer(self, batch: Batch) -> None:
+        """Answer a request; its rows may go to several servers."""
+        servers: dict[tuple[int, ...], list[int]] = {}
+        masks = [fault.routed(batch) for fault in self._serving]
+        for row in range(batch.rows):
+            by = tuple(number for number, mask in enumerate(masks) if mask[row])
+            servers.setdefault(by, []).append(row)
+        for by, rows in servers.items():
+            await self._answer_rows(batch, by, rows)
+        done = batch.first // batch.rows + 1
+        if self._commit_batches and done % self._commit_batches == 0:
+            self._log.wal.flush()
+
+    async def _answer_rows(self, batch: Batch, by: tuple[int, ...], rows: list[int]) -> None:
+        columns = {name: [values[row] for row in rows] for name, values in batch.columns.items()}
+        predictor = self._predictors.get(by)
+        if predictor is None:
+            predictor = self._predictors[by] = self._server(by)
+        views, values = await predictor.features(columns, request_us=batch.request_us)
+        ids = [prediction_id(batch.first + row) for row in rows]
+        record = Predictions(
+            prediction_id=ids,
+            request_us=batch.request_us,
+            model_version=self._world.champion.version,
+            keys=columns,
+            views=views,
+            values=values,
+            prediction=predictor.probabilities(values),
+            latency_us=LATENCY_US,
+        )
+        if not self._log.append(self._world.bundle.contract, record):
+            raise AssertionError("the log dropped a prediction")
+        if any(self._serving[number].view == ON_DEMAND for number in by):
+            self._note_edited(ids, columns, values)
+
+    def _server(self, by: tuple[int, ...]) -> Predictor:
+        """A server with the faults of these numbers."""
+        bundle = self._world.bundle
+        for number in by:
+            bundle = self._serving[number].serve(bundle)
+        return Predictor(self._world.champion, bundle, self._readers, timeout_s=TIMEOUT_S)
+
+    def _note_edited(self, ids: list[str], columns: Any, values: Any) -> None:
+        bundle = self._world.bundle
+        right = bundle.transforms.compute(bundle.contract, {**columns, **values})
+        self._edited |= {
+            (ids[row], name)
+            for name, wanted in right.items()
+            for row, value in enumerate(wanted)
+            if repr(value) != repr(values[name][row])
+        }
+
+
+def history_of(repo: Repo, view: str) -> pa.Table:
+    """All rows of a view's history, as its file has them."""
+    return pq.read_table(repo.path / "data" / f"{view}.parquet")
+
+
+def stamps_us(table: pa.Table, column: str) -> Any:
+    """A column of times as int64 microseconds; the least number for null."""
+    numbers = table[column].cast(pa.int64()).fill_null(-(2**63))
+    return numbers.to_numpy()
+
+
+def start_us() -> int:
+    """Where the log begins, in microseconds."""
+    return to_us(START)

@@ -1,0 +1,161 @@
+"""What the bench found, as JSON and as a table for the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from benchmarks.audit.cases import DAMAGE, LATE, RATES, Case
+from benchmarks.audit.plans import INJECTED
+from benchmarks.audit.truth import NOTHING, Score
+
+CAUSES: Final = (*INJECTED, DAMAGE, LATE)
+GOAL_RATE: Final = 0.001
+SHARE_MIN: Final = 0.99
+UNKNOWN_MAX: Final = 0.001
+VALUES_PER_S_MIN: Final = 1_000_000
+RATIO_MAX: Final = 2.0
+
+
+def report(cases: Sequence[Case], speed: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
+    """Everything that was measured.
+
+    ``precision``, ``recall`` and ``unknown_rate`` are those at the contamination of the goal, over
+    its single cases and mixtures together; ``by_contamination`` has the others. Late arrivals are
+    looked for once, in the clean log.
+
+    Args:
+        cases: What came of each case.
+        speed: Name of a log → what its audit took; of ``contaminated`` are the figures on top.
+        plan: How it was measured.
+    """
+    by_rate = {rate: _summed(cases, rate) for rate in RATES if any(c.rate == rate for c in cases)}
+    late = sum((c.score for c in cases if c.causes == (LATE,) and c.score), NOTHING)
+    goal = by_rate.get(GOAL_RATE, NOTHING) + late
+    clean = [case.score for case in cases if case.name == "clean" and case.score]
+    timed = speed.get("contaminated", {})
+    content = {
+        "plan": plan,
+        "precision": {cause: _rounded(goal.precision(cause)) for cause in CAUSES},
+        "recall": {cause: _rounded(goal.recall(cause)) for cause in CAUSES},
+        "unknown_rate": round(goal.unexplained_share, 6),
+        "false_findings_on_clean": sum(score.found.total() for score in clean),
+        "values_per_s": timed.get("values_per_s"),
+        "peak_mb": timed.get("peak_mb"),
+        "counts_only_baseline_seconds": timed.get("seconds", {}).get("count"),
+        "ratio_to_counts_only": timed.get("ratio", {}).get("count"),
+        "by_contamination": {
+            f"{rate:g}": {
+                "precision": {cause: _rounded(score.precision(cause)) for cause in CAUSES},
+                "recall": {cause: _rounded(score.recall(cause)) for cause in CAUSES},
+                "unknown_rate": round(score.unexplained_share, 6),
+            }
+            for rate, score in by_rate.items()
+        },
+        "speed": speed,
+        "cases": [_case(case) for case in cases],
+    }
+    return content | {"goals": _goals(content)}
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The report as tables."""
+    rates = list(content["by_contamination"])
+    head = "".join(f" {float(rate):.1%} |" for rate in rates)
+    lines = [
+        f"| precision / recall |{head} values injected at {float(rates[0]):.1%} |"
+        if rates
+        else "| precision / recall |",
+        "| --- |" + " --- |" * (len(rates) + bool(rates)),
+    ]
+    for cause in CAUSES:
+        cells = "".join(f" {_pair(content['by_contamination'][rate], cause)} |" for rate in rates)
+        if cause == LATE:
+            cells = f" {_pair(content, cause)} |" + " |" * (len(rates) - 1)
+        injected = sum(
+            case["injected"].get(cause, 0)
+            for case in content["cases"]
+            if case["contamination"] in {GOAL_RATE, 0.0}
+        )
+        lines.append(f"| {cause} |{cells} {injected:,} |")
+    lines += ["", "| goal | measured | |", "| --- | --- | --- |"]
+    lines += [
+        f"| {goal['goal']} | {goal['measured']} | {'met' if goal['met'] else '**missed**'} |"
+        for goal in content["goals"]
+    ]
+    lines += ["", "| log | values | values/s | peak MB | audit s | count s | ratio |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    lines += [
+        f"| {name} | {timed['values']:,} | {timed['values_per_s']:,} | {timed['peak_mb']} "
+        f"| {timed['seconds']['audit']} | {timed['seconds']['count']} | {timed['ratio']['count']} |"
+        for name, timed in content["speed"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _summed(cases: Sequence[Case], rate: float) -> Score:
+    return sum((case.score for case in cases if case.rate == rate and case.score), NOTHING)
+
+
+def _case(case: Case) -> dict[str, Any]:
+    score = case.score or NOTHING
+    return {
+        "case": case.name,
+        "contamination": case.rate,
+        "causes": list(case.causes),
+        "requests_wrong_share": round(case.wrong_share, 6),
+        "looked_at": case.score is not None,
+        "injected": dict(score.injected),
+        "found": dict(score.found),
+        "right": dict(score.right),
+        "unexplained": score.unexplained,
+        "astray": [list(each) for each in case.astray],
+    }
+
+
+def _goals(content: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def goal(text: str, measured: Any, is_met: Callable[[Any], bool]) -> None:
+        if measured is not None:
+            found.append({"goal": text, "measured": measured, "met": is_met(measured)})
+
+    for figure in ("precision", "recall"):
+        shares = [share for share in content[figure].values() if share is not None]
+        goal(
+            f"{figure} of every cause at {GOAL_RATE:.1%} ≥ {SHARE_MIN:g}; the least",
+            min(shares, default=None),
+            lambda share: share >= SHARE_MIN,
+        )
+    goal(
+        "findings on the clean log = 0",
+        content["false_findings_on_clean"],
+        lambda number: number == 0,
+    )
+    goal(
+        f"unexplained ≤ {UNKNOWN_MAX:.1%} of what was injected",
+        content["unknown_rate"],
+        lambda share: share <= UNKNOWN_MAX,
+    )
+    goal(
+        f"values/s ≥ {VALUES_PER_S_MIN:,}",
+        content["values_per_s"],
+        lambda number: number >= VALUES_PER_S_MIN,
+    )
+    goal(
+        f"seconds ≤ {RATIO_MAX:g} x those of counting alone",
+        content["ratio_to_counts_only"],
+        lambda ratio: ratio <= RATIO_MAX,
+    )
+    return found
+
+
+def _pair(shares: dict[str, Any], cause: str) -> str:
+    precision, recall = shares["precision"][cause], shares["recall"][cause]
+    if precision is None and recall is None:
+        return "-"
+    return " / ".join("-" if share is None else f"{share:.4g}" for share in (precision, recall))
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 6)

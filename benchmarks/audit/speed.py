@@ -1,0 +1,176 @@
+"""How long an audit takes, and how long it takes only to count: in processes of their own.
+
+    python -m benchmarks.audit.speed audit|count|count_stored REPO START END
+
+``count`` reads the same log, folds the same history, computes the same on-demand features and
+counts what differs; it looks for no cause. ``count_stored`` leaves the on-demand features out.
+Prints what one run took, after one to warm up, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import pyarrow as pa
+from benchmarks.audit.declared import MODEL
+from benchmarks.audit.found import found
+from benchmarks.audit.truth import differing
+
+from tallystick.bundle import load_transforms
+from tallystick.dtypes import arrow_type
+from tallystick.fold import VisibilityClock
+from tallystick.prediction_log.reader import LogPart, read_log
+from tallystick.repo import Repo, open_repo
+from tallystick.retrieval import REQUEST_TIME, computed_values, stored_values
+
+ROOT: Final = Path(__file__).parents[2]
+QUIET: Final = {"FEAST_USAGE": "False", "DO_NOT_TRACK": "true"}
+RUN_S: Final = 900
+STEPS: Final = ("audit", "count", "count_stored")
+
+
+def main() -> None:
+    """Do one step."""
+    step, path, start, end = sys.argv[1:]
+    repo = open_repo(Path(path))
+    span = (datetime.fromisoformat(start), datetime.fromisoformat(end))
+    _STEPS[step](repo, *span)
+    began = time.perf_counter()
+    mismatches = _STEPS[step](repo, *span)
+    seconds = time.perf_counter() - began
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb, "mismatches": mismatches}))
+
+
+def measured(repo: Repo, start: datetime, end: datetime, *, rounds: int) -> dict[str, Any]:
+    """Time all steps, in turns, over one log.
+
+    Args:
+        repo: Its log is read.
+        start: First request time, included.
+        end: Last one, excluded.
+        rounds: How often.
+
+    Returns:
+        ``values``; ``values_per_s`` and ``peak_mb`` of the audit; seconds and peak of each step as
+        medians of the rounds; ``ratio`` of the audit to each way of counting, as the median of the
+        rounds' ratios.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {step: [] for step in STEPS}
+    for number in range(rounds):
+        for step in STEPS[number % len(STEPS) :] + STEPS[: number % len(STEPS)]:
+            runs[step].append(_run(step, repo.path, start, end))
+            print(f"{step:12} {runs[step][-1]['seconds']:.2f} s", flush=True)
+    if len({run["mismatches"] for run in runs["audit"] + runs["count"]}) > 1:
+        raise AssertionError("the audit and the count do not find the same number of mismatches")
+    parts = read_log(repo.state_dir, MODEL, start=start, end=end)
+    values = sum(part.table.num_rows * len(part.contract.value_columns) for part in parts)
+    seconds = {step: median(run["seconds"] for run in of_step) for step, of_step in runs.items()}
+    return {
+        "values": values,
+        "mismatches": runs["audit"][0]["mismatches"],
+        "values_per_s": round(values / seconds["audit"]),
+        "peak_mb": round(median(run["peak_mb"] for run in runs["audit"])),
+        "seconds": {step: round(each, 3) for step, each in seconds.items()},
+        "peaks_mb": {
+            step: round(median(run["peak_mb"] for run in of_step)) for step, of_step in runs.items()
+        },
+        "ratio": {
+            step: round(
+                median(
+                    ours["seconds"] / theirs["seconds"]
+                    for ours, theirs in zip(runs["audit"], runs[step], strict=True)
+                ),
+                2,
+            )
+            for step in STEPS[1:]
+        },
+        "rounds": {
+            step: [round(run["seconds"], 3) for run in of_step] for step, of_step in runs.items()
+        },
+    }
+
+
+def count(repo: Repo, start: datetime, end: datetime, *, computed: bool = True) -> int:
+    """How many served values differ from those that history gives; of no cause is asked.
+
+    Args:
+        repo: Its log is read.
+        start: First request time, included.
+        end: Last one, excluded.
+        computed: Whether on-demand features are computed and compared as well.
+    """
+    parts = read_log(repo.state_dir, MODEL, start=start, end=end)
+    return sum(_count_stored(repo, part) + computed * _count_computed(repo, part) for part in parts)
+
+
+def _count_stored(repo: Repo, part: LogPart) -> int:
+    contract, log = part.contract, part.table
+    spine = pa.table(
+        {
+            REQUEST_TIME: log["request_time"],
+            **{key.name: log[f"entity.{key.name}"] for key in contract.entity_keys},
+        }
+    )
+    mismatches = 0
+    for clock in (VisibilityClock.KNOWLEDGE, VisibilityClock.EVENT):
+        is_known = clock is VisibilityClock.KNOWLEDGE
+        uses = [use for use in contract.views if bool(use.spec.created_column) is is_known]
+        expected = stored_values(repo, uses, spine, clock=clock)
+        for use in uses:
+            for column in use.columns:
+                name = f"{use.name}__{column}"
+                kind = arrow_type(contract.stored_columns[name])
+                mismatches += len(differing(log[f"feature.{name}"], expected[name].cast(kind)))
+    return mismatches
+
+
+def _count_computed(repo: Repo, part: LogPart) -> int:
+    contract, log = part.contract, part.table
+    fields = {field.name for field in contract.request_fields}
+    inputs = {source for spec in contract.transforms for source in spec.inputs.values()}
+    given = {
+        name: log[f"request.{name}" if name in fields else f"feature.{name}"] for name in inputs
+    }
+    transforms = load_transforms(repo.state_dir, contract.model, contract.contract_hash)
+    expected = computed_values(contract, transforms, pa.table(given))
+    names = [name for name in contract.value_columns if name not in contract.stored_columns]
+    return sum(len(differing(log[f"feature.{name}"], expected[name])) for name in names)
+
+
+def _run(step: str, path: Path, start: datetime, end: datetime) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.audit.speed", step, str(path)]
+    done = subprocess.run(
+        [*command, start.isoformat(), end.isoformat()],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=RUN_S,
+        env={**os.environ, **QUIET},
+    )
+    if done.returncode:
+        raise SystemExit(f"{step} failed:\n{done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+_STEPS: Final[dict[str, Callable[[Repo, datetime, datetime], int]]] = {
+    "audit": lambda repo, start, end: found(repo, MODEL, start, end).num_rows,
+    "count": count,
+    "count_stored": lambda repo, start, end: count(repo, start, end, computed=False),
+}
+
+
+if __name__ == "__main__":
+    main()
