@@ -5,17 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 
-from tallystick.errors import DamagedError
-from tallystick.prediction_log.compaction import forget_file
-from tallystick.prediction_log.ledger import ledger_of
-from tallystick.prediction_log.manifest import read_manifests
-from tallystick.prediction_log.sink import Sink
-from tallystick.prediction_log.streams import PREDICTIONS
+from tallystick.fold import VisibilityClock
 from tallystick.repo import Repo
-from tallystick_monitoring.parity import audit_log
+from tallystick_monitoring.audit.run import audit
 
 SCHEMA: Final = pa.schema(
     [("prediction_id", pa.string()), ("feature", pa.string()), ("cause", pa.string())]
@@ -28,52 +22,24 @@ def found(repo: Repo, model: str, start: datetime, end: datetime) -> pa.Table:
     Returns:
         One row per wrong value: ``prediction_id``, ``feature`` (``view__feature``), ``cause``.
     """
-    parts = []
-    for finding in audit_log(repo, model, start=start, end=end).findings:
-        ids = finding.part.table["prediction_id"].take(pa.array(finding.rows))
-        parts.append(
-            pa.table(
-                [
-                    ids.combine_chunks(),
-                    pa.array(np.array(finding.features, dtype=object)[finding.feature]),
-                    pa.array(np.array(finding.causes, dtype=object)[finding.cause]),
-                ],
-                schema=SCHEMA,
-            )
-        )
-    return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+    findings = audit(repo, model, start=start, end=end, again=True).findings
+    return findings.select(SCHEMA.names).cast(SCHEMA)
 
 
 def found_by_event_time(repo: Repo, model: str, start: datetime, end: datetime) -> pa.Table | None:
-    """The same under the event clock; None as long as the audit has no such clock."""
-    del repo, model, start, end
-    return None
+    """The same under the event clock."""
+    clock = VisibilityClock.EVENT
+    findings = audit(repo, model, start=start, end=end, clock=clock, again=True).findings
+    return findings.select(SCHEMA.names).cast(SCHEMA)
 
 
 def found_damage(repo: Repo, model: str, start: datetime, end: datetime) -> tuple[int, pa.Table]:
     """Audit a damaged log.
 
-    A damaged file is an error that names it; it is taken out, as the error says.
-
     Returns:
         How many predictions are said to be lost to damage, and what :func:`found` gives of the
         others.
     """
-    sink = Sink.of(repo.state_dir)
-    forgotten = 0
-    while True:
-        try:
-            findings = found(repo, model, start, end)
-        except DamagedError as error:
-            manifests = read_manifests(sink, PREDICTIONS.name).values()
-            named = [
-                file.path
-                for manifest in manifests
-                for file in manifest.files
-                if sink.text(file.path) in str(error)
-            ]
-            if not named:
-                raise
-            forgotten += sum(forget_file(repo.state_dir, path) for path in named)
-        else:
-            return ledger_of(repo.state_dir, PREDICTIONS).lost + forgotten, findings
+    whole = audit(repo, model, start=start, end=end, again=True)
+    lost = sum(each.rows for each in whole.report.damage)
+    return lost, whole.findings.select(SCHEMA.names).cast(SCHEMA)
