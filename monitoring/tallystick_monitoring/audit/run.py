@@ -209,8 +209,15 @@ class _Run:
             for part in parts:
                 self._take(part, changes.hours, histories, found)
         days = self._explained(found, changes, known)
-        kept = {view: (each.identity, each.rows) for view, each in histories.items()}
-        self._state.commit(days, kept)
+        kept = {
+            view: (each.identity, each.rows)
+            for view, each in histories.items()
+            if self._until != covered
+            or view not in self._state.history
+            or (each.since != NEVER).any()
+        }
+        if days or kept:
+            self._state.commit(days, kept)
 
     def contract_of(self, contract_hash: str) -> ModelContract:
         """A contract of the log."""
