@@ -102,5 +102,4 @@ def first_request(repo: Repo, model: str) -> datetime:
         InputError: There is no such model.
         StateError: It has no log yet.
     """
-    repo.model(model)
     return run.first_logged(repo, model)

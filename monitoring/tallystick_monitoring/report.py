@@ -147,7 +147,7 @@ def _effect_lines(report: ParityReport) -> Iterator[str]:
     if effect is None:
         return
     if not effect.scored:
-        yield f"effect      not known of {effect.requests:,} predictions: their model is gone"
+        yield f"effect      not known of {effect.requests:,} predictions: there is no model to ask"
         return
     yield (
         f"effect      {effect.requests:,} predictions had wrong values: asked again, the model "

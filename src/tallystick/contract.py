@@ -264,6 +264,11 @@ class ModelContract(ModelInputs):
             content.pop("compiled", None)
         return content
 
+    @property
+    def is_observed(self) -> bool:
+        """Whether no training froze it: :mod:`tallystick.observed` made it of the definitions."""
+        return self.data.rows == 0
+
     @cached_property
     def contract_hash(self) -> str:
         """Thirty-two hexadecimal digits over the whole content."""

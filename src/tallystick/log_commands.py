@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tallystick.contract import ModelContract
     from tallystick.prediction_log.compactor import Compacted
 
 logger = logging.getLogger(__name__)
@@ -58,16 +59,23 @@ def compact(path: Path, every: float | None) -> None:
 )
 @click.pass_obj
 def import_(path: Path, model: str, files: tuple[Path, ...], contract_path: Path | None) -> None:
-    """Take predictions that another server logged."""
+    """Take predictions that another server logged.
+
+    MODEL is a model of the repo; or a feature service that another server answers from.
+    """
     from tallystick.bundle import bundle_dir, read_champion, read_contract
     from tallystick.errors import InputError, Problem
     from tallystick.prediction_log.importing import import_file
 
     state = _state_of(path)
-    if contract_path is None:
+    if contract_path is not None:
+        contract = read_contract(contract_path)
+    elif (service := _observed(path, model)) is not None:
+        contract = service
+    else:
         champion = read_champion(state, model)
         contract_path = bundle_dir(state, model, champion.contract_hash) / "contract.json"
-    contract = read_contract(contract_path)
+        contract = read_contract(contract_path)
     if contract.model != model:
         raise InputError(
             f"{contract_path} is no contract of this model.",
@@ -101,6 +109,25 @@ def forget(path: Path, file: str) -> None:
 
     rows = forget_file(_state_of(path), file)
     click.echo(f"{rows:,} rows are forgotten; the file goes with the next compaction.")
+
+
+def _observed(path: Path, name: str) -> ModelContract | None:
+    """The contract of a feature service; None if it is the name of a model."""
+    from tallystick.errors import InputError, StateError, did_you_mean
+    from tallystick.observed import observed_contract
+    from tallystick.repo import open_repo
+
+    repo = open_repo(path)
+    if name in repo.models:
+        return None
+    try:
+        return observed_contract(repo, name)
+    except StateError as error:
+        services = [service.name for service in repo.store.list_feature_services()]
+        raise InputError(
+            f"{name!r} is neither a model nor an applied feature service of {repo.path}: "
+            f"{did_you_mean(name, [*repo.models, *services])}"
+        ) from error
 
 
 def _state_of(path: Path) -> Path:

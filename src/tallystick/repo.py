@@ -112,7 +112,16 @@ class Repo:
             StateError: The repo has not been applied.
             DefinitionError: The definitions cannot serve a model; every reason is listed.
         """
-        return _InputsReader(self, model).read()
+        return _InputsReader(self, model.name, model.features.name, model).read()
+
+    def service_inputs(self, service: str) -> ModelInputs:
+        """Read from the registry what a feature service names, for whatever model.
+
+        Raises:
+            StateError: The repo has not been applied, or has no such service.
+            DefinitionError: The definitions cannot serve a model; every reason is listed.
+        """
+        return _InputsReader(self, service, service, None).read()
 
     def view_source(self, view: str) -> Any:
         """The Feast batch source of a stored view."""
@@ -262,8 +271,10 @@ def _mark(module: Any, folder: str) -> None:
 class _InputsReader:
     """Reads :class:`ModelInputs` from a registry and collects every problem on the way."""
 
-    def __init__(self, repo: Repo, model: Model) -> None:
+    def __init__(self, repo: Repo, name: str, service: str, model: Model | None) -> None:
         self._repo = repo
+        self._name = name
+        self._service_name = service
         self._model = model
         self._problems: list[Problem] = []
         self._entity_keys: dict[str, str] = {}
@@ -280,27 +291,28 @@ class _InputsReader:
                 self._add_on_demand(projection)
             else:
                 self._add_stored(projection, to_model=True)
-        self._check_label()
+        if self._model is not None:
+            self._check_label(self._model)
         if self._problems:
             raise DefinitionError(
-                f"Model {self._model.name!r} cannot be built from these definitions.",
+                f"Model {self._name!r} cannot be built from these definitions.",
                 self._problems,
             )
         return ModelInputs(
             project=self._repo.project,
-            model=self._model.name,
+            model=self._name,
             entity_keys=_columns(self._entity_keys),
             request_fields=_columns(self._request_fields),
             features=tuple(self._features),
             views=tuple(self._uses.values()),
             transforms=tuple(self._transforms),
-            frame=self._model.frame,
+            frame=self._model is not None and self._model.frame,
         )
 
     def _service(self) -> Any:
         from feast.errors import FeastObjectNotFoundException
 
-        name = self._model.features.name
+        name = self._service_name
         try:
             return self._repo.store.get_feature_service(name)
         except FeastObjectNotFoundException as error:
@@ -380,12 +392,14 @@ class _InputsReader:
 
     def _add_feature(self, view: str, feature: str, dtype: str, *, kind: Any) -> None:
         name = f"{view}__{feature}"
+        model = self._model
         usable = dtype in NUMERIC or dtype == "UNIX_TIMESTAMP"
-        if not usable and not (self._model.frame and dtype == "STRING"):
+        # What another server's model takes is its own affair.
+        if not usable and model is not None and not (model.frame and dtype == "STRING"):
             self._problems.append(
                 Problem(
                     f"feature {name}",
-                    "a number" if self._model.frame else "a number (or text, with frame=True)",
+                    "a number" if model.frame else "a number (or text, with frame=True)",
                     dtype,
                 )
             )
@@ -397,17 +411,17 @@ class _InputsReader:
         if known.setdefault(name, dtype) != dtype:
             self._problems.append(Problem(f"{kind} {name}", known[name], f"{dtype} elsewhere"))
 
-    def _check_label(self) -> None:
+    def _check_label(self, model: Model) -> None:
         known = self._entity_keys.keys() | self._request_fields.keys()
         self._problems += [
             Problem(f"label key {key}", "an entity key or request field", "neither")
-            for key in self._model.label.keys
+            for key in model.label.keys
             if key not in known
         ]
         computed = {feature.name for feature in self._features} | known
         self._problems += [
             Problem(f"slice {name}", f"one of {', '.join(sorted(computed))}", "unknown")
-            for name in self._model.slices
+            for name in model.slices
             if name not in computed
         ]
 

@@ -26,7 +26,7 @@ from tallystick_monitoring.audit.findings import (
     textual,
     with_columns,
 )
-from tallystick_monitoring.audit.in_history import in_history, with_origin
+from tallystick_monitoring.audit.in_history import by_values, in_history, with_origin
 from tallystick_monitoring.comparison import Bools, equal_after_cast
 
 if TYPE_CHECKING:
@@ -61,10 +61,19 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
     created_us = microseconds(few[f"view.{use.name}.created_time"])
     write_us = microseconds(few[f"view.{use.name}.write_time"])
     created_us = np.where(created_us == NO_TIME, event_us, created_us)
-    unstamped = (event_us != NO_TIME) & (write_us == NO_TIME)
+    present = is_present(few[f"view.{use.name}.status"])
+    unstamped = ((event_us != NO_TIME) | present) & (write_us == NO_TIME)
     expected_rows = found.expected.take(requests)
     expected_event_us, expected_created_us = expected_times(expected_rows, use)
     keys = key_columns(few, use)
+    told_us = event_us
+    untold = np.flatnonzero(present & (event_us == NO_TIME))
+    if len(untold):
+        event_us, created_us = by_values(repo, use, few, among=untold)
+        # A row that no version has is taken for the right one, with other values.
+        right = present & (event_us == NO_TIME)
+        event_us = np.where(right, expected_event_us, event_us)
+        created_us = np.where(right, expected_created_us, created_us)
     first_us, known = in_history(repo, use, keys, event_us, created_us)
     request_facts = {
         "request_time": few["request_time"],
@@ -76,9 +85,9 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
         "served_write_time": moments(write_us),
         "expected_event_time": moments(expected_event_us),
         "expected_created_time": moments(expected_created_us),
-        "evidence.told_event_time": moments(event_us),
+        "evidence.told_event_time": moments(told_us),
         "evidence.first_visible_time": moments(first_us),
-        "evidence.served_present": pa.array(is_present(few[f"view.{use.name}.status"])),
+        "evidence.served_present": pa.array(present),
         "evidence.expected_present": pa.array(is_present(expected_rows[f"{use.name}__status"])),
         "evidence.definition_differs": pa.array(_differs(few, use)),
         "evidence.in_history": pa.array(known),
@@ -106,7 +115,7 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
         ),
         entities,
     )
-    if unstamped.any():
+    if (unstamped & (told_us != NO_TIME)).any():
         findings = with_origin(repo, findings, use, served)
     same = same_row(evidence_of(findings))
     equal = _equal_after_cast(served, expected, among=same)

@@ -21,7 +21,9 @@ from tallystick_monitoring.audit.comparing import (
 )
 from tallystick_monitoring.audit.findings import (
     evidence_of,
+    microseconds,
     moments,
+    textual,
     with_columns,
 )
 from tallystick_monitoring.audit.provenance import NOWHERE, SECOND_US, Known, Wanted, identified
@@ -231,3 +233,83 @@ def _typed(rows: pa.Table, history: History, read: ViewRead) -> pa.Table:
     for name, column in values.items():
         kept = kept.append_column(name, column)
     return kept
+
+
+def by_values(repo: Repo, use: ViewUse, log: pa.Table, *, among: Int64s) -> tuple[Int64s, Int64s]:
+    """Which row of history was served, by its values, where nothing else is told of it.
+
+    Args:
+        repo: An applied repo.
+        use: The view.
+        log: Logged requests.
+        among: Rows of the log to look at.
+
+    Returns:
+        Event and created time of every row of the log: those it tells; for rows ``among``, those of
+        the last version of the key that has all values served, of versions that were visible at the
+        request if there are any; :data:`NO_TIME` if none has.
+    """
+    import pyarrow as pa
+
+    few = log.take(among)
+    keys = key_columns(few, use)
+    asked = pa.table(
+        {
+            **keys,
+            **{
+                f"text_{place}": textual(flat(few[f"feature.{use.name}__{name}"]))
+                for place, name in enumerate(use.columns)
+            },
+            "request_us": microseconds(few["request_time"]),
+            "row": np.arange(len(among)),
+        }
+    )
+    source = _Source(repo, use, use.columns)
+
+    def ask(history: History, connection: Any) -> pa.Table:
+        from tallystick.offline_store.connection import read_table
+        from tallystick.offline_store.history import typed
+
+        names, values_of = ", ".join(history.keys), ", ".join(history.values)
+        connection.register("asked", asked)
+        rows = read_table(
+            connection,
+            f"SELECT {names}, event_us, coalesce(created_us, event_us) AS created_us, "
+            f"{values_of} FROM {history.sql} AS history "
+            f"SEMI JOIN asked USING ({names})",
+            what=history.what,
+        )
+        values = typed(rows, history, source.read)
+        texts = rows.select([*history.keys, "event_us", "created_us"])
+        for place, column in enumerate(source.read.features):
+            logged = flat(as_logged(pa.chunked_array([values[column.name]]), column.dtype))
+            texts = texts.append_column(
+                f"text_{place}", textual(logged.cast(arrow_type(column.dtype)))
+            )
+        connection.register("versions", texts)
+        same = " AND ".join(
+            [f"asked.{key} = versions.{key}" for key in history.keys]
+            + [
+                f"asked.text_{place} IS NOT DISTINCT FROM versions.text_{place}"
+                for place in range(len(use.columns))
+            ]
+        )
+        order = (
+            "(greatest(versions.event_us, versions.created_us) <= request_us) DESC, "
+            "versions.event_us DESC, versions.created_us DESC"
+        )
+        return read_table(
+            connection,
+            f"SELECT DISTINCT ON (row) row, versions.event_us, versions.created_us "
+            f"FROM asked JOIN versions ON {same} ORDER BY row, {order}",
+            what=history.what,
+        )
+
+    found = source.answer(ask)
+    event_us = microseconds(log[f"view.{use.name}.event_time"]).copy()
+    created_us = microseconds(log[f"view.{use.name}.created_time"])
+    created_us = np.where(created_us == NO_TIME, event_us, created_us)
+    places = among[found["row"].to_numpy()]
+    event_us[places] = found["event_us"].to_numpy()
+    created_us[places] = found["created_us"].to_numpy()
+    return event_us, created_us

@@ -13,6 +13,7 @@ from tallystick.dtypes import arrow_type
 from tallystick_monitoring.audit.causes import NO_TIME, same_row
 from tallystick_monitoring.audit.comparing import (
     flat,
+    is_present,
     key_columns,
 )
 from tallystick_monitoring.audit.findings import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tallystick.prediction_log.reader import LogPart
 
 
+SIGHTED: Final = ("status", "event_time", "created_time", "write_time")
 RANK_SQL: Final = "(event_us::HUGEINT * 18446744073709551616 + created_us)"
 """One number that orders rows by event and created time."""
 
@@ -45,8 +47,9 @@ def sightings(parts: Sequence[LogPart], view: str, *, columns: Sequence[str] = (
         columns: Features whose values are wanted too.
 
     Returns:
-        One row per request: ``key_0…``, ``request_us``, ``event_us``, ``created_us`` (null where
-        nothing was online), ``write_us`` (null where the store does not say), ``value_<feature>``.
+        One row per request: ``key_0…``, ``request_us``, ``present``, ``event_us``, ``created_us``
+        (null where nothing was online, or the store does not say), ``write_us`` (likewise),
+        ``value_<feature>``.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -65,6 +68,7 @@ def sightings(parts: Sequence[LogPart], view: str, *, columns: Sequence[str] = (
                     {
                         **key_columns(log, use),
                         "request_us": log["request_time"].cast(pa.int64()),
+                        "present": pa.array(is_present(log[f"{name}.status"])),
                         "event_us": event,
                         "created_us": pc.coalesce(created, event),
                         "write_us": log[f"{name}.write_time"].cast(pa.int64()),
@@ -86,7 +90,7 @@ def sighted_columns(use: ViewUse, *, columns: Sequence[str] = ()) -> list[str]:
     return [
         "request_time",
         *(ENTITY + name for name in use.request_keys),
-        *(f"view.{use.name}.{name}" for name in ("event_time", "created_time", "write_time")),
+        *(f"view.{use.name}.{name}" for name in SIGHTED),
         *(f"feature.{use.name}__{name}" for name in columns if name in use.columns),
     ]
 
@@ -140,7 +144,7 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
         )
         connection.execute(
             "CREATE TEMP TABLE sighted AS SELECT b.number, a.* FROM seen AS a "
-            f"JOIN numbers AS b ON {same} WHERE a.event_us IS NOT NULL"
+            f"JOIN numbers AS b ON {same} WHERE a.event_us IS NOT NULL OR a.present"
         )
 
         def which(sql: str) -> Bools:
@@ -167,7 +171,7 @@ _NEWER_SQL: Final = f"""
     SELECT asked.row FROM asked ASOF JOIN (
       SELECT number, request_us,
         max(max({RANK_SQL})) OVER (PARTITION BY number ORDER BY request_us) AS newest
-      FROM sighted GROUP BY number, request_us
+      FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
     ) AS running ON asked.number = running.number AND asked.request_us >= running.request_us
     WHERE running.newest > {
     RANK_SQL.replace("event_us", "asked.event_us").replace("created_us", "asked.created_us")
@@ -178,7 +182,7 @@ _NEWER_SECOND_SQL: Final = f"""
     SELECT asked.row FROM asked ASOF JOIN (
       SELECT number, request_us,
         max(max(event_us // {SECOND_US})) OVER (PARTITION BY number ORDER BY request_us) AS newest
-      FROM sighted GROUP BY number, request_us
+      FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
     ) AS running ON asked.number = running.number AND asked.request_us >= running.request_us
     WHERE running.newest > asked.second"""
 """Where a store gives times to the second, and tells no versions apart."""

@@ -22,6 +22,7 @@ from tallystick.prediction_log.reader import (
     read_log,
 )
 from tallystick.records import ParityReport
+from tallystick.transform import Transforms
 from tallystick_monitoring.audit import summary
 from tallystick_monitoring.audit.causes import CAUSES, Int64s, classify
 from tallystick_monitoring.audit.changes import (
@@ -110,7 +111,6 @@ def audit(
         DamagedError: A manifest of the log, or the bundle of a contract cannot be read.
         DataError: A source is not as declared, or what was found cannot be kept.
     """
-    repo.model(model)
     begin = first_logged(repo, model)
     folder = folder_of(repo.state_dir, model, clock)
     with held(folder):
@@ -137,10 +137,13 @@ def first_logged(repo: Repo, model: str) -> datetime:
     """The first request time in a model's log.
 
     Raises:
+        InputError: There is no such model, nor anything logged under that name.
         StateError: It has none.
     """
     found = first_time(repo.state_dir, model)
     if found is None:
+        # A feature service that another server answers from is no model, and can have a log.
+        repo.model(model)
         raise StateError(
             f"Model {model!r} has no logged predictions.",
             hint="Serve it, ask it something, and look again:  tally serve",
@@ -302,7 +305,7 @@ class _Run:
         self.reopened += int(again.sum())
         if again.any():
             found.again.append(part.table["prediction_id"])
-        transforms = self._bundle(part.contract).transforms if part.contract.transforms else None
+        transforms = self._transforms(part.contract) if part.contract.transforms else None
         result = compared(self._repo, part, transforms, clock=self._clock)
         tables: list[tuple[str | None, pa.Table]] = [
             (use.spec.name, differing(self._repo, result, use)) for use in part.contract.views
@@ -314,6 +317,11 @@ class _Run:
             rows = np.flatnonzero(~result.all_equal())
             for view, table in self._scored(result, rows, tables):
                 found.findings.setdefault(view, []).append(table)
+
+    def _transforms(self, contract: ModelContract) -> Transforms:
+        if contract.is_observed:
+            return Transforms.from_repo(self._repo, contract)
+        return self._bundle(contract).transforms
 
     def _bundle(self, contract: ModelContract) -> Bundle:
         found = self._bundles.get(contract.contract_hash)

@@ -80,8 +80,9 @@ def _things(part: LogPart) -> Iterator[tuple[str, str, Int64s, Any]]:
         online = event_us != NO_TIME
         served = np.flatnonzero(is_present(log[f"view.{use.name}.status"]) & online)
         yield "age", use.name, age_buckets(request_us[served] - event_us[served]), served
+        present = is_present(log[f"view.{use.name}.status"])
         unstamped = np.flatnonzero(
-            online & (microseconds(log[f"view.{use.name}.write_time"]) == NO_TIME)
+            (online | present) & (microseconds(log[f"view.{use.name}.write_time"]) == NO_TIME)
         )
         yield "unstamped", use.name, np.zeros(len(unstamped), dtype=np.int64), unstamped
     for field, feature in request_features(part.contract):

@@ -94,7 +94,8 @@ def as_record(contract: ModelContract, given: pa.Table, *, what: str, name: str)
 
 def _check(contract: ModelContract, given: pa.Table, schema: pa.Schema, what: str) -> None:
     views = tuple(f"view.{use.name}." for use in contract.views)
-    needed = [name for name in schema.names if name not in _GIVEN and not name.startswith(views)]
+    given_for = {*_GIVEN, "prediction"} if contract.is_observed else _GIVEN
+    needed = [name for name in schema.names if name not in given_for and not name.startswith(views)]
     missing = [
         Problem(f"column {name}", str(schema.field(name).type), "no such column")
         for name in needed
@@ -124,6 +125,9 @@ def _missing(contract: ModelContract, given: pa.Table, field: pa.Field, name: st
     if field.name == "prediction_id":
         space = uuid.UUID(name[:32])
         return pa.array([str(uuid.uuid5(space, str(row))) for row in range(rows)], field.type)
+    if field.name == "prediction":
+        # Features were served, and what was made of them is not told.
+        return pa.repeat(pa.scalar(float("nan")), rows)
     if field.name in _GIVEN:
         value = _VERSION if field.name == "model_version" else 0
         return pa.repeat(pa.scalar(value, field.type), rows)
