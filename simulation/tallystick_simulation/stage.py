@@ -23,6 +23,7 @@ from tallystick_simulation.server import Server
 from tallystick_simulation.summary import report, summarize
 
 if TYPE_CHECKING:
+    from tallystick.records import ParityReport
     from tallystick.repo import Repo
 
 GRACE = timedelta(days=3)
@@ -63,13 +64,26 @@ def play(
             scored = score(repo, scenario.model, first, until=end)
             draw_performance(out / "performance.png", scored, played)
             draw_parity(out / "parity.png", scenario, played)
+            audited = _audited(repo, scenario)
+            write_text(out / "audit.json", audited.model_dump_json(indent=1))
     finally:
         embedded.stop(repo.state_dir)
     counted = sum(stopwatch.seconds.values())
     seconds = {**stopwatch.seconds, "other": time.perf_counter() - started - counted}
-    summary = summarize(scenario, played, scored, seconds)
+    summary = summarize(scenario, played, scored, audited, seconds)
     write_text(out / "summary.json", json.dumps(summary, indent=1))
-    return f"{report(summary)}\nWritten to {out}: summary.json, performance.png, parity.png"
+    return (
+        f"{report(summary)}\n"
+        f"Written to {out}: summary.json, audit.json, performance.png, parity.png"
+    )
+
+
+def _audited(repo: Repo, scenario: Scenario) -> ParityReport:
+    """What the audit says of the time in which the staged outage did harm."""
+    from tallystick_monitoring.audit.run import audit
+
+    outage = scenario.outage
+    return audit(repo, scenario.model, start=outage.start, end=outage.end).report
 
 
 def _prepare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from tallystick.records import Incident
+from tallystick.records import Effect, Exemplar, Incident, ParityReport
 from tallystick_simulation.outcome import Scored, iso_week
 from tallystick_simulation.replay import Played
 from tallystick_simulation.scenario import Scenario
@@ -14,9 +14,21 @@ MINUTE = timedelta(minutes=1)
 
 
 def summarize(
-    scenario: Scenario, played: Played, scored: Scored, seconds: dict[str, float]
+    scenario: Scenario,
+    played: Played,
+    scored: Scored,
+    audited: ParityReport,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Collect the figures; nothing in it is anything but counted or measured."""
+    """Collect the figures; nothing in it is anything but counted or measured.
+
+    Args:
+        scenario: What was played.
+        played: What happened.
+        scored: What the predictions were worth.
+        audited: The audit of the staged outage.
+        seconds: Stage → time that it took.
+    """
     causes: dict[str, int] = {}
     for look in played.looks:
         for cause, count in look.parity.causes.items():
@@ -35,6 +47,7 @@ def summarize(
             "unexplained": sum(look.parity.unexplained for look in played.looks),
         },
         "incident": _incident(scenario, played),
+        "audit": _outage_audit(scenario, audited),
         # Of any view and cause: more than the one that is staged are false alarms, or real.
         "incidents": len(played.incidents),
         "decisions": [
@@ -93,6 +106,46 @@ def _incident(scenario: Scenario, played: Played) -> dict[str, Any]:
     }
 
 
+def _outage_audit(scenario: Scenario, audited: ParityReport) -> dict[str, Any]:
+    """What the audit says of the view that was not brought online, while it was not."""
+    causes = audited.views.get(scenario.outage.view, {})
+    main = max(causes, key=causes.__getitem__, default=None)
+    effect = None if main is None else audited.effects[main]
+    prefix = f"{scenario.outage.view}__"
+    shown = [
+        each
+        for each in (audited.exemplars.get(main, []) if main else [])
+        if each.feature.startswith(prefix)
+    ]
+    return {
+        "requests": audited.requests,
+        "causes": causes,
+        "exemplar": shown[0].model_dump(mode="json") if shown else None,
+        "effect": effect.model_dump() if effect else None,
+        "unexplained": audited.unexplained,
+    }
+
+
+def _audit_lines(audit: dict[str, Any]) -> dict[str, str]:
+    if audit["exemplar"] is None or audit["effect"] is None:
+        return {"Audit": "NO WRONG VALUE FOUND while the view was not brought online"}
+    shown = Exemplar.model_validate(audit["exemplar"])
+    effect = Effect.model_validate(audit["effect"])
+    keys = ", ".join(f"{name} {value}" for name, value in shown.keys.items())
+    return {
+        "Cause": (
+            f"{', '.join(f'{name} {count:,}' for name, count in audit['causes'].items())}: e.g. "
+            f"{shown.feature} of {keys} at {shown.request_time:%Y-%m-%d %H:%M}: served "
+            f"{shown.served}, expected {shown.expected}. {shown.evidence} {shown.mend}"
+        ),
+        "Effect": (
+            f"{effect.requests:,} of {audit['requests']:,} predictions in that time had wrong "
+            f"values of it: by {effect.mean_change:.4f} on average, {effect.max_change:.4f} at "
+            f"most; {effect.flipped:,} decisions flipped"
+        ),
+    }
+
+
 def report(summary: dict[str, Any]) -> str:
     """A short report for people."""
     parity, incident = summary["parity"], summary["incident"]
@@ -124,6 +177,7 @@ def report(summary: dict[str, Any]) -> str:
             f"{incident['training_rows_kept_out']:,} rows kept out of training; "
             f"{summary['incidents'] - incident['found']} other incidents"
         ),
+        **_audit_lines(summary["audit"]),
         "Decisions": (
             f"{outcomes.count('retrain')} retrain ({promoted} promoted), "
             f"{outcomes.count('refuse')} refuse, {outcomes.count('nothing')} nothing"

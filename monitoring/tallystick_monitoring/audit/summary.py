@@ -217,7 +217,10 @@ def _counts(table: pa.Table, column: str) -> dict[Any, int]:
 
 def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
     """The ages of all that was served, without those of wrong values."""
+    import pyarrow.compute as pc
+
     ages = _kind(units, "age")
+    requests = _numbers(findings["prediction_id"])
     served_us = microseconds(findings["served_event_time"])
     present = flag(findings, "served_present") & (served_us != NO_TIME)
     wrong_ages = age_buckets(microseconds(findings["request_time"]) - served_us)
@@ -226,14 +229,10 @@ def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
         mine = _where(ages, "name", view)
         buckets = mine["bucket"].to_numpy()
         counts = np.bincount(buckets, weights=mine["count"].to_numpy()).astype(np.int64)
-        wrong = np.flatnonzero(
-            present & np.array([each == view for each in findings["view"].to_pylist()], dtype=bool)
-        )
-        _, firsts = np.unique(
-            np.array(findings["prediction_id"].take(wrong).to_pylist(), dtype=object).astype(str),
-            return_index=True,
-        )
-        np.subtract.at(counts, wrong_ages[wrong[firsts]], 1)
+        wrong = np.flatnonzero(present & np.asarray(pc.equal(findings["view"], view).to_numpy()))
+        # A request is counted once, however many of the view's values are wrong.
+        wrong = wrong[np.unique(requests[wrong], return_index=True)[1]]
+        np.subtract.at(counts, wrong_ages[wrong], 1)
         if counts.sum() > 0:
             median, high = (_quantile(counts, share) for share in (0.5, 0.99))
             answer[view] = Staleness(values=int(counts.sum()), age_s_p50=median, age_s_p99=high)
@@ -247,9 +246,7 @@ def _quantile(counts: Int64s, share: float) -> float:
 def _effect(findings: pa.Table, contract_of: Callable[[str], ModelContract]) -> Effect:
     import pyarrow.compute as pc
 
-    ids = findings["prediction_id"].combine_chunks()
-    names = ids.dictionary_encode()
-    _, firsts = np.unique(names.indices.to_numpy(), return_index=True)
+    _, firsts = np.unique(_numbers(findings["prediction_id"]), return_index=True)
     few = findings.take(firsts)
     asked = few.filter(pc.is_valid(few["score_expected"]))
     served, expected = (asked[name].to_numpy() for name in ("score_served", "score_expected"))
@@ -264,6 +261,11 @@ def _effect(findings: pa.Table, contract_of: Callable[[str], ModelContract]) -> 
         max_change=float(changes.max(initial=0.0)),
         flipped=int(((served >= limits) != (expected >= limits)).sum()),
     )
+
+
+def _numbers(column: pa.ChunkedArray) -> Int64s:
+    """A number for each value, the same for equal ones."""
+    return np.asarray(column.combine_chunks().dictionary_encode().indices.to_numpy())
 
 
 def _fields(units: pa.Table) -> list[FieldParity]:
