@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tallystick.clock import to_us
 from tallystick.contract import ModelContract
 from tallystick.logged_labels import LoggedLabels, labels_of, logged_as
 from tallystick.metrics import CLIP, log_losses, scores, slice_labels, slice_scores
 from tallystick.prediction_log.reader import LogPart, read_log
+from tallystick.quarantine import touched
 from tallystick.records import Incident, PerformanceReport, load_records
 from tallystick.repo import Repo
 from tallystick_monitoring.audit.findings import microseconds
@@ -49,14 +50,20 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
     """
     end = at - timedelta(microseconds=contract.label.matures_after_us)
     start = min(max(contract.data.end, end - LOOK_BACK), end)
-    parts = read_log(repo.state_dir, contract.model, start=start, end=end, columns=_columns)
+    incidents = load_records(repo.state_dir, Incident, model=contract.model)
+    parts = read_log(
+        repo.state_dir,
+        contract.model,
+        start=start,
+        end=end,
+        columns=partial(_columns, incidents=incidents),
+    )
     requests = sum(part.table.num_rows for part in parts)
     if not requests:
         return PerformanceReport(start=start, end=end, requests=0, labelled=0)
     known = [labels_of(repo, part, at=at) for part in parts]
     labels = [each.values for each in known]
     outcomes, predictions, _ = _pairs(parts, labels)
-    incidents = load_records(repo.state_dir, Incident, model=contract.model)
     mine = [
         (part, _outside(incidents, part, outcome))
         for part, outcome in zip(parts, labels, strict=True)
@@ -84,9 +91,9 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
     )
 
 
-def _columns(contract: ModelContract) -> list[str]:
+def _columns(contract: ModelContract, *, incidents: Sequence[Incident]) -> list[str]:
     """The columns of the log that are needed here."""
-    names = [*contract.label.keys, *contract.slices]
+    names = [*contract.label.keys, *contract.slices, *_affected_keys(contract, incidents)]
     return list(
         dict.fromkeys(
             ["prediction_id", "request_time", "prediction"]
@@ -165,13 +172,16 @@ def recalibration_gain(
 
 
 def _outside(incidents: Sequence[Incident], part: LogPart, labels: Floats) -> Floats:
-    """The labels of a part, NaN where the request lies in an incident; an open one has no end."""
-    asked = microseconds(part.table["request_time"])
-    touched = np.zeros(len(asked), dtype=np.bool_)
-    for incident in incidents:
-        inside = asked >= to_us(incident.start)
-        touched |= inside if incident.is_open else inside & (asked <= to_us(incident.end))
-    return np.where(touched, np.nan, labels)
+    """The labels of a part, NaN where an incident touched the request."""
+    names = _affected_keys(part.contract, incidents)
+    keys = {name: part.table[f"entity.{name}"] for name in names}
+    return np.where(touched(incidents, part.table["request_time"], keys), np.nan, labels)
+
+
+def _affected_keys(contract: ModelContract, incidents: Sequence[Incident]) -> list[str]:
+    """The entity keys by which incidents say what they affected."""
+    named = {name for each in incidents if each.keys is not None for name in each.keys.names}
+    return [key.name for key in contract.entity_keys if key.name in named]
 
 
 def _pairs(parts: Sequence[LogPart], labels: Sequence[Floats]) -> tuple[Floats, Floats, Int64s]:

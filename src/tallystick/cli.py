@@ -105,6 +105,15 @@ def _clock_option() -> Callable[[Any], Any]:
     )
 
 
+def _repair_option() -> Callable[[Any], Any]:
+    return click.option(
+        "--repair",
+        is_flag=True,
+        help="Keep rows that incidents touched, with the values that should have been served, "
+        "where history is not in doubt.",
+    )
+
+
 _model = click.argument("model")
 
 
@@ -180,6 +189,7 @@ def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, a
     help="Features as history has them at each request, or as the model saw them.",
 )
 @_clock_option()
+@_repair_option()
 @click.option(
     "--memory-limit",
     help="What the engine may take, for example 4GB; default that of feature_store.yaml.",
@@ -203,6 +213,7 @@ def dataset(path: Path, /, model: str, **options: Any) -> None:
 @_time_option("start", "First request time; default the earliest")
 @_time_option("end", "Request times before this; default now")
 @_clock_option()
+@_repair_option()
 @click.option("--promote", is_flag=True, help="Make it the champion without comparing.")
 @click.pass_obj
 def train(path: Path, /, model: str, **options: Any) -> None:
@@ -288,10 +299,11 @@ def monitor(path: Path, model: str, since: datetime | None, until: datetime | No
 
 @main.command()
 @_model
+@_repair_option()
 @click.pass_obj
-def retrain(path: Path, model: str) -> None:
+def retrain(path: Path, model: str, *, repair: bool) -> None:
     """Decide by the last look whether to train again."""
-    click.echo(_area("tallystick_training", "retrain")(_open(path), model))
+    click.echo(_area("tallystick_training", "retrain")(_open(path), model, repair=repair))
 
 
 @main.command()

@@ -146,7 +146,9 @@ class TrainingData(Frozen):
         end: Last request time, excluded.
         known_until: Labels known later than this were not used.
         rows: Rows trained on.
-        quarantined_rows: Rows left out because the audit had quarantined them.
+        quarantined_rows: Rows left out because incidents had touched them.
+        repaired_rows: Rows that incidents had touched, kept with the values expected; those of the
+            holdout count as well.
         clock: Clock of the fold.
         content_hash: Hash over the training rows.
     """
@@ -158,6 +160,15 @@ class TrainingData(Frozen):
     quarantined_rows: int
     clock: str
     content_hash: str
+    repaired_rows: int = 0
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Write data of which nothing was repaired as before there was repairing."""
+        content = handler(self)
+        if not self.repaired_rows:
+            content.pop("repaired_rows", None)
+        return content
 
 
 class CompiledSpec(Frozen):

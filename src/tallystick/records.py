@@ -385,6 +385,7 @@ class Decision(Frozen):
         gates: What the gates said of it.
         promoted: Whether it became champion.
         quarantined_rows: Training rows left out because of incidents.
+        repaired_rows: Training rows that incidents touched, kept with the values expected.
     """
 
     model: str
@@ -397,6 +398,7 @@ class Decision(Frozen):
     gates: list[GateResult] = Field(default_factory=list)
     promoted: bool = False
     quarantined_rows: int = 0
+    repaired_rows: int = 0
 
 
 Record = TypeVar("Record", bound=Frozen)

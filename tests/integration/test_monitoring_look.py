@@ -16,17 +16,25 @@ from served_log import HOUR_US, Faults, HistoryRow, read_requests, serve
 from tallystick.clock import to_us
 from tallystick.contract import ModelContract
 from tallystick.errors import InputError, StateError
+from tallystick.logged_labels import labels_of
 from tallystick.prediction_log.compaction import compact
 from tallystick.prediction_log.labels import LabelRow
 from tallystick.prediction_log.log import LabelLog
 from tallystick.prediction_log.reader import read_log
-from tallystick.records import Incident, MonitorReport, ParityReport, load_records, save_record
+from tallystick.records import (
+    AffectedKeys,
+    Incident,
+    MonitorReport,
+    ParityReport,
+    load_records,
+    save_record,
+)
 from tallystick.repo import Repo
 from tallystick_monitoring import command
 from tallystick_monitoring.audit.run import audit
 from tallystick_monitoring.freshness import freshness
 from tallystick_monitoring.incidents import champion_contract, watch
-from tallystick_monitoring.performance import performance
+from tallystick_monitoring.performance import performance, recalibration_gain
 from tallystick_monitoring.report import look, summary
 from tiny_repo import MATURES_AFTER, MODEL, START
 
@@ -182,9 +190,15 @@ def test_the_gain_is_estimated_without_incidents(
     served(champion_repo, contract, Faults())
     before = performance(champion_repo, contract, at=END)
 
-    def with_incident(*, start: datetime, end: datetime, is_open: bool = False) -> float | None:
+    def with_incident(
+        *,
+        start: datetime,
+        end: datetime,
+        is_open: bool = False,
+        keys: AffectedKeys | None = None,
+    ) -> float | None:
         incident = looks.incident(at=END, model=MODEL, requests=9, is_open=is_open)
-        incident = incident.model_copy(update={"start": start, "end": end})
+        incident = incident.model_copy(update={"start": start, "end": end, "keys": keys})
         save_record(champion_repo.state_dir, incident, model=MODEL, name="one")
         report = performance(champion_repo, contract, at=END)
         # What was served was served: only the gain leaves it out.
@@ -197,6 +211,23 @@ def test_the_gain_is_estimated_without_incidents(
     # The rest is too few requests to say anything.
     assert with_incident(start=BEGIN, end=END) is None
     assert with_incident(start=BEGIN, end=BEGIN, is_open=True) is None
+    # Of its time only the requests for the affected keys.
+    item = (12,)
+    affected = AffectedKeys(names=("item",), values=(item,), first=item, last=item)
+    nobody = affected.model_copy(update={"values": ((99,),)})
+    assert with_incident(start=BEGIN, end=END, keys=nobody) == before.gain_per_request
+    without = with_incident(start=BEGIN, end=END, keys=affected)
+    assert without == gain_without_item(champion_repo, *item) != before.gain_per_request
+
+
+def gain_without_item(repo: Repo, item: int) -> float | None:
+    """The gain over requests with a mature label, of other items."""
+    (part,) = read_log(repo.state_dir, MODEL, start=BEGIN, end=END - MATURES_AFTER)
+    labels = labels_of(repo, part, at=END).values
+    kept = ~np.isnan(labels) & (part.table["entity.item"].to_numpy() != item)
+    days = part.table["request_time"].to_numpy().astype("datetime64[D]").astype(np.int64)
+    predictions = part.table["prediction"].to_numpy()
+    return recalibration_gain(labels[kept], predictions[kept], days[kept])[0]
 
 
 def test_an_open_incident_is_in_every_look_until_it_is_closed(

@@ -9,7 +9,7 @@ import pytest
 
 from tallystick.errors import DataError, InputError
 from tallystick.fold import VisibilityClock
-from tallystick.records import Incident
+from tallystick.records import AffectedKeys, Incident
 from tallystick_training.dataset import build_dataset, content_hash
 from tiny_repo import END, MATURES_AFTER, MODEL, START
 
@@ -124,12 +124,21 @@ def test_rows_without_a_mature_label_are_counted(tiny_repo):
     assert counts.unlabelled > 0
 
 
-def spell(*, start, end, view="item_stats", model=MODEL, is_open=False):
+def spell(
+    *,
+    start=START,
+    end=END,
+    view="item_stats",
+    model=MODEL,
+    is_open=False,
+    cause="materialization_lag",
+    keys=None,
+):
     return Incident(
         incident_id="x",
         model=model,
         view=view,
-        cause="materialization_lag",
+        cause=cause,
         start=start,
         end=end,
         found_at=end,
@@ -137,6 +146,7 @@ def spell(*, start, end, view="item_stats", model=MODEL, is_open=False):
         values=1,
         is_open=is_open,
         evidence="",
+        keys=keys,
     )
 
 
@@ -159,6 +169,66 @@ def test_an_open_incident_has_no_end(tiny_repo):
     start = whole["request_time"][500].as_py()
     built = build(tiny_repo, incidents=[spell(start=start, end=start, is_open=True)])
     assert built.table.num_rows == 500
+
+
+# The parts of a key in another order than the view's: (item, shop), of shop-b to shop-e.
+SOME = AffectedKeys(
+    names=("item", "shop"),
+    values=((11, "shop-b"), (13, "shop-a"), (99, "shop-a")),
+    first=(11, "shop-b"),
+    last=(99, "shop-a"),
+)
+MANY = AffectedKeys(names=("shop", "item"), first=("shop-b", 14), last=("shop-d", 12))
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_affected"),
+    [
+        (SOME, lambda row: (row["item"], row["shop"]) in SOME.values),
+        (MANY, lambda row: ("shop-b", 14) <= (row["shop"], row["item"]) <= ("shop-d", 12)),
+        (SOME.model_copy(update={"names": ("article", "shop")}), lambda _: True),
+    ],
+)
+def test_only_the_keys_of_an_incident_are_left_out(tiny_repo, keys, is_affected):
+    def is_touched(row, time):
+        return START + 10 * DAY <= row[time] <= START + 40 * DAY and is_affected(row)
+
+    incident = spell(start=START + 10 * DAY, end=START + 40 * DAY, keys=keys)
+    built = build(tiny_repo, incidents=[incident])
+    whole = build(tiny_repo).table.to_pylist()
+    expected = [row for row in whole if not is_touched(row, "request_time")]
+    assert built.table.to_pylist() == expected
+    touched = [is_touched(row, "event_time") for row in rows_of(tiny_repo, "requests")]
+    assert built.counts.quarantined == sum(touched) > 20
+    assert built.counts.repaired is None
+
+
+def test_repairing_keeps_the_rows_whose_values_are_beyond_doubt(tiny_repo):
+    incidents = [
+        spell(start=START + 10 * DAY, end=START + 40 * DAY, keys=MANY),
+        spell(start=START + 30 * DAY, end=START + 50 * DAY, cause="source_rewritten", keys=SOME),
+        spell(start=START + 35 * DAY, end=START + 36 * DAY, cause="unexplained"),
+    ]
+    built = build(tiny_repo, incidents=incidents, repair=True)
+    without = build(tiny_repo, incidents=incidents[1:])
+    assert built.table.equals(without.table)
+    strict = build(tiny_repo, incidents=incidents)
+    assert built.counts.quarantined == without.counts.quarantined < strict.counts.quarantined
+    assert built.counts.repaired == built.counts.rows - strict.counts.rows > 20
+    assert f"repaired: {built.counts.repaired}" in str(built.counts)
+    assert "repaired" not in str(strict.counts)
+
+
+def test_an_incident_of_what_is_computed_touches_nothing_in_history(tiny_repo):
+    incident = spell(view="order_value", cause="transform")
+    built = build(tiny_repo, incidents=[incident], repair=True)
+    assert built.table.equals(build(tiny_repo).table)
+    assert (built.counts.quarantined, built.counts.repaired) == (0, 0)
+
+
+def test_what_was_served_repairs_nothing(tiny_repo):
+    with pytest.raises(InputError, match="leave --repair out, or take --clock knowledge"):
+        build(tiny_repo, clock=VisibilityClock.SERVED, repair=True)
 
 
 def test_a_population_that_is_the_labels_counts_corrected_requests_once(tiny_repo):

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import looks
 from tallystick.errors import DataError, DefinitionError, InputError
 from tallystick.fold import VisibilityClock
-from tallystick.records import Incident
+from tallystick.records import AffectedKeys, Incident
 from tallystick.repo import apply, open_repo
 from tallystick_training import dataset_file
 from tallystick_training.dataset import build_dataset, content_hash
@@ -72,29 +73,33 @@ def test_row_by_row_it_is_the_same(tiny_repo, tmp_path):
     assert built.counts.rows > 100
 
 
-def test_what_is_left_out_is_the_same(tiny_repo, tmp_path):
+@pytest.mark.parametrize("repair", [False, True])
+def test_what_is_left_out_is_the_same(tiny_repo, tmp_path, repair):
     model = tiny_repo.model(MODEL)
+    keys = {"names": ("shop", "item"), "first": ("shop-b", 14), "last": ("shop-d", 12)}
     spell = partial(
         Incident,
         incident_id="x",
         model=MODEL,
         view="item_stats",
-        cause="materialization_lag",
         found_at=END,
         requests=1,
         values=1,
         evidence="",
     )
     incidents = [
-        spell(start=START + DAY, end=START + 2 * DAY, is_open=False),
-        spell(start=START + 20 * DAY, end=START + 20 * DAY, is_open=True),
-        spell(start=START, end=END, is_open=False, view="another_view"),
+        spell(start=START + DAY, end=START + 2 * DAY, is_open=False, cause="unexplained"),
+        spell(start=START + 20 * DAY, end=START + 20 * DAY, is_open=True, cause="expired_or_ttl"),
+        spell(start=START, end=END, is_open=False, view="another_view", cause="unexplained"),
+        spell(start=START, end=END, is_open=False, cause="transform", keys=AffectedKeys(**keys)),
     ]
     window = {"end": START + 22 * DAY, "known_until": START + 23 * DAY, "incidents": incidents}
+    window["repair"] = repair
     out = tmp_path / "new" / "set.parquet"
     built = check_same(tiny_repo, model, out, batch_rows=50, **window)
     counts = built.counts
     assert min(counts.quarantined, counts.immature, counts.unlabelled, counts.rows) > 0
+    assert counts.repaired is None if not repair else counts.repaired > 20
     none = {**window, "known_until": START}
     assert check_same(tiny_repo, model, out, batch_rows=50, **none).counts.rows == 0
 
@@ -105,6 +110,13 @@ def test_a_population_that_is_the_labels_is_the_same(tiny_repo, tmp_path, batch_
     out = tmp_path / "new" / "set.parquet"
     check_same(tiny_repo, model, out, batch_rows=batch_rows)
     check_same(tiny_repo, model, out, batch_rows=batch_rows, known_until=START + 20 * DAY)
+    incident = looks.incident(at=START + 30 * DAY, model=MODEL, is_open=True, requests=1)
+    few = AffectedKeys(names=("item",), values=((12,), (14,)), first=(12,), last=(14,))
+    incident = incident.model_copy(update={"keys": few})
+    for repair in (False, True):
+        changes = {"incidents": [incident], "repair": repair}
+        built = check_same(tiny_repo, model, out, batch_rows=batch_rows, **changes)
+        assert max(built.counts.quarantined, built.counts.repaired or 0) > 100
 
 
 DEFINITIONS = """\
@@ -283,6 +295,16 @@ def test_odd_values_are_the_same_bit_for_bit(odd_template, tmp_path, seed, batch
     out = tmp_path / "new" / "set.parquet"
     built = check_same(repo, model, out, batch_rows=batch_rows)
     assert built.counts.rows > 10
+    incident = looks.incident(
+        at=START + 4 * DAY, model="odd", view="stats", is_open=True, requests=1
+    )
+    for values in (((None,), (2**53 + 1,)), ()):
+        keys = AffectedKeys(names=("key",), values=values, first=(2,), last=(2.0**53 + 2,))
+        some = incident.model_copy(update={"keys": keys, "start": START})
+        left = check_same(repo, model, out, batch_rows=batch_rows, incidents=[some])
+        numbers = [2**53 + 1, None] if values else [2**53 + 1]
+        kept = [row for row in built.table.to_pylist() if row["key"] not in numbers]
+        assert repr(left.table.to_pylist()) == repr(kept)
 
 
 def test_a_population_of_other_types_is_refused_with_every_mismatch(tiny_repo, tmp_path):

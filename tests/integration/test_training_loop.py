@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from datetime import timedelta
 
@@ -13,7 +14,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 import looks
-from tallystick.bundle import bundle_dir, load_bundle, read_champion
+from tallystick.bundle import (
+    bundle_dir,
+    load_bundle,
+    publish_champion,
+    read_champion,
+    write_bundle,
+)
 from tallystick.compiled.scorer import Scorer
 from tallystick.definitions import Gate
 from tallystick.errors import (
@@ -25,7 +32,7 @@ from tallystick.errors import (
     StateError,
 )
 from tallystick.matrix import feature_matrix
-from tallystick.records import Decision, Incident, load_records, save_record
+from tallystick.records import AffectedKeys, Decision, Incident, load_records, save_record
 from tallystick.repo import open_repo
 from tallystick_training import command, registry
 from tallystick_training.dataset import KNOWLEDGE, build_dataset
@@ -292,6 +299,70 @@ def test_a_retraining_that_passes_its_gates_is_promoted_and_recorded(repo):
     assert load_records(repo.state_dir, Incident, model=MODEL) == [incident]
     # Asked again for the same time: the same decision, and nothing more is done.
     assert retrain(repo, model, look, at=END) == decision
+
+
+def closed(*, cause, keys=None, **changes):
+    found = looks.incident(at=MIDDLE, is_open=False, requests=9, model=MODEL)
+    return found.model_copy(update={"cause": cause, "keys": keys, **changes})
+
+
+SHOP = AffectedKeys(names=("shop",), values=(("shop-c",),), first=("shop-c",), last=("shop-c",))
+
+
+def test_training_repairs_what_it_can_and_says_so(repo):
+    plain = learn(repo)
+    found = [closed(cause="entity_missing", keys=SHOP, start=START)]
+    kept_out = learn(repo, incidents=found)
+    repaired = learn(repo, incidents=found, repair=True)
+    numbers = repaired.contract.data
+    assert numbers.repaired_rows == repaired.counts.repaired > 50
+    assert (numbers.quarantined_rows, kept_out.contract.data.repaired_rows) == (0, 0)
+    assert kept_out.counts.quarantined >= numbers.repaired_rows
+    # The same rows, and other words about them.
+    assert numbers.content_hash == plain.contract.data.content_hash
+    assert repaired.contract.contract_hash != plain.contract.contract_hash
+    # Where nothing was to be repaired it is the contract of old.
+    assert learn(repo, repair=True).contract == plain.contract
+    for name, incident in enumerate((*found, closed(cause="unexplained"))):
+        save_record(repo.state_dir, incident, model=MODEL, name=str(name))
+    text = str(command.train(repo, MODEL, end=MIDDLE, repair=True))
+    both = learn(repo, incidents=[*found, closed(cause="unexplained")], repair=True)
+    assert f"left out: {both.counts.quarantined:,} quarantined" in text
+    assert f"; repaired: {both.counts.repaired:,}\n" in text
+
+
+def test_a_retraining_repairs_if_so_asked_and_records_it(repo):
+    registry.promote(repo, MODEL, "1")
+    incident = closed(cause="materialization_lag", keys=SHOP, start=START)
+    save_record(repo.state_dir, incident, model=MODEL, name="one")
+    model = changed(repo, gates=(Gate(metric="auc", limit=0.999),))
+    look = look_at(repo, at=END, gain=0.01)
+    decision = retrain(repo, model, look, at=END, repair=True)
+    assert (decision.outcome, decision.quarantined_rows) == ("retrain", 0)
+    assert decision.repaired_rows > 50
+    assert load_records(repo.state_dir, Decision, model=MODEL) == [decision]
+    numbers = f"touched 0 were left out, {decision.repaired_rows} repaired\n"
+    assert numbers in str(command.Decided(decision))
+    later = END + 9 * DAY
+    without = retrain(repo, model, look_at(repo, at=later, gain=0.01), at=later)
+    assert (without.outcome, without.repaired_rows) == ("retrain", 0)
+    assert without.quarantined_rows >= decision.repaired_rows
+
+
+def test_nothing_is_repaired_for_a_challenger_of_what_was_served(repo):
+    registry.promote(repo, MODEL, "1")
+    champion = read_champion(repo.state_dir, MODEL)
+    bundle = load_bundle(repo.state_dir, MODEL, champion.contract_hash)
+    data = bundle.contract.data.model_copy(update={"clock": "served"})
+    content = bundle.contract.model_dump() | {"data": data.model_dump()}
+    served = dataclasses.replace(bundle, contract=type(bundle.contract).model_validate(content))
+    write_bundle(repo.state_dir, served)
+    contract_hash = served.contract.contract_hash
+    publish_champion(repo.state_dir, champion.model_copy(update={"contract_hash": contract_hash}))
+    look = look_at(repo, at=END, gain=0.01)
+    with pytest.raises(InputError, match="retrain without --repair"):
+        retrain(repo, repo.model(MODEL), look, at=END, repair=True)
+    assert load_records(repo.state_dir, Decision, model=MODEL) == []
 
 
 def test_a_crash_between_promotion_and_its_record_is_mended_by_running_again(repo, monkeypatch):

@@ -64,6 +64,18 @@ def test_a_contract_from_before_compiled_forms_is_read_and_keeps_its_hash():
     assert contract.contract_hash == OLD_HASH
 
 
+def test_repaired_rows_are_part_of_the_content_if_there_are_any():
+    plain = small_contract()
+    data = plain.data.model_copy(update={"repaired_rows": 3})
+    contract = small_contract(data=data)
+    again = ModelContract.model_validate_json(contract.canonical_json())
+    assert again.data.repaired_rows == 3
+    assert again.contract_hash == contract.contract_hash != OLD_HASH
+    none = small_contract(data=data.model_copy(update={"repaired_rows": 0}))
+    assert none.canonical_json() == OLD
+    assert none.contract_hash == OLD_HASH
+
+
 def test_a_compiled_form_is_part_of_the_content():
     contract = small_contract(compiled=FORM)
     again = ModelContract.model_validate_json(contract.canonical_json())

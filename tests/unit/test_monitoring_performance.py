@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 
+import looks
+from contracts import small_contract
+from tallystick.contract import LabelSpec
 from tallystick.logged_labels import LoggedLabels
+from tallystick.records import AffectedKeys
+from tallystick_monitoring import performance
 from tallystick_monitoring.performance import LABELLED_MIN, label_delays, recalibration_gain
 
 DAYS = np.repeat(np.arange(40), 100)
@@ -69,3 +75,14 @@ def test_the_delay_curve_counts_every_request_and_ends_where_labels_mature() -> 
     assert list(shares) == ["1", "2", "4", "8", "12", "24", "30"]
     assert list(shares.values()) == [0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.75]
     assert label_delays([], [], matures_after_us=hour) == {}
+
+
+def test_the_keys_that_incidents_speak_of_are_read_from_the_log() -> None:
+    label = LabelSpec(column="y", keys=("amount",), matures_after_us=0)
+    contract = small_contract(label=label)
+    affected = AffectedKeys(names=("driver", "gone"), first=(1, 1), last=(2, 2))
+    incident = looks.incident(at=datetime(2024, 1, 1, tzinfo=UTC), is_open=True, requests=1)
+    found = [incident, incident.model_copy(update={"keys": affected})]
+    asked = ["prediction_id", "request_time", "prediction", "request.amount"]
+    assert performance._columns(contract, incidents=found[:1]) == asked
+    assert performance._columns(contract, incidents=found) == [*asked, "entity.driver"]

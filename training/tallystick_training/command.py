@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tallystick.bundle import Champion
 from tallystick.clock import from_us, process_clock
 from tallystick.compiled.comparison import Compilation
-from tallystick.errors import StateError
+from tallystick.errors import InputError, StateError
 from tallystick.fold import VisibilityClock
 from tallystick.progress import progress
 from tallystick.records import Decision, Incident, MonitorReport, load_records
@@ -19,6 +19,7 @@ from tallystick.signals import ending_on_signals
 from tallystick_training import registry
 from tallystick_training import retrain as retraining
 from tallystick_training import train as training
+from tallystick_training.dataset import require_expected
 from tallystick_training.dataset_file import DatasetFile, write_dataset
 from tallystick_training.served_dataset import write_served_dataset
 from tallystick_training.spine_file import Counts
@@ -49,7 +50,7 @@ class TrainedVersion:
         text = (
             f"Trained {self.model} version {self.version} (contract {self.contract_hash[:12]}) on "
             f"{self.rows:,} rows; on the holdout, the newest part, which it was not fitted to: "
-            f"{scores}; left out: {self.counts.left_out()}\n{_form(self.compilation)}\n"
+            f"{scores}; {self.counts}\n{_form(self.compilation)}\n"
         )
         if self.promoted:
             return text + "It is the champion."
@@ -78,6 +79,11 @@ class Decided:
     def __str__(self) -> str:
         decision = self.decision
         lines = [f"{decision.outcome}: {decision.reason}"]
+        if decision.quarantined_rows or decision.repaired_rows:
+            lines.append(
+                f"  of the rows that incidents touched {decision.quarantined_rows:,} were left "
+                f"out, {decision.repaired_rows:,} repaired"
+            )
         for result in decision.gates:
             before = "" if result.champion is None else f", champion {result.champion:.4f}"
             lines.append(
@@ -99,16 +105,22 @@ def dataset(
     memory_limit: str | None = None,
     spill_dir: Path | None = None,
     source: str = "history",
+    repair: bool = False,
 ) -> DatasetFile:
     """Write a training set; by default all requests until now, with labels known by the end.
 
     From history, or from the log, where clock and limits do not matter. The limits are those of
-    ``offline_store`` in ``feature_store.yaml``, unless others are given.
+    ``offline_store`` in ``feature_store.yaml``, unless others are given. What incidents touched is
+    left out, or, where that can be done, repaired.
+
+    Raises:
+        InputError: There is no repairing under the clock.
     """
     definition = repo.model(model)
     end = _now() if end is None else end
     incidents = load_records(repo.state_dir, Incident, model=model)
     if source == "log":
+        _require_no_clock(clock, repair=repair)
         with progress(STEPS, lines=False) as bar, ending_on_signals():
             return write_served_dataset(
                 repo,
@@ -118,8 +130,10 @@ def dataset(
                 end=end,
                 known_until=end if known_until is None else known_until,
                 incidents=incidents,
+                repair=repair,
                 progress=lambda text, share: bar.step(text, done=int(share * STEPS)),
             )
+    require_expected(VisibilityClock(clock), repair=repair)
     if clock == VisibilityClock.SERVED:
         _require_journal(repo)
     given = {"memory_limit": memory_limit, "spill_dir": spill_dir and spill_dir.as_posix()}
@@ -133,6 +147,7 @@ def dataset(
             known_until=end if known_until is None else known_until,
             clock=VisibilityClock(clock),
             incidents=incidents,
+            repair=repair,
             config=offline_config(repo).model_copy(
                 update={name: value for name, value in given.items() if value is not None}
             ),
@@ -149,6 +164,7 @@ def train(
     known_until: datetime | None = None,
     clock: str = VisibilityClock.KNOWLEDGE,
     promote: bool = False,
+    repair: bool = False,
 ) -> TrainedVersion:
     """Train a model, register it, and make it the champion if so asked."""
     definition = repo.model(model)
@@ -161,6 +177,7 @@ def train(
         known_until=end if known_until is None else known_until,
         clock=VisibilityClock(clock),
         incidents=load_records(repo.state_dir, Incident, model=model),
+        repair=repair,
     )
     version = registry.register(repo, trained).version
     if promote:
@@ -177,7 +194,14 @@ def train(
     )
 
 
-def retrain(repo: Repo, model: str, *, at: datetime | None = None, force: bool = False) -> Decided:
+def retrain(
+    repo: Repo,
+    model: str,
+    *,
+    at: datetime | None = None,
+    force: bool = False,
+    repair: bool = False,
+) -> Decided:
     """Decide by the last recorded look whether to train again, and carry it out."""
     definition = repo.model(model)
     looks = load_records(repo.state_dir, MonitorReport, model=model)
@@ -186,7 +210,9 @@ def retrain(repo: Repo, model: str, *, at: datetime | None = None, force: bool =
             f"Nobody has looked at model {model!r} yet.", hint=f"Look first:  tally monitor {model}"
         )
     moment = _now() if at is None else at
-    return Decided(retraining.retrain(repo, definition, looks[-1], at=moment, force=force))
+    return Decided(
+        retraining.retrain(repo, definition, looks[-1], at=moment, force=force, repair=repair)
+    )
 
 
 def promote(repo: Repo, model: str, *, version: str) -> NewChampion:
@@ -197,6 +223,19 @@ def promote(repo: Repo, model: str, *, version: str) -> NewChampion:
 def rollback(repo: Repo, model: str) -> NewChampion:
     """Make the champion before the present one the champion again."""
     return NewChampion(registry.rollback(repo, repo.model(model).name))
+
+
+def _require_no_clock(clock: str, *, repair: bool) -> None:
+    """Refuse to repair logged rows by a clock of one's choice.
+
+    Raises:
+        InputError: It is not the audit's.
+    """
+    if repair and clock != VisibilityClock.KNOWLEDGE:
+        raise InputError(
+            "Logged rows are repaired as the audit expects them, under the knowledge clock: leave "
+            "--clock out, or --repair."
+        )
 
 
 def _require_journal(repo: Repo) -> None:

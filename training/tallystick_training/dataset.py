@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tallystick.contract import ModelInputs
 from tallystick.errors import InputError, Problem
 from tallystick.fold import VisibilityClock
+from tallystick.quarantine import Bools, Quarantine, touched, view_names
 from tallystick.records import Incident
 from tallystick.retrieval import REQUEST_TIME, computed_values, stored_values
 from tallystick.transform import Transforms
@@ -62,6 +63,7 @@ def build_dataset(
     known_until: datetime,
     clock: VisibilityClock = KNOWLEDGE,
     incidents: Sequence[Incident] = (),
+    repair: bool = False,
     inputs: ModelInputs | None = None,
 ) -> Dataset:
     """Build the training set of a model.
@@ -77,26 +79,32 @@ def build_dataset(
         end: Last request time, excluded.
         known_until: Labels that became known later are not used.
         clock: When a row of history counts as visible.
-        incidents: Spells of skew; requests in those of this model's views are left out. One that is
-            open has no end yet.
+        incidents: Spells of skew; requests that those of this model's views touched are left out.
+            One that is open has no end yet.
+        repair: Whether to keep these requests where history is not in doubt: its values are those
+            that should have been served.
         inputs: What the model takes; read from the registry by default.
 
     Raises:
-        InputError: The end is not after the start.
+        InputError: The end is not after the start, or there is no repairing under the clock.
         DataError: A source cannot be used; all mismatches of it are listed.
         StateError: The repo has not been applied.
         DefinitionError: The definitions cannot serve a model, or an on-demand view fails.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     require_rows(model, start=start, end=end)
+    require_expected(clock, repair=repair)
     inputs = repo.inputs(model) if inputs is None else inputs
     population = read_population(repo, model, inputs)
     times = population[REQUEST_TIME]
     population = population.filter(
         pc.and_(pc.greater_equal(times, _moment(start)), pc.less(times, _moment(end)))
     )
-    kept = population.filter(pc.invert(_quarantined(population, model, inputs, incidents)))
+    quarantine = quarantine_of(model, inputs, incidents, repair=repair)
+    left_out = _touched(quarantine.left_out, population, inputs)
+    kept = population.filter(pa.array(~left_out))
     mature_until = known_until - model.label.matures_after
     mature = kept.filter(pc.less(kept[REQUEST_TIME], _moment(mature_until)))
     labelled = _labelled(repo, model, inputs, mature, known_until)
@@ -121,6 +129,9 @@ def build_dataset(
             immature=kept.num_rows - mature.num_rows,
             unlabelled=mature.num_rows - labelled.num_rows,
             rows=labelled.num_rows,
+            repaired=(
+                int(_touched(quarantine.repaired, labelled, inputs).sum()) if repair else None
+            ),
         ),
         start=start,
         end=min(end, mature_until),
@@ -142,16 +153,27 @@ def require_rows(model: Model, *, start: datetime, end: datetime) -> None:
         )
 
 
-def quarantine(
-    model: Model, inputs: ModelInputs, incidents: Sequence[Incident]
-) -> list[tuple[datetime, datetime | None]]:
-    """First and last time of the incidents in the model's views; None for one that is open."""
-    views = {name for use in inputs.views for name in (use.name, use.spec.name)}
-    return [
-        (incident.start, None if incident.is_open else incident.end)
-        for incident in incidents
-        if incident.model == model.name and incident.view in views
-    ]
+def require_expected(clock: VisibilityClock, *, repair: bool) -> None:
+    """Refuse to repair rows under the clock that gives what was served.
+
+    Raises:
+        InputError: The clock is the served one.
+    """
+    if repair and clock is VisibilityClock.SERVED:
+        raise InputError(
+            "Nothing can be repaired under the served clock, which gives the values that were "
+            "served: leave --repair out, or take --clock knowledge."
+        )
+
+
+def quarantine_of(
+    model: Model, inputs: ModelInputs, incidents: Sequence[Incident], *, repair: bool
+) -> Quarantine:
+    """What becomes of the requests of a model that incidents of its stored views touched.
+
+    What is computed on demand is computed again from history, and so is right by itself.
+    """
+    return Quarantine.of(incidents, model=model.name, views=view_names(inputs.views), repair=repair)
 
 
 def content_hash(table: pa.Table) -> str:
@@ -179,21 +201,9 @@ def _moment(time: datetime) -> pa.Scalar:
     return pa.scalar(time, pa.timestamp("us", tz="UTC"))
 
 
-def _quarantined(
-    population: pa.Table, model: Model, inputs: ModelInputs, incidents: Sequence[Incident]
-) -> pa.Array:
-    """For every row whether it lies in an incident of one of the model's views."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    times = population[REQUEST_TIME]
-    result = pa.chunked_array([pa.array([False] * population.num_rows, pa.bool_())])
-    for first, last in quarantine(model, inputs, incidents):
-        inside = pc.greater_equal(times, _moment(first))
-        if last is not None:
-            inside = pc.and_(inside, pc.less_equal(times, _moment(last)))
-        result = pc.or_(result, inside)
-    return result
+def _touched(incidents: Sequence[Incident], requests: pa.Table, inputs: ModelInputs) -> Bools:
+    keys = {key.name: requests[key.name] for key in inputs.entity_keys}
+    return touched(incidents, requests[REQUEST_TIME], keys)
 
 
 def _labelled(

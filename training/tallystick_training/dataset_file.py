@@ -21,7 +21,12 @@ from tallystick.offline_store.streaming import BATCH, streamed, workshop
 from tallystick.records import Incident
 from tallystick.retrieval import REQUEST_TIME, computed_values, view_reads
 from tallystick.transform import Transforms
-from tallystick_training.dataset import KNOWLEDGE, quarantine, require_rows
+from tallystick_training.dataset import (
+    KNOWLEDGE,
+    quarantine_of,
+    require_expected,
+    require_rows,
+)
 from tallystick_training.spine_file import LABEL, Counts, Wanted, write_spine
 
 if TYPE_CHECKING:
@@ -55,8 +60,7 @@ class DatasetFile:
     def __str__(self) -> str:
         return (
             f"Wrote {self.counts.rows:,} rows to {self.path}: requests from "
-            f"{self.start.isoformat()} to {self.end.isoformat()}; left out: "
-            f"{self.counts.left_out()}"
+            f"{self.start.isoformat()} to {self.end.isoformat()}; {self.counts}"
         )
 
 
@@ -70,6 +74,7 @@ def write_dataset(
     known_until: datetime,
     clock: VisibilityClock = KNOWLEDGE,
     incidents: Sequence[Incident] = (),
+    repair: bool = False,
     inputs: ModelInputs | None = None,
     config: EngineLimits | None = None,
     batch_rows: int | None = None,
@@ -94,19 +99,21 @@ def write_dataset(
         known_until: Labels that became known later are not used.
         clock: When a row of history counts as visible.
         incidents: Spells of skew; see ``build_dataset``.
+        repair: Whether to keep what can be repaired; see there.
         inputs: What the model takes; read from the registry by default.
         config: What the engine may take; None for all of the machine.
         batch_rows: Rows per batch; by default as many as make :data:`VALUES_AT_ONCE`.
         progress: Called with what is done now, and the share that is behind, from 0 to 1.
 
     Raises:
-        InputError: The end is not after the start.
+        InputError: The end is not after the start, or there is no repairing under the clock.
         DataError: A source cannot be used, or ``memory_limit`` is too small.
         StateError: The repo has not been applied, there is no room on the disk, or under the
             served clock no journal.
         DefinitionError: The definitions cannot serve a model, or an on-demand view fails.
     """
     require_rows(model, start=start, end=end)
+    require_expected(clock, repair=repair)
     inputs = repo.inputs(model) if inputs is None else inputs
     rows = batch_rows or _rows_at_once(inputs)
     mature_until = known_until - model.label.matures_after
@@ -115,7 +122,7 @@ def write_dataset(
         end=end,
         known_until=known_until,
         mature_until=mature_until,
-        quarantine=quarantine(model, inputs, incidents),
+        quarantine=quarantine_of(model, inputs, incidents, repair=repair),
     )
     steps = len(inputs.views) + 2
     with room_for(out, config), workshop(out, config) as place:

@@ -218,6 +218,7 @@ def _log_run(repo: Repo, client: Any, name: str, trained: Trained) -> str:
             "clock": data.clock,
             "rows": str(data.rows),
             "quarantined_rows": str(data.quarantined_rows),
+            "repaired_rows": str(data.repaired_rows),
             "holdout_rows": str(trained.evaluation.rows.num_rows),
             "contract_hash": contract.contract_hash,
             "estimator": repr(trained.estimator)[:PARAM_LENGTH_MAX],

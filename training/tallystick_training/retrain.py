@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tallystick.bundle import Champion, load_bundle, read_champion
-from tallystick.errors import DataError
+from tallystick.contract import ModelContract
+from tallystick.errors import DataError, InputError
 from tallystick.fold import VisibilityClock
 from tallystick.records import (
     Decision,
@@ -31,14 +32,20 @@ __all__ = ["decide", "judge", "retrain"]
 
 
 def retrain(
-    repo: Repo, model: Model, report: MonitorReport, *, at: datetime, force: bool = False
+    repo: Repo,
+    model: Model,
+    report: MonitorReport,
+    *,
+    at: datetime,
+    force: bool = False,
+    repair: bool = False,
 ) -> Decision:
     """Decide by a look; if it says so, train a challenger and promote it if every gate passes.
 
     The challenger learns from the model's window up to ``at``, from labels known by then, under the
-    champion's clock, without the rows of any recorded incident. Champion and challenger are scored
-    on the challenger's holdout; the champion was not fitted to it either, since it had a holdout of
-    its own, unless the model's has been lengthened since.
+    champion's clock, without the rows that recorded incidents touched. Champion and challenger are
+    scored on the challenger's holdout; the champion was not fitted to it either, since it had a
+    holdout of its own, unless the model's has been lengthened since.
 
     Args:
         repo: The repo, applied.
@@ -46,6 +53,8 @@ def retrain(
         report: The last look at it.
         at: The time of the decision.
         force: Whether to train whatever the gain; skew forbids it still.
+        repair: Whether the challenger learns from the rows that incidents touched too, where they
+            can be repaired.
 
     Returns:
         The decision, recorded. Asked again for the same ``at``, the same decision, carried out to
@@ -53,6 +62,7 @@ def retrain(
 
     Raises:
         StateError: The model has no champion yet.
+        InputError: Rows are to be repaired, and the champion was trained under the served clock.
         DamagedError: The champion or a record is damaged.
         DataError: A source cannot be used.
         UnavailableError: MLflow does not answer.
@@ -69,14 +79,30 @@ def retrain(
             return _promote(repo, decision)
     previous = [decision for decision in recorded if decision.at < at]
     bundle = load_bundle(repo.state_dir, model.name, champion.contract_hash)
+    _require_repairable(bundle.contract, repair=repair)
     decision = decide(report, model, bundle.contract, previous=previous, forced=force)
     decision = decision.model_copy(update={"at": at})
     if decision.outcome == "retrain":
-        return _carry_out(repo, model, decision, champion)
+        return _carry_out(repo, model, decision, champion, repair=repair)
     return _record(repo, decision)
 
 
-def _carry_out(repo: Repo, model: Model, decision: Decision, champion: Champion) -> Decision:
+def _require_repairable(contract: ModelContract, *, repair: bool) -> None:
+    """Refuse to repair rows for a challenger that is trained under the served clock.
+
+    Raises:
+        InputError: The champion was trained so.
+    """
+    if repair and contract.data.clock == VisibilityClock.SERVED:
+        raise InputError(
+            f"The champion of {contract.model} was trained under the served clock, and so would "
+            "the challenger be: it gives the values that were served, so retrain without --repair."
+        )
+
+
+def _carry_out(
+    repo: Repo, model: Model, decision: Decision, champion: Champion, *, repair: bool
+) -> Decision:
     """Train, compare, record, promote, and record that as well."""
     at = decision.at
     bundle = load_bundle(repo.state_dir, model.name, champion.contract_hash)
@@ -90,6 +116,7 @@ def _carry_out(repo: Repo, model: Model, decision: Decision, champion: Champion)
             known_until=at,
             clock=clock,
             incidents=load_records(repo.state_dir, Incident, model=model.name),
+            repair=repair,
         )
     except DataError as error:
         reason = f"{decision.reason} But no challenger could be trained: {error.what}"
@@ -110,6 +137,7 @@ def _carry_out(repo: Repo, model: Model, decision: Decision, champion: Champion)
             "challenger": version,
             "gates": gates,
             "quarantined_rows": trained.counts.quarantined,
+            "repaired_rows": trained.counts.repaired or 0,
             "reason": (
                 f"{decision.reason} The challenger, version {version}, stays one: it failed "
                 f"{'; '.join(failed)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,10 +15,12 @@ from tallystick.errors import StateError
 from tallystick.files import replacing
 from tallystick.logged_labels import labels_of, logged_as
 from tallystick.prediction_log.reader import LogPart, first_time, read_log
+from tallystick.quarantine import Quarantine
 from tallystick.records import Incident
 from tallystick.retrieval import REQUEST_TIME
-from tallystick_training.dataset import quarantine, require_rows
+from tallystick_training.dataset import require_rows
 from tallystick_training.dataset_file import DatasetFile, room_for
+from tallystick_training.repair import logged_quarantine, repaired, touched_rows
 from tallystick_training.spine_file import LABEL, Counts
 
 if TYPE_CHECKING:
@@ -38,14 +41,15 @@ def write_served_dataset(
     end: datetime,
     known_until: datetime,
     incidents: Sequence[Incident] = (),
+    repair: bool = False,
     inputs: ModelInputs | None = None,
     progress: Callable[[str, float], None] = lambda *_: None,
 ) -> DatasetFile:
     """Write a training set of logged predictions to a Parquet file, whole or not at all.
 
     Its columns are those of :func:`tallystick_training.dataset_file.write_dataset`; its values are
-    those that the model saw, and nothing is computed again. Each prediction is a row. The log is
-    read a day at a time.
+    those that the model saw, and nothing is computed again, unless it is to be repaired. Each
+    prediction is a row. The log is read a day at a time.
 
     Args:
         repo: The repo, applied.
@@ -54,16 +58,22 @@ def write_served_dataset(
         start: First request time, included; None for the first that was logged.
         end: Last request time, excluded.
         known_until: Labels that became known later are not used.
-        incidents: Spells of skew; requests in those of this model's views are left out.
+        incidents: Spells of skew; requests that those of this model's views touched are left out,
+            also those of on-demand views.
+        repair: Whether to keep these requests where history is not in doubt, with the values that
+            should have been served: the fold's under the knowledge clock, by the definitions and
+            functions of the contract under which they were logged.
         inputs: What the model takes; read from the registry by default. Predictions under a
             contract that has not all of it, in the same types, are left out, and counted.
         progress: Called with what is done now, and the share that is behind, from 0 to 1.
 
     Raises:
         InputError: The end is not after the start.
-        StateError: Nothing was logged, or there is no room on the disk.
-        DamagedError: The log cannot be read.
-        DataError: The label source is not as declared.
+        StateError: Nothing was logged, or there is no room on the disk; or, to repair, a bundle is
+            not there.
+        DamagedError: The log cannot be read; or, to repair, a contract's bundle.
+        DataError: The label source is not as declared; or, to repair, a view's.
+        DefinitionError: An on-demand view fails.
     """
     import pyarrow.parquet as pq
 
@@ -78,8 +88,7 @@ def write_served_dataset(
     require_rows(model, start=start, end=end)
     inputs = repo.inputs(model) if inputs is None else inputs
     mature_until = known_until - model.label.matures_after
-    spells = quarantine(model, inputs, incidents)
-    counts = Counts(population=0, quarantined=0, immature=0, unlabelled=0, rows=0)
+    counts = _none(repair=repair)
     schema = _schema(inputs)
     with (
         room_for(out, None),
@@ -94,7 +103,12 @@ def write_served_dataset(
             tables = []
             for part in parts:
                 table, found = _rows(
-                    repo, inputs, part, spells, known_until=known_until, until=mature_until
+                    repo,
+                    inputs,
+                    part,
+                    logged_quarantine(part, inputs, incidents, repair=repair),
+                    known_until=known_until,
+                    until=mature_until,
                 )
                 counts = _sum(counts, found)
                 tables.append(table)
@@ -113,7 +127,7 @@ def _rows(
     repo: Repo,
     inputs: ModelInputs,
     part: LogPart,
-    spells: Sequence[tuple[datetime, datetime | None]],
+    quarantine: Quarantine,
     *,
     known_until: datetime,
     until: datetime,
@@ -125,16 +139,15 @@ def _rows(
     total = part.table.num_rows
     schema = _schema(inputs)
     if not _is_alike(part.contract, inputs):
-        counts = Counts(total, quarantined=0, immature=0, unlabelled=0, rows=0, unlike=total)
+        counts = replace(_none(repair=quarantine.repairs), population=total, unlike=total)
         return schema.empty_table(), counts
     times = part.table[REQUEST_TIME].cast(pa.int64()).to_numpy()
-    touched = np.zeros(total, dtype=np.bool_)
-    for first, last in spells:
-        touched |= (times >= to_us(first)) & (True if last is None else times <= to_us(last))
-    young = ~touched & (times >= to_us(until))
-    kept = LogPart(part.contract, part.table.filter(pa.array(~touched & ~young)))
+    left_out = touched_rows(quarantine.left_out, part)
+    young = ~left_out & (times >= to_us(until))
+    kept = LogPart(part.contract, part.table.filter(pa.array(~left_out & ~young)))
     labels = labels_of(repo, kept, at=known_until).values
-    labelled = kept.table.filter(pa.array(~np.isnan(labels)))
+    found = LogPart(part.contract, kept.table.filter(pa.array(~np.isnan(labels))))
+    labelled = repaired(repo, found, quarantine.repaired)
     columns = {
         field.name: labelled[_column(inputs, field.name)] for field in schema if field.name != LABEL
     }
@@ -142,10 +155,13 @@ def _rows(
     table = pa.table({**columns, LABEL: pa.array(values)}, schema=schema)
     return table, Counts(
         population=total,
-        quarantined=int(touched.sum()),
+        quarantined=int(left_out.sum()),
         immature=int(young.sum()),
         unlabelled=kept.table.num_rows - table.num_rows,
         rows=table.num_rows,
+        repaired=(
+            int(touched_rows(quarantine.repaired, found).sum()) if quarantine.repairs else None
+        ),
     )
 
 
@@ -190,6 +206,17 @@ def _write(writer: Any, tables: Sequence[pa.Table], keys: Sequence[str]) -> None
         writer.write_table(pa.concat_tables(rows).sort_by(order))
 
 
+def _none(*, repair: bool) -> Counts:
+    return Counts(
+        population=0,
+        quarantined=0,
+        immature=0,
+        unlabelled=0,
+        rows=0,
+        repaired=0 if repair else None,
+    )
+
+
 def _sum(one: Counts, other: Counts) -> Counts:
     return Counts(
         population=one.population + other.population,
@@ -198,4 +225,5 @@ def _sum(one: Counts, other: Counts) -> Counts:
         unlabelled=one.unlabelled + other.unlabelled,
         rows=one.rows + other.rows,
         unlike=one.unlike + other.unlike,
+        repaired=None if one.repaired is None else one.repaired + (other.repaired or 0),
     )

@@ -18,6 +18,7 @@ from tallystick.contract import ModelInputs
 from tallystick.dtypes import arrow_type
 from tallystick.offline_store.retrieval import as_microseconds, as_times
 from tallystick.offline_store.streaming import Workshop, parquet_sql, text_sql
+from tallystick.quarantine import Quarantine, touched
 from tallystick.retrieval import REQUEST_TIME
 from tallystick.truth import label_rows, usable_labels
 from tallystick_training.population import (
@@ -44,11 +45,13 @@ class Counts:
 
     Attributes:
         population: All of them.
-        quarantined: Left out because the audit found a view served wrongly at that time.
+        quarantined: Left out because an incident touched them.
         immature: Left out because their label was not mature yet, whether or not it was known.
         unlabelled: Left out because their label never came.
         rows: What is left.
         unlike: Logged rows left out because they were made under a contract of other inputs.
+        repaired: Of what is left, the rows that an incident touched, and that have the values
+            expected; None if nothing was to be repaired.
     """
 
     population: int
@@ -57,13 +60,14 @@ class Counts:
     unlabelled: int
     rows: int
     unlike: int = 0
+    repaired: int | None = None
 
-    def left_out(self) -> str:
-        """How many rows were left out for what reason."""
+    def __str__(self) -> str:
         return (
-            f"{self.quarantined:,} quarantined, {self.immature:,} with a label not mature yet, "
-            f"{self.unlabelled:,} without one"
+            f"left out: {self.quarantined:,} quarantined, "
+            f"{self.immature:,} with a label not mature yet, {self.unlabelled:,} without one"
             + (f", {self.unlike:,} of a contract with other inputs" if self.unlike else "")
+            + ("" if self.repaired is None else f"; repaired: {self.repaired:,}")
         )
 
 
@@ -76,15 +80,14 @@ class Wanted:
         end: Last request time, excluded.
         known_until: Labels that became known later are not used.
         mature_until: Requests from then on have labels that are not mature yet.
-        quarantine: Spells whose requests are left out: first and last time, both included; None
-            for no end.
+        quarantine: What becomes of requests that incidents touched.
     """
 
     start: datetime
     end: datetime
     known_until: datetime
     mature_until: datetime
-    quarantine: Sequence[tuple[datetime, datetime | None]] = ()
+    quarantine: Quarantine
 
 
 def write_spine(
@@ -131,7 +134,7 @@ def write_spine(
     requests.write(_chosen_sql(asked, labels, model, columns, wanted), chosen)
     asked.unlink()
     labels.unlink()
-    rows = requests.decode(chosen, out, batch_rows=batch_rows)
+    rows, repaired = requests.decode(chosen, out, batch_rows=batch_rows)
     chosen.unlink()
     return Counts(
         population=population,
@@ -139,6 +142,7 @@ def write_spine(
         immature=kept - mature,
         unlabelled=mature - rows,
         rows=rows,
+        repaired=repaired if wanted.quarantine.repairs else None,
     )
 
 
@@ -157,9 +161,10 @@ class _Files:
         (row,) = self.place.execute(sql, what=self.what)
         return [int(number) for number in row]
 
-    def decode(self, chosen: Path, out: Path, *, batch_rows: int) -> int:
-        """Write the requests as they were, and give their number."""
+    def decode(self, chosen: Path, out: Path, *, batch_rows: int) -> tuple[int, int]:
+        """Write the requests as they were; give their number, and that of the repaired ones."""
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         kinds = [arrow_type(column.dtype) for column in self.columns]
@@ -171,7 +176,7 @@ class _Files:
                 (LABEL, pa.int8()),
             ]
         )
-        rows = 0
+        rows = repaired = 0
         with pq.ParquetFile(chosen) as file, pq.ParquetWriter(out, schema) as writer:
             for batch in file.iter_batches(batch_size=batch_rows):
                 values = [_decoded(batch[f"key_{at}"], kind) for at, kind in enumerate(kinds)]
@@ -180,7 +185,8 @@ class _Files:
                     pa.record_batch([*values, times, batch["label"].cast(pa.int8())], schema=schema)
                 )
                 rows += batch.num_rows
-        return rows
+                repaired += pc.sum(batch["repaired"].cast(pa.int64())).as_py() or 0
+        return rows, repaired
 
 
 def _write_population(
@@ -206,7 +212,9 @@ def _write_population(
     }
     columns = (*inputs.entity_keys, *inputs.request_fields)
     count = 0
-    form = _encoded(_typed_empty(columns), columns, row=pa.array([], pa.int64()))
+    empty = _typed_empty(columns)
+    form = _encoded(empty, columns, row=pa.array([], pa.int64()))
+    form = _with_quarantine(form, empty, inputs, wanted.quarantine)
     with pq.ParquetWriter(out, form.schema) as writer:
         between = (REQUEST_TIME, wanted.start, wanted.end)
         for batch in rows.batches(rows_max=batch_rows, between=between):
@@ -216,7 +224,8 @@ def _write_population(
             if problems:
                 continue
             numbers = pa.array(np.arange(count, count + table.num_rows))
-            writer.write_table(_encoded(table, columns, row=numbers))
+            encoded = _encoded(table, columns, row=numbers)
+            writer.write_table(_with_quarantine(encoded, table, inputs, wanted.quarantine))
             count += table.num_rows
     refuse(model, list(problems.values()))
 
@@ -275,6 +284,19 @@ def _encoded(table: pa.Table, columns: Sequence[Column], *, row: pa.Array) -> pa
     return pa.table(values)
 
 
+def _with_quarantine(
+    encoded: pa.Table, requests: pa.Table, inputs: ModelInputs, quarantine: Quarantine
+) -> pa.Table:
+    """With ``left_out`` and ``repaired``: which incidents touched them, as the rule says."""
+    import pyarrow as pa
+
+    keys = {key.name: requests[key.name] for key in inputs.entity_keys}
+    for name, incidents in (("left_out", quarantine.left_out), ("repaired", quarantine.repaired)):
+        mask = touched(incidents, requests[REQUEST_TIME], keys)
+        encoded = encoded.append_column(name, pa.array(mask))
+    return encoded
+
+
 def _with_label(encoded: pa.Table, labels: pa.Table) -> pa.Table:
     known = as_microseconds(labels["known_time"])
     return encoded.append_column("label", labels["label"]).append_column("known_us", known)
@@ -306,28 +328,20 @@ def _order(columns: Sequence[Column]) -> list[str]:
 def _once_sql(asked: Path, columns: Sequence[Column]) -> str:
     """Each request once: its first row."""
     same = ", ".join((*_keys(columns), "request_us"))
+    # Equal requests are touched alike.
     copies = [name for name in _order(columns) if name.startswith("order")]
+    copies += ["left_out", "repaired"]
     kept = "".join(f", any_value({name}) AS {name}" for name in copies)
     return f'SELECT {same}{kept}, min("row") AS "row" FROM {parquet_sql(asked)} GROUP BY {same}'
 
 
-def _kept_sql(wanted: Wanted) -> str:
-    """The condition that a request lies in no spell of the quarantine."""
-    spells = [
-        f"(request_us >= {to_us(first)}"
-        + (")" if last is None else f" AND request_us <= {to_us(last)})")
-        for first, last in wanted.quarantine
-    ]
-    return f"NOT ({' OR '.join(spells)})" if spells else "true"
-
-
 def _mature_sql(wanted: Wanted) -> str:
-    return f"{_kept_sql(wanted)} AND request_us < {to_us(wanted.mature_until)}"
+    return f"NOT left_out AND request_us < {to_us(wanted.mature_until)}"
 
 
 def _counts_sql(asked: Path, wanted: Wanted) -> str:
     return (
-        f"SELECT count(*), count(*) FILTER ({_kept_sql(wanted)}), "
+        "SELECT count(*), count(*) FILTER (NOT left_out), "
         f"count(*) FILTER ({_mature_sql(wanted)}) FROM {parquet_sql(asked)}"
     )
 
@@ -352,7 +366,7 @@ def _chosen_sql(
     order = "".join(f"asked.{name} ASC NULLS LAST, " for name in _order(columns))
     kept = ", ".join(f"asked.{key}" for key in (*_keys(columns), "request_us"))
     return (
-        f"SELECT {kept}, labels.label FROM "
+        f"SELECT {kept}, asked.repaired, labels.label FROM "
         f"(SELECT * FROM {parquet_sql(asked)} WHERE {_mature_sql(wanted)}) AS asked "
         f"JOIN ({last_known}) AS labels ON {matches} "
         f'ORDER BY asked.request_us, {order}asked."row"'

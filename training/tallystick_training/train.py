@@ -81,6 +81,7 @@ def train(
     known_until: datetime,
     clock: VisibilityClock = KNOWLEDGE,
     incidents: Sequence[Incident] = (),
+    repair: bool = False,
 ) -> Trained:
     """Fit a model on all but the newest part of the window, evaluate it on that, and freeze it.
 
@@ -96,12 +97,13 @@ def train(
         end: Last request time, excluded.
         known_until: Labels that became known later are not used.
         clock: Clock of the fold.
-        incidents: Spells of skew, kept out.
+        incidents: Spells of skew; what they touched is left out.
+        repair: Whether to keep of it what can be repaired; see ``build_dataset``.
 
     Raises:
         DefinitionError: The estimator cannot be used, or fails.
         DataError: There are too few rows, or only one class; or a source cannot be used.
-        InputError: The end is not after the start.
+        InputError: The end is not after the start, or there is no repairing under the clock.
     """
     if not hasattr(model.estimator, "predict_proba"):
         raise DefinitionError(
@@ -116,6 +118,7 @@ def train(
         known_until=known_until,
         clock=clock,
         incidents=incidents,
+        repair=repair,
     )
     fitted, times, holdout = _split(data, model)
     _check_views(data.inputs, times, clock)
@@ -144,6 +147,7 @@ def train(
             known_until=known_until,
             rows=fitted.num_rows,
             quarantined_rows=data.counts.quarantined,
+            repaired_rows=data.counts.repaired or 0,
             clock=str(clock),
             content_hash=content_hash(fitted),
         ),
