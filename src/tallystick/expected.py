@@ -1,20 +1,21 @@
 """What should have been served: expected values of logged requests, in the form of the log.
 
-Stored features are those of the fold under the knowledge clock, by the contract's definitions.
-On-demand features are computed from the inputs that the log has, by the contract's frozen
-functions.
+Stored features are those of the fold, by the contract's definitions. On-demand features are
+computed from the inputs that the log has, by the contract's frozen functions. The audit compares
+with these values, and training repairs by them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tallystick.bundle import load_transforms
 from tallystick.contract import ModelContract, ViewUse
 from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
 from tallystick.fold import VisibilityClock
 from tallystick.logged_labels import logged_as
 from tallystick.retrieval import REQUEST_TIME, computed_values, stored_values
+from tallystick.transform import Transforms
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,27 +23,37 @@ if TYPE_CHECKING:
     from tallystick.repo import Repo
 
 
-def fold_clock(use: ViewUse) -> VisibilityClock:
+def view_clock(use: ViewUse, clock: VisibilityClock = VisibilityClock.KNOWLEDGE) -> VisibilityClock:
     """The clock of a view's expected values: event where nothing says what was known when."""
-    return VisibilityClock.KNOWLEDGE if use.spec.created_column else VisibilityClock.EVENT
+    if clock is VisibilityClock.KNOWLEDGE and not use.spec.created_column:
+        return VisibilityClock.EVENT
+    return clock
 
 
 def expected_values(
-    repo: Repo, contract: ModelContract, use: ViewUse, log: pa.Table
-) -> dict[str, pa.ChunkedArray]:
-    """The values of a view that should have been served.
+    repo: Repo,
+    contract: ModelContract,
+    log: pa.Table,
+    *,
+    uses: Sequence[ViewUse] | None = None,
+    clock: VisibilityClock = VisibilityClock.KNOWLEDGE,
+    with_times: bool = False,
+) -> pa.Table:
+    """The stored features of logged requests as history has them, row by row.
 
     Args:
-        repo: Where the view's source is.
+        repo: Where the views' sources are.
         contract: Under which the requests were logged.
-        use: One of its views.
         log: Logged requests, with their entity keys and times.
+        uses: Views of the contract; all by default.
+        clock: When a row of history counts as visible.
+        with_times: Whether to add ``view__event_time``, ``view__created_time``, ``view__status``.
 
     Returns:
-        ``view__feature`` → one value per request, as the log would hold it.
+        ``view__feature`` in the types of the log, among other columns.
 
     Raises:
-        DataError: The source is not as declared.
+        DataError: A source is not as declared, or the clock asks for a time that it does not have.
     """
     import pyarrow as pa
 
@@ -52,52 +63,50 @@ def expected_values(
             **{key.name: log[f"entity.{key.name}"] for key in contract.entity_keys},
         }
     )
-    folded = stored_values(repo, [use], spine, clock=fold_clock(use))
-    types = contract.stored_columns
-    return {
-        name: _as_logged(folded[name], types[name])
-        for name in (f"{use.name}__{column}" for column in use.columns)
-    }
+    wanted = contract.views if uses is None else uses
+    expected = spine
+    for each in sorted({view_clock(use, clock) for use in wanted}):
+        alike = [use for use in wanted if view_clock(use, clock) is each]
+        folded = stored_values(repo, alike, spine, clock=each, with_times=with_times)
+        for name in folded.column_names:
+            if name in contract.stored_columns:
+                column = as_logged(folded[name], contract.stored_columns[name])
+                expected = expected.append_column(name, column)
+            elif name not in spine.column_names:
+                expected = expected.append_column(name, folded[name])
+    return expected
 
 
-def expected_outputs(
-    repo: Repo, contract: ModelContract, log: pa.Table
-) -> dict[str, pa.ChunkedArray]:
-    """The on-demand features that the contract's frozen functions give for logged inputs.
+def recomputed(
+    contract: ModelContract,
+    transforms: Transforms,
+    log: pa.Table,
+    *,
+    stored: pa.Table | None = None,
+) -> pa.Table:
+    """The on-demand features of logged requests, ``view__feature``, among other columns.
 
     Args:
-        repo: Where the contract's bundle is.
-        contract: Under which the requests were logged.
-        log: Logged requests, with the inputs.
-
-    Returns:
-        ``view__feature`` → one value per request, for every on-demand view.
+        contract: Under which they were logged.
+        transforms: Its frozen functions.
+        log: The requests.
+        stored: Stored features to compute from, ``view__feature``; None for those in the log.
 
     Raises:
-        StateError: The bundle is not there.
-        DamagedError: It is not what was written.
         DefinitionError: A function fails.
     """
     import pyarrow as pa
 
-    transforms = load_transforms(repo.state_dir, contract.model, contract.contract_hash)
     sources = sorted({source for spec in contract.transforms for source in spec.inputs.values()})
-    given = pa.table(
-        {
-            name: _as_given(log[logged_as(contract, name)], contract.stored_columns.get(name))
-            for name in sources
-        }
-    )
-    computed = computed_values(contract, transforms, given)
-    return {
-        name: computed[name]
-        for name in (
-            f"{spec.name}__{out.name}" for spec in contract.transforms for out in spec.outputs
-        )
-    }
+    given = {}
+    for source in sources:
+        is_stored = stored is not None and source in contract.stored_columns
+        column = stored[source] if is_stored else log[logged_as(contract, source)]  # type: ignore[index]
+        given[source] = _as_given(column, contract.stored_columns.get(source))
+    return computed_values(contract, transforms, pa.table(given))
 
 
-def _as_logged(column: pa.ChunkedArray, dtype: str) -> pa.ChunkedArray:
+def as_logged(column: pa.ChunkedArray, dtype: str) -> pa.ChunkedArray:
     """A column of history in the form in which the log holds its type."""
     import pyarrow as pa
 

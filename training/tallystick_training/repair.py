@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tallystick.bundle import load_transforms
 from tallystick.contract import ModelInputs
-from tallystick.expected import expected_outputs, expected_values
+from tallystick.expected import expected_values, recomputed
 from tallystick.prediction_log.reader import LogPart
 from tallystick.quarantine import Bools, Quarantine, touched, view_names
 from tallystick.records import Incident
@@ -71,7 +72,8 @@ def repaired(repo: Repo, part: LogPart, incidents: Sequence[Incident]) -> pa.Tab
         rows = _touched_in({use.name, use.spec.name}, incidents, part)
         if not rows.any():
             continue
-        values = expected_values(repo, contract, use, table.filter(pa.array(rows)))
+        found = expected_values(repo, contract, table.filter(pa.array(rows)), uses=[use])
+        values = {name: found[name] for name in (f"{use.name}__{each}" for each in use.columns)}
         table = _replaced(table, rows, values)
         wrong |= dict.fromkeys(values, rows)
     outputs: dict[str, Bools] = {}
@@ -84,7 +86,8 @@ def repaired(repo: Repo, part: LogPart, incidents: Sequence[Incident]) -> pa.Tab
     if not outputs:
         return table
     every = np.logical_or.reduce(list(outputs.values()))
-    computed = expected_outputs(repo, contract, table.filter(pa.array(every)))
+    transforms = load_transforms(repo.state_dir, contract.model, contract.contract_hash)
+    computed = recomputed(contract, transforms, table.filter(pa.array(every)))
     for name, rows in outputs.items():
         table = _replaced(table, rows, {name: computed[name].filter(pa.array(rows[every]))})
     return table

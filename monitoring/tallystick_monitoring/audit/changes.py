@@ -17,11 +17,12 @@ import numpy as np
 
 from tallystick.clock import from_us
 from tallystick.contract import ModelContract, ViewUse
+from tallystick.expected import view_clock
 from tallystick.fold import VisibilityClock
 from tallystick.prediction_log.reader import DamagedFile, LogPart, day_versions, read_log
 from tallystick.view import digest
 from tallystick_monitoring.audit.causes import Int64s
-from tallystick_monitoring.audit.comparing import key_columns, view_clock
+from tallystick_monitoring.audit.comparing import key_columns
 from tallystick_monitoring.audit.findings import microseconds
 from tallystick_monitoring.audit.state import AuditState
 from tallystick_monitoring.audit.units import HOUR_US, schema

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.contract import ModelContract, ViewUse
-from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
+from tallystick.contract import ViewUse
+from tallystick.dtypes import arrow_type
+from tallystick.expected import expected_values, recomputed
 from tallystick.fold import VisibilityClock
-from tallystick.retrieval import REQUEST_TIME, computed_values, stored_values
 from tallystick_monitoring.audit.causes import NO_TIME, Int64s
 from tallystick_monitoring.audit.findings import ENTITY, microseconds
 from tallystick_monitoring.comparison import Bools, same_bits
@@ -57,13 +57,6 @@ class Compared:
         return whole
 
 
-def view_clock(use: ViewUse, clock: VisibilityClock) -> VisibilityClock:
-    """The clock of a view's expected values: event where nothing says what was known when."""
-    if clock is VisibilityClock.KNOWLEDGE and not use.spec.created_column:
-        return VisibilityClock.EVENT
-    return clock
-
-
 def compared(
     repo: Repo, part: LogPart, transforms: Transforms | None, *, clock: VisibilityClock
 ) -> Compared:
@@ -81,17 +74,12 @@ def compared(
         DefinitionError: A frozen function fails.
     """
     contract, log = part.contract, part.table
-    expected = expected_values(repo, contract, log, clock=clock)
+    expected = expected_values(repo, contract, log, clock=clock, with_times=True)
     types = contract.stored_columns
-    equal = {
-        name: same_bits(
-            flat(log[f"feature.{name}"]), flat(expected[name]).cast(arrow_type(types[name]))
-        )
-        for name in types
-    }
+    equal = {name: same_bits(flat(log[f"feature.{name}"]), flat(expected[name])) for name in types}
     computed, computed_equal = None, {}
     if transforms is not None and contract.transforms:
-        computed = recomputed(contract, transforms, log, stored=None)
+        computed = recomputed(contract, transforms, log)
         computed_equal = {
             name: same_bits(flat(log[f"feature.{name}"]), flat(computed[name]))
             for name in contract.value_columns
@@ -100,54 +88,6 @@ def compared(
     return Compared(
         part=part, expected=expected, equal=equal, computed=computed, computed_equal=computed_equal
     )
-
-
-def expected_values(
-    repo: Repo, contract: ModelContract, log: pa.Table, *, clock: VisibilityClock
-) -> pa.Table:
-    """The stored features of logged requests as history has them, with times, row by row."""
-    import pyarrow as pa
-
-    expected = pa.table(
-        {
-            REQUEST_TIME: log["request_time"],
-            **{key.name: log[f"entity.{key.name}"] for key in contract.entity_keys},
-        }
-    )
-    spine = expected
-    for each in sorted({view_clock(use, clock) for use in contract.views}):
-        uses = [use for use in contract.views if view_clock(use, clock) is each]
-        folded = stored_values(repo, uses, spine, clock=each, with_times=True)
-        for name in folded.column_names:
-            if name not in spine.column_names:
-                dtype = contract.stored_columns.get(name)
-                expected = expected.append_column(name, as_logged(folded[name], dtype))
-    return expected
-
-
-def recomputed(
-    contract: ModelContract, transforms: Transforms, log: pa.Table, *, stored: pa.Table | None
-) -> pa.Table:
-    """On-demand features of logged requests.
-
-    Args:
-        contract: Under which they were made.
-        transforms: Its frozen functions.
-        log: The requests.
-        stored: Stored features to compute from, ``view__feature``; None for those in the log.
-    """
-    import pyarrow as pa
-
-    fields = {field.name for field in contract.request_fields}
-    sources = {source for spec in contract.transforms for source in spec.inputs.values()}
-    given = {}
-    for source in sorted(sources):
-        if source in fields:
-            column = log[f"request.{source}"]
-        else:
-            column = log[f"feature.{source}"] if stored is None else stored[source]
-        given[source] = _as_given(column, contract.stored_columns.get(source))
-    return computed_values(contract, transforms, pa.table(given))
 
 
 def wrong_values(use: ViewUse, equal: Mapping[str, Bools]) -> Iterator[tuple[str, Int64s]]:
@@ -182,27 +122,6 @@ def flat(column: Any) -> pa.Array:
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
     return column
-
-
-def as_logged(column: pa.ChunkedArray, dtype: str | None) -> pa.ChunkedArray:
-    """A column of history in the form in which the log holds its type."""
-    import pyarrow as pa
-
-    if dtype not in JSON_TEXT:
-        return column
-    texts = [json_text(value) for value in column.to_pylist()]
-    return pa.chunked_array([pa.array(texts, type=pa.string())])
-
-
-def _as_given(column: pa.ChunkedArray, dtype: str | None) -> pa.ChunkedArray:
-    """A column of the log in the form in which on-demand functions take its type."""
-    import orjson
-    import pyarrow as pa
-
-    if dtype not in JSON_TEXT or dtype == "JSON":
-        return column
-    values = [None if text is None else orjson.loads(text) for text in column.to_pylist()]
-    return pa.chunked_array([pa.array(values)])
 
 
 def key_columns(table: pa.Table, use: ViewUse) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tallystick.bundle import Bundle
+from tallystick.expected import recomputed
 from tallystick.matrix import feature_matrix
-from tallystick_monitoring.audit.comparing import Compared, recomputed
+from tallystick_monitoring.audit.comparing import Compared
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +34,7 @@ def scores(bundle: Bundle, found: Compared, rows: Any) -> tuple[Floats, Floats]:
     contract = bundle.contract
     log, expected = found.part.table.take(rows), found.expected.take(rows)
     served = {name: log[f"feature.{name}"] for name in contract.value_columns}
-    right = {name: expected[name].cast(served[name].type) for name in contract.stored_columns}
+    right = {name: expected[name] for name in contract.stored_columns}
     if contract.transforms:
         computed = recomputed(contract, bundle.transforms, log, stored=expected)
         for name in contract.value_columns:

@@ -95,10 +95,7 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
     }
     whole = pa.table(request_facts).take(place)
     served = [flat(log[f"feature.{name}"].take(rows)) for name, rows in wrong]
-    expected = [
-        flat(found.expected[name].take(rows)).cast(each.type)
-        for (name, rows), each in zip(wrong, served, strict=True)
-    ]
+    expected = [flat(found.expected[name].take(rows)) for name, rows in wrong]
     names = [name for name, rows in wrong for _ in range(len(rows))]
     count = len(names)
     findings = _in_schema(

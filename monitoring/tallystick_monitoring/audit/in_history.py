@@ -11,13 +11,12 @@ import numpy as np
 
 from tallystick.contract import ViewUse
 from tallystick.dtypes import arrow_type
+from tallystick.expected import as_logged, view_clock
 from tallystick.fold import VisibilityClock
 from tallystick_monitoring.audit.causes import NO_TIME, Int64s
 from tallystick_monitoring.audit.comparing import (
-    as_logged,
     flat,
     key_columns,
-    view_clock,
 )
 from tallystick_monitoring.audit.findings import (
     evidence_of,
