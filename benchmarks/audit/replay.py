@@ -1,8 +1,9 @@
 """Plays a scene: each hour what became known goes online, then the hour's requests are answered.
 
 Rows go online by Tallystick's own materialization and are read by its own server's predictor, under
-a clock that is set. A fault stands in the way of some keys' rows, writes to Redis beside it, or is
-a server that is not as it should be.
+a clock that is set. With faults, the two steps of a materialization are done one by one: a fault
+stands between them in the way of some keys' rows, writes to Redis beside them, or is a server that
+is not as it should be.
 """
 
 from __future__ import annotations
@@ -145,6 +146,7 @@ class World:
         self.bundle = load_bundle(repo.state_dir, MODEL, champion.contract_hash)
         self.champion = champion
         self.specs = {use.spec.name: use.spec for use in self.bundle.contract.views}
+        self._sources = {view: repo.view_source(view) for view in self.specs}
 
     @cached_property
     def client(self) -> Any:
@@ -158,7 +160,7 @@ class World:
         return visible_between(
             ViewRead(
                 spec=spec,
-                source=self.repo.view_source(view),
+                source=self._sources[view],
                 name=view,
                 key_map={name: name for name in spec.key_names},
                 columns=spec.column_names,
@@ -199,6 +201,7 @@ class _Replay:
         self._world = world
         self._commit_batches = commit_batches
         self._materializer = Materializer(world.repo)
+        self._is_usual = world.visibility is None and not faults
         self._feeding = {
             view: [fault for fault in faults if fault.feeds and fault.view == view] for view in KEYS
         }
@@ -231,13 +234,10 @@ class _Replay:
         return self._edited
 
     def _refresh(self, after: datetime | None, until: datetime) -> None:
-        is_usual = self._world.visibility is None
-        whole = [view for view, faults in self._feeding.items() if is_usual and not faults]
-        if whole:
-            self._materializer.run(views=whole, until=until)
+        if self._is_usual:
+            self._materializer.run(until=until)
+            return
         for view, faults in self._feeding.items():
-            if view in whole:
-                continue
             spec = self._world.specs[view]
             rows = self._world.visible(view, after=after, until=until)
             keys = keys_of(rows, view)

@@ -30,9 +30,9 @@ def report(cases: Sequence[Case], speed: dict[str, Any], plan: dict[str, Any]) -
         plan: How it was measured.
     """
     by_rate = {rate: _summed(cases, rate) for rate in RATES if any(c.rate == rate for c in cases)}
-    late = sum((c.score for c in cases if c.causes == (LATE,) and c.score), NOTHING)
+    late = sum((c.score for c in cases if c.causes == (LATE,) and c.is_looked_at), NOTHING)
     goal = by_rate.get(GOAL_RATE, NOTHING) + late
-    clean = [case.score for case in cases if case.name == "clean" and case.score]
+    clean = [case.score for case in cases if case.name == "clean"]
     timed = speed.get("contaminated", {})
     content = {
         "plan": plan,
@@ -94,17 +94,17 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def _summed(cases: Sequence[Case], rate: float) -> Score:
-    return sum((case.score for case in cases if case.rate == rate and case.score), NOTHING)
+    return sum((case.score for case in cases if case.rate == rate and case.is_looked_at), NOTHING)
 
 
 def _case(case: Case) -> dict[str, Any]:
-    score = case.score or NOTHING
+    score = case.score
     return {
         "case": case.name,
         "contamination": case.rate,
         "causes": list(case.causes),
         "requests_wrong_share": round(case.wrong_share, 6),
-        "looked_at": case.score is not None,
+        "looked_at": case.is_looked_at,
         "injected": dict(score.injected),
         "found": dict(score.found),
         "right": dict(score.right),
