@@ -69,7 +69,7 @@ class Served:
     original_us: Array
     corrected: list[list[int]]
 
-    @property
+    @cached_property
     def visible_us(self) -> Array:
         """When the row became visible."""
         return np.maximum(self.event_us, self.created_us)
