@@ -43,6 +43,7 @@ class Case:
         rate: Share of the requests that were to have a wrong value.
         causes: What was injected.
         wrong_share: Share of the requests that have one.
+        several_share: Share of those that have wrong values of several causes.
         score: What was found; of damage to the log in predictions, else in values.
         is_looked_at: Whether the audit was able to look.
         astray: Some values whose cause is not the injected one: value, injected, found.
@@ -53,6 +54,7 @@ class Case:
     causes: tuple[str, ...]
     wrong_share: float
     score: Score
+    several_share: float = 0.0
     is_looked_at: bool = True
     astray: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
 
@@ -79,7 +81,7 @@ class Bench:
 
     @property
     def _requests(self) -> int:
-        return self.clean.played.table.num_rows
+        return int(self.clean.played.table.num_rows)
 
     @contextmanager
     def _place(self) -> Iterator[Path]:
@@ -180,11 +182,16 @@ class Bench:
         truth: dict[Cell, str],
         findings: pa.Table | None,
     ) -> Case:
+        by_request: dict[str, set[str]] = {}
+        for (prediction, _), cause in truth.items():
+            by_request.setdefault(prediction, set()).add(cause)
+        several = sum(len(found) > 1 for found in by_request.values())
         return Case(
             name,
             rate,
             causes,
-            wrong_share=len({prediction for prediction, _ in truth}) / self._requests,
+            wrong_share=len(by_request) / self._requests,
+            several_share=several / max(1, len(by_request)),
             score=scored(truth, SCHEMA.empty_table() if findings is None else findings),
             is_looked_at=findings is not None,
             astray=[] if findings is None else _astray(truth, findings),

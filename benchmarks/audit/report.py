@@ -116,6 +116,7 @@ def _case(case: Case) -> dict[str, Any]:
         "contamination": case.rate,
         "causes": list(case.causes),
         "requests_wrong_share": round(case.wrong_share, 6),
+        "of_these_several_causes_share": round(case.several_share, 6),
         "looked_at": case.is_looked_at,
         "injected": dict(score.injected),
         "found": dict(score.found),

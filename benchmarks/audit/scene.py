@@ -282,7 +282,7 @@ def _requests(rng: np.random.Generator, sizes: Sizes, pairs: Array) -> tuple[Bat
     per_hour = max(1, round(sizes.requests / sizes.hours / sizes.batch_rows))
     liking = rng.gamma(4.0, size=len(pairs))
     liking /= liking.sum()
-    batches = []
+    batches: list[Batch] = []
     for hour in range(sizes.hours):
         seconds = rng.choice(np.arange(1, 3_600), size=per_hour - 1, replace=False)
         for offset in [0, *np.sort(seconds).tolist()]:
