@@ -180,14 +180,8 @@ class Redefined(Fault):
     ) -> Written:
         """See :class:`Fault`."""
         del after
-        spec = world.specs[self.view]
-        if until < self.first:
-            return [(spec, rows)]
-        columns = tuple(
-            column.model_copy(update={"dtype": "FLOAT"}) if column.dtype == "DOUBLE" else column
-            for column in spec.columns
-        )
-        return [(_redefined(spec, columns=columns), rows)]
+        specs = world.specs if until < self.first else world.redefined
+        return [(specs[self.view], rows)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,11 +200,6 @@ class Cast(Fault):
             place = rows.schema.get_field_index(name)
             rows = rows.set_column(place, name, cast(rows[name]))
         return [(world.specs[self.view], rows)]
-
-
-def _redefined(spec: ViewSpec, **changes: Any) -> ViewSpec:
-    """Another definition of a view; made anew, since a copy would keep the hash."""
-    return ViewSpec(**{**spec.model_dump(), **changes})
 
 
 def _to_float32(column: Any) -> Any:
@@ -275,7 +264,7 @@ class Overwritten(Fault):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherTtl(Fault):
-    """A server that takes the view's ttl for another one.
+    """A server whose definition of the view has another ttl.
 
     Attributes:
         ttl_us: What it takes it for; None for no ttl.
@@ -289,7 +278,10 @@ class OtherTtl(Fault):
         """See :class:`Fault`."""
         contract = bundle.contract
         views = tuple(
-            use.model_copy(update={"spec": _redefined(use.spec, ttl_us=self.ttl_us)})
+            # Made anew: a copy would keep the hash of the definition.
+            use.model_copy(
+                update={"spec": ViewSpec(**use.spec.model_dump() | {"ttl_us": self.ttl_us})}
+            )
             if use.name == self.view
             else use
             for use in contract.views

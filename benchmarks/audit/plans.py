@@ -278,7 +278,7 @@ def _cast(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Faul
     return [Cast(view=view, keys=_named(served, chooser.keys(view, served, weights, target)))]
 
 
-_EARLY_SHARE: Final = 0.4
+_EARLY_SHARE: Final = 0.5
 """Share of the requests that find a row of the future, where there are any."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -110,7 +110,7 @@ def play(
     shutil.copytree(scene.path, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for history in histories:
         shutil.copy(history, folder / "data" / history.name)
-    world = World(open_repo(folder), clock, visibility)
+    world = World(open_repo(folder), clock, redefined=scene.redefined, visibility=visibility)
     world.client.flushall()
     edited = asyncio.run(_Replay(scene, world, faults, commit_batches).run())
     world.client.close()
@@ -133,14 +133,21 @@ class World:
         clock: This process's clock.
         bundle: The champion's.
         specs: View → how it is defined.
+        redefined: View → another definition of it.
         visibility: When rows of all views go online; None for when they become known.
     """
 
     def __init__(
-        self, repo: Repo, clock: SimulatedClock, visibility: VisibilityClock | None
+        self,
+        repo: Repo,
+        clock: SimulatedClock,
+        *,
+        redefined: Mapping[str, ViewSpec],
+        visibility: VisibilityClock | None,
     ) -> None:
         self.repo = repo
         self.clock = clock
+        self.redefined = redefined
         self.visibility = visibility
         champion = read_champion(repo.state_dir, MODEL)
         self.bundle = load_bundle(repo.state_dir, MODEL, champion.contract_hash)
