@@ -35,6 +35,7 @@ from benchmarks.audit.speed import QUIET, ROOT, measured
 from tallystick.clock import SimulatedClock
 from tallystick.online_store import embedded
 from tallystick.prediction_log.compaction import compact
+from tallystick.signals import ending_on_signals
 
 PARTS: Final = ("accuracy", "speed")
 TIMED_RATE: Final = 0.01
@@ -49,7 +50,7 @@ def main() -> None:
     parts = options.part or PARTS
     cases: list[Case] = []
     speed: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-audit-") as name:
+    with ending_on_signals(), tempfile.TemporaryDirectory(prefix="bench-audit-") as name:
         folder = Path(name)
         address = f"unix://{embedded.start(folder / 'redis')}"
         try:
