@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 from benchmarks.audit.cases import RATES, Bench, Case
-from benchmarks.audit.plans import INJECTED, Chooser, Clean, plan
+from benchmarks.audit.plans import INJECTED, Chooser, Clean, mixture
 from benchmarks.audit.replay import play, simulated
 from benchmarks.audit.report import markdown, report
 from benchmarks.audit.scene import START, Scene, Sizes, make_scene
@@ -35,6 +35,7 @@ from benchmarks.audit.speed import QUIET, ROOT, measured
 from tallystick.clock import SimulatedClock
 from tallystick.online_store import embedded
 from tallystick.prediction_log.compaction import compact
+from tallystick.signals import ending_on_signals
 
 PARTS: Final = ("accuracy", "speed")
 TIMED_RATE: Final = 0.01
@@ -49,7 +50,7 @@ def main() -> None:
     parts = options.part or PARTS
     cases: list[Case] = []
     speed: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-audit-") as name:
+    with ending_on_signals(), tempfile.TemporaryDirectory(prefix="bench-audit-") as name:
         folder = Path(name)
         address = f"unix://{embedded.start(folder / 'redis')}"
         try:
@@ -106,16 +107,17 @@ def _cases(bench: Bench, rates: list[float]) -> Iterator[Case]:
             yield bench.damaged(kind, rate)
         for overlapping in (False, True):
             yield bench.mixed(rate, overlapping=overlapping)
+        yield bench.stacked(rate)
 
 
 def _tell(case: Case, began: float) -> None:
     score = case.score
-    text = "not looked at"
-    if score is not None:
-        text = (
-            f"{score.injected.total():,} injected, {score.found.total():,} found, "
-            f"{score.right.total():,} right, {score.unexplained:,} unexplained"
-        )
+    text = (
+        f"{score.injected.total():,} injected, {score.found.total():,} found, "
+        f"{score.right.total():,} right, {score.unexplained:,} unexplained"
+    )
+    if not case.is_looked_at:
+        text = f"{score.injected.total():,} there, and no audit that looks"
     what = case.causes[0] if len(case.causes) == 1 else f"{len(case.causes)} causes"
     print(
         f"{time.perf_counter() - began:4.0f} s  {case.name:11} {what:26} {case.rate:6.1%} "
@@ -129,12 +131,7 @@ def _timed(scene: Scene, folder: Path, *, clock: SimulatedClock, rounds: int) ->
     played = {"clean": play(scene, folder / "large-clean", clock=clock)}
     clean = Clean(scene, played["clean"])
     chooser = Chooser(np.random.default_rng(scene.sizes.seed), {})
-    requests = TIMED_RATE * clean.played.table.num_rows / len(INJECTED)
-    faults = [
-        fault
-        for cause in INJECTED
-        for fault in plan(cause, clean, requests=requests, chooser=chooser)
-    ]
+    faults = mixture(clean, requests=TIMED_RATE * played["clean"].table.num_rows, chooser=chooser)
     played["contaminated"] = play(scene, folder / "large-wrong", clock=clock, faults=faults)
     found = {}
     for name, each in played.items():

@@ -16,8 +16,8 @@ import pyarrow as pa
 from benchmarks.audit.damage import copy_repo, damage_file, damage_segments
 from benchmarks.audit.declared import KEYS, MODEL
 from benchmarks.audit.faults import Fault
-from benchmarks.audit.found import found, found_by_event_time, found_damage
-from benchmarks.audit.plans import INJECTED, Chooser, Clean, plan
+from benchmarks.audit.found import SCHEMA, found, found_by_event_time, found_damage
+from benchmarks.audit.plans import Chooser, Clean, mixture, plan, stacked
 from benchmarks.audit.replay import Cell, Key, Played, keys_of, play
 from benchmarks.audit.scene import START, Scene
 from benchmarks.audit.truth import Score, scored, wrong_values
@@ -28,7 +28,7 @@ from tallystick.records import Cause
 
 RATES: Final = (0.001, 0.01, 0.1)
 DAMAGE: Final = "log_damage"
-LATE: Final = "late_arrival"
+LATE: Final[Cause] = "late_arrival"
 POOL_SHARE: Final = 2.0
 """Requests of the keys at which overlapping faults strike, for each that shall be wrong."""
 
@@ -38,13 +38,14 @@ class Case:
     """What came of one case.
 
     Attributes:
-        name: ``clean``, ``single``, ``disjoint``, ``overlapping``, ``segment``, ``file`` or
-            ``event_clock``.
+        name: ``clean``, ``single``, ``disjoint``, ``overlapping``, ``stacked``, ``segment``,
+            ``file`` or ``event_clock``.
         rate: Share of the requests that were to have a wrong value.
         causes: What was injected.
         wrong_share: Share of the requests that have one.
-        score: What was found; of damage to the log in predictions, else in values. None where the
-            audit was not able to look.
+        several_share: Share of those that have wrong values of several causes.
+        score: What was found; of damage to the log in predictions, else in values.
+        is_looked_at: Whether the audit was able to look.
         astray: Some values whose cause is not the injected one: value, injected, found.
     """
 
@@ -52,7 +53,9 @@ class Case:
     rate: float
     causes: tuple[str, ...]
     wrong_share: float
-    score: Score | None
+    score: Score
+    several_share: float = 0.0
+    is_looked_at: bool = True
     astray: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
 
 
@@ -78,7 +81,7 @@ class Bench:
 
     @property
     def _requests(self) -> int:
-        return self.clean.played.table.num_rows
+        return int(self.clean.played.table.num_rows)
 
     @contextmanager
     def _place(self) -> Iterator[Path]:
@@ -111,13 +114,14 @@ class Bench:
         rng = np.random.default_rng(self._seed)
         pool = self._pool(rng, POOL_SHARE * rate) if overlapping else None
         chooser = Chooser(rng, {}, pool)
-        requests = rate * self._requests / len(INJECTED)
-        faults = [
-            fault
-            for cause in INJECTED
-            for fault in plan(cause, self.clean, requests=requests, chooser=chooser)
-        ]
+        faults = mixture(self.clean, requests=rate * self._requests, chooser=chooser)
         return self._with_faults("overlapping" if overlapping else "disjoint", rate, faults)
+
+    def stacked(self, rate: float) -> Case:
+        """Two causes at once at the same keys of a view, so that the evidence has to decide."""
+        chooser = Chooser(np.random.default_rng(self._seed), {})
+        faults = stacked(self.clean, requests=rate * self._requests, chooser=chooser)
+        return self._with_faults("stacked", rate, faults)
 
     def damaged(self, kind: str, rate: float) -> Case:
         """Damage to the log: bytes of a segment, or of a Parquet file."""
@@ -138,13 +142,17 @@ class Bench:
 
     def by_event_time(self) -> Case:
         """The clean log under the event clock: what is late, and nothing else, differs."""
+        served = self.clean.played
+        findings = found_by_event_time(served.repo, MODEL, START, self._scene.sizes.end)
+        return self._case("event_clock", 0.0, (LATE,), self.late_values(), findings)
+
+    def late_values(self) -> dict[Cell, str]:
+        """Values of the clean log that a store would have had otherwise, had nothing been late."""
         with self._place() as folder:
             hasty = play(self._scene, folder, clock=self._clock, visibility=VisibilityClock.EVENT)
         served = self.clean.played
         late = [Fault(cause=LATE, view=view, keys=_all_keys(served, view)) for view in KEYS]
-        truth = wrong_values(self._scene.contract, hasty.table, served.table, faults=late)
-        findings = found_by_event_time(served.repo, MODEL, START, self._scene.sizes.end)
-        return self._case("event_clock", 0.0, (LATE,), truth, findings)
+        return wrong_values(self._scene.contract, hasty.table, served.table, faults=late)
 
     def _with_faults(self, name: str, rate: float, faults: Sequence[Fault]) -> Case:
         with self._place() as folder, self._place() as again:
@@ -160,7 +168,7 @@ class Bench:
             truth = wrong_values(
                 self._scene.contract, right, played.table, faults=faults, edited=played.edited
             )
-            causes = tuple(dict.fromkeys(fault.cause for fault in faults))
+            causes = tuple(sorted({*truth.values()}))
             return self._case(name, rate, causes, truth, self._found(played))
 
     def _found(self, played: Played) -> pa.Table:
@@ -174,11 +182,20 @@ class Bench:
         truth: dict[Cell, str],
         findings: pa.Table | None,
     ) -> Case:
-        wrong = len({prediction for prediction, _ in truth}) / self._requests
-        if findings is None:
-            return Case(name, rate, causes, wrong, None)
-        astray = _astray(truth, findings)
-        return Case(name, rate, causes, wrong, scored(truth, findings), astray)
+        by_request: dict[str, set[str]] = {}
+        for (prediction, _), cause in truth.items():
+            by_request.setdefault(prediction, set()).add(cause)
+        several = sum(len(found) > 1 for found in by_request.values())
+        return Case(
+            name,
+            rate,
+            causes,
+            wrong_share=len(by_request) / self._requests,
+            several_share=several / max(1, len(by_request)),
+            score=scored(truth, SCHEMA.empty_table() if findings is None else findings),
+            is_looked_at=findings is not None,
+            astray=[] if findings is None else _astray(truth, findings),
+        )
 
     def _pool(self, rng: np.random.Generator, share: float) -> dict[str, set[Key]]:
         """Keys of every view that so large a share of the requests has."""

@@ -85,6 +85,17 @@ class Fault:
     def rewrite(self, repo: Repo) -> None:
         """Change history."""
 
+    def cause_at(self, right: pa.Table, served: pa.Table, row: int) -> Cause:
+        """The cause that a wrong value has to get.
+
+        Args:
+            right: The log without faults.
+            served: The log with them.
+            row: The value's row in both.
+        """
+        del right, served, row
+        return self.cause
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lag(Fault):
@@ -169,14 +180,8 @@ class Redefined(Fault):
     ) -> Written:
         """See :class:`Fault`."""
         del after
-        spec = world.specs[self.view]
-        if until < self.first:
-            return [(spec, rows)]
-        columns = tuple(
-            column.model_copy(update={"dtype": "FLOAT"}) if column.dtype == "DOUBLE" else column
-            for column in spec.columns
-        )
-        return [(_redefined(spec, columns=columns), rows)]
+        specs = world.specs if until < self.first else world.redefined
+        return [(specs[self.view], rows)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,11 +200,6 @@ class Cast(Fault):
             place = rows.schema.get_field_index(name)
             rows = rows.set_column(place, name, cast(rows[name]))
         return [(world.specs[self.view], rows)]
-
-
-def _redefined(spec: ViewSpec, **changes: Any) -> ViewSpec:
-    """Another definition of a view; made anew, since a copy would keep the hash."""
-    return ViewSpec(**{**spec.model_dump(), **changes})
 
 
 def _to_float32(column: Any) -> Any:
@@ -264,7 +264,7 @@ class Overwritten(Fault):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherTtl(Fault):
-    """A server that takes the view's ttl for another one.
+    """A server whose definition of the view has another ttl.
 
     Attributes:
         ttl_us: What it takes it for; None for no ttl.
@@ -278,7 +278,10 @@ class OtherTtl(Fault):
         """See :class:`Fault`."""
         contract = bundle.contract
         views = tuple(
-            use.model_copy(update={"spec": _redefined(use.spec, ttl_us=self.ttl_us)})
+            # Made anew: a copy would keep the hash of the definition.
+            use.model_copy(
+                update={"spec": ViewSpec(**use.spec.model_dump() | {"ttl_us": self.ttl_us})}
+            )
             if use.name == self.view
             else use
             for use in contract.views
@@ -371,6 +374,51 @@ def _other(column: Any) -> Any:
     if pa.types.is_integer(kind):
         return pc.add(pc.multiply(column, pa.scalar(3, kind)), pa.scalar(7, kind))
     return pc.add(column, pa.scalar(np.float32(7.5), kind))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked(Fault):
+    """A lag of rows that something else is done to as well, so that either may be the cause.
+
+    Attributes:
+        lag: Holds the rows back.
+        other: What is done to those that are written, in the end.
+    """
+
+    cause: Cause = "materialization_lag"
+    feeds: bool = True
+    lag: Lag
+    other: Cast | Redefined
+
+    def feed(
+        self, world: World, rows: pa.Table, *, after: datetime | None, until: datetime
+    ) -> Written:
+        """See :class:`Fault`."""
+        return [
+            written
+            for _, table in self.lag.feed(world, rows, after=after, until=until)
+            for written in self.other.feed(world, table, after=after, until=until)
+        ]
+
+    def cause_at(self, right: pa.Table, served: pa.Table, row: int) -> Cause:
+        """See :class:`Fault`.
+
+        Another definition explains whatever its row has. A cast explains a value only if it is the
+        right row that was cast; else the row is the wrong one.
+        """
+
+        def same(name: str) -> bool:
+            column = f"view.{self.view}.{name}"
+            return bool(right[column][row].as_py() == served[column][row].as_py())
+
+        if isinstance(self.other, Redefined):
+            # Where nothing is online there is no definition either.
+            is_other = served[f"view.{self.view}.definition"][row].is_valid and not same(
+                "definition"
+            )
+        else:
+            is_other = same("event_time") and same("created_time")
+        return self.other.cause if is_other else self.lag.cause
 
 
 def moment_of(hour: int) -> datetime:

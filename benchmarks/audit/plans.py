@@ -8,9 +8,9 @@ left out: a lag that also holds back a correction is called by the correction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +28,7 @@ from benchmarks.audit.faults import (
     Overwritten,
     Redefined,
     Rewritten,
+    Stacked,
     moment_of,
 )
 from benchmarks.audit.replay import Key, Played, history_of, keys_of, stamps_us
@@ -68,7 +69,7 @@ class Served:
     original_us: Array
     corrected: list[list[int]]
 
-    @property
+    @cached_property
     def visible_us(self) -> Array:
         """When the row became visible."""
         return np.maximum(self.event_us, self.created_us)
@@ -188,7 +189,7 @@ class Chooser:
         return chosen
 
 
-Planner = Callable[[Clean, str, float, Chooser], list[Fault]]
+Planner = Callable[[Clean, str, float, Chooser], Sequence[Fault]]
 
 
 def plan(
@@ -210,11 +211,31 @@ def plan(
     ]
 
 
+def mixture(clean: Clean, *, requests: float, chooser: Chooser) -> list[Fault]:
+    """All causes, each with its share of so many requests."""
+    return [
+        fault
+        for cause in INJECTED
+        for fault in plan(cause, clean, requests=requests / len(INJECTED), chooser=chooser)
+    ]
+
+
+def stacked(clean: Clean, *, requests: float, chooser: Chooser) -> list[Fault]:
+    """Lags of rows that are cast, and of rows under another definition, half of each."""
+    view, early = "activity", moment_of(clean.scene.sizes.hours // 8)
+    found: list[Fault] = []
+    for made in (Cast, partial(Redefined, first=early)):
+        for lag in _lag(clean, view, requests / 2, chooser):
+            other = made(view=view, keys=lag.keys)
+            found.append(Stacked(view=view, keys=lag.keys, lag=lag, other=other))
+    return found
+
+
 def _named(served: Served, places: list[int]) -> frozenset[Key]:
     return frozenset(served.names[place] for place in places)
 
 
-def _lag(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Fault]:
+def _lag(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Lag]:
     served, hours = clean.served(view), clean.scene.sizes.hours
     first, end = hours // 4, hours * 3 // 4
     first_us, end_us = START_US + first * HOUR_US, START_US + end * HOUR_US
@@ -257,7 +278,7 @@ def _cast(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Faul
     return [Cast(view=view, keys=_named(served, chooser.keys(view, served, weights, target)))]
 
 
-_EARLY_SHARE: Final = 0.4
+_EARLY_SHARE: Final = 0.5
 """Share of the requests that find a row of the future, where there are any."""
 
 

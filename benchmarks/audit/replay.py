@@ -1,15 +1,16 @@
 """Plays a scene: each hour what became known goes online, then the hour's requests are answered.
 
 Rows go online by Tallystick's own materialization and are read by its own server's predictor, under
-a clock that is set. A fault stands in the way of some keys' rows, writes to Redis beside it, or is
-a server that is not as it should be.
+a clock that is set. With faults, the two steps of a materialization are done one by one: a fault
+stands between them in the way of some keys' rows, writes to Redis beside them, or is a server that
+is not as it should be.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -109,7 +110,7 @@ def play(
     shutil.copytree(scene.path, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for history in histories:
         shutil.copy(history, folder / "data" / history.name)
-    world = World(open_repo(folder), clock, visibility)
+    world = World(open_repo(folder), clock, redefined=scene.redefined, visibility=visibility)
     world.client.flushall()
     edited = asyncio.run(_Replay(scene, world, faults, commit_batches).run())
     world.client.close()
@@ -132,19 +133,27 @@ class World:
         clock: This process's clock.
         bundle: The champion's.
         specs: View → how it is defined.
+        redefined: View → another definition of it.
         visibility: When rows of all views go online; None for when they become known.
     """
 
     def __init__(
-        self, repo: Repo, clock: SimulatedClock, visibility: VisibilityClock | None
+        self,
+        repo: Repo,
+        clock: SimulatedClock,
+        *,
+        redefined: Mapping[str, ViewSpec],
+        visibility: VisibilityClock | None,
     ) -> None:
         self.repo = repo
         self.clock = clock
+        self.redefined = redefined
         self.visibility = visibility
         champion = read_champion(repo.state_dir, MODEL)
         self.bundle = load_bundle(repo.state_dir, MODEL, champion.contract_hash)
         self.champion = champion
         self.specs = {use.spec.name: use.spec for use in self.bundle.contract.views}
+        self._sources = {view: repo.view_source(view) for view in self.specs}
 
     @cached_property
     def client(self) -> Any:
@@ -158,7 +167,7 @@ class World:
         return visible_between(
             ViewRead(
                 spec=spec,
-                source=self.repo.view_source(view),
+                source=self._sources[view],
                 name=view,
                 key_map={name: name for name in spec.key_names},
                 columns=spec.column_names,
@@ -199,6 +208,7 @@ class _Replay:
         self._world = world
         self._commit_batches = commit_batches
         self._materializer = Materializer(world.repo)
+        self._is_usual = world.visibility is None and not faults
         self._feeding = {
             view: [fault for fault in faults if fault.feeds and fault.view == view] for view in KEYS
         }
@@ -231,13 +241,10 @@ class _Replay:
         return self._edited
 
     def _refresh(self, after: datetime | None, until: datetime) -> None:
-        is_usual = self._world.visibility is None
-        whole = [view for view, faults in self._feeding.items() if is_usual and not faults]
-        if whole:
-            self._materializer.run(views=whole, until=until)
+        if self._is_usual:
+            self._materializer.run(until=until)
+            return
         for view, faults in self._feeding.items():
-            if view in whole:
-                continue
             spec = self._world.specs[view]
             rows = self._world.visible(view, after=after, until=until)
             keys = keys_of(rows, view)

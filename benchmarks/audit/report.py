@@ -30,20 +30,20 @@ def report(cases: Sequence[Case], speed: dict[str, Any], plan: dict[str, Any]) -
         plan: How it was measured.
     """
     by_rate = {rate: _summed(cases, rate) for rate in RATES if any(c.rate == rate for c in cases)}
-    late = sum((c.score for c in cases if c.causes == (LATE,) and c.score), NOTHING)
+    late = sum((c.score for c in cases if c.causes == (LATE,) and c.is_looked_at), NOTHING)
     goal = by_rate.get(GOAL_RATE, NOTHING) + late
-    clean = [case.score for case in cases if case.name == "clean" and case.score]
+    clean = [case.score for case in cases if case.name == "clean"]
     timed = speed.get("contaminated", {})
     content = {
         "plan": plan,
         "precision": {cause: _rounded(goal.precision(cause)) for cause in CAUSES},
         "recall": {cause: _rounded(goal.recall(cause)) for cause in CAUSES},
-        "unknown_rate": round(goal.unexplained_share, 6),
-        "false_findings_on_clean": sum(score.found.total() for score in clean),
+        "unknown_rate": round(goal.unexplained_share, 6) if by_rate else None,
+        "false_findings_on_clean": sum(score.found.total() for score in clean) if clean else None,
         "values_per_s": timed.get("values_per_s"),
         "peak_mb": timed.get("peak_mb"),
         "counts_only_baseline_seconds": timed.get("seconds", {}).get("count"),
-        "ratio_to_counts_only": timed.get("ratio", {}).get("count"),
+        "ratio_to_counts_only": timed.get("ratio"),
         "by_contamination": {
             f"{rate:g}": {
                 "precision": {cause: _rounded(score.precision(cause)) for cause in CAUSES},
@@ -60,51 +60,64 @@ def report(cases: Sequence[Case], speed: dict[str, Any], plan: dict[str, Any]) -
 
 def markdown(content: dict[str, Any]) -> str:
     """The report as tables."""
+    tables = [_accuracy(content) if content["by_contamination"] else [], _met(content)]
+    tables.append(_speed(content["speed"]) if content["speed"] else [])
+    return "\n\n".join("\n".join(lines) for lines in tables if lines)
+
+
+def _accuracy(content: dict[str, Any]) -> list[str]:
     rates = list(content["by_contamination"])
     head = "".join(f" {float(rate):.1%} |" for rate in rates)
     lines = [
-        f"| precision / recall |{head} values injected at {float(rates[0]):.1%} |"
-        if rates
-        else "| precision / recall |",
-        "| --- |" + " --- |" * (len(rates) + bool(rates)),
+        f"| precision / recall |{head} injected at {float(rates[0]):.1%} |",
+        "| --- |" + " --- |" * (len(rates) + 1),
     ]
     for cause in CAUSES:
-        cells = "".join(f" {_pair(content['by_contamination'][rate], cause)} |" for rate in rates)
+        cells = [_pair(content["by_contamination"][rate], cause) for rate in rates]
         if cause == LATE:
-            cells = f" {_pair(content, cause)} |" + " |" * (len(rates) - 1)
+            cells = [_pair(content, cause), *[""] * (len(rates) - 1)]
         injected = sum(
             case["injected"].get(cause, 0)
             for case in content["cases"]
-            if case["contamination"] in {GOAL_RATE, 0.0}
+            if case["contamination"] in {float(rates[0]), 0.0}
         )
-        lines.append(f"| {cause} |{cells} {injected:,} |")
-    lines += ["", "| goal | measured | |", "| --- | --- | --- |"]
-    lines += [
+        lines.append(f"| {cause} | {' | '.join(cells)} | {injected:,} |")
+    return lines
+
+
+def _met(content: dict[str, Any]) -> list[str]:
+    return ["| goal | measured | |", "| --- | --- | --- |"] + [
         f"| {goal['goal']} | {goal['measured']} | {'met' if goal['met'] else '**missed**'} |"
         for goal in content["goals"]
     ]
-    lines += ["", "| log | values | values/s | peak MB | audit s | count s | ratio |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
-    lines += [
-        f"| {name} | {timed['values']:,} | {timed['values_per_s']:,} | {timed['peak_mb']} "
-        f"| {timed['seconds']['audit']} | {timed['seconds']['count']} | {timed['ratio']['count']} |"
-        for name, timed in content["speed"].items()
+
+
+def _speed(speed: dict[str, Any]) -> list[str]:
+    return [
+        "| log | values | wrong | values/s | peak MB | audit, s | counting, s | ratio |",
+        "| --- |" + " --- |" * 7,
+        *(
+            f"| {name} | {timed['values']:,} | {timed['mismatches']:,} "
+            f"| {timed['values_per_s']:,} | {timed['peak_mb']:,} | {timed['seconds']['audit']} "
+            f"| {timed['seconds']['count']} | {timed['ratio']} |"
+            for name, timed in speed.items()
+        ),
     ]
-    return "\n".join(lines)
 
 
 def _summed(cases: Sequence[Case], rate: float) -> Score:
-    return sum((case.score for case in cases if case.rate == rate and case.score), NOTHING)
+    return sum((case.score for case in cases if case.rate == rate and case.is_looked_at), NOTHING)
 
 
 def _case(case: Case) -> dict[str, Any]:
-    score = case.score or NOTHING
+    score = case.score
     return {
         "case": case.name,
         "contamination": case.rate,
         "causes": list(case.causes),
         "requests_wrong_share": round(case.wrong_share, 6),
-        "looked_at": case.score is not None,
+        "of_these_several_causes_share": round(case.several_share, 6),
+        "looked_at": case.is_looked_at,
         "injected": dict(score.injected),
         "found": dict(score.found),
         "right": dict(score.right),

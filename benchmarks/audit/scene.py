@@ -7,6 +7,8 @@ come at any time, some of them on the hour as well.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +30,7 @@ from tallystick.contract import (
 )
 from tallystick.repo import Repo, apply, open_repo
 from tallystick.transform import Transforms
+from tallystick.view import ViewSpec
 
 START: Final = datetime(2024, 5, 6, tzinfo=UTC)
 START_US: Final = to_us(START)
@@ -102,12 +105,14 @@ class Scene:
         sizes: How large it is.
         batches: Its requests, in order of time.
         contract: The champion's.
+        redefined: View → its definition in a repo whose doubles are floats, as that was applied.
     """
 
     path: Path
     sizes: Sizes
     batches: tuple[Batch, ...]
     contract: ModelContract
+    redefined: Mapping[str, ViewSpec]
 
 
 @dataclass(frozen=True)
@@ -133,16 +138,14 @@ def make_scene(path: Path, sizes: Sizes, *, address: str) -> Scene:
     """Write the repo, apply it, and make a champion.
 
     Args:
-        path: Folder to make.
+        path: Folder to make; beside it one for the repo with other definitions.
         sizes: How large.
         address: Redis, as ``connection_string`` has it.
     """
     rng = np.random.default_rng(sizes.seed)
     data = path / "data"
-    data.mkdir(parents=True)
-    (path / "feature_store.yaml").write_text(STORE.format(address=address))
-    (path / "declared_views.py").write_text(DEFINITIONS)
     pairs = _pairs(rng, sizes)
+    _write_definitions(path, DEFINITIONS, address)
     for view in KEYS:
         _write_history(data, view, rng, sizes, pairs)
     write_table(
@@ -155,10 +158,30 @@ def make_scene(path: Path, sizes: Sizes, *, address: str) -> Scene:
             "created_time": np.full(2, START_US + HOUR_US),
         },
     )
+    redefined = _redefined(path, address)
     repo = open_repo(path)
     apply(repo)
     contract = _make_champion(repo, sizes)
-    return Scene(path, sizes, _requests(rng, sizes, pairs), contract)
+    return Scene(path, sizes, _requests(rng, sizes, pairs), contract, redefined)
+
+
+def _write_definitions(path: Path, definitions: str, address: str) -> None:
+    (path / "data").mkdir(parents=True)
+    (path / "feature_store.yaml").write_text(STORE.format(address=address))
+    (path / "declared_views.py").write_text(definitions)
+
+
+def _redefined(path: Path, address: str) -> dict[str, ViewSpec]:
+    """Apply the same definitions with narrower numbers, over the same data."""
+    changed = path.with_name(f"{path.name}-redefined")
+    views, rest = DEFINITIONS.split("@on_demand_feature_view")
+    narrower = views.replace("dtype=Float64", "dtype=Float32")
+    _write_definitions(changed, f"{narrower}@on_demand_feature_view{rest}", address)
+    for file in (path / "data").glob("*.parquet"):
+        shutil.copy(file, changed / "data")
+    repo = open_repo(changed)
+    apply(repo)
+    return {view.name: ViewSpec.from_feast(view) for view in repo.store.list_batch_feature_views()}
 
 
 def member_names(numbers: Array) -> Array:
@@ -282,7 +305,7 @@ def _requests(rng: np.random.Generator, sizes: Sizes, pairs: Array) -> tuple[Bat
     per_hour = max(1, round(sizes.requests / sizes.hours / sizes.batch_rows))
     liking = rng.gamma(4.0, size=len(pairs))
     liking /= liking.sum()
-    batches = []
+    batches: list[Batch] = []
     for hour in range(sizes.hours):
         seconds = rng.choice(np.arange(1, 3_600), size=per_hour - 1, replace=False)
         for offset in [0, *np.sort(seconds).tolist()]:

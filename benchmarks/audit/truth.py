@@ -44,16 +44,16 @@ def wrong_values(
     ids = served["prediction_id"].to_pylist()
     wrong: dict[Cell, str] = dict.fromkeys(edited, "transform")
     for use in contract.views:
-        causes: dict[Key, str] = {
-            key: fault.cause for fault in faults if fault.view == use.name for key in fault.keys
+        owners: dict[Key, Fault] = {
+            key: fault for fault in faults if fault.view == use.name for key in fault.keys
         }
         keys = keys_of(served, use.name, prefix="entity.")
         for column in use.columns:
             name = f"{use.name}__{column}"
             for row in differing(right[f"feature.{name}"], served[f"feature.{name}"]).tolist():
-                if keys[row] not in causes:
+                if keys[row] not in owners:
                     raise AssertionError(f"{name} of {keys[row]} differs, and nobody meant it to")
-                wrong[ids[row], name] = causes[keys[row]]
+                wrong[ids[row], name] = owners[keys[row]].cause_at(right, served, row)
     return wrong
 
 
