@@ -28,7 +28,7 @@ from tallystick.settings import settings
 from tallystick.view import NO_ENTITY_KEY, Column, ViewSpec, digest
 
 if TYPE_CHECKING:
-    from feast import FeatureStore, OnDemandFeatureView
+    from feast import FeatureService, FeatureStore, OnDemandFeatureView, RepoConfig
 
 Kind = TypeVar("Kind")
 
@@ -41,11 +41,14 @@ class Repo:
         path: Folder of ``feature_store.yaml``.
         models: Models by name.
         objects: Everything else that the files of the repo define, under any name.
+        settings_file: What is read instead of the repo's ``feature_store.yaml``; relative paths in
+            it and in the definitions are taken from ``path`` all the same.
     """
 
     path: Path
     models: dict[str, Model]
     objects: tuple[Any, ...] = ()
+    settings_file: Path | None = None
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -55,28 +58,52 @@ class Repo:
             DefinitionError: ``feature_store.yaml`` cannot be used.
         """
         from feast import FeatureStore
+        from google.protobuf.message import DecodeError
+
+        try:
+            with self._usable_settings():
+                store = FeatureStore(repo_path=str(self.path), config=self.config)
+                store.refresh_registry()  # else it is read later, anywhere
+        except DecodeError as error:
+            raise DamagedError(
+                f"The registry that {self._settings} names cannot be read.",
+                hint="Restore it, or delete it and register again:  tally apply",
+            ) from error
+        return store
+
+    @cached_property
+    def config(self) -> RepoConfig:
+        """What ``feature_store.yaml`` says; neither registry nor store is touched.
+
+        Raises:
+            DefinitionError: It cannot be used.
+        """
+        from feast.repo_config import load_repo_config
+        from feast.utils import get_default_yaml_file_path
+
+        with self._usable_settings():
+            return load_repo_config(
+                self.path, self.settings_file or get_default_yaml_file_path(self.path)
+            )
+
+    @property
+    def _settings(self) -> Path:
+        return self.settings_file or self.path / "feature_store.yaml"
+
+    @contextmanager
+    def _usable_settings(self) -> Iterator[None]:
         from feast.errors import FeastError
         from feast.repo_config import FeastConfigError
-        from google.protobuf.message import DecodeError
         from yaml import YAMLError  # type: ignore[import-untyped]
 
         try:
-            store = FeatureStore(repo_path=str(self.path))
-            store.refresh_registry()  # else it is read later, anywhere
-        except DecodeError as error:
-            raise DamagedError(
-                f"The registry that {self.path / 'feature_store.yaml'} names cannot be read.",
-                hint="Restore it, or delete it and register again:  tally apply",
-            ) from error
+            yield
         # TypeError: the file is no mapping. FeastConfigError is not one of FeastError's.
         except (
             *(FeastError, FeastConfigError, YAMLError),
             *(ValueError, TypeError, OSError),
         ) as error:
-            raise DefinitionError(
-                f"{self.path / 'feature_store.yaml'} cannot be used: {error}"
-            ) from error
-        return store
+            raise DefinitionError(f"{self._settings} cannot be used: {error}") from error
 
     def declared(self, kind: type[Kind]) -> list[Kind]:
         """The objects of a kind that the files of the repo define; each once."""
@@ -113,6 +140,17 @@ class Repo:
             DefinitionError: The definitions cannot serve a model; every reason is listed.
         """
         return _InputsReader(self, model).read()
+
+    def service_inputs(self, service: FeatureService) -> ModelInputs:
+        """What a feature service takes, whatever the types; as a model's, without a model's name.
+
+        Args:
+            service: Of views that are in the registry; it need not be there itself.
+
+        Raises:
+            DefinitionError: The definitions contradict each other; every reason is listed.
+        """
+        return _InputsReader(self).read_service(service)
 
     def view_source(self, view: str) -> Any:
         """The Feast batch source of a stored view."""
@@ -262,7 +300,7 @@ def _mark(module: Any, folder: str) -> None:
 class _InputsReader:
     """Reads :class:`ModelInputs` from a registry and collects every problem on the way."""
 
-    def __init__(self, repo: Repo, model: Model) -> None:
+    def __init__(self, repo: Repo, model: Model | None = None) -> None:
         self._repo = repo
         self._model = model
         self._problems: list[Problem] = []
@@ -273,34 +311,43 @@ class _InputsReader:
         self._transforms: list[TransformSpec] = []
 
     def read(self) -> ModelInputs:
-        service = self._service()
+        assert self._model is not None
+        self._add(self._service(self._model))
+        self._check_label(self._model)
+        return self._inputs(
+            f"Model {self._model.name!r}", self._model.name, frame=self._model.frame
+        )
+
+    def read_service(self, service: FeatureService) -> ModelInputs:
+        self._add(service)
+        return self._inputs(f"Feature service {service.name!r}", "", frame=True)
+
+    def _add(self, service: FeatureService) -> None:
         on_demand = {view.name for view in self._repo.store.list_on_demand_feature_views()}
         for projection in service.feature_view_projections:
             if projection.name in on_demand:
                 self._add_on_demand(projection)
             else:
                 self._add_stored(projection, to_model=True)
-        self._check_label()
+
+    def _inputs(self, what: str, model: str, *, frame: bool) -> ModelInputs:
         if self._problems:
-            raise DefinitionError(
-                f"Model {self._model.name!r} cannot be built from these definitions.",
-                self._problems,
-            )
+            raise DefinitionError(f"{what} cannot be built from these definitions.", self._problems)
         return ModelInputs(
             project=self._repo.project,
-            model=self._model.name,
+            model=model,
             entity_keys=_columns(self._entity_keys),
             request_fields=_columns(self._request_fields),
             features=tuple(self._features),
             views=tuple(self._uses.values()),
             transforms=tuple(self._transforms),
-            frame=self._model.frame,
+            frame=frame,
         )
 
-    def _service(self) -> Any:
+    def _service(self, model: Model) -> Any:
         from feast.errors import FeastObjectNotFoundException
 
-        name = self._model.features.name
+        name = model.features.name
         try:
             return self._repo.store.get_feature_service(name)
         except FeastObjectNotFoundException as error:
@@ -380,12 +427,13 @@ class _InputsReader:
 
     def _add_feature(self, view: str, feature: str, dtype: str, *, kind: Any) -> None:
         name = f"{view}__{feature}"
-        usable = dtype in NUMERIC or dtype == "UNIX_TIMESTAMP"
-        if not usable and not (self._model.frame and dtype == "STRING"):
+        model = self._model
+        usable = model is None or dtype in NUMERIC or dtype == "UNIX_TIMESTAMP"
+        if model is not None and not usable and not (model.frame and dtype == "STRING"):
             self._problems.append(
                 Problem(
                     f"feature {name}",
-                    "a number" if self._model.frame else "a number (or text, with frame=True)",
+                    "a number" if model.frame else "a number (or text, with frame=True)",
                     dtype,
                 )
             )
@@ -397,17 +445,17 @@ class _InputsReader:
         if known.setdefault(name, dtype) != dtype:
             self._problems.append(Problem(f"{kind} {name}", known[name], f"{dtype} elsewhere"))
 
-    def _check_label(self) -> None:
+    def _check_label(self, model: Model) -> None:
         known = self._entity_keys.keys() | self._request_fields.keys()
         self._problems += [
             Problem(f"label key {key}", "an entity key or request field", "neither")
-            for key in self._model.label.keys
+            for key in model.label.keys
             if key not in known
         ]
         computed = {feature.name for feature in self._features} | known
         self._problems += [
             Problem(f"slice {name}", f"one of {', '.join(sorted(computed))}", "unknown")
-            for name in self._model.slices
+            for name in model.slices
             if name not in computed
         ]
 
