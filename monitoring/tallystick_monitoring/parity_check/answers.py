@@ -62,13 +62,14 @@ def stored(repo: Repo, inputs: ModelInputs, spine: pa.Table) -> tuple[pa.Table, 
         DataError: A source cannot be read as declared.
     """
     answers = Answers()
-    table = spine
+    table, dtypes = spine, inputs.value_columns
     for use in inputs.views:
         found = stored_values(repo, [use], spine, clock=clock_of(use), with_times=True)
         for column in use.columns:
             name = f"{use.name}__{column}"
             table = table.append_column(name, found[name])
-            answers.values[name] = found[name].to_pylist()
+            values = found[name].to_pylist()
+            answers.values[name] = [_comparable(value, dtypes[name]) for value in values]
         answers.event_times[use.name] = found[f"{use.name}__event_time"].to_pylist()
         answers.statuses[use.name] = found[f"{use.name}__status"].to_pylist()
     return table, answers
@@ -104,7 +105,7 @@ def computed(subject: Subject, table: pa.Table) -> dict[str, list[Any]]:
 
 
 def online(repo: Repo, subject: Subject, spine: pa.Table) -> Answers:
-    """What Feast reads of the online store for all requests at once.
+    """What Feast reads of the online store, for all requests at once if it can.
 
     Raises:
         DataError: Feast, the store or an on-demand function fails.
@@ -112,32 +113,42 @@ def online(repo: Repo, subject: Subject, spine: pa.Table) -> Answers:
     features: Any = list(subject.features)
     if not features:
         features = repo.store.get_feature_service(subject.name)
-    with quiet():
-        try:
-            response = repo.store.get_online_features(
-                features=features,
-                entity_rows=_entities(spine),
-                full_feature_names=subject.by_full_names,
-            ).proto
-        except Exception as error:
-            # Any exception: store and functions may be anybody's code.
-            raise DataError(
-                f"Feast cannot read it from the online store: {type(error).__name__}: {error}"
-            ) from error
     answers = Answers()
+    for part in _parts(spine, alone=spine.num_rows if subject.is_asked_alone else 0):
+        with quiet():
+            try:
+                response = repo.store.get_online_features(
+                    features=features,
+                    entity_rows=_entities(part),
+                    full_feature_names=subject.by_full_names,
+                ).proto
+            except Exception as error:
+                # Any exception: store and functions may be anybody's code.
+                raise DataError(
+                    f"Feast cannot read it from the online store: {type(error).__name__}: {error}"
+                ) from error
+        _add_protos(answers, subject, response)
+    _require_all(subject, answers, rows=spine.num_rows, who="Feast")
+    return answers
+
+
+def _add_protos(answers: Answers, subject: Subject, response: Any) -> None:
+    """Add what Feast answered to some requests."""
     dtypes = subject.inputs.value_columns
+    times: dict[str, list[datetime | None]] = {}
     columns = zip(response.metadata.feature_names.val, response.results, strict=True)
     for short, result in columns:
         name = subject.names.get(short)
         if name is None:
             continue
-        answers.values[name] = [_from_proto(value, dtypes[name]) for value in result.values]
-        answers.event_times[name.partition("__")[0]] = [
+        values = [_from_proto(value, dtypes[name]) for value in result.values]
+        answers.values.setdefault(name, []).extend(values)
+        times[name.partition("__")[0]] = [
             from_us(time.seconds * _SECOND_US + time.nanos // 1000) if time.seconds > 0 else None
             for time in result.event_timestamps
         ]
-    _require_all(subject, answers, who="Feast")
-    return answers
+    for view, told in times.items():
+        answers.event_times.setdefault(view, []).extend(told)
 
 
 def served_features(api: Api, subject: Subject, spine: pa.Table, *, rows_max: int) -> Answers:
@@ -159,7 +170,8 @@ def served_features(api: Api, subject: Subject, spine: pa.Table, *, rows_max: in
     )
     dtypes, in_answer = subject.inputs.value_columns, subject.names
     answers = Answers()
-    for part in _parts(spine, rows_max=rows_max):
+    alone = spine.num_rows if subject.is_asked_alone else ROWS_ALONE
+    for part in _parts(spine, alone=alone, rows_max=min(rows_max, ROWS_TOGETHER)):
         entities = {
             name: [_to_json(value) for value in values] for name, values in _entities(part).items()
         }
@@ -173,7 +185,7 @@ def served_features(api: Api, subject: Subject, spine: pa.Table, *, rows_max: in
                 value = in_answer[name]
                 values = [_from_json(each, dtypes[value]) for each in result["values"]]
                 answers.values.setdefault(value, []).extend(values)
-    _require_all(subject, answers, who="The API")
+    _require_all(subject, answers, rows=spine.num_rows, who="The API")
     return answers
 
 
@@ -181,7 +193,8 @@ def served_predictions(api: Api, subject: Subject, spine: pa.Table, *, rows_max:
     """What a model sees and predicts; otherwise as :func:`served_features`."""
     dtypes = subject.inputs.value_columns
     answers = Answers(values={name: [] for name in dtypes})
-    for part in _parts(spine.drop_columns([REQUEST_TIME]), rows_max=rows_max):
+    requests = spine.drop_columns([REQUEST_TIME])
+    for part in _parts(requests, alone=ROWS_ALONE, rows_max=min(rows_max, ROWS_TOGETHER)):
         instances = [
             {name: _to_json(value) for name, value in row.items()} for row in part.to_pylist()
         ]
@@ -221,7 +234,8 @@ def unanswered(subject: Subject) -> tuple[str, ...]:
     )
 
 
-def _require_all(subject: Subject, answers: Answers, *, who: str) -> None:
+def _require_all(subject: Subject, answers: Answers, *, rows: int, who: str) -> None:
+    """Refuse an answer that lacks a feature, or has another number of values than requests."""
     missing = [
         name
         for name in subject.asked
@@ -229,6 +243,9 @@ def _require_all(subject: Subject, answers: Answers, *, who: str) -> None:
     ]
     if missing:
         raise DataError(f"{who} does not answer {', '.join(missing)}.")
+    for name, values in answers.values.items():
+        if len(values) != rows:
+            raise DataError(f"{who} answers {len(values)} values of {name} to {rows} requests.")
 
 
 def _entities(spine: pa.Table) -> dict[str, list[Any]]:
@@ -236,11 +253,12 @@ def _entities(spine: pa.Table) -> dict[str, list[Any]]:
     return columns or {NO_KEY: [0] * spine.num_rows}
 
 
-def _parts(spine: pa.Table, *, rows_max: int) -> Iterator[pa.Table]:
-    alone = min(ROWS_ALONE, spine.num_rows)
+def _parts(spine: pa.Table, *, alone: int, rows_max: int | None = None) -> Iterator[pa.Table]:
+    """The first requests one by one, then batches of at most ``rows_max``; None for one batch."""
+    alone = min(alone, spine.num_rows)
     for row in range(alone):
         yield spine.slice(row, 1)
-    size = min(ROWS_TOGETHER, rows_max)
+    size = rows_max or max(spine.num_rows, 1)
     for start in range(alone, spine.num_rows, size):
         yield spine.slice(start, size)
 
@@ -262,10 +280,16 @@ def _from_proto(value: Any, dtype: str) -> Any:
     if dtype == "UNIX_TIMESTAMP" and kind == "unix_timestamp_val":
         seconds = value.unix_timestamp_val
         return None if seconds == -(1 << 63) else from_us(seconds * _SECOND_US)
-    found = to_python(value, ValueType[dtype])
+    return _comparable(to_python(value, ValueType[dtype]), dtype)
+
+
+def _comparable(value: Any, dtype: str) -> Any:
+    """A value in the form in which it can be compared: one text of JSON, one order of a set."""
     if dtype in JSON_TEXT:
-        return json_text(found)
-    return sorted(found, key=repr) if isinstance(found, set | frozenset) else found
+        return json_text(value)
+    if value is not None and dtype.endswith("_SET"):
+        return sorted(value, key=repr)
+    return value
 
 
 def _to_json(value: Any) -> Any:
@@ -293,7 +317,7 @@ def _from_json_list(value: Any, dtype: str) -> Any:
     members = value.get("val", value) if isinstance(value, dict) else value
     if inner == dtype or not isinstance(members, list):
         return value
-    return [_from_json(member, inner) for member in members]
+    return _comparable([_from_json(member, inner) for member in members], dtype)
 
 
 def _moment(value: Any) -> datetime:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ _STOP_S: Final = 60.0
 _ANSWER_S: Final = 60.0
 _POLL_S: Final = 0.05
 _OK: Final = 200
+_ERROR: Final = re.compile(r"tally: (?!The server did not start)|[\w.]+(Error|Exception): ")
+"""How the line of a server's log begins that says why it ended."""
 
 
 class Api:
@@ -57,20 +60,25 @@ class Api:
             self._wait_until_alive()
         except BaseException:
             self._process.kill()
-            self._process.wait()
+            self._end()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop it."""
+        self._process.send_signal(signal.SIGTERM)
+        self._end()
+
+    def _end(self) -> None:
         if self._connection is not None:
             self._connection.close()
-        self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def reasons_not_ready(self) -> list[str]:
         """Why a model might not be answered."""
@@ -99,7 +107,8 @@ class Api:
             answer = self._connection.getresponse()
             content = json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            self._connection = None
+            if self._connection is not None:
+                self._connection.close()
             raise UnavailableError(
                 "The server of the parity check", f"{error!r}; it said: {self._last_words()}"
             ) from error
@@ -122,8 +131,8 @@ class Api:
 
     def _last_words(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        told = [line for line in lines if line.startswith("tally: ")]
-        return (told or lines or ["nothing"])[-1].removeprefix("tally: ")
+        told = [line for line in lines if _ERROR.match(line)]
+        return _ERROR.sub("", (told or lines or ["nothing"])[-1])
 
 
 class _UnixConnection(http.client.HTTPConnection):

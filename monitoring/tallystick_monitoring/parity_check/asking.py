@@ -108,6 +108,8 @@ class Asking:
         except DefinitionError:
             failing, told = answers.failing_rows(subject, table)
             kept = [row for row, fails in enumerate(failing) if not fails]
+            if not kept:
+                raise
             spine = spine.take(kept)
             table, found = answers.stored(self._repo, subject.inputs, spine)
             found.values |= answers.computed(subject, table)

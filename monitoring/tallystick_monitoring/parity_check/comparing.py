@@ -91,10 +91,12 @@ def same(one: Sequence[Any], other: Sequence[Any], dtype: str) -> Bools:
     try:
         return same_bits(pa.array(one, kind), pa.array(other, kind))
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        if len(one) == 1:
-            return np.array([repr(one) == repr(other)])
+        if len(one) <= 1:
+            return np.array([repr(one) == repr(other)] * len(one), dtype=np.bool_)
         pairs = zip(one, other, strict=True)
-        return np.array([bool(same([left], [right], dtype)[0]) for left, right in pairs])
+        return np.array(
+            [bool(same([left], [right], dtype)[0]) for left, right in pairs], dtype=np.bool_
+        )
 
 
 class _Comparison:
@@ -115,7 +117,9 @@ class _Comparison:
             self._compare_value(name, computed.get(name, ()))
         if self._subject.bundle is not None and self._ways.api is not None:
             self._compare_predictions()
-        if self._values and not self._present:
+        if not self._values and not failures:
+            notes = (*notes, "nothing was left to compare")
+        elif self._values and not self._present:
             notes = (*notes, "every value is null at that moment: only nulls were compared")
         differing = len({(each.value, each.row) for each in self._differences})
         asked = {"offline": True, "online": self._ways.online, "API": self._ways.api}
@@ -279,8 +283,12 @@ class _Comparison:
     def _examples(self) -> list[_Difference]:
         """Differences to show: one of each hint first."""
         seen: Counter[str] = Counter()
+        told: set[tuple[str, int]] = set()
         ranked: list[tuple[int, int, _Difference]] = []
         for each in self._differences:
+            if (each.value, each.row) in told:
+                continue
+            told.add((each.value, each.row))
             ranked.append((seen[each.hint], len(ranked), each))
             seen[each.hint] += 1
         return [each for _, _, each in sorted(ranked, key=lambda rank: rank[:2])[:EXAMPLES_MAX]]

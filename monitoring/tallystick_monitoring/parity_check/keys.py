@@ -28,6 +28,9 @@ UNKNOWN: Final = "unknown"
 KINDS: Final = (CURRENT, EXPIRED, LATER, UNKNOWN)
 """A value within its ttl; older than that; known only afterwards; never in history."""
 
+NEVER_US: Final = -(1 << 62)
+"""Before everything."""
+
 _SHARE: Final = 10
 """One key in so many is of each kind that is not current."""
 _SECOND_US: Final = 1_000_000
@@ -72,6 +75,19 @@ class Last:
     visible_us: int
 
 
+@dataclass(frozen=True)
+class Known:
+    """What was known of a view at a moment, in microseconds since 1970.
+
+    Attributes:
+        newest_us: The last event time of what was known; :data:`NEVER_US` if nothing was.
+        settled_us: When all that had happened by that moment became known.
+    """
+
+    newest_us: int
+    settled_us: int
+
+
 def clock_of(use: ViewUse) -> VisibilityClock:
     """The clock by which a view's history is read: knowledge, if it says what was known when."""
     return VisibilityClock.KNOWLEDGE if use.spec.created_column else VisibilityClock.EVENT
@@ -81,28 +97,30 @@ def last_of(repo: Repo, use: ViewUse) -> Last | None:
     """Where a view's history ends; None if it has no rows.
 
     Raises:
-        DataError: The source cannot be read as declared.
+        DataError: The source cannot be read as declared, or lacks a feature.
     """
-    read, history = _opened(repo, use)
+    read, history = _opened(repo, use, columns=use.columns)
     sql = f"SELECT max(event_us) AS event, max(visible_us) AS visible FROM {history.sql} AS history"
     (row,) = _asked(repo, sql, what=f"view {read.name}").to_pylist()
     return None if row["event"] is None else Last(row["event"], row["visible"])
 
 
-def newest_events(repo: Repo, use: ViewUse, moments_us: Sequence[int]) -> list[int | None]:
-    """At each moment the last event time that was known, in microseconds since 1970.
+def known_at(repo: Repo, use: ViewUse, moments_us: Sequence[int]) -> list[Known]:
+    """What of a view's history was known at each moment, in microseconds since 1970.
 
     Raises:
         DataError: The source cannot be read as declared.
     """
     read, history = _opened(repo, use)
-    newest = ", ".join(
-        f"max(event_us) FILTER (WHERE visible_us <= {moment_us}) AS at_{place}"
+    found = ", ".join(
+        f"max(event_us) FILTER (WHERE visible_us <= {moment_us}) AS newest_{place}, "
+        f"max(visible_us) FILTER (WHERE event_us <= {moment_us}) AS settled_{place}"
         for place, moment_us in enumerate(moments_us)
     )
-    sql = f"SELECT {newest} FROM {history.sql} AS history"
+    sql = f"SELECT {found} FROM {history.sql} AS history"
     (row,) = _asked(repo, sql, what=f"view {read.name}").to_pylist()
-    return list(row.values())
+    times = [NEVER_US if time_us is None else time_us for time_us in row.values()]
+    return [Known(*pair) for pair in zip(times[::2], times[1::2], strict=True)]
 
 
 def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) -> Keys:
@@ -174,8 +192,8 @@ def _unknown(dtypes: Sequence[str], known: Sequence[Key], count: int, rng: Rng) 
     return unknown
 
 
-def _opened(repo: Repo, use: ViewUse) -> tuple[ViewRead, History]:
-    (read,) = view_reads(repo, [use.model_copy(update={"columns": ()})])
+def _opened(repo: Repo, use: ViewUse, *, columns: tuple[str, ...] = ()) -> tuple[ViewRead, History]:
+    (read,) = view_reads(repo, [use.model_copy(update={"columns": columns})])
     return read, open_history(read, clock=clock_of(use), repo_path=repo.path)
 
 

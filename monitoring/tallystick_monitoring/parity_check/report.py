@@ -86,6 +86,8 @@ class ParityCheck(Frozen):
         configured: Type of the repo's online store.
         filled_by: What brought history online.
         seed: Of what was drawn.
+        values: Values compared.
+        equal: Values that are the same everywhere.
         compared: What was found of each.
     """
 
@@ -96,17 +98,9 @@ class ParityCheck(Frozen):
     configured: str
     filled_by: str
     seed: int
+    values: int
+    equal: int
     compared: tuple[Compared, ...]
-
-    @property
-    def values(self) -> int:
-        """Values compared."""
-        return sum(one.values for one in self.compared)
-
-    @property
-    def equal(self) -> int:
-        """Values that are the same everywhere."""
-        return sum(one.equal for one in self.compared)
 
     @property
     def failures(self) -> int:
@@ -114,9 +108,9 @@ class ParityCheck(Frozen):
         return sum(len(one.failures) for one in self.compared)
 
     def passed(self, fail_over: float) -> bool:
-        """Whether all could be compared and no more than that share of the values differs."""
+        """Whether all could be compared, something was, and no more than that share differs."""
         differing = self.values - self.equal
-        return not self.failures and differing <= fail_over * self.values
+        return self.values > 0 and not self.failures and differing <= fail_over * self.values
 
 
 def text(check: ParityCheck) -> str:
@@ -140,7 +134,7 @@ def _lines(one: Compared) -> list[str]:
     head = f"{mark} {one.kind} {one.name}".ljust(_WIDTH)
     if one.values:
         kinds = ", ".join(f"{count} {kind}" for kind, count in one.kinds.items())
-        ways = " = ".join(one.ways)
+        ways = ", ".join(one.ways)
         what = "keys" if one.kind == "view" else "requests"
         head += (
             f" {one.requests:,} {what}{f' ({kinds})' if kinds else ''}, "
@@ -163,10 +157,9 @@ def _shown(example: Example) -> str:
 
 
 def _summary(check: ParityCheck) -> str:
-    differing = check.values - check.equal
     share = check.equal / check.values if check.values else 0.0
     told = f"{check.equal:,} of {check.values:,} values equal ({share:.3%})"
     if check.failures:
         told += f"; {check.failures} could not be compared"
-    mark = "✗" if differing or check.failures else "✓"
+    mark = "✓" if check.passed(0) else "✗"
     return f"{mark} parity: {told}"

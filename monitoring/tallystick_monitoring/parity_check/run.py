@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from tallystick.clock import EPOCH, from_us, process_clock, to_us
 from tallystick.contract import ViewUse
-from tallystick.errors import DataError, StateError, TallystickError
+from tallystick.errors import DataError, DefinitionError, StateError, TallystickError
 from tallystick.materialize import Materializer
 from tallystick.repo import apply
 from tallystick.settings import settings
 from tallystick_monitoring.parity_check.api import Api
 from tallystick_monitoring.parity_check.asking import Asking
-from tallystick_monitoring.parity_check.keys import Keys, Last, draw_keys, last_of, newest_events
+from tallystick_monitoring.parity_check.keys import Keys, Last, draw_keys, known_at, last_of
 from tallystick_monitoring.parity_check.report import ParityCheck
 from tallystick_monitoring.parity_check.scratch import Scratch, quiet, scratch
 from tallystick_monitoring.parity_check.spine import Requests
@@ -43,9 +43,21 @@ def run(repo: Repo, *, sample: int, at: datetime | None, seed: int, tell: Tell) 
     now_us = process_clock().now_us()
     tell("applying the definitions to a scratch registry")
     with scratch(repo) as place:
-        with quiet():
-            apply(place.repo)
+        _apply(place)
         return _Run(place, sample=sample, seed=seed, tell=tell).result(at, now_us=now_us)
+
+
+def _apply(place: Scratch) -> None:
+    with quiet():
+        try:
+            apply(place.repo)
+        except TallystickError:
+            raise
+        except Exception as error:
+            # Any exception: the online store may be anybody's code.
+            raise DefinitionError(
+                f"Feast cannot apply {place.repo.path}: {type(error).__name__}: {error}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,8 @@ class _Run:
             configured=self._place.configured,
             filled_by="tally materialize" if self._place.is_packed else "feast materialize",
             seed=self._seed,
+            values=sum(one.values for one in compared),
+            equal=sum(one.equal for one in compared),
             compared=tuple(compared),
         )
 
@@ -173,26 +187,28 @@ def _moment(
 ) -> _Moment:
     """The time as of which everything is read.
 
-    By default now; if nothing that can expire is alive any more, the end of that view's history at
-    which the most views are alive.
+    By default now; if nothing that can expire is alive any more, a moment near the end of some
+    view's history: the one with the most views alive, and then with the fewest views of which
+    something had happened that was not known yet.
     """
     if at is not None:
         return _Moment(at, "as asked for")
     ttls = {name: ttl_us for name in lasts if (ttl_us := uses[name].spec.ttl_us) is not None}
     if not ttls or any(lasts[name].event_us >= now_us - ttl_us for name, ttl_us in ttls.items()):
         return _Moment(from_us(now_us), "")
-    ends = sorted({min(lasts[name].visible_us, now_us) for name in ttls})
-    newest = {name: newest_events(repo, uses[name], ends) for name in ttls}
+    ends = sorted({lasts[name].visible_us for name in ttls})
+    known = [known_at(repo, uses[name], ends) for name in lasts]
+    settled = [max(each[place].settled_us for each in known) for place in range(len(ends))]
+    candidates = sorted({min(moment_us, now_us) for moment_us in (*ends, *settled)})
+    found = {name: known_at(repo, uses[name], candidates) for name in lasts}
 
-    def alive(place: int) -> int:
-        return sum(
-            event_us is not None and event_us >= ends[place] - ttls[name]
-            for name, events_us in newest.items()
-            for event_us in (events_us[place],)
-        )
+    def rank(place: int) -> tuple[int, int, int]:
+        moment_us = candidates[place]
+        alive = sum(found[name][place].newest_us >= moment_us - ttls[name] for name in ttls)
+        complete = sum(found[name][place].settled_us <= moment_us for name in lasts)
+        return alive, complete, place
 
-    best = max(range(len(ends)), key=lambda place: (alive(place), place))
     return _Moment(
-        from_us(ends[best]),
+        from_us(candidates[max(range(len(candidates)), key=rank)]),
         "near the end of history, as every value that can expire has expired by now",
     )

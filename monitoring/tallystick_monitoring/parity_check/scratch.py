@@ -79,7 +79,7 @@ def scratch(repo: Repo) -> Iterator[Scratch]:
     Raises:
         DefinitionError: ``feature_store.yaml`` cannot be used.
     """
-    configured = str(getattr(_online_config(repo), "type", None))
+    configured = str(getattr(_online_config(repo), "type", "none"))
     state = repo.state_dir
     remove_abandoned()
     folder, lock = make_folder()

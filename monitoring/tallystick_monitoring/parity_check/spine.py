@@ -105,8 +105,8 @@ class Requests:
             rows = _typed(rows, {column.name: column.dtype for column in columns})
             if rows is not None and rows.num_rows:
                 places = rng.choice(rows.num_rows, size=min(wanted, rows.num_rows), replace=False)
-                taken: list[dict[str, Any]] = rows.take(places).to_pylist()
-                return taken
+                taken = rows.take(places).to_pylist()
+                return list({repr(row): row for row in taken}.values())
         return []
 
     def _population_rows(self, model: Any, names: Sequence[str]) -> pa.Table:

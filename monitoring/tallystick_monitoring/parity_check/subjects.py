@@ -47,6 +47,14 @@ class Subject:
         return tuple(feature.replace(":", "__") for feature in self.features)
 
     @property
+    def is_asked_alone(self) -> bool:
+        """Whether Feast has to be asked for one request at a time.
+
+        It calls a singleton function for the first one only.
+        """
+        return any(spec.mode == "python_singleton" for spec in self.inputs.transforms)
+
+    @property
     def by_full_names(self) -> bool:
         """Whether values have to be asked for with the names of their views.
 
