@@ -147,6 +147,11 @@ def single(inputs):
     return {"cents": None if inputs["price"] is None else inputs["price"] * 100}
 
 
+archive = FeatureView(
+    name="archive", entities=[shop], ttl=timedelta(0), source=source("shop_stats"), online=False,
+    schema=[Field(name="shop", dtype=String), Field(name="load", dtype=Float64)],
+)
+not_served = FeatureService(name="not_served", features=[archive])
 mixed = FeatureService(name="mixed", features=[kinds, shop_stats, in_pandas, single])
 """
 """Every kind of view and function, and a value of every type that needs care."""

@@ -7,7 +7,7 @@ not installed is answered with the command that installs it.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +150,7 @@ def check(path: Path, /, *, parity: bool, **options: Any) -> None:
         if not passed:
             raise SystemExit(1)
         return
+    _only_with_parity(options)
     from tallystick.check import check as look
 
     found = look(_open(path))
@@ -158,6 +159,15 @@ def check(path: Path, /, *, parity: bool, **options: Any) -> None:
             click.echo(f"{mark} {sentence}")
     if found.failures:
         raise SystemExit(1)
+
+
+def _only_with_parity(options: Iterable[str]) -> None:
+    """Refuse options that would go unheeded."""
+    source = click.get_current_context().get_parameter_source
+    for name in options:
+        if source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "--" + name.removesuffix("_path").replace("_", "-")
+            raise click.UsageError(f"{option} goes with --parity:  tally check --parity {option} …")
 
 
 @main.command()

@@ -24,7 +24,6 @@ import gated_store
 from parity_repos import make_faulty_repo, make_manifold_repo, with_stores
 from tallystick.cli import main
 from tallystick.clock import to_us
-from tallystick.online_store import embedded
 from tallystick.repo import apply, open_repo
 from tallystick.settings import settings
 from tallystick_monitoring.parity_check import keeper
@@ -37,6 +36,7 @@ OUR_TYPE = "tallystick.online_store.RedisOnlineStore"
 OURS = "{type: tallystick.online_store.RedisOnlineStore, connection_string: 'nowhere:1'}"
 FEASTS_REDIS = "{type: redis, connection_string: 'nowhere:1'}"
 REMOTE = "{type: remote, path: 'http://localhost:1'}"
+KINDS = {"view", "on-demand view", "feature service"}
 IN_GAP = (START + 20 * DAY).strftime("%Y-%m-%d")
 """Some pairs of shop and item have had no row for longer than the ttl."""
 
@@ -190,6 +190,10 @@ def test_all_that_feast_can_declare_passes(tmp_path):
     path = with_stores(make_manifold_repo(tmp_path / "repo"), online=OURS)
     report = checked(path)
     assert report["store"] == report["configured"] == OUR_TYPE
+    unserved = of(report, "not_served")
+    assert "view archive is not online" in " ".join(unserved["notes"])
+    report["compared"].remove(unserved)
+    assert {one["kind"] for one in report["compared"]} == KINDS
     for one in report["compared"]:
         assert one["present"] > 0, one
         ways = ["offline", "online"] if one["name"] == "at_hour" else ["offline", "online", "API"]
@@ -278,6 +282,12 @@ def test_keys_are_drawn_of_every_kind_and_the_same_for_the_same_seed(applied_tin
     assert early.kinds == {"later": 2, "unknown": 2}
 
 
+def test_an_option_that_would_go_unheeded_is_refused(unapplied):
+    done = CliRunner().invoke(main, ["--repo", str(unapplied), "check", "--fail-over", "0.1"])
+    assert done.exit_code == 2
+    assert "--fail-over goes with --parity" in done.output
+
+
 def test_mistakes_are_one_clear_sentence(unapplied, tmp_path):
     assert "is not a Feast repo" in refused(tmp_path / "t")
     for name in ("shop_stats", "item_stats"):
@@ -308,16 +318,18 @@ def test_nothing_stays_of_a_check_that_is_killed(unapplied, number):
     with_stores(unapplied, online=OURS)
     before = hashes(unapplied)
     with running(unapplied) as (process, folder):
+        redis = pid_of_redis(folder)
         process.send_signal(number)
         assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
     wait_for(lambda: not folder.exists())
-    assert not embedded.is_running(folder / keeper.STATE)
+    wait_for(lambda: not is_alive(redis))
     assert hashes(unapplied) == before
 
 
 def test_the_next_check_removes_what_a_killed_keeper_left(unapplied):
     with_stores(unapplied, online=OURS)
     with running(unapplied) as (process, folder):
+        redis = pid_of_redis(folder)
         (keeping,) = [
             child
             for child in children(process.pid)
@@ -327,8 +339,21 @@ def test_the_next_check_removes_what_a_killed_keeper_left(unapplied):
         process.kill()
         process.wait()
     assert folder.exists()
+    assert is_alive(redis)
     wait_for(lambda: removed(folder))
-    assert not embedded.is_running(folder / keeper.STATE)
+    wait_for(lambda: not is_alive(redis))
+
+
+def pid_of_redis(folder: Path) -> int:
+    return int((folder / keeper.STATE / "redis" / "redis.pid").read_text())
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def removed(folder: Path) -> bool:

@@ -59,7 +59,9 @@ class Asking:
     def compared(self, subject: Subject | Unusable) -> Compared:
         """What is found of a subject."""
         if isinstance(subject, Unusable):
-            return _failed(subject, subject.reason)
+            if subject.is_served:
+                return _failed(subject, subject.reason)
+            return Compared(kind=subject.kind, name=subject.name, notes=(subject.reason,))
         names = [use.spec.name for use in subject.inputs.views]
         reasons = [self._unreadable[name] for name in names if name in self._unreadable]
         if reasons:

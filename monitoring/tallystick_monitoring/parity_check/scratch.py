@@ -174,7 +174,7 @@ def _scratch_online(repo: Repo, folder: Path) -> dict[str, Any]:
 def _write_settings(repo: Repo, folder: Path, online: dict[str, Any]) -> Path:
     import yaml  # type: ignore[import-untyped]
 
-    # Not expanded: what comes from the environment may be secret.
+    # Not expanded: what stands for a ${NAME} may be secret.
     content = yaml.safe_load((repo.path / "feature_store.yaml").read_text(encoding="utf-8"))
     settings = {
         **{name: content[name] for name in _KEPT if name in content},

@@ -87,11 +87,19 @@ class Subject:
 
 @dataclass(frozen=True)
 class Unusable:
-    """Something that cannot be asked for, and why."""
+    """Something that cannot be compared.
+
+    Attributes:
+        kind: What it is.
+        name: Its name.
+        reason: Why.
+        is_served: Whether it should be; what is not served need not match.
+    """
 
     kind: Kind
     name: str
     reason: str
+    is_served: bool = True
 
 
 def subjects(repo: Repo) -> Iterator[Subject | Unusable]:
@@ -117,10 +125,12 @@ def subjects(repo: Repo) -> Iterator[Subject | Unusable]:
 
 
 def _read(repo: Repo, kind: Kind, name: str, service: Any) -> Subject | Unusable:
+    from feast.errors import FeastError
+
     try:
         inputs = repo.service_inputs(service)
         transforms = Transforms.from_repo(repo, inputs)
-    except TallystickError as error:
+    except (TallystickError, FeastError) as error:
         return Unusable(kind, name, str(error))
     offline_only = [
         use.spec.name
@@ -128,7 +138,8 @@ def _read(repo: Repo, kind: Kind, name: str, service: Any) -> Subject | Unusable
         if not repo.store.get_feature_view(use.spec.name).online
     ]
     if offline_only:
-        return Unusable(kind, name, f"view {', '.join(offline_only)} is not online (online=False)")
+        reason = f"not served, as view {', '.join(offline_only)} is not online (online=False)"
+        return Unusable(kind, name, reason, is_served=False)
     if kind == "feature service":
         features: tuple[str, ...] = ()
         compared = tuple(feature.name for feature in inputs.features)
@@ -149,7 +160,8 @@ def _read_model(repo: Repo, model: str) -> Subject | Unusable:
         champion = read_champion(repo.state_dir, model)
         bundle = load_bundle(repo.state_dir, model, champion.contract_hash)
         if model not in repo.models:
-            return Unusable("model", model, "it has a champion, and is not declared any more")
+            reason = "not compared: it has a champion, and is not declared any more"
+            return Unusable("model", model, reason, is_served=False)
         check_same_inputs(
             bundle.contract,
             repo.inputs(repo.models[model]),
