@@ -55,7 +55,7 @@ def _own_settings(tmp_path, monkeypatch) -> Iterator[None]:
 
 
 def left_behind() -> list[Path]:
-    return [*Path(tempfile.gettempdir()).glob(f"{keeper.PREFIX}*")]
+    return [*Path(tempfile.gettempdir()).glob("tallystick-*")]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -373,10 +373,14 @@ class running:  # noqa: N801 - read as: with running(repo)
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        (socket,) = wait_for(
-            lambda: [*Path(tempfile.gettempdir()).glob(f"{keeper.PREFIX}*/api.sock")]
+        (log,) = wait_for(
+            lambda: [
+                log
+                for log in Path(tempfile.gettempdir()).glob(f"{keeper.PREFIX}*/server.log")
+                if "Application startup complete" in log.read_text()
+            ]
         )
-        return self._process, socket.parent
+        return self._process, log.parent
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()

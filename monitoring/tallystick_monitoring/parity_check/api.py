@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from tallystick.errors import StateError, UnavailableError
+from tallystick_monitoring.parity_check.keeper import sockets_of
 from tallystick_monitoring.parity_check.scratch import Scratch
 
 _START_S: Final = 180.0
@@ -36,7 +37,9 @@ class Api:
     """
 
     def __init__(self, scratch: Scratch) -> None:
-        self._socket = scratch.folder / "api.sock"
+        sockets = sockets_of(scratch.folder)
+        sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._socket = sockets / "api.sock"
         self._log = scratch.folder / "server.log"
         self._connection: _UnixConnection | None = None
         command = [

@@ -41,6 +41,11 @@ def make_folder() -> tuple[Path, int]:
     return folder, handle
 
 
+def sockets_of(folder: Path) -> Path:
+    """Where the sockets of a scratch folder lie: in it, or in a shorter path if its own is long."""
+    return embedded.socket_path(folder / STATE).parent
+
+
 def remove(folder: Path, *, wait_s: float = 0.0) -> bool:
     """Stop the Redis of a scratch folder and remove the folder, unless it is in use.
 
@@ -59,6 +64,7 @@ def remove(folder: Path, *, wait_s: float = 0.0) -> bool:
         with unheld(folder / _LOCK) as handle:
             if handle is not None:
                 embedded.stop(folder / STATE)
+                shutil.rmtree(sockets_of(folder), ignore_errors=True)
                 _remove_all(folder)
         if not folder.exists():
             return True
