@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +13,20 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from sklearn.linear_model import LogisticRegression
 
 import gated_store
 from parity_repos import make_faulty_repo, make_manifold_repo, with_stores
+from tallystick.bundle import bundle_dir, load_bundle, read_champion, write_bundle
 from tallystick.cli import main
 from tallystick.clock import to_us
 from tallystick.repo import apply, open_repo
@@ -239,6 +244,22 @@ def test_a_champion_that_no_longer_fits_is_named(trained, tmp_path):
     (failure,) = of(report, MODEL)["failures"]
     assert "no longer fits" in failure
     assert of(report, "item_stats")["equal"] == of(report, "item_stats")["values"] > 0
+
+
+def test_requests_that_a_model_cannot_take_are_left_out(trained, tmp_path):
+    path = copy_tiny_repo(trained, tmp_path / "repo")
+    state = path / ".tallystick"
+    contract_hash = read_champion(state, MODEL).contract_hash
+    bundle = load_bundle(state, MODEL, contract_hash)
+    shutil.rmtree(bundle_dir(state, MODEL, contract_hash))
+    rows = np.random.default_rng(0).normal(size=(50, len(bundle.contract.features)))
+    estimator = LogisticRegression().fit(rows, rows[:, 0] > 0)
+    write_bundle(state, replace(bundle, estimator=estimator))
+    report = checked(path, "--at", "2024-02-10T06:00:00")
+    model = of(report, MODEL)
+    (note,) = model["notes"]
+    assert "Model 'demo_model' failed: ValueError: Input X contains NaN" in note
+    assert model["equal"] == model["values"] == model["present"] > 100
 
 
 def test_what_fails_fails_alone(unapplied):

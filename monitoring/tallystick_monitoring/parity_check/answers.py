@@ -13,6 +13,7 @@ from tallystick.contract import ModelInputs
 from tallystick.dtypes import JSON_TEXT, json_text
 from tallystick.errors import DataError, DefinitionError
 from tallystick.fold import VisibilityClock
+from tallystick.matrix import feature_matrix
 from tallystick.retrieval import REQUEST_TIME, computed_values, stored_values
 from tallystick_monitoring.parity_check.api import Api
 from tallystick_monitoring.parity_check.keys import clock_of
@@ -30,7 +31,7 @@ ROWS_TOGETHER: Final = 100
 NO_KEY: Final = "any_request"
 """Column that is sent where a view has no entity, as Feast counts requests by their columns."""
 CARRIED: Final = frozenset({"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL", "STRING"})
-"""Types of request fields that Feast takes from JSON as what they are."""
+"""Types of keys and request fields that Feast takes from JSON as what they are."""
 _SECOND_US: Final = 1_000_000
 _OK: Final = 200
 
@@ -94,14 +95,29 @@ def not_yet_known(repo: Repo, inputs: ModelInputs, spine: pa.Table) -> list[bool
     return later
 
 
-def computed(subject: Subject, table: pa.Table) -> dict[str, list[Any]]:
-    """What the on-demand functions give for all requests at once, as training has them.
+def computed(subject: Subject, table: pa.Table) -> Answers:
+    """What on-demand functions and model give for all requests at once, as in training.
+
+    Args:
+        subject: What is asked for.
+        table: Request fields and stored features.
 
     Raises:
-        DefinitionError: A function fails.
+        DefinitionError: A function or the model fails.
     """
     found = computed_values(subject.inputs, subject.transforms, table)
-    return {name: found[name].to_pylist() for name in subject.computed}
+    answers = Answers(values={name: found[name].to_pylist() for name in subject.computed})
+    if subject.scorer is not None:
+        names = subject.inputs.feature_names
+        matrix = feature_matrix(subject.inputs, {name: found[name] for name in names})
+        try:
+            answers.predictions = subject.scorer.predict(matrix).tolist()
+        except Exception as error:
+            # Any exception: the estimator is the user's code.
+            raise DefinitionError(
+                f"Model {subject.name!r} failed: {type(error).__name__}: {error}"
+            ) from error
+    return answers
 
 
 def online(repo: Repo, subject: Subject, spine: pa.Table) -> Answers:
@@ -143,7 +159,7 @@ def _add_protos(answers: Answers, subject: Subject, response: Any) -> None:
             continue
         values = [_from_proto(value, dtypes[name]) for value in result.values]
         answers.values.setdefault(name, []).extend(values)
-        times[name.partition("__")[0]] = [
+        times[subject.parts[name][0]] = [
             from_us(time.seconds * _SECOND_US + time.nanos // 1000) if time.seconds > 0 else None
             for time in result.event_timestamps
         ]
@@ -210,7 +226,7 @@ def served_predictions(api: Api, subject: Subject, spine: pa.Table, *, rows_max:
 
 
 def failing_rows(subject: Subject, table: pa.Table) -> tuple[list[bool], str]:
-    """Of which requests the on-demand functions fail, and what the last of them says."""
+    """Of which requests a function or the model fails, and what the last of them says."""
     failing, told = [], ""
     for row in range(table.num_rows):
         try:

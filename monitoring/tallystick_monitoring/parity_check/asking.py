@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tallystick.compiled.scorer import Scorer
 from tallystick.errors import DataError, DefinitionError, TallystickError
-from tallystick.matrix import feature_matrix
 from tallystick_monitoring.comparison import Bools
 from tallystick_monitoring.parity_check import answers
 from tallystick_monitoring.parity_check.answers import CARRIED, Answers
@@ -63,11 +61,11 @@ class Asking:
                 return _failed(subject, subject.reason)
             return Compared(kind=subject.kind, name=subject.name, notes=(subject.reason,))
         names = [use.spec.name for use in subject.inputs.views]
-        reasons = [self._unreadable[name] for name in names if name in self._unreadable]
-        if reasons:
-            if subject.kind != "view":
-                reasons = [f"view {name} cannot be compared" for name in self._unreadable]
-            return _failed(subject, *reasons)
+        unreadable = [name for name in names if name in self._unreadable]
+        if unreadable and subject.kind == "view":
+            return _failed(subject, self._unreadable[subject.name])
+        if unreadable:
+            return _failed(subject, *(f"view {name} cannot be compared" for name in unreadable))
         try:
             return self._compared(subject)
         except TallystickError as error:
@@ -103,10 +101,10 @@ class Asking:
     def _offline(
         self, subject: Subject, spine: pa.Table, notes: list[str]
     ) -> tuple[pa.Table, Answers]:
-        """What history says; and the requests without those of which a function fails."""
+        """What history says; and the requests without those of which something fails."""
         table, found = answers.stored(self._repo, subject.inputs, spine)
         try:
-            found.values |= answers.computed(subject, table)
+            computed = answers.computed(subject, table)
         except DefinitionError:
             failing, told = answers.failing_rows(subject, table)
             kept = [row for row, fails in enumerate(failing) if not fails]
@@ -114,13 +112,10 @@ class Asking:
                 raise
             spine = spine.take(kept)
             table, found = answers.stored(self._repo, subject.inputs, spine)
-            found.values |= answers.computed(subject, table)
+            computed = answers.computed(subject, table)
             notes.append(f"left out are {sum(failing)} requests that fail: {told}")
-        if subject.bundle is not None:
-            bundle = subject.bundle
-            scorer = Scorer(bundle.contract, bundle.estimator, bundle.compiled)
-            matrix = feature_matrix(bundle.contract, found.values)
-            found.predictions = scorer.predict(matrix).tolist()
+        found.values |= computed.values
+        found.predictions = computed.predictions
         return spine, found
 
     def _left_out(self, subject: Subject, spine: pa.Table, notes: list[str]) -> Bools:
@@ -145,9 +140,9 @@ class Asking:
                 raise DataError("; ".join(reasons))
             return answers.served_predictions(self._api, subject, spine, rows_max=self._rows_max)
         uncarried = [
-            f"{field.name} ({field.dtype})"
-            for field in subject.inputs.request_fields
-            if field.dtype not in CARRIED
+            f"{column.name} ({column.dtype})"
+            for column in (*subject.inputs.entity_keys, *subject.inputs.request_fields)
+            if column.dtype not in CARRIED
         ]
         if uncarried:
             notes.append(

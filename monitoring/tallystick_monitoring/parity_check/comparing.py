@@ -83,7 +83,7 @@ def compare(
 def same(one: Sequence[Any], other: Sequence[Any], dtype: str) -> Bools:
     """Compare plain values in their declared type, bit for bit; of shape (values,).
 
-    A value that the type does not hold differs from every other.
+    A value that the type does not hold equals itself only.
     """
     import pyarrow as pa
 
@@ -209,7 +209,7 @@ class _Comparison:
         return self._hint_of_store(self._ways.offline.values[name][row], answers, name, row)
 
     def _hint_of_store(self, offline: Any, online: Answers, name: str, row: int) -> str:
-        view = self._view_of[name]
+        view = self._subject.parts[name][0]
         status = self._ways.offline.statuses[view][row]
         found = online.values[name][row]
         if status == OUTSIDE_MAX_AGE and found is not None:
@@ -238,7 +238,7 @@ class _Comparison:
         return "the server reads another value than Feast's SDK does from the same store"
 
     def _hint_of_computed(self, where: Where, name: str, row: int) -> str:
-        view = name.partition("__")[0]
+        view = self._subject.parts[name][0]
         if where == "online to API":
             return (
                 f"on-demand view {view}: the same inputs give another value: its function "
@@ -257,20 +257,12 @@ class _Comparison:
             "types, or depends on other rows, the time or chance"
         )
 
-    @property
-    def _view_of(self) -> dict[str, str]:
-        return {
-            f"{use.name}__{column}": use.name
-            for use in self._subject.inputs.views
-            for column in use.columns
-        }
-
     def _lacks_row(self, online: Answers, view: str, row: int) -> bool:
         """Whether all that was read of the view is null there."""
         return all(
             values[row] is None
             for name, values in online.values.items()
-            if self._view_of.get(name) == view
+            if self._subject.parts[name][0] == view
         )
 
     @staticmethod

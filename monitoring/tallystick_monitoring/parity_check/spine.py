@@ -150,12 +150,20 @@ def field_value(dtype: str, rng: Rng, at: datetime) -> Any:
 
 
 def _typed(rows: pa.Table, dtypes: Mapping[str, str]) -> pa.Table | None:
-    """The columns in these types, without rows that lack one; None if they have other types."""
+    """The columns in these types, without rows that lack one; None if they have other types.
+
+    Numbers that are not finite are left out as well: JSON has none.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     try:
-        return pa.table(
+        typed = pa.table(
             {name: rows[name].cast(arrow_type(dtype)) for name, dtype in dtypes.items()}
         ).drop_null()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
+    for name in typed.column_names:
+        if pa.types.is_floating(typed.schema.field(name).type):
+            typed = typed.filter(pc.is_finite(typed[name]))
+    return typed

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from tallystick.bundle import Bundle, champions, load_bundle, read_champion
+from tallystick.compiled.scorer import Scorer
 from tallystick.contract import ModelInputs, check_same_inputs
 from tallystick.errors import TallystickError
 from tallystick.transform import Transforms
@@ -39,6 +41,22 @@ class Subject:
     compared: tuple[str, ...]
     bundle: Bundle | None = None
 
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """``view__feature`` → view, as it is called here, and feature."""
+        stored = [(use.name, column) for use in self.inputs.views for column in use.columns]
+        computed = [
+            (spec.name, output.name) for spec in self.inputs.transforms for output in spec.outputs
+        ]
+        return {f"{view}__{feature}": (view, feature) for view, feature in (*stored, *computed)}
+
+    @cached_property
+    def scorer(self) -> Scorer | None:
+        """What computes a model's probabilities."""
+        if self.bundle is None:
+            return None
+        return Scorer(self.bundle.contract, self.bundle.estimator, self.bundle.compiled)
+
     @property
     def asked(self) -> tuple[str, ...]:
         """Names of the values that are answered, ``view__feature``: inputs as well."""
@@ -61,7 +79,7 @@ class Subject:
         Only where short names are ambiguous: by full names Feast leaves out what on-demand views in
         python mode compute.
         """
-        short = [name.partition("__")[2] for name in self.asked]
+        short = [self.parts[name][1] for name in self.asked]
         short += [key.name for key in (*self.inputs.entity_keys, *self.inputs.request_fields)]
         return len(set(short)) < len(short)
 
@@ -70,7 +88,7 @@ class Subject:
         """Name in the answer → ``view__feature``."""
         if self.by_full_names:
             return {name: name for name in self.asked}
-        return {name.partition("__")[2]: name for name in self.asked}
+        return {self.parts[name][1]: name for name in self.asked}
 
     @property
     def computed(self) -> dict[str, tuple[str, ...]]:
