@@ -7,7 +7,7 @@ not installed is answered with the command that installs it.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ def _area(package: str, name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(f"{package}.command")
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"tally {name}", _EXTRAS[package]) from error
+        raise MissingExtraError(f"tally {name}", _EXTRAS[package.partition(".")[0]]) from error
     function: Callable[..., Any] = getattr(module, name)
     return function
 
@@ -118,9 +118,48 @@ _model = click.argument("model")
 
 
 @main.command()
+@click.option(
+    "--parity",
+    is_flag=True,
+    help="Compare offline, online and API instead, over scratch stores; nothing is changed.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    show_default=True,
+    help="Keys of each view, and requests for everything else.",
+)
+@_time_option("at", "Read everything as of then; default now, or the end of history")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report here as JSON too.",
+)
+@click.option(
+    "--fail-over",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Exit with 1 if more than this share of the values differs.",
+)
 @click.pass_obj
-def check(path: Path) -> None:
-    """Say now what would fail later: stores, definitions, contracts."""
+def check(path: Path, /, *, parity: bool, **options: Any) -> None:
+    """Say now what would fail later: stores, definitions, contracts.
+
+    With --parity: a gate before anything is served or promoted. The repo's files are applied to a
+    scratch registry, brought online in a scratch store and served; keys of each view are read
+    offline, online and over HTTP. In CI:  tally check --parity && tally promote MODEL --version N
+    """
+    if parity:
+        text, passed = _area("tallystick_monitoring.parity_check", "check_parity")(path, **options)
+        click.echo(text)
+        if not passed:
+            raise SystemExit(1)
+        return
+    _only_with_parity(options)
     from tallystick.check import check as look
 
     found = look(_open(path))
@@ -129,6 +168,15 @@ def check(path: Path) -> None:
             click.echo(f"{mark} {sentence}")
     if found.failures:
         raise SystemExit(1)
+
+
+def _only_with_parity(options: Iterable[str]) -> None:
+    """Refuse options that would go unheeded."""
+    source = click.get_current_context().get_parameter_source
+    for name in options:
+        if source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "--" + name.removesuffix("_path").replace("_", "-")
+            raise click.UsageError(f"{option} goes with --parity:  tally check --parity {option} …")
 
 
 @main.command()

@@ -80,8 +80,9 @@ class Materializer:
 
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
+        # Feast's list leaves out the key that stands for no entity.
         self._specs = {
-            view.name: ViewSpec.from_feast(view)
+            view.name: ViewSpec.from_feast(repo.store.get_feature_view(view.name))
             for view in repo.store.list_batch_feature_views()
             if view.online
         }

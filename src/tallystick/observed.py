@@ -29,9 +29,9 @@ def observed_contract(repo: Repo, service: str) -> ModelContract:
         StateError: The repo has not been applied, or has no such service.
         DefinitionError: The definitions cannot serve a model; every reason is listed.
     """
-    inputs = repo.service_inputs(service)
+    inputs = repo.service_inputs(repo.feature_service(service))
     return ModelContract(
-        **inputs.model_dump(),
+        **inputs.model_copy(update={"model": service}).model_dump(),
         label=LabelSpec(column="", keys=(), matures_after_us=0),
         threshold=0.5,
         slices=(),

@@ -28,7 +28,7 @@ from tallystick.settings import settings
 from tallystick.view import NO_ENTITY_KEY, Column, ViewSpec, digest
 
 if TYPE_CHECKING:
-    from feast import FeatureStore, OnDemandFeatureView
+    from feast import FeatureService, FeatureStore, OnDemandFeatureView, RepoConfig
 
 Kind = TypeVar("Kind")
 
@@ -41,11 +41,14 @@ class Repo:
         path: Folder of ``feature_store.yaml``.
         models: Models by name.
         objects: Everything else that the files of the repo define, under any name.
+        settings_file: What is read instead of the repo's ``feature_store.yaml``; relative paths in
+            it and in the definitions are taken from ``path`` all the same.
     """
 
     path: Path
     models: dict[str, Model]
     objects: tuple[Any, ...] = ()
+    settings_file: Path | None = None
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -55,28 +58,52 @@ class Repo:
             DefinitionError: ``feature_store.yaml`` cannot be used.
         """
         from feast import FeatureStore
+        from google.protobuf.message import DecodeError
+
+        try:
+            with self._usable_settings():
+                store = FeatureStore(repo_path=str(self.path), config=self.config)
+                store.refresh_registry()  # else it is read later, anywhere
+        except DecodeError as error:
+            raise DamagedError(
+                f"The registry that {self._settings} names cannot be read.",
+                hint="Restore it, or delete it and register again:  tally apply",
+            ) from error
+        return store
+
+    @cached_property
+    def config(self) -> RepoConfig:
+        """What ``feature_store.yaml`` says; neither registry nor store is touched.
+
+        Raises:
+            DefinitionError: It cannot be used.
+        """
+        from feast.repo_config import load_repo_config
+        from feast.utils import get_default_yaml_file_path
+
+        with self._usable_settings():
+            return load_repo_config(
+                self.path, self.settings_file or get_default_yaml_file_path(self.path)
+            )
+
+    @property
+    def _settings(self) -> Path:
+        return self.settings_file or self.path / "feature_store.yaml"
+
+    @contextmanager
+    def _usable_settings(self) -> Iterator[None]:
         from feast.errors import FeastError
         from feast.repo_config import FeastConfigError
-        from google.protobuf.message import DecodeError
         from yaml import YAMLError  # type: ignore[import-untyped]
 
         try:
-            store = FeatureStore(repo_path=str(self.path))
-            store.refresh_registry()  # else it is read later, anywhere
-        except DecodeError as error:
-            raise DamagedError(
-                f"The registry that {self.path / 'feature_store.yaml'} names cannot be read.",
-                hint="Restore it, or delete it and register again:  tally apply",
-            ) from error
+            yield
         # TypeError: the file is no mapping. FeastConfigError is not one of FeastError's.
         except (
             *(FeastError, FeastConfigError, YAMLError),
             *(ValueError, TypeError, OSError),
         ) as error:
-            raise DefinitionError(
-                f"{self.path / 'feature_store.yaml'} cannot be used: {error}"
-            ) from error
-        return store
+            raise DefinitionError(f"{self._settings} cannot be used: {error}") from error
 
     def declared(self, kind: type[Kind]) -> list[Kind]:
         """The objects of a kind that the files of the repo define; each once."""
@@ -112,16 +139,34 @@ class Repo:
             StateError: The repo has not been applied.
             DefinitionError: The definitions cannot serve a model; every reason is listed.
         """
-        return _InputsReader(self, model.name, model.features.name, model).read()
+        return _InputsReader(self, model).read()
 
-    def service_inputs(self, service: str) -> ModelInputs:
-        """Read from the registry what a feature service names, for whatever model.
+    def service_inputs(self, service: FeatureService) -> ModelInputs:
+        """What a feature service takes, whatever the types; as a model's, without a model's name.
+
+        Args:
+            service: Of views that are in the registry; it need not be there itself.
 
         Raises:
-            StateError: The repo has not been applied, or has no such service.
-            DefinitionError: The definitions cannot serve a model; every reason is listed.
+            DefinitionError: The definitions contradict each other; every reason is listed.
         """
-        return _InputsReader(self, service, service, None).read()
+        return _InputsReader(self).read_service(service)
+
+    def feature_service(self, name: str) -> FeatureService:
+        """A feature service as it was applied.
+
+        Raises:
+            StateError: There is no such service in the registry.
+        """
+        from feast.errors import FeastObjectNotFoundException
+
+        try:
+            return self.store.get_feature_service(name)
+        except FeastObjectNotFoundException as error:
+            raise StateError(
+                f"Feature service {name!r} is not in the registry of {self.path}.",
+                hint="Register the definitions first:  tally apply",
+            ) from error
 
     def view_source(self, view: str) -> Any:
         """The Feast batch source of a stored view."""
@@ -271,10 +316,8 @@ def _mark(module: Any, folder: str) -> None:
 class _InputsReader:
     """Reads :class:`ModelInputs` from a registry and collects every problem on the way."""
 
-    def __init__(self, repo: Repo, name: str, service: str, model: Model | None) -> None:
+    def __init__(self, repo: Repo, model: Model | None = None) -> None:
         self._repo = repo
-        self._name = name
-        self._service_name = service
         self._model = model
         self._problems: list[Problem] = []
         self._entity_keys: dict[str, str] = {}
@@ -284,42 +327,38 @@ class _InputsReader:
         self._transforms: list[TransformSpec] = []
 
     def read(self) -> ModelInputs:
-        service = self._service()
+        assert self._model is not None
+        self._add(self._repo.feature_service(self._model.features.name))
+        self._check_label(self._model)
+        return self._inputs(
+            f"Model {self._model.name!r}", self._model.name, frame=self._model.frame
+        )
+
+    def read_service(self, service: FeatureService) -> ModelInputs:
+        self._add(service)
+        return self._inputs(f"Feature service {service.name!r}", "", frame=True)
+
+    def _add(self, service: FeatureService) -> None:
         on_demand = {view.name for view in self._repo.store.list_on_demand_feature_views()}
         for projection in service.feature_view_projections:
             if projection.name in on_demand:
                 self._add_on_demand(projection)
             else:
                 self._add_stored(projection, to_model=True)
-        if self._model is not None:
-            self._check_label(self._model)
+
+    def _inputs(self, what: str, model: str, *, frame: bool) -> ModelInputs:
         if self._problems:
-            raise DefinitionError(
-                f"Model {self._name!r} cannot be built from these definitions.",
-                self._problems,
-            )
+            raise DefinitionError(f"{what} cannot be built from these definitions.", self._problems)
         return ModelInputs(
             project=self._repo.project,
-            model=self._name,
+            model=model,
             entity_keys=_columns(self._entity_keys),
             request_fields=_columns(self._request_fields),
             features=tuple(self._features),
             views=tuple(self._uses.values()),
             transforms=tuple(self._transforms),
-            frame=self._model is not None and self._model.frame,
+            frame=frame,
         )
-
-    def _service(self) -> Any:
-        from feast.errors import FeastObjectNotFoundException
-
-        name = self._service_name
-        try:
-            return self._repo.store.get_feature_service(name)
-        except FeastObjectNotFoundException as error:
-            raise StateError(
-                f"Feature service {name!r} is not in the registry of {self._repo.path}.",
-                hint="Register the definitions first:  tally apply",
-            ) from error
 
     def _add_stored(self, projection: Any, *, to_model: bool) -> None:
         view = self._repo.store.get_feature_view(projection.name)
@@ -393,9 +432,8 @@ class _InputsReader:
     def _add_feature(self, view: str, feature: str, dtype: str, *, kind: Any) -> None:
         name = f"{view}__{feature}"
         model = self._model
-        usable = dtype in NUMERIC or dtype == "UNIX_TIMESTAMP"
-        # What another server's model takes is its own affair.
-        if not usable and model is not None and not (model.frame and dtype == "STRING"):
+        usable = model is None or dtype in NUMERIC or dtype == "UNIX_TIMESTAMP"
+        if model is not None and not usable and not (model.frame and dtype == "STRING"):
             self._problems.append(
                 Problem(
                     f"feature {name}",

@@ -7,6 +7,8 @@ repo is set in its ``feature_store.yaml`` instead, and what belongs to a model i
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -159,6 +161,17 @@ def override(**values: str | Path | None) -> None:
         else:
             os.environ[PREFIX + name.upper()] = str(value)
     settings.cache_clear()
+
+
+@contextmanager
+def overridden(**values: str | Path | None) -> Iterator[None]:
+    """Set settings as :func:`override` does, for the time of the block."""
+    before = {name: os.environ.get(PREFIX + name.upper()) for name in values}
+    override(**values)
+    try:
+        yield
+    finally:
+        override(**before)
 
 
 def quiet_mlflow() -> None:

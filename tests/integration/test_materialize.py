@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -62,3 +65,20 @@ def test_a_changed_definition_is_filled_again(repo):
     again = written(changed)
     assert again["item_stats"] == first["item_stats"]
     assert again["shop_stats"] == 0
+
+
+def test_a_view_without_entities_goes_online(repo):
+    with (repo.path / "tiny_definitions.py").open("a") as file:
+        file.write(
+            'site = FeatureView(name="site", entities=[], ttl=timedelta(0), '
+            'schema=[Field(name="visits", dtype=Int64)], source=source("site"))\n'
+        )
+    times = pa.array([END - timedelta(days=2), END - timedelta(days=1)], pa.timestamp("us", "UTC"))
+    table = {"visits": [1, 2], "event_time": times, "created_time": times}
+    pq.write_table(pa.table(table), repo.path / "data" / "site.parquet")
+    del sys.modules["tiny_definitions"]  # as in a new process
+    changed = open_repo(repo.path)
+    apply(changed)
+    assert written(changed)["site"] == 1
+    asked = {"features": ["site:visits"], "entity_rows": {"any": [0]}}
+    assert changed.store.get_online_features(**asked).to_dict()["visits"] == [2]

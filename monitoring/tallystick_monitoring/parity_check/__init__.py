@@ -1,0 +1,1 @@
+"""The parity check: offline, online and API compared before anything is served."""

@@ -1,0 +1,193 @@
+"""What a parity check compares: stored views, on-demand views, feature services and models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from tallystick.bundle import Bundle, champions, load_bundle, read_champion
+from tallystick.compiled.scorer import Scorer
+from tallystick.contract import ModelInputs, check_same_inputs
+from tallystick.errors import TallystickError
+from tallystick.transform import Transforms
+
+if TYPE_CHECKING:
+    from tallystick.repo import Repo
+
+Kind = Literal["view", "on-demand view", "feature service", "model"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing that can be asked for.
+
+    Attributes:
+        kind: What it is.
+        name: Its name.
+        inputs: Keys and request fields that it takes, stored features that are read, functions.
+        transforms: The on-demand functions as they are.
+        features: The features as Feast takes them, ``view:feature``; none of a feature service.
+        compared: Names of the values to compare, ``view__feature``.
+        bundle: The champion of a model.
+    """
+
+    kind: Kind
+    name: str
+    inputs: ModelInputs
+    transforms: Transforms
+    features: tuple[str, ...]
+    compared: tuple[str, ...]
+    bundle: Bundle | None = None
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """``view__feature`` → view, as it is called here, and feature."""
+        stored = [(use.name, column) for use in self.inputs.views for column in use.columns]
+        computed = [
+            (spec.name, output.name) for spec in self.inputs.transforms for output in spec.outputs
+        ]
+        return {f"{view}__{feature}": (view, feature) for view, feature in (*stored, *computed)}
+
+    @cached_property
+    def scorer(self) -> Scorer | None:
+        """What computes a model's probabilities."""
+        if self.bundle is None:
+            return None
+        return Scorer(self.bundle.contract, self.bundle.estimator, self.bundle.compiled)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Names of the values that are answered, ``view__feature``: inputs as well."""
+        if not self.features:
+            return self.compared
+        return tuple(feature.replace(":", "__") for feature in self.features)
+
+    @property
+    def is_asked_alone(self) -> bool:
+        """Whether Feast has to be asked for one request at a time.
+
+        It calls a singleton function for the first one only.
+        """
+        return any(spec.mode == "python_singleton" for spec in self.inputs.transforms)
+
+    @property
+    def by_full_names(self) -> bool:
+        """Whether values have to be asked for with the names of their views.
+
+        Only where short names are ambiguous: by full names Feast leaves out what on-demand views in
+        python mode compute.
+        """
+        short = [self.parts[name][1] for name in self.asked]
+        short += [key.name for key in (*self.inputs.entity_keys, *self.inputs.request_fields)]
+        return len(set(short)) < len(short)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Name in the answer → ``view__feature``."""
+        if self.by_full_names:
+            return {name: name for name in self.asked}
+        return {self.parts[name][1]: name for name in self.asked}
+
+    @property
+    def computed(self) -> dict[str, tuple[str, ...]]:
+        """Computed value → the stored features of which it is computed."""
+        stored = self.inputs.stored_columns
+        return {
+            f"{spec.name}__{output.name}": tuple(
+                dict.fromkeys(source for source in spec.inputs.values() if source in stored)
+            )
+            for spec in self.inputs.transforms
+            for output in spec.outputs
+        }
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Something that cannot be compared.
+
+    Attributes:
+        kind: What it is.
+        name: Its name.
+        reason: Why.
+        is_served: Whether it should be; what is not served need not match.
+    """
+
+    kind: Kind
+    name: str
+    reason: str
+    is_served: bool = True
+
+
+def subjects(repo: Repo) -> Iterator[Subject | Unusable]:
+    """All that an applied repo can be asked for, in that order of kinds.
+
+    Args:
+        repo: The repo; its champions are those of its state folder.
+    """
+    from feast import FeatureService
+
+    store = repo.store
+    views = {view.name: view for view in store.list_batch_feature_views() if view.online}
+    for name, view in sorted(views.items()):
+        yield _read(repo, "view", name, FeatureService(name=name, features=[view]))
+    for view in sorted(store.list_on_demand_feature_views(), key=lambda view: str(view.name)):
+        yield _read(
+            repo, "on-demand view", view.name, FeatureService(name=view.name, features=[view])
+        )
+    for service in sorted(store.list_feature_services(), key=lambda service: str(service.name)):
+        yield _read(repo, "feature service", service.name, service)
+    for model in champions(repo.state_dir):
+        yield _read_model(repo, model)
+
+
+def _read(repo: Repo, kind: Kind, name: str, service: Any) -> Subject | Unusable:
+    from feast.errors import FeastError
+
+    try:
+        inputs = repo.service_inputs(service)
+        transforms = Transforms.from_repo(repo, inputs)
+    except (TallystickError, FeastError) as error:
+        return Unusable(kind, name, str(error))
+    offline_only = [
+        use.spec.name
+        for use in inputs.views
+        if not repo.store.get_feature_view(use.spec.name).online
+    ]
+    if offline_only:
+        reason = f"not served, as view {', '.join(offline_only)} is not online (online=False)"
+        return Unusable(kind, name, reason, is_served=False)
+    if kind == "feature service":
+        features: tuple[str, ...] = ()
+        compared = tuple(feature.name for feature in inputs.features)
+    else:
+        of_inputs = [
+            f"{use.name}:{column}"
+            for use in inputs.views
+            for column in (use.columns if inputs.transforms else ())
+        ]
+        own = [f"{feature.view}:{feature.feature}" for feature in inputs.features]
+        features = tuple(dict.fromkeys((*of_inputs, *own)))
+        compared = tuple(feature.name for feature in inputs.features)
+    return Subject(kind, name, inputs, transforms, features, compared)
+
+
+def _read_model(repo: Repo, model: str) -> Subject | Unusable:
+    try:
+        champion = read_champion(repo.state_dir, model)
+        bundle = load_bundle(repo.state_dir, model, champion.contract_hash)
+        if model not in repo.models:
+            reason = "not compared: it has a champion, and is not declared any more"
+            return Unusable("model", model, reason, is_served=False)
+        check_same_inputs(
+            bundle.contract,
+            repo.inputs(repo.models[model]),
+            what=f"The champion of {model!r} no longer fits the repo's definitions.",
+        )
+    except TallystickError as error:
+        return Unusable("model", model, str(error))
+    contract = bundle.contract
+    return Subject(
+        "model", model, contract, bundle.transforms, (), tuple(contract.value_columns), bundle
+    )
