@@ -8,7 +8,7 @@ from pathlib import Path
 from tallystick.clock import from_us, process_clock
 from tallystick.files import write_text
 from tallystick.fold import VisibilityClock
-from tallystick.records import record_name, save_record
+from tallystick.records import ParityReport, save_record
 from tallystick.repo import Repo
 from tallystick_monitoring import report
 from tallystick_monitoring.audit import run
@@ -57,7 +57,7 @@ def audit(
     found = run.audit(repo, model, start=start, end=end, clock=visible, again=again)
     if visible is VisibilityClock.KNOWLEDGE:
         record_found(repo, model, found, at=now)
-    save_record(repo.state_dir, found.report, model=model, name=record_name(now))
+    _save_last_of_day(repo, found.report, now)
     if json_path is not None:
         with told(json_path.parent):
             write_text(json_path, found.report.model_dump_json(indent=1))
@@ -70,6 +70,17 @@ def audit(
     if not passed:
         lines.append(f"{wrong:.4%} of the values differ, more than the {fail_over:.4%} allowed.")
     return "\n".join(lines), passed
+
+
+def _save_last_of_day(repo: Repo, report: ParityReport, now: datetime) -> None:
+    """Keep one record a day, without the hours in which nothing was wrong: audits may be many."""
+    hours = {hour: each for hour, each in report.hours.items() if each.unequal}
+    save_record(
+        repo.state_dir,
+        report.model_copy(update={"hours": hours}),
+        model=report.model,
+        name=f"{now:%Y-%m-%d}-{report.clock}",
+    )
 
 
 def monitor(
