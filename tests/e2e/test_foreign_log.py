@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
+
+from tallystick.cli import main
 
 START_US = int(datetime(2024, 3, 1, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR_US = 3_600_000_000
@@ -113,11 +116,9 @@ def repo(tmp_path_factory):
 
 
 def tally(repo, *arguments, code=0):
-    command = [sys.executable, "-m", "tallystick", "--repo", str(repo), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    done = CliRunner().invoke(main, ["--repo", str(repo), *arguments])
+    assert done.exit_code == code, done.output
+    return done.output
 
 
 def newest(rows, moment_us, *, known="known"):
