@@ -2,9 +2,9 @@
 
     python -m benchmarks.audit.speed audit|count REPO START END
 
-``count`` reads the same log, folds the same history, computes the same on-demand features and
-counts what differs; it looks for no cause. Prints what one run took, after one over the first hours
-to warm up, as JSON.
+``count`` reads what it needs of the same log, folds the same history, computes the same on-demand
+features and counts what differs; it looks for no cause. Prints what one run took, after one over
+the first hours to warm up, as JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.audit.found import found
 from benchmarks.audit.truth import differing
 
 from tallystick.bundle import load_transforms
+from tallystick.contract import ModelContract
 from tallystick.dtypes import arrow_type
 from tallystick.fold import VisibilityClock
 from tallystick.prediction_log.reader import LogPart, read_log
@@ -106,8 +107,18 @@ def count(repo: Repo, start: datetime, end: datetime) -> int:
         start: First request time, included.
         end: Last one, excluded.
     """
-    parts = read_log(repo.state_dir, MODEL, start=start, end=end)
+    parts = read_log(repo.state_dir, MODEL, start=start, end=end, columns=_compared)
     return sum(_count_stored(repo, part) + _count_computed(repo, part) for part in parts)
+
+
+def _compared(contract: ModelContract) -> list[str]:
+    """The columns of the log that are needed to compare; what is known of rows is not."""
+    return [
+        REQUEST_TIME,
+        *(f"entity.{key.name}" for key in contract.entity_keys),
+        *(f"request.{field.name}" for field in contract.request_fields),
+        *(f"feature.{name}" for name in contract.value_columns),
+    ]
 
 
 def _count_stored(repo: Repo, part: LogPart) -> int:
