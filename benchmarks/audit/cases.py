@@ -29,7 +29,7 @@ from tallystick.records import Cause
 RATES: Final = (0.001, 0.01, 0.1)
 DAMAGE: Final = "log_damage"
 LATE: Final[Cause] = "late_arrival"
-POOL_SHARE: Final = 2.0
+POOL_SHARE: Final = 0.5
 """Requests of the keys at which overlapping faults strike, for each that shall be wrong."""
 
 

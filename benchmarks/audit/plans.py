@@ -220,12 +220,16 @@ def mixture(clean: Clean, *, requests: float, chooser: Chooser) -> list[Fault]:
     ]
 
 
+_LAG_SHARE: Final = 0.4
+"""Share of the requests at such keys that lag makes wrong."""
+
+
 def stacked(clean: Clean, *, requests: float, chooser: Chooser) -> list[Fault]:
     """Lags of rows that are cast, and of rows under another definition, half of each."""
     view, early = "activity", moment_of(clean.scene.sizes.hours // 8)
     found: list[Fault] = []
     for made in (Cast, partial(Redefined, first=early)):
-        for lag in _lag(clean, view, requests / 2, chooser):
+        for lag in _lag(clean, view, _LAG_SHARE * requests / 2, chooser):
             other = made(view=view, keys=lag.keys)
             found.append(Stacked(view=view, keys=lag.keys, lag=lag, other=other))
     return found
