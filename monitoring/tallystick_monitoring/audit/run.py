@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -24,32 +24,23 @@ from tallystick.prediction_log.reader import (
 from tallystick.records import ParityReport
 from tallystick.transform import Transforms
 from tallystick_monitoring.audit import summary
-from tallystick_monitoring.audit.causes import CAUSES, Int64s, classify
+from tallystick_monitoring.audit.causes import Int64s
 from tallystick_monitoring.audit.changes import (
     ALWAYS,
     NEVER,
     LogChanges,
     ViewHistory,
-    day_of,
     history_changes,
     log_changes,
     reopened,
 )
-from tallystick_monitoring.audit.comparing import Compared, compared, key_columns
+from tallystick_monitoring.audit.comparing import Compared, compared
 from tallystick_monitoring.audit.effect import scores
 from tallystick_monitoring.audit.evidence import computed_differently, differing
+from tallystick_monitoring.audit.explaining import Columns, Explaining, Found
 from tallystick_monitoring.audit.findings import (
-    evidence_of,
     microseconds,
-    together,
     with_columns,
-)
-from tallystick_monitoring.audit.in_log import (
-    doubted,
-    seen_in_log,
-    sighted_columns,
-    sightings,
-    worth_another_look,
 )
 from tallystick_monitoring.audit.state import AuditState, folder_of, held
 from tallystick_monitoring.audit.units import HOUR_US, counted
@@ -151,21 +142,6 @@ def first_logged(repo: Repo, model: str) -> datetime:
     return found
 
 
-@dataclass
-class _Found:
-    """What is compared in one run.
-
-    Attributes:
-        findings: Findings without cause, by the view's own name; of on-demand views under None.
-        units: What was counted in new hours.
-        again: Predictions that were compared before.
-    """
-
-    findings: dict[str | None, list[pa.Table]] = field(default_factory=dict)
-    units: list[pa.Table] = field(default_factory=list)
-    again: list[pa.Array] = field(default_factory=list)
-
-
 class _Run:
     """One audit of a model under a clock."""
 
@@ -201,7 +177,7 @@ class _Run:
         histories = self._histories(changes, covered=covered)
         since = min((int(each.since.min()) for each in histories.values()), default=NEVER)
         old = known[(known >= since) & ~np.isin(known, changes.hours)]
-        found = _Found()
+        found = Found()
         whole = np.union1d(changes.hours, old)
         batches = list(self._batches(whole, changes))
         for span in batches:
@@ -211,7 +187,15 @@ class _Run:
                 self._held = parts
             for part in parts:
                 self._take(part, changes.hours, histories, found)
-        days = self._explained(found, changes, known)
+        explaining = Explaining(
+            state=self._state,
+            changes=changes,
+            known=known,
+            begin_us=self._begin_us,
+            contract_of=self.contract_of,
+            read=self._whole_log,
+        )
+        days = explaining.days(found)
         kept = {
             view: (each.identity, each.rows)
             for view, each in histories.items()
@@ -275,7 +259,12 @@ class _Run:
         if span:
             yield span[0], span[1]
 
-    def _log(self, hours: tuple[int, int], columns: Any = None) -> list[LogPart]:
+    def _whole_log(self, columns: Columns) -> list[LogPart]:
+        if self._held is not None:
+            return self._held
+        return self._log((self._begin_us // HOUR_US, self._until), columns)
+
+    def _log(self, hours: tuple[int, int], columns: Columns | None = None) -> list[LogPart]:
         return read_log(
             self._repo.state_dir,
             self._model,
@@ -290,7 +279,7 @@ class _Run:
         part: LogPart,
         new: Int64s,
         histories: Mapping[str, ViewHistory],
-        found: _Found,
+        found: Found,
     ) -> None:
         """Compare the requests of a part that have to be."""
         hours = microseconds(part.table["request_time"]) // HOUR_US
@@ -359,136 +348,6 @@ class _Run:
                 ),
             )
 
-    def _explained(
-        self, found: _Found, changes: LogChanges, known: Int64s
-    ) -> dict[str, tuple[str | None, pa.Table, list[pa.Table], set[str]]]:
-        """The days that have changed, with units, findings by contract, and doubtful views."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        ids = pa.chunked_array(
-            [chunk for column in found.again for chunk in column.chunks], pa.string()
-        )
-        late = len(changes.hours) > 0 and len(known) > 0 and changes.hours.min() < known.max()
-        touched = self._days_touched(found, changes, late=late)
-        before = self._state.findings(touched)
-        gone = pc.or_(
-            pc.is_in(before["prediction_id"], ids.combine_chunks()),
-            pa.array(np.isin(microseconds(before["request_time"]) // HOUR_US, changes.hours)),
-        )
-        before = before.filter(pc.invert(gone))
-        if late:
-            again = microseconds(before["request_time"]) >= int(changes.hours.min()) * HOUR_US
-        elif len(changes.hours):
-            again = worth_another_look(before)
-        else:
-            again = np.zeros(before.num_rows, dtype=np.bool_)
-        computed = np.asarray(pc.equal(before["cause"], "transform").to_numpy(), dtype=np.bool_)
-        again &= ~computed
-        fresh = found.findings
-        for view in before.filter(pa.array(again))["source_view"].unique().to_pylist():
-            mine = again & np.asarray(pc.equal(before["source_view"], view).to_numpy())
-            fresh.setdefault(view, []).append(before.filter(pa.array(mine)))
-        results = [before.filter(pa.array(~again)), *fresh.pop(None, [])]
-        results += [self._named(view, together(tables)) for view, tables in fresh.items() if view]
-        return self._by_day(together(results), found, changes, touched)
-
-    def _days_touched(self, found: _Found, changes: LogChanges, *, late: bool) -> list[str]:
-        """Days of which findings change, or may."""
-        touched = {day_of(int(hour)) for hour in changes.hours} | set(changes.versions)
-        for tables in found.findings.values():
-            for table in tables:
-                hours = np.unique(microseconds(table["request_time"]) // HOUR_US)
-                touched |= {day_of(int(hour)) for hour in hours}
-        if found.again:
-            # What was found before may be gone now.
-            touched |= set(self._state.days)
-        for day, each in self._state.days.items():
-            is_later = late and day >= day_of(int(changes.hours.min()))
-            if is_later or (len(changes.hours) and each.doubtful):
-                touched.add(day)
-        return sorted(touched)
-
-    def _named(self, view: str, findings: pa.Table) -> pa.Table:
-        """Findings of one view with the evidence of the whole log, and a cause."""
-        import pyarrow as pa
-
-        if not findings.num_rows:
-            return findings
-        features = findings.select(["feature", "view"]).filter(pa.array(doubted(findings)))
-        columns = sorted(
-            {
-                feature.removeprefix(f"{name}__")
-                for feature, name in zip(
-                    features["feature"].to_pylist(), features["view"].to_pylist(), strict=True
-                )
-            }
-        )
-        seen = sightings(self._sighted(view, columns), view, columns=columns)
-        pieces = []
-        for contract_hash in findings["contract"].unique().to_pylist():
-            for use in self.contract_of(contract_hash).views:
-                mine = _mine(findings, contract_hash, use)
-                if use.spec.name != view or not mine.any():
-                    continue
-                few = findings.filter(pa.array(mine))
-                known = seen_in_log(few, pa.table(key_columns(few, use)), seen)
-                codes = classify(
-                    evidence_of(known), ttl_us=use.spec.ttl_us, log_begin_us=self._begin_us
-                )
-                names = pa.array(CAUSES, pa.string()).take(pa.array(codes))
-                pieces.append(with_columns(known, {"cause": names}))
-        return together(pieces)
-
-    def _sighted(self, view: str, columns: Sequence[str]) -> list[LogPart]:
-        """What the whole log, as far as it was looked at, says about a view."""
-
-        def wanted(contract: ModelContract) -> list[str]:
-            names = [
-                name
-                for use in contract.views
-                if use.spec.name == view
-                for name in sighted_columns(use, columns=columns)
-            ]
-            return list(dict.fromkeys(names)) or ["request_time"]
-
-        if self._held is not None:
-            return self._held
-        return self._log((self._begin_us // HOUR_US, self._until), wanted)
-
-    def _by_day(
-        self, findings: pa.Table, found: _Found, changes: LogChanges, touched: Sequence[str]
-    ) -> dict[str, tuple[str | None, pa.Table, list[pa.Table], set[str]]]:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        units = self._state.units(touched)
-        stays = ~np.isin(units["hour"].to_numpy(), changes.hours)
-        rows = changes.rows
-        rows = rows.filter(pa.array(np.isin(rows["hour"].to_numpy(), changes.hours)))
-        units = pa.concat_tables([units.filter(pa.array(stays)), rows, *found.units])
-        unit_days = units["hour"].to_numpy() // 24
-        found_days = microseconds(findings["request_time"]) // HOUR_US // 24
-        doubtful = worth_another_look(findings)
-        answer = {}
-        for day in touched:
-            number = int(np.datetime64(day, "D").astype(np.int64))
-            mine = found_days == number
-            of_day = findings.filter(pa.array(mine))
-            views = findings["source_view"].filter(pa.array(mine & doubtful)).unique()
-            contracts = of_day["contract"].unique().to_pylist()
-            version = changes.versions.get(day)
-            if version is None and day in self._state.days:
-                same = all(day_of(int(hour)) != day for hour in changes.hours)
-                version = self._state.days[day].version if same else None
-            answer[day] = (
-                version,
-                units.filter(pa.array(unit_days == number)),
-                [of_day.filter(pc.equal(of_day["contract"], each)) for each in contracts],
-                set(views.to_pylist()),
-            )
-        return answer
-
 
 def _only(part: LogPart, wanted: Bools) -> LogPart:
     import pyarrow as pa
@@ -496,15 +355,6 @@ def _only(part: LogPart, wanted: Bools) -> LogPart:
     if wanted.all():
         return part
     return LogPart(part.contract, part.table.filter(pa.array(wanted)))
-
-
-def _mine(findings: pa.Table, contract_hash: str, use: ViewUse) -> Bools:
-    import pyarrow.compute as pc
-
-    mine = pc.and_(
-        pc.equal(findings["contract"], contract_hash), pc.equal(findings["view"], use.name)
-    )
-    return np.asarray(mine.to_numpy(), dtype=np.bool_)
 
 
 __all__ = ["Audited", "audit", "first_logged"]
