@@ -16,8 +16,10 @@ from tallystick_monitoring.audit.comparing import key_columns
 from tallystick_monitoring.audit.findings import (
     evidence_of,
     microseconds,
+    request_names,
     together,
     with_columns,
+    with_entities,
 )
 from tallystick_monitoring.audit.in_log import (
     doubted,
@@ -44,7 +46,7 @@ class Found:
     Attributes:
         findings: Findings without cause, by the view's own name; of on-demand views under None.
         units: What was counted in new hours.
-        again: Predictions that were compared before.
+        again: Requests that were compared before, by :func:`request_names`.
     """
 
     findings: dict[str | None, list[pa.Table]] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class Explaining:
         state: What earlier audits found.
         changes: What of the log is not known as it is.
         known: Hours that were compared before, ascending.
+        everything: Whether all findings have to be explained anew: what other requests saw is not
+            what it was.
         begin_us: First request time of the log.
         contract_of: Contract hash → contract.
         read: Reads columns of the whole log, as far as it was looked at.
@@ -68,6 +72,7 @@ class Explaining:
     state: AuditState
     changes: LogChanges
     known: Int64s
+    everything: bool
     begin_us: int
     contract_of: Callable[[str], ModelContract]
     read: Callable[[Columns], list[LogPart]]
@@ -80,22 +85,19 @@ class Explaining:
         import pyarrow.compute as pc
 
         hours = self.changes.hours
-        ids = pa.chunked_array(
-            [chunk for column in found.again for chunk in column.chunks], pa.string()
-        )
+        names = pa.concat_arrays([pa.array([], pa.string()), *found.again])
         touched = self._days_touched(found)
         before = self.state.findings(touched)
         gone = pc.or_(
-            pc.is_in(before["prediction_id"], ids.combine_chunks()),
+            pc.is_in(request_names(before), names),
             pa.array(np.isin(microseconds(before["request_time"]) // HOUR_US, hours)),
         )
         before = before.filter(pc.invert(gone))
+        again = np.full(before.num_rows, self.everything, dtype=np.bool_)
+        if len(hours):
+            again |= worth_another_look(before)
         if self._is_late:
-            again = microseconds(before["request_time"]) >= int(hours.min()) * HOUR_US
-        elif len(hours):
-            again = worth_another_look(before)
-        else:
-            again = np.zeros(before.num_rows, dtype=np.bool_)
+            again |= microseconds(before["request_time"]) >= int(hours.min()) * HOUR_US
         computed = np.asarray(pc.equal(before["cause"], "transform").to_numpy(), dtype=np.bool_)
         again &= ~computed
         fresh = found.findings
@@ -119,8 +121,8 @@ class Explaining:
             for table in tables:
                 those = np.unique(microseconds(table["request_time"]) // HOUR_US)
                 touched |= {day_of(int(hour)) for hour in those}
-        if found.again:
-            # What was found before may be gone now.
+        if found.again or self.everything:
+            # What was found before may be gone now, or have another cause.
             touched |= set(self.state.days)
         for day, each in self.state.days.items():
             is_later = self._is_late and day >= day_of(int(hours.min()))
@@ -143,7 +145,8 @@ class Explaining:
                 )
             }
         )
-        seen = sightings(self._sighted(view, columns), view, columns=columns)
+        parts = self._sighted(view, columns)
+        seen: dict[str, pa.Table] = {}
         pieces = []
         for contract_hash in findings["contract"].unique().to_pylist():
             for use in self.contract_of(contract_hash).views:
@@ -151,7 +154,10 @@ class Explaining:
                 if use.spec.name != view or not mine.any():
                     continue
                 few = findings.filter(pa.array(mine))
-                known = seen_in_log(few, pa.table(key_columns(few, use)), seen)
+                definition = use.spec.definition_hash
+                if definition not in seen:
+                    seen[definition] = sightings(parts, use.spec, columns=columns)
+                known = seen_in_log(few, pa.table(key_columns(few, use)), seen[definition])
                 codes = classify(
                     evidence_of(known), ttl_us=use.spec.ttl_us, log_begin_us=self.begin_us
                 )
@@ -202,7 +208,12 @@ class Explaining:
             answer[day] = (
                 version,
                 units.filter(pa.array(unit_days == number)),
-                [of_day.filter(pc.equal(of_day["contract"], each)) for each in contracts],
+                [
+                    with_entities(
+                        of_day.filter(pc.equal(of_day["contract"], each)), [self.contract_of(each)]
+                    )
+                    for each in sorted(contracts)
+                ],
                 set(views.to_pylist()),
             )
         return answer

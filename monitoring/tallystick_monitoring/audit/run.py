@@ -30,7 +30,10 @@ from tallystick_monitoring.audit.changes import (
     NEVER,
     LogChanges,
     ViewHistory,
+    day_of,
     history_changes,
+    history_name,
+    hours_of,
     log_changes,
     reopened,
 )
@@ -40,9 +43,10 @@ from tallystick_monitoring.audit.evidence import computed_differently, differing
 from tallystick_monitoring.audit.explaining import Columns, Explaining, Found
 from tallystick_monitoring.audit.findings import (
     microseconds,
+    request_names,
     with_columns,
 )
-from tallystick_monitoring.audit.state import AuditState, folder_of, held
+from tallystick_monitoring.audit.state import AuditState, Seen, folder_of, held
 from tallystick_monitoring.audit.units import HOUR_US, counted
 from tallystick_monitoring.comparison import Bools
 
@@ -106,8 +110,11 @@ def audit(
     folder = folder_of(repo.state_dir, model, clock)
     with held(folder):
         state = AuditState(folder, is_new=again)
-        run = _Run(repo, model, clock, state, begin=begin)
-        run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US)))
+        damaged: dict[str, DamagedFile] = {}
+        while True:
+            run = _Run(repo, model, clock, state, begin=begin, damaged=damaged)
+            if run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US))):
+                break
         report, findings = summary.report(
             repo,
             model,
@@ -115,7 +122,7 @@ def audit(
             start=start,
             end=end,
             clock=clock,
-            damaged=list(run.damaged.values()),
+            damaged=damaged,
             contract_of=run.contract_of,
         )
     return Audited(
@@ -153,6 +160,7 @@ class _Run:
         state: AuditState,
         *,
         begin: datetime,
+        damaged: dict[str, DamagedFile],
     ) -> None:
         self._repo, self._model, self._clock, self._state = repo, model, clock, state
         self._begin_us = to_us(begin)
@@ -161,22 +169,34 @@ class _Run:
         self._units = state.units()
         self._until = 0
         self._held: list[LogPart] | None = None
-        self.damaged: dict[str, DamagedFile] = {}
+        self.damaged = damaged
         self.read = 0
         self.reopened = 0
 
-    def go(self, *, hours: tuple[int, int]) -> None:
-        """Compare what is new in these hours, and what late history has changed anywhere."""
-        changes = log_changes(
-            self._repo, self._model, self._state, hours=hours, damaged=self.damaged
-        )
-        self._contracts |= changes.contracts
+    def go(self, *, hours: tuple[int, int]) -> bool:
+        """Compare what is new in these hours, and what late history has changed anywhere.
+
+        Returns:
+            Whether it is kept; not if files were found to be damaged that others were compared
+            beside: look again without them.
+        """
+        excluded = set(self.damaged)
         known = np.unique(self._units["hour"].to_numpy())
         covered = int(known.max()) + 1 if len(known) else ALWAYS
+        changes = log_changes(
+            self._repo,
+            self._model,
+            self._state,
+            hours=hours,
+            frontier=covered - 1 if len(known) else ALWAYS,
+            damaged=self.damaged,
+        )
+        self._contracts |= changes.contracts
         self._until = max(covered, hours[1])
         histories = self._histories(changes, covered=covered)
-        since = min((int(each.since.min()) for each in histories.values()), default=NEVER)
-        old = known[(known >= since) & ~np.isin(known, changes.hours)]
+        since = self._since(histories)
+        first = min((int(each.min()) for each in since.values()), default=NEVER)
+        old = known[(known >= first) & ~np.isin(known, changes.hours)]
         found = Found()
         whole = np.union1d(changes.hours, old)
         batches = list(self._batches(whole, changes))
@@ -186,25 +206,51 @@ class _Run:
                 # Everything that there is of the log so far is here.
                 self._held = parts
             for part in parts:
-                self._take(part, changes.hours, histories, found)
+                self._take(part, changes.hours, old, since, found)
         explaining = Explaining(
             state=self._state,
             changes=changes,
             known=known,
+            everything=changes.lost or self._is_other_log(changes.log, hours),
             begin_us=self._begin_us,
             contract_of=self.contract_of,
             read=self._whole_log,
         )
         days = explaining.days(found)
         kept = {
-            view: (each.identity, each.rows)
-            for view, each in histories.items()
+            name: (each.identity, each.rows)
+            for name, (_, each) in histories.items()
             if self._until != covered
-            or view not in self._state.history
+            or name not in self._state.history
             or (each.since != NEVER).any()
         }
-        if days or kept:
-            self._state.commit(days, kept)
+        seen = Seen(begin_us=self._begin_us, days=self._days_until(changes.log))
+        if set(self.damaged) != excluded:
+            return False
+        if days or kept or seen != self._state.seen:
+            self._state.commit(days, kept, seen)
+        return True
+
+    def _days_until(self, log: Mapping[str, str]) -> dict[str, str]:
+        last = day_of(self._until - 1)
+        return {day: version for day, version in log.items() if day <= last}
+
+    def _is_other_log(self, log: Mapping[str, str], hours: tuple[int, int]) -> bool:
+        """Whether the log in which evidence was looked for has changed beside these hours."""
+        seen = self._state.seen
+        if seen is None:
+            return False
+        if seen.begin_us != self._begin_us:
+            return True
+        last = max(seen.days, default="")
+        begin = self._begin_us // HOUR_US
+        for day in seen.days.keys() | {day for day in log if day <= last}:
+            first, after = hours_of(day)
+            first = max(first, begin) if day == day_of(begin) else first
+            is_inside = hours[0] <= first and min(after, self._until) <= hours[1]
+            if not is_inside and log.get(day) != seen.days.get(day):
+                return True
+        return False
 
     def contract_of(self, contract_hash: str) -> ModelContract:
         """A contract of the log."""
@@ -214,31 +260,55 @@ class _Run:
             )
         return self._contracts[contract_hash]
 
-    def _histories(self, changes: LogChanges, *, covered: int) -> dict[str, ViewHistory]:
+    def _histories(
+        self, changes: LogChanges, *, covered: int
+    ) -> dict[str, tuple[str, ViewHistory]]:
+        """Name → definition of a view, and its history, under each clock that is looked at."""
+        import pyarrow.compute as pc
+
         hashes = set(self._units["contract"].unique().to_pylist()) | set(changes.contracts)
-        uses: dict[str, list[ViewUse]] = {}
+        uses: dict[str, list[tuple[str, ViewUse]]] = {}
         for contract_hash in sorted(hashes):
             for use in self.contract_of(contract_hash).views:
-                uses.setdefault(use.spec.name, []).append(use)
+                uses.setdefault(use.spec.definition_hash, []).append((contract_hash, use))
+        few = self._units.filter(pc.equal(self._units["kind"], "unstamped"))
+        unstamped = set(zip(few["contract"].to_pylist(), few["name"].to_pylist(), strict=True))
+        # Evidence of what was online is of the source, also where the journal is expected.
+        clocks = (
+            {self._clock, KNOWLEDGE} if self._clock is VisibilityClock.SERVED else {self._clock}
+        )
         return {
-            view: history_changes(
-                self._repo,
-                each,
-                self._state,
-                clock=self._clock,
-                covered=covered,
-                until=self._until,
+            history_name(each[0][1], clock): (
+                definition,
+                history_changes(
+                    self._repo,
+                    [use for _, use in each],
+                    self._state,
+                    clock=clock,
+                    covered=covered,
+                    until=self._until,
+                    by_event=any((hash_, use.name) in unstamped for hash_, use in each),
+                ),
             )
-            for view, each in sorted(uses.items())
+            for definition, each in sorted(uses.items())
+            for clock in sorted(clocks)
         }
+
+    def _since(self, histories: Mapping[str, tuple[str, ViewHistory]]) -> dict[str, Int64s]:
+        """Definition of a view → bucket → first hour that history may answer another way."""
+        since: dict[str, Int64s] = {}
+        for definition, history in histories.values():
+            known = since.get(definition, history.since)
+            since[definition] = np.minimum(known, history.since)
+        return since
 
     def _batches(self, hours: Int64s, changes: LogChanges) -> Iterator[tuple[int, int]]:
         """Spans of hours, each with about as many values as may be compared at once."""
         import pyarrow.compute as pc
 
         units = self._units
-        counts: dict[int, int] = {}
-        for table in (changes.rows, units.filter(pc.equal(units["kind"], "rows"))):
+        counts: dict[tuple[str, int], int] = {}
+        for table in (units.filter(pc.equal(units["kind"], "rows")), changes.rows):
             for hash_, hour, rows in zip(
                 table["contract"].to_pylist(),
                 table["hour"].to_pylist(),
@@ -246,11 +316,14 @@ class _Run:
                 strict=True,
             ):
                 width = len(self.contract_of(hash_).value_columns)
-                counts[hour] = max(counts.get(hour, 0), rows * width)
+                counts[hash_, hour] = rows * width
+        by_hour: dict[int, int] = {}
+        for (_, hour), count in counts.items():
+            by_hour[hour] = by_hour.get(hour, 0) + count
         span: list[int] = []
         values = 0
         for hour in hours.tolist():
-            more = counts.get(hour, 0)
+            more = by_hour.get(hour, 0)
             if span and (values + more > VALUES_MAX or hour - span[1] > GAP_HOURS):
                 yield span[0], span[1]
                 span, values = [], 0
@@ -278,22 +351,30 @@ class _Run:
         self,
         part: LogPart,
         new: Int64s,
-        histories: Mapping[str, ViewHistory],
+        old: Int64s,
+        since: Mapping[str, Int64s],
         found: Found,
     ) -> None:
         """Compare the requests of a part that have to be."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         hours = microseconds(part.table["request_time"]) // HOUR_US
         is_new = np.isin(hours, new)
         if is_new.any():
             found.units.append(counted(_only(part, is_new)))
-        again = reopened(part, histories) & ~is_new
+        again = np.isin(hours, old)
+        if again.any():
+            again &= reopened(part, since) & ~is_new
+        if again.any():
+            names = request_names(part.table, part.contract.contract_hash)
+            again = pc.is_in(names, names.filter(pa.array(again))).to_numpy(False)
+            found.again.append(names.filter(pa.array(again)))
         part = _only(part, is_new | again)
         if not part.table.num_rows:
             return
         self.read += part.table.num_rows
         self.reopened += int(again.sum())
-        if again.any():
-            found.again.append(part.table["prediction_id"])
         transforms = self._transforms(part.contract) if part.contract.transforms else None
         result = compared(self._repo, part, transforms, clock=self._clock)
         tables: list[tuple[str | None, pa.Table]] = [
@@ -332,11 +413,12 @@ class _Run:
             # There is no model to ask: its effect is not known, and the report says so.
             yield from tables
             return
-        ids = result.part.table["prediction_id"].take(rows)
+        few = result.part.table.take(rows)
+        asked = request_names(few, result.part.contract.contract_hash)
         for view, table in tables:
             if not table.num_rows:
                 continue
-            place = pc.index_in(table["prediction_id"], ids.combine_chunks())
+            place = pc.index_in(request_names(table), asked)
             yield (
                 view,
                 with_columns(
