@@ -270,10 +270,12 @@ def history_changes(
     use = uses[0]
     columns = sorted({name for each in uses for name in each.columns})
     clock = view_clock(use, clock)
-    source = repo.view_source(use.spec.name)
+    source = repo.view_source(use.spec.name).to_proto()
+    # When it was applied says nothing about it.
+    source.ClearField("meta")
     identity = digest(
         f"{clock} {columns} {use.spec.join_keys} {use.spec.event_column} "
-        f"{use.spec.created_column} {source.to_proto().SerializeToString(deterministic=True)!r}"
+        f"{use.spec.created_column} {source.SerializeToString(deterministic=True)!r}"
     )
     rows = _hashed(repo, use, columns, clock=clock, until=until)
     name = history_name(use, clock)

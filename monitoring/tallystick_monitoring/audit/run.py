@@ -424,8 +424,8 @@ class _Run:
                 with_columns(
                     table,
                     {
-                        "score_served": pa.array(served).take(place),
-                        "score_expected": pa.array(expected).take(place),
+                        "score_served": pa.array(served, from_pandas=True).take(place),
+                        "score_expected": pa.array(expected, from_pandas=True).take(place),
                     },
                 ),
             )

@@ -269,7 +269,8 @@ def _effect(findings: pa.Table, contract_of: Callable[[str], ModelContract]) -> 
 
     _, firsts = np.unique(_numbers(request_names(findings)), return_index=True)
     few = findings.take(firsts)
-    asked = few.filter(pc.is_valid(few["score_expected"]))
+    both = pc.and_(pc.is_valid(few["score_served"]), pc.is_valid(few["score_expected"]))
+    asked = few.filter(both)
     served, expected = (asked[name].to_numpy() for name in ("score_served", "score_expected"))
     limits = np.array(
         [contract_of(each).threshold for each in asked["contract"].to_pylist()], dtype=np.float64
