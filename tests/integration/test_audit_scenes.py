@@ -170,6 +170,22 @@ def test_what_was_seen_is_forgotten(champion_repo: Repo, contract: ModelContract
     assert set(found.report.causes) == {"entity_missing"}
 
 
+def test_findings_whose_requests_are_forgotten_and_not_asked_for(
+    champion_repo: Repo, contract: ModelContract
+) -> None:
+    missing = Faults(row=never("shop-b"))
+    serve(champion_repo, contract, start=BEGIN, end=BEGIN + DAY, faults=missing)
+    compact(champion_repo.state_dir)
+    assert audit(champion_repo, MODEL, start=BEGIN, end=END).findings.num_rows > 0
+    for path in log_files(champion_repo, BEGIN):
+        forget_file(champion_repo.state_dir, path)
+    use = use_of(contract, "item_stats")
+    other = other_contract(champion_repo, contract, use)
+    serve(champion_repo, other, start=END - DAY, end=END, faults=Faults())
+    assert in_steps(champion_repo, start=END - DAY, end=END).report.causes == {}
+    assert in_steps(champion_repo, start=BEGIN, end=END).report.causes == {}
+
+
 @pytest.mark.parametrize("beside", ["before", "between"])
 def test_evidence_comes_to_be_beside_the_span(
     champion_repo: Repo, contract: ModelContract, beside: str

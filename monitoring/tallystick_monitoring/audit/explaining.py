@@ -146,7 +146,7 @@ class Explaining:
             }
         )
         parts = self._sighted(view, columns)
-        seen: dict[str, pa.Table] = {}
+        seen: dict[str, pa.Table | None] = {}
         pieces = []
         for contract_hash in findings["contract"].unique().to_pylist():
             for use in self.contract_of(contract_hash).views:
@@ -157,7 +157,12 @@ class Explaining:
                 definition = use.spec.definition_hash
                 if definition not in seen:
                     seen[definition] = sightings(parts, use.spec, columns=columns)
-                known = seen_in_log(few, pa.table(key_columns(few, use)), seen[definition])
+                sighted = seen[definition]
+                if sighted is None:
+                    # The log has forgotten them, and nobody has asked for their hours since.
+                    pieces.append(few)
+                    continue
+                known = seen_in_log(few, pa.table(key_columns(few, use)), sighted)
                 codes = classify(
                     evidence_of(known), ttl_us=use.spec.ttl_us, log_begin_us=self.begin_us
                 )

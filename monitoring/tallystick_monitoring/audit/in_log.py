@@ -39,7 +39,9 @@ RANK_SQL: Final = "(event_us::HUGEINT * 18446744073709551616 + created_us)"
 """One number that orders rows by event and created time."""
 
 
-def sightings(parts: Sequence[LogPart], spec: ViewSpec, *, columns: Sequence[str] = ()) -> pa.Table:
+def sightings(
+    parts: Sequence[LogPart], spec: ViewSpec, *, columns: Sequence[str] = ()
+) -> pa.Table | None:
     """What the log saw online of a view, under every contract and alias that has its keys.
 
     Args:
@@ -50,7 +52,7 @@ def sightings(parts: Sequence[LogPart], spec: ViewSpec, *, columns: Sequence[str
     Returns:
         One row per request: ``key_0…``, ``request_us``, ``present``, ``event_us``, ``created_us``
         (null where nothing was online, or the store does not say), ``write_us`` (likewise),
-        ``value_<feature>``.
+        ``value_<feature>``. None if the log has no such request.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -84,7 +86,7 @@ def sightings(parts: Sequence[LogPart], spec: ViewSpec, *, columns: Sequence[str
                     }
                 )
             )
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables) if tables else None
 
 
 def is_sighted(use: ViewUse, spec: ViewSpec) -> bool:
