@@ -69,6 +69,7 @@ class Faults:
         ttl_factor: What the server takes the ttl for, in ttls; None if it enforces none.
         value: ``view__feature`` and value → what the model saw, and the log has.
         output: What the server makes of an on-demand output.
+        dropped: Whether a view's key is not online any more at a request time, in microseconds.
         stamped: Whether the store says when a row was created and written, and by which definition;
             only Tallystick's own does.
     """
@@ -78,6 +79,7 @@ class Faults:
     ttl_factor: float | None = 1.0
     value: Callable[[str, Any], Any] = lambda _, value: value
     output: Callable[[float | None], float | None] = _same
+    dropped: Callable[[str, tuple[Any, ...], int], bool] = lambda *_: False
     stamped: bool = True
 
 
@@ -113,7 +115,7 @@ class OnlineCopy:
 
     def read(self, key: tuple[Any, ...], request_us: int) -> Read:
         written = [row for row in self._rows.get(key, []) if row.write_us <= request_us]
-        if not written:
+        if not written or self._faults.dropped(self._use.spec.name, key, request_us):
             return Read("NOT_FOUND", None)
         if self._faults.order:
             row = max(written, key=lambda one: one.write_us)

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tallystick.clock import from_us, process_clock
+from tallystick.errors import InputError
 from tallystick.files import write_text
 from tallystick.fold import VisibilityClock
 from tallystick.records import ParityReport, save_record
@@ -47,12 +48,12 @@ def audit(
         The report as text, and whether it passed.
 
     Raises:
-        InputError: There is no such model.
+        InputError: There is no such model, or the span is empty.
         StateError: The model has no log yet, or another audit does not end.
         DataError: A source is not as declared, or a file cannot be written.
     """
     now = from_us(process_clock().now_us())
-    start, end = since or first_request(repo, model), until or now
+    start, end = _span(repo, model, since=since, until=until or now)
     visible = VisibilityClock(clock)
     found = run.audit(repo, model, start=start, end=end, clock=visible, again=again)
     if visible is VisibilityClock.KNOWLEDGE:
@@ -98,12 +99,24 @@ def monitor(
         The report as text.
 
     Raises:
-        InputError: There is no such model.
+        InputError: There is no such model, or the span is empty.
         StateError: The model has no champion, or no log yet.
     """
     now = from_us(process_clock().now_us())
-    start = since or first_request(repo, model)
-    return report.summary(report.look(repo, model, at=now, start=start, end=until or now))
+    start, end = _span(repo, model, since=since, until=until or now)
+    return report.summary(report.look(repo, model, at=now, start=start, end=end))
+
+
+def _span(
+    repo: Repo, model: str, *, since: datetime | None, until: datetime
+) -> tuple[datetime, datetime]:
+    start = first_request(repo, model) if since is None else since
+    if since is not None and since >= until:
+        raise InputError(
+            f"No request is from {since:%Y-%m-%d %H:%M:%S} on and before "
+            f"{until:%Y-%m-%d %H:%M:%S}: --since must be before --until, which is now by default."
+        )
+    return start, until
 
 
 def first_request(repo: Repo, model: str) -> datetime:

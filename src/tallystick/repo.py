@@ -169,8 +169,20 @@ class Repo:
             ) from error
 
     def view_source(self, view: str) -> Any:
-        """The Feast batch source of a stored view."""
-        return self.store.get_feature_view(view).batch_source
+        """The Feast batch source of a stored view.
+
+        Raises:
+            StateError: No such view is applied.
+        """
+        from feast.errors import FeatureViewNotFoundException
+
+        try:
+            return self.store.get_feature_view(view).batch_source
+        except FeatureViewNotFoundException as error:
+            raise StateError(
+                f"Feature view {view!r} is not among those applied in {self.path}.",
+                hint="Put it back into the definitions, and apply them:  tally apply",
+            ) from error
 
     def on_demand_view(self, name: str) -> OnDemandFeatureView:
         """The on-demand view of that name, as applied."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import zlib
 from datetime import timedelta
 from itertools import pairwise
@@ -13,20 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from audits import anew, assert_same
 from served_log import HOUR_US, Faults, serve
 from tallystick.clock import to_us
-from tallystick.fold import VisibilityClock
 from tallystick.prediction_log.compaction import compact
 from tallystick.repo import Repo
 from tallystick_monitoring.audit.run import Audited, audit
-from tallystick_monitoring.audit.state import folder_of
 from tallystick_monitoring.incidents import champion_contract
 from tiny_repo import MODEL, START
 
 BEGIN = START + timedelta(days=20)
 DAYS = 6
 END = BEGIN + timedelta(days=DAYS)
-COUNTED = {"read", "reopened"}
 
 
 def faults(seed: int) -> Faults:
@@ -57,21 +54,7 @@ def faults(seed: int) -> Faults:
 
 def same(one: Audited, other: Audited) -> None:
     assert one.findings.num_rows > 100
-    assert one.findings.equals(other.findings)
-    ours, theirs = (each.report.model_dump(exclude=COUNTED) for each in (one, other))
-    assert ours == theirs
-
-
-def anew(repo: Repo, *, end=END, clock=VisibilityClock.KNOWLEDGE) -> Audited:
-    """An audit that knows nothing of earlier ones; what these know stays."""
-    folder = folder_of(repo.state_dir, MODEL, clock)
-    aside = folder.with_name("aside")
-    folder.rename(aside)
-    try:
-        return audit(repo, MODEL, start=BEGIN, end=end, clock=clock)
-    finally:
-        shutil.rmtree(folder)
-        aside.rename(folder)
+    assert_same(one, other)
 
 
 class History:
@@ -112,13 +95,13 @@ def test_in_steps_as_at_once(champion_repo: Repo, seed: int) -> None:
         if rng.random() < 0.8:
             audit(champion_repo, MODEL, start=BEGIN, end=end if seed % 4 < 2 else END)
     found = audit(champion_repo, MODEL, start=BEGIN, end=END)
-    same(found, anew(champion_repo))
+    same(found, anew(champion_repo, start=BEGIN, end=END))
     for source in sources:
         source.show(np.ones(source.whole.num_rows, dtype=bool))
     found = audit(champion_repo, MODEL, start=BEGIN, end=END)
     assert found.report.read == found.report.reopened
     assert (found.report.reopened > 0) == (share > 0)
-    same(found, anew(champion_repo))
+    same(found, anew(champion_repo, start=BEGIN, end=END))
     again = audit(champion_repo, MODEL, start=BEGIN, end=END)
     assert again.report.read == 0
     same(again, found)

@@ -53,12 +53,14 @@ class Evidence:
         expected_present: Whether the view is PRESENT under the knowledge clock.
         expected_event_us: Event time of the newest visible row of history.
         expected_created_us: Created time of it.
-        in_history: Whether history has a row with the served event and created time.
+        in_history: Whether history has a row with the served event and created time; false where
+            these are after the request.
         cast_equal: Whether served and expected value are of one row and equal after a cast.
         served_rightly: Whether the same row was served with history's value to another request.
         newer_served_before: Whether an earlier request for the key was served a newer row.
         seen_online: Whether any request of the log found the key online.
-        first_visible_us: When history's first row of the key became visible.
+        first_visible_us: When history's first row of the key became visible, if that was before
+            the request.
         passed_over: Whether rows of the view were written online after that and before the request,
             or no write to the view was seen at all.
         unstamped: Whether the row came from an online store that says neither when it was created
@@ -149,6 +151,7 @@ def classify(evidence: Evidence, *, ttl_us: int | None, log_begin_us: int) -> In
     # Of a row that is not in history, or has no time at all, only its store knows what it is.
     told = (~e.unstamped | e.in_history) & (online | ~e.served_present)
     for_long = ~e.seen_online & (e.first_visible_us < log_begin_us) & e.passed_over
+    for_long &= e.first_visible_us != NO_TIME
     rules: dict[Cause, Bools] = {
         "definition_changed": e.definition_differs,
         "early_visibility": online

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def scores(bundle: Bundle, found: Compared, rows: Any) -> tuple[Floats, Floats]:
         rows: Rows of the part, of shape (requests,).
 
     Returns:
-        Two arrays of probabilities, of shape (requests,).
+        Two arrays of probabilities, of shape (requests,); NaN where the estimator gives none.
     """
     contract = bundle.contract
     log, expected = found.part.table.take(rows), found.expected.take(rows)
@@ -44,5 +45,20 @@ def scores(bundle: Bundle, found: Compared, rows: Any) -> tuple[Floats, Floats]:
 
 
 def _asked(bundle: Bundle, columns: dict[str, pa.ChunkedArray]) -> Floats:
+    import pandas as pd
+
     given = feature_matrix(bundle.contract, columns)
-    return np.asarray(bundle.estimator.predict_proba(given)[:, 1], dtype=np.float64)
+    try:
+        return _answers(bundle.estimator, given)
+    except Exception:  # noqa: BLE001 estimators are not ours, and many refuse what is missing
+        answers = np.full(len(given), np.nan)
+    whole = np.flatnonzero(~np.asarray(pd.isna(given)).any(axis=1))
+    if 0 < len(whole) < len(given):
+        some = given.iloc[whole] if isinstance(given, pd.DataFrame) else given[whole]
+        with suppress(Exception):
+            answers[whole] = _answers(bundle.estimator, some)
+    return answers
+
+
+def _answers(estimator: Any, given: Any) -> Floats:
+    return np.asarray(estimator.predict_proba(given)[:, 1], dtype=np.float64)

@@ -74,7 +74,8 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
         right = present & (event_us == NO_TIME)
         event_us = np.where(right, expected_event_us, event_us)
         created_us = np.where(right, expected_created_us, created_us)
-    first_us, known = in_history(repo, use, keys, event_us, created_us)
+    request_us = microseconds(few["request_time"])
+    first_us, known = in_history(repo, use, keys, event_us, created_us, request_us=request_us)
     request_facts = {
         "request_time": few["request_time"],
         "prediction_id": few["prediction_id"],

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from tallystick.contract import ModelContract
+from tallystick.dtypes import arrow_type
 from tallystick.errors import DataError
 from tallystick.files import replacing
 from tallystick_monitoring.audit.causes import NO_TIME, Evidence, Int64s
@@ -105,6 +107,39 @@ def together(tables: Iterable[pa.Table]) -> pa.Table:
         if len(found) > 1:
             given = [_as_text(table, name) for table in given]
     return pa.concat_tables(given, promote_options="default").sort_by(list(ORDER)).combine_chunks()
+
+
+def request_names(table: pa.Table, contract: str | None = None) -> pa.Array:
+    """A name for the request of each row of findings, or of a contract's part of the log.
+
+    Another server's log may give an id of its own more than once: so time and contract are in it.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    times = table["request_time"].cast(pa.int64()).cast(pa.string())
+    owner = table["contract"] if contract is None else contract
+    names = pc.binary_join_element_wise(times, owner, table["prediction_id"], " ").combine_chunks()
+    return names if isinstance(names, pa.Array) else pa.array([], pa.string())
+
+
+def with_entities(findings: pa.Table, contracts: Sequence[ModelContract]) -> pa.Table:
+    """Findings with the entity keys that these contracts have, in their order, and no others.
+
+    A key of several types is text.
+    """
+    import pyarrow as pa
+
+    kinds: dict[str, set[Any]] = {}
+    for contract in contracts:
+        for key in contract.entity_keys:
+            kinds.setdefault(f"{ENTITY}{key.name}", set()).add(arrow_type(key.dtype))
+    names = [name for name in findings.column_names if not name.startswith(ENTITY)]
+    columns = {name: findings[name] for name in names}
+    for name, found in kinds.items():
+        kind = found.pop() if len(found) == 1 else pa.string()
+        columns[name] = findings[name].cast(kind)
+    return pa.table(columns)
 
 
 def _as_text(table: pa.Table, name: str) -> pa.Table:

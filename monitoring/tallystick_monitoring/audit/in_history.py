@@ -76,9 +76,18 @@ class _Source:
 
 
 def in_history(
-    repo: Repo, use: ViewUse, keys: Mapping[str, Any], event_us: Int64s, created_us: Int64s
+    repo: Repo,
+    use: ViewUse,
+    keys: Mapping[str, Any],
+    event_us: Int64s,
+    created_us: Int64s,
+    *,
+    request_us: Int64s,
 ) -> tuple[Int64s, Bools]:
-    """When history's first row of each key became visible; whether it has the rows served."""
+    """When history's first row of each key became visible; whether it has the rows served.
+
+    Neither is told of what became visible after the request: it would change as history grows.
+    """
     import pyarrow as pa
 
     asked = pa.table(
@@ -116,7 +125,9 @@ def in_history(
     answer = _Source(repo, use).answer(ask)
     first_us = answer["first_us"].fill_null(NO_TIME).to_numpy()
     found = np.asarray(answer["found"].to_numpy(), dtype=np.bool_)
-    return first_us, found & (event_us != NO_TIME)
+    first_us = np.where(first_us > request_us, NO_TIME, first_us)
+    was_known = np.maximum(event_us, created_us) <= request_us
+    return first_us, found & was_known & (event_us != NO_TIME)
 
 
 def with_origin(
@@ -135,7 +146,9 @@ def with_origin(
     features = np.array(findings["feature"].to_pylist(), dtype=object)
     values = np.concatenate([_objects(each) for each in served])
     for column in columns:
-        places = np.flatnonzero(e.unstamped & (features == f"{use.name}__{column}"))
+        # What is served ahead of its event is early, whichever version it is.
+        mine = e.unstamped & (e.served_event_us <= e.request_us)
+        places = np.flatnonzero(mine & (features == f"{use.name}__{column}"))
         wanted = Wanted(
             keys=own[places],
             event_us=e.served_event_us[places],
@@ -245,8 +258,8 @@ def by_values(repo: Repo, use: ViewUse, log: pa.Table, *, among: Int64s) -> tupl
 
     Returns:
         Event and created time of every row of the log: those it tells; for rows ``among``, those of
-        the last version of the key that has all values served, of versions that were visible at the
-        request if there are any; :data:`NO_TIME` if none has.
+        the last version of the key that has all values served, of events before the request; of
+        versions that were visible then if there are any; :data:`NO_TIME` if none has.
     """
     import pyarrow as pa
 
@@ -287,7 +300,8 @@ def by_values(repo: Repo, use: ViewUse, log: pa.Table, *, among: Int64s) -> tupl
             )
         connection.register("versions", texts)
         same = " AND ".join(
-            [f"asked.{key} = versions.{key}" for key in history.keys]
+            ["versions.event_us <= asked.request_us"]
+            + [f"asked.{key} = versions.{key}" for key in history.keys]
             + [
                 f"asked.text_{place} IS NOT DISTINCT FROM versions.text_{place}"
                 for place in range(len(use.columns))

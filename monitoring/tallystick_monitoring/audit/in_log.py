@@ -10,6 +10,7 @@ import numpy as np
 
 from tallystick.contract import ViewUse
 from tallystick.dtypes import arrow_type
+from tallystick.view import ViewSpec
 from tallystick_monitoring.audit.causes import NO_TIME, same_row
 from tallystick_monitoring.audit.comparing import (
     flat,
@@ -38,31 +39,35 @@ RANK_SQL: Final = "(event_us::HUGEINT * 18446744073709551616 + created_us)"
 """One number that orders rows by event and created time."""
 
 
-def sightings(parts: Sequence[LogPart], view: str, *, columns: Sequence[str] = ()) -> pa.Table:
-    """What the log saw online of a view (by its own name), under every contract and alias.
+def sightings(
+    parts: Sequence[LogPart], spec: ViewSpec, *, columns: Sequence[str] = ()
+) -> pa.Table | None:
+    """What the log saw online of a view, under every contract and alias that has its keys.
 
     Args:
         parts: The log, or of it the columns that :func:`sighted_columns` names.
-        view: The view.
-        columns: Features whose values are wanted too.
+        spec: The view. Under a definition with other keys, rows are of something else.
+        columns: Features whose values are wanted too, null where they are of another type.
 
     Returns:
         One row per request: ``key_0…``, ``request_us``, ``present``, ``event_us``, ``created_us``
         (null where nothing was online, or the store does not say), ``write_us`` (likewise),
-        ``value_<feature>``.
+        ``value_<feature>``. None if the log has no such request.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    types = {each.name: each.dtype for each in spec.columns}
+    wanted = [column for column in columns if column in types]
     tables = []
     for part in parts:
         for use in part.contract.views:
-            if use.spec.name != view:
+            if not is_sighted(use, spec):
                 continue
             name, log = f"view.{use.name}", part.table
             event = log[f"{name}.event_time"].cast(pa.int64())
             created = log[f"{name}.created_time"].cast(pa.int64())
-            dtypes = {each.name: each.dtype for each in use.spec.columns}
+            own = {each.name: each.dtype for each in use.spec.columns if each.name in use.columns}
             tables.append(
                 pa.table(
                     {
@@ -74,15 +79,19 @@ def sightings(parts: Sequence[LogPart], view: str, *, columns: Sequence[str] = (
                         "write_us": log[f"{name}.write_time"].cast(pa.int64()),
                         **{
                             f"value_{column}": log[f"feature.{use.name}__{column}"]
-                            if column in use.columns
-                            else pa.nulls(log.num_rows, arrow_type(dtypes[column]))
-                            for column in columns
-                            if column in dtypes
+                            if own.get(column) == types[column]
+                            else pa.nulls(log.num_rows, arrow_type(types[column]))
+                            for column in wanted
                         },
                     }
                 )
             )
-    return pa.concat_tables(tables, promote_options="permissive")
+    return pa.concat_tables(tables) if tables else None
+
+
+def is_sighted(use: ViewUse, spec: ViewSpec) -> bool:
+    """Whether a contract's use of a view says something about the view's rows."""
+    return (use.spec.name, use.spec.join_keys) == (spec.name, spec.join_keys)
 
 
 def sighted_columns(use: ViewUse, *, columns: Sequence[str] = ()) -> list[str]:
@@ -126,10 +135,10 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
         "request_us": e.request_us,
         "event_us": e.served_event_us,
         "created_us": e.served_created_us,
-        "second": coarse_us // SECOND_US,
+        "told_us": coarse_us,
         "first_us": e.first_visible_us,
     }.items():
-        asked = asked.append_column(name, pa.array(column))
+        asked = asked.append_column(name, pa.array(column, mask=column == NO_TIME))
     with closing(connect()) as connection:
         connection.register("asked_of", asked)
         connection.register("seen", seen)
@@ -139,7 +148,7 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
         )
         connection.execute(
             "CREATE TEMP TABLE asked AS SELECT b.number, a.row, a.request_us, a.event_us, "
-            "a.created_us, a.second, a.first_us "
+            "a.created_us, a.told_us, a.first_us "
             f"FROM asked_of AS a JOIN numbers AS b ON {same}"
         )
         connection.execute(
@@ -184,7 +193,7 @@ _NEWER_SECOND_SQL: Final = f"""
         max(max(event_us // {SECOND_US})) OVER (PARTITION BY number ORDER BY request_us) AS newest
       FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
     ) AS running ON asked.number = running.number AND asked.request_us >= running.request_us
-    WHERE running.newest > asked.second"""
+    WHERE running.newest > asked.told_us // {SECOND_US}"""
 """Where a store gives times to the second, and tells no versions apart."""
 
 
@@ -236,6 +245,8 @@ def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
 
 def worth_another_look(findings: pa.Table) -> Bools:
     """Which findings a later request may show in another light."""
-    absent = microseconds(findings["served_event_time"]) == NO_TIME
-    absent &= flag(findings, "expected_present") & ~flag(findings, "seen_online")
-    return np.asarray(absent | doubted(findings), dtype=np.bool_)
+    import pyarrow.compute as pc
+
+    computed = np.asarray(pc.equal(findings["cause"], "transform").to_numpy(), dtype=np.bool_)
+    unseen = ~flag(findings, "seen_online")
+    return np.asarray(~computed & (unseen | doubted(findings)), dtype=np.bool_)

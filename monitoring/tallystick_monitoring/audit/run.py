@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from tallystick.prediction_log.reader import (
 from tallystick.records import ParityReport
 from tallystick.transform import Transforms
 from tallystick_monitoring.audit import summary
-from tallystick_monitoring.audit.causes import CAUSES, Int64s, classify
+from tallystick_monitoring.audit.causes import Int64s
 from tallystick_monitoring.audit.changes import (
     ALWAYS,
     NEVER,
@@ -32,26 +32,21 @@ from tallystick_monitoring.audit.changes import (
     ViewHistory,
     day_of,
     history_changes,
+    history_name,
+    hours_of,
     log_changes,
     reopened,
 )
-from tallystick_monitoring.audit.comparing import Compared, compared, key_columns
+from tallystick_monitoring.audit.comparing import Compared, compared
 from tallystick_monitoring.audit.effect import scores
 from tallystick_monitoring.audit.evidence import computed_differently, differing
+from tallystick_monitoring.audit.explaining import Columns, Explaining, Found
 from tallystick_monitoring.audit.findings import (
-    evidence_of,
     microseconds,
-    together,
+    request_names,
     with_columns,
 )
-from tallystick_monitoring.audit.in_log import (
-    doubted,
-    seen_in_log,
-    sighted_columns,
-    sightings,
-    worth_another_look,
-)
-from tallystick_monitoring.audit.state import AuditState, folder_of, held
+from tallystick_monitoring.audit.state import AuditState, Seen, folder_of, held
 from tallystick_monitoring.audit.units import HOUR_US, counted
 from tallystick_monitoring.comparison import Bools
 
@@ -115,8 +110,11 @@ def audit(
     folder = folder_of(repo.state_dir, model, clock)
     with held(folder):
         state = AuditState(folder, is_new=again)
-        run = _Run(repo, model, clock, state, begin=begin)
-        run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US)))
+        damaged: dict[str, DamagedFile] = {}
+        while True:
+            run = _Run(repo, model, clock, state, begin=begin, damaged=damaged)
+            if run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US))):
+                break
         report, findings = summary.report(
             repo,
             model,
@@ -124,7 +122,7 @@ def audit(
             start=start,
             end=end,
             clock=clock,
-            damaged=list(run.damaged.values()),
+            damaged=damaged,
             contract_of=run.contract_of,
         )
     return Audited(
@@ -151,21 +149,6 @@ def first_logged(repo: Repo, model: str) -> datetime:
     return found
 
 
-@dataclass
-class _Found:
-    """What is compared in one run.
-
-    Attributes:
-        findings: Findings without cause, by the view's own name; of on-demand views under None.
-        units: What was counted in new hours.
-        again: Predictions that were compared before.
-    """
-
-    findings: dict[str | None, list[pa.Table]] = field(default_factory=dict)
-    units: list[pa.Table] = field(default_factory=list)
-    again: list[pa.Array] = field(default_factory=list)
-
-
 class _Run:
     """One audit of a model under a clock."""
 
@@ -177,6 +160,7 @@ class _Run:
         state: AuditState,
         *,
         begin: datetime,
+        damaged: dict[str, DamagedFile],
     ) -> None:
         self._repo, self._model, self._clock, self._state = repo, model, clock, state
         self._begin_us = to_us(begin)
@@ -185,23 +169,35 @@ class _Run:
         self._units = state.units()
         self._until = 0
         self._held: list[LogPart] | None = None
-        self.damaged: dict[str, DamagedFile] = {}
+        self.damaged = damaged
         self.read = 0
         self.reopened = 0
 
-    def go(self, *, hours: tuple[int, int]) -> None:
-        """Compare what is new in these hours, and what late history has changed anywhere."""
-        changes = log_changes(
-            self._repo, self._model, self._state, hours=hours, damaged=self.damaged
-        )
-        self._contracts |= changes.contracts
+    def go(self, *, hours: tuple[int, int]) -> bool:
+        """Compare what is new in these hours, and what late history has changed anywhere.
+
+        Returns:
+            Whether it is kept; not if files were found to be damaged that others were compared
+            beside: look again without them.
+        """
+        excluded = set(self.damaged)
         known = np.unique(self._units["hour"].to_numpy())
         covered = int(known.max()) + 1 if len(known) else ALWAYS
+        changes = log_changes(
+            self._repo,
+            self._model,
+            self._state,
+            hours=hours,
+            frontier=covered - 1 if len(known) else ALWAYS,
+            damaged=self.damaged,
+        )
+        self._contracts |= changes.contracts
         self._until = max(covered, hours[1])
         histories = self._histories(changes, covered=covered)
-        since = min((int(each.since.min()) for each in histories.values()), default=NEVER)
-        old = known[(known >= since) & ~np.isin(known, changes.hours)]
-        found = _Found()
+        since = self._since(histories)
+        first = min((int(each.min()) for each in since.values()), default=NEVER)
+        old = known[(known >= first) & ~np.isin(known, changes.hours)]
+        found = Found()
         whole = np.union1d(changes.hours, old)
         batches = list(self._batches(whole, changes))
         for span in batches:
@@ -210,17 +206,51 @@ class _Run:
                 # Everything that there is of the log so far is here.
                 self._held = parts
             for part in parts:
-                self._take(part, changes.hours, histories, found)
-        days = self._explained(found, changes, known)
+                self._take(part, changes.hours, old, since, found)
+        explaining = Explaining(
+            state=self._state,
+            changes=changes,
+            known=known,
+            everything=changes.lost or self._is_other_log(changes.log, hours),
+            begin_us=self._begin_us,
+            contract_of=self.contract_of,
+            read=self._whole_log,
+        )
+        days = explaining.days(found)
         kept = {
-            view: (each.identity, each.rows)
-            for view, each in histories.items()
+            name: (each.identity, each.rows)
+            for name, (_, each) in histories.items()
             if self._until != covered
-            or view not in self._state.history
+            or name not in self._state.history
             or (each.since != NEVER).any()
         }
-        if days or kept:
-            self._state.commit(days, kept)
+        seen = Seen(begin_us=self._begin_us, days=self._days_until(changes.log))
+        if set(self.damaged) != excluded:
+            return False
+        if days or kept or seen != self._state.seen:
+            self._state.commit(days, kept, seen)
+        return True
+
+    def _days_until(self, log: Mapping[str, str]) -> dict[str, str]:
+        last = day_of(self._until - 1)
+        return {day: version for day, version in log.items() if day <= last}
+
+    def _is_other_log(self, log: Mapping[str, str], hours: tuple[int, int]) -> bool:
+        """Whether the log in which evidence was looked for has changed beside these hours."""
+        seen = self._state.seen
+        if seen is None:
+            return False
+        if seen.begin_us != self._begin_us:
+            return True
+        last = max(seen.days, default="")
+        begin = self._begin_us // HOUR_US
+        for day in seen.days.keys() | {day for day in log if day <= last}:
+            first, after = hours_of(day)
+            first = max(first, begin) if day == day_of(begin) else first
+            is_inside = hours[0] <= first and min(after, self._until) <= hours[1]
+            if not is_inside and log.get(day) != seen.days.get(day):
+                return True
+        return False
 
     def contract_of(self, contract_hash: str) -> ModelContract:
         """A contract of the log."""
@@ -230,31 +260,55 @@ class _Run:
             )
         return self._contracts[contract_hash]
 
-    def _histories(self, changes: LogChanges, *, covered: int) -> dict[str, ViewHistory]:
+    def _histories(
+        self, changes: LogChanges, *, covered: int
+    ) -> dict[str, tuple[str, ViewHistory]]:
+        """Name → definition of a view, and its history, under each clock that is looked at."""
+        import pyarrow.compute as pc
+
         hashes = set(self._units["contract"].unique().to_pylist()) | set(changes.contracts)
-        uses: dict[str, list[ViewUse]] = {}
+        uses: dict[str, list[tuple[str, ViewUse]]] = {}
         for contract_hash in sorted(hashes):
             for use in self.contract_of(contract_hash).views:
-                uses.setdefault(use.spec.name, []).append(use)
+                uses.setdefault(use.spec.definition_hash, []).append((contract_hash, use))
+        few = self._units.filter(pc.equal(self._units["kind"], "unstamped"))
+        unstamped = set(zip(few["contract"].to_pylist(), few["name"].to_pylist(), strict=True))
+        # Evidence of what was online is of the source, also where the journal is expected.
+        clocks = (
+            {self._clock, KNOWLEDGE} if self._clock is VisibilityClock.SERVED else {self._clock}
+        )
         return {
-            view: history_changes(
-                self._repo,
-                each,
-                self._state,
-                clock=self._clock,
-                covered=covered,
-                until=self._until,
+            history_name(each[0][1], clock): (
+                definition,
+                history_changes(
+                    self._repo,
+                    [use for _, use in each],
+                    self._state,
+                    clock=clock,
+                    covered=covered,
+                    until=self._until,
+                    by_event=any((hash_, use.name) in unstamped for hash_, use in each),
+                ),
             )
-            for view, each in sorted(uses.items())
+            for definition, each in sorted(uses.items())
+            for clock in sorted(clocks)
         }
+
+    def _since(self, histories: Mapping[str, tuple[str, ViewHistory]]) -> dict[str, Int64s]:
+        """Definition of a view → bucket → first hour that history may answer another way."""
+        since: dict[str, Int64s] = {}
+        for definition, history in histories.values():
+            known = since.get(definition, history.since)
+            since[definition] = np.minimum(known, history.since)
+        return since
 
     def _batches(self, hours: Int64s, changes: LogChanges) -> Iterator[tuple[int, int]]:
         """Spans of hours, each with about as many values as may be compared at once."""
         import pyarrow.compute as pc
 
         units = self._units
-        counts: dict[int, int] = {}
-        for table in (changes.rows, units.filter(pc.equal(units["kind"], "rows"))):
+        counts: dict[tuple[str, int], int] = {}
+        for table in (units.filter(pc.equal(units["kind"], "rows")), changes.rows):
             for hash_, hour, rows in zip(
                 table["contract"].to_pylist(),
                 table["hour"].to_pylist(),
@@ -262,11 +316,14 @@ class _Run:
                 strict=True,
             ):
                 width = len(self.contract_of(hash_).value_columns)
-                counts[hour] = max(counts.get(hour, 0), rows * width)
+                counts[hash_, hour] = rows * width
+        by_hour: dict[int, int] = {}
+        for (_, hour), count in counts.items():
+            by_hour[hour] = by_hour.get(hour, 0) + count
         span: list[int] = []
         values = 0
         for hour in hours.tolist():
-            more = counts.get(hour, 0)
+            more = by_hour.get(hour, 0)
             if span and (values + more > VALUES_MAX or hour - span[1] > GAP_HOURS):
                 yield span[0], span[1]
                 span, values = [], 0
@@ -275,7 +332,12 @@ class _Run:
         if span:
             yield span[0], span[1]
 
-    def _log(self, hours: tuple[int, int], columns: Any = None) -> list[LogPart]:
+    def _whole_log(self, columns: Columns) -> list[LogPart]:
+        if self._held is not None:
+            return self._held
+        return self._log((self._begin_us // HOUR_US, self._until), columns)
+
+    def _log(self, hours: tuple[int, int], columns: Columns | None = None) -> list[LogPart]:
         return read_log(
             self._repo.state_dir,
             self._model,
@@ -289,22 +351,30 @@ class _Run:
         self,
         part: LogPart,
         new: Int64s,
-        histories: Mapping[str, ViewHistory],
-        found: _Found,
+        old: Int64s,
+        since: Mapping[str, Int64s],
+        found: Found,
     ) -> None:
         """Compare the requests of a part that have to be."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         hours = microseconds(part.table["request_time"]) // HOUR_US
         is_new = np.isin(hours, new)
         if is_new.any():
             found.units.append(counted(_only(part, is_new)))
-        again = reopened(part, histories) & ~is_new
+        again = np.isin(hours, old)
+        if again.any():
+            again &= reopened(part, since) & ~is_new
+        if again.any():
+            names = request_names(part.table, part.contract.contract_hash)
+            again = pc.is_in(names, names.filter(pa.array(again))).to_numpy(False)
+            found.again.append(names.filter(pa.array(again)))
         part = _only(part, is_new | again)
         if not part.table.num_rows:
             return
         self.read += part.table.num_rows
         self.reopened += int(again.sum())
-        if again.any():
-            found.again.append(part.table["prediction_id"])
         transforms = self._transforms(part.contract) if part.contract.transforms else None
         result = compared(self._repo, part, transforms, clock=self._clock)
         tables: list[tuple[str | None, pa.Table]] = [
@@ -343,151 +413,22 @@ class _Run:
             # There is no model to ask: its effect is not known, and the report says so.
             yield from tables
             return
-        ids = result.part.table["prediction_id"].take(rows)
+        few = result.part.table.take(rows)
+        asked = request_names(few, result.part.contract.contract_hash)
         for view, table in tables:
             if not table.num_rows:
                 continue
-            place = pc.index_in(table["prediction_id"], ids.combine_chunks())
+            place = pc.index_in(request_names(table), asked)
             yield (
                 view,
                 with_columns(
                     table,
                     {
-                        "score_served": pa.array(served).take(place),
-                        "score_expected": pa.array(expected).take(place),
+                        "score_served": pa.array(served, from_pandas=True).take(place),
+                        "score_expected": pa.array(expected, from_pandas=True).take(place),
                     },
                 ),
             )
-
-    def _explained(
-        self, found: _Found, changes: LogChanges, known: Int64s
-    ) -> dict[str, tuple[str | None, pa.Table, list[pa.Table], set[str]]]:
-        """The days that have changed, with units, findings by contract, and doubtful views."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        ids = pa.chunked_array(
-            [chunk for column in found.again for chunk in column.chunks], pa.string()
-        )
-        late = len(changes.hours) > 0 and len(known) > 0 and changes.hours.min() < known.max()
-        touched = self._days_touched(found, changes, late=late)
-        before = self._state.findings(touched)
-        gone = pc.or_(
-            pc.is_in(before["prediction_id"], ids.combine_chunks()),
-            pa.array(np.isin(microseconds(before["request_time"]) // HOUR_US, changes.hours)),
-        )
-        before = before.filter(pc.invert(gone))
-        if late:
-            again = microseconds(before["request_time"]) >= int(changes.hours.min()) * HOUR_US
-        elif len(changes.hours):
-            again = worth_another_look(before)
-        else:
-            again = np.zeros(before.num_rows, dtype=np.bool_)
-        computed = np.asarray(pc.equal(before["cause"], "transform").to_numpy(), dtype=np.bool_)
-        again &= ~computed
-        fresh = found.findings
-        for view in before.filter(pa.array(again))["source_view"].unique().to_pylist():
-            mine = again & np.asarray(pc.equal(before["source_view"], view).to_numpy())
-            fresh.setdefault(view, []).append(before.filter(pa.array(mine)))
-        results = [before.filter(pa.array(~again)), *fresh.pop(None, [])]
-        results += [self._named(view, together(tables)) for view, tables in fresh.items() if view]
-        return self._by_day(together(results), found, changes, touched)
-
-    def _days_touched(self, found: _Found, changes: LogChanges, *, late: bool) -> list[str]:
-        """Days of which findings change, or may."""
-        touched = {day_of(int(hour)) for hour in changes.hours} | set(changes.versions)
-        for tables in found.findings.values():
-            for table in tables:
-                hours = np.unique(microseconds(table["request_time"]) // HOUR_US)
-                touched |= {day_of(int(hour)) for hour in hours}
-        if found.again:
-            # What was found before may be gone now.
-            touched |= set(self._state.days)
-        for day, each in self._state.days.items():
-            is_later = late and day >= day_of(int(changes.hours.min()))
-            if is_later or (len(changes.hours) and each.doubtful):
-                touched.add(day)
-        return sorted(touched)
-
-    def _named(self, view: str, findings: pa.Table) -> pa.Table:
-        """Findings of one view with the evidence of the whole log, and a cause."""
-        import pyarrow as pa
-
-        if not findings.num_rows:
-            return findings
-        features = findings.select(["feature", "view"]).filter(pa.array(doubted(findings)))
-        columns = sorted(
-            {
-                feature.removeprefix(f"{name}__")
-                for feature, name in zip(
-                    features["feature"].to_pylist(), features["view"].to_pylist(), strict=True
-                )
-            }
-        )
-        seen = sightings(self._sighted(view, columns), view, columns=columns)
-        pieces = []
-        for contract_hash in findings["contract"].unique().to_pylist():
-            for use in self.contract_of(contract_hash).views:
-                mine = _mine(findings, contract_hash, use)
-                if use.spec.name != view or not mine.any():
-                    continue
-                few = findings.filter(pa.array(mine))
-                known = seen_in_log(few, pa.table(key_columns(few, use)), seen)
-                codes = classify(
-                    evidence_of(known), ttl_us=use.spec.ttl_us, log_begin_us=self._begin_us
-                )
-                names = pa.array(CAUSES, pa.string()).take(pa.array(codes))
-                pieces.append(with_columns(known, {"cause": names}))
-        return together(pieces)
-
-    def _sighted(self, view: str, columns: Sequence[str]) -> list[LogPart]:
-        """What the whole log, as far as it was looked at, says about a view."""
-
-        def wanted(contract: ModelContract) -> list[str]:
-            names = [
-                name
-                for use in contract.views
-                if use.spec.name == view
-                for name in sighted_columns(use, columns=columns)
-            ]
-            return list(dict.fromkeys(names)) or ["request_time"]
-
-        if self._held is not None:
-            return self._held
-        return self._log((self._begin_us // HOUR_US, self._until), wanted)
-
-    def _by_day(
-        self, findings: pa.Table, found: _Found, changes: LogChanges, touched: Sequence[str]
-    ) -> dict[str, tuple[str | None, pa.Table, list[pa.Table], set[str]]]:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        units = self._state.units(touched)
-        stays = ~np.isin(units["hour"].to_numpy(), changes.hours)
-        rows = changes.rows
-        rows = rows.filter(pa.array(np.isin(rows["hour"].to_numpy(), changes.hours)))
-        units = pa.concat_tables([units.filter(pa.array(stays)), rows, *found.units])
-        unit_days = units["hour"].to_numpy() // 24
-        found_days = microseconds(findings["request_time"]) // HOUR_US // 24
-        doubtful = worth_another_look(findings)
-        answer = {}
-        for day in touched:
-            number = int(np.datetime64(day, "D").astype(np.int64))
-            mine = found_days == number
-            of_day = findings.filter(pa.array(mine))
-            views = findings["source_view"].filter(pa.array(mine & doubtful)).unique()
-            contracts = of_day["contract"].unique().to_pylist()
-            version = changes.versions.get(day)
-            if version is None and day in self._state.days:
-                same = all(day_of(int(hour)) != day for hour in changes.hours)
-                version = self._state.days[day].version if same else None
-            answer[day] = (
-                version,
-                units.filter(pa.array(unit_days == number)),
-                [of_day.filter(pc.equal(of_day["contract"], each)) for each in contracts],
-                set(views.to_pylist()),
-            )
-        return answer
 
 
 def _only(part: LogPart, wanted: Bools) -> LogPart:
@@ -496,15 +437,6 @@ def _only(part: LogPart, wanted: Bools) -> LogPart:
     if wanted.all():
         return part
     return LogPart(part.contract, part.table.filter(pa.array(wanted)))
-
-
-def _mine(findings: pa.Table, contract_hash: str, use: ViewUse) -> Bools:
-    import pyarrow.compute as pc
-
-    mine = pc.and_(
-        pc.equal(findings["contract"], contract_hash), pc.equal(findings["view"], use.name)
-    )
-    return np.asarray(mine.to_numpy(), dtype=np.bool_)
 
 
 __all__ = ["Audited", "audit", "first_logged"]

@@ -5,7 +5,7 @@
     audit/<model>/<clock>/state.json                 which of the files below count
                          /units/<day>-<n>.parquet    what was compared, hour by hour
                          /findings/day=<day>/….parquet
-                         /history/<view>-<n>.parquet what history held when it was compared
+                         /history/….parquet          what history held when it was compared
 
 An audit writes new files beside the old ones, then ``state.json``, then removes the old ones: one
 that is killed leaves the state as it was. All of it can be made again from log and history; a state
@@ -32,7 +32,7 @@ from tallystick_monitoring.audit.findings import together
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 """Version of the layout, of the rules by which causes are given, and of how history is hashed."""
 
 _WAIT_S: Final = 600.0
@@ -70,6 +70,20 @@ class HistoryMark(BaseModel):
     file: str
 
 
+class Seen(BaseModel):
+    """The log in which evidence was looked for.
+
+    Attributes:
+        begin_us: First request time.
+        days: Day → version of its log, also of days that were not compared.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    begin_us: int
+    days: dict[str, str]
+
+
 class _Content(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -77,6 +91,7 @@ class _Content(BaseModel):
     engine: str
     serial: int = 0
     days: dict[str, Day] = Field(default_factory=dict)
+    seen: Seen | None = None
     history: dict[str, HistoryMark] = Field(default_factory=dict)
 
 
@@ -139,10 +154,9 @@ class AuditState:
         self._folder = folder
         # Another version of the engine may hash another way.
         self._content = _Content(engine=str(duckdb.__version__))
-        if not is_new:
-            self._load()
+        self._load(is_new=is_new)
 
-    def _load(self) -> None:
+    def _load(self, *, is_new: bool) -> None:
         try:
             text = (self._folder / "state.json").read_text(encoding="utf-8")
             checksum, _, body = text.partition("\n")
@@ -152,8 +166,9 @@ class AuditState:
         ours = (STATE_VERSION, self._content.engine)
         files = [self._folder / name for name in _files_of(found)]
         if (found.version, found.engine) == ours and checksum == digest(body):
+            # Also who forgets it all writes beside what there is, which counts until then.
             self._content.serial = found.serial
-            if all(path.is_file() for path in files):
+            if not is_new and all(path.is_file() for path in files):
                 self._content = found
 
     @property
@@ -163,8 +178,13 @@ class AuditState:
 
     @property
     def history(self) -> Mapping[str, HistoryMark]:
-        """View → what its history was."""
+        """View, by its name, definition and clock → what its history was."""
         return self._content.history
+
+    @property
+    def seen(self) -> Seen | None:
+        """The log in which evidence was looked for; None before there was any."""
+        return self._content.seen
 
     def units(self, days: Collection[str] | None = None) -> pa.Table:
         """What was compared on these days; on all by default. See :mod:`.units`."""
@@ -189,27 +209,31 @@ class AuditState:
         self,
         days: Mapping[str, tuple[str | None, pa.Table, Iterable[pa.Table], Collection[str]]],
         history: Mapping[str, tuple[str, pa.Table]],
+        seen: Seen,
     ) -> None:
         """Put what an audit found in the place of what was known of the same days and views.
 
         Args:
             days: Day → version of its log, what was compared, what was found, the doubtful views.
-            history: View → identity of its history, and what it was.
+            history: View (as :attr:`history`) → identity of its history, and what it was.
+            seen: The log in which evidence was looked for.
 
         Raises:
             DataError: It cannot be written; what was known before stays.
         """
         with told(self._folder):
-            self._commit(days, history)
+            self._commit(days, history, seen)
 
     def _commit(
         self,
         days: Mapping[str, tuple[str | None, pa.Table, Iterable[pa.Table], Collection[str]]],
         history: Mapping[str, tuple[str, pa.Table]],
+        seen: Seen,
     ) -> None:
         before = self._content
         after = before.model_copy(deep=True)
         after.serial += 1
+        after.seen = seen
         for day, (version, units, findings, doubtful) in days.items():
             if not units.num_rows:
                 after.days.pop(day, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,14 @@ from tallystick.records import (
 )
 from tallystick_monitoring.audit.causes import CAUSES, MEND, NO_TIME, Int64s, sentence
 from tallystick_monitoring.audit.changes import day_of
-from tallystick_monitoring.audit.findings import ENTITY, evidence_of, flag, microseconds
+from tallystick_monitoring.audit.findings import (
+    ENTITY,
+    evidence_of,
+    flag,
+    microseconds,
+    request_names,
+    with_entities,
+)
 from tallystick_monitoring.audit.state import AuditState
 from tallystick_monitoring.audit.units import HOUR_US, age_buckets, age_of
 
@@ -46,7 +53,7 @@ def report(
     start: datetime,
     end: datetime,
     clock: str,
-    damaged: Sequence[DamagedFile],
+    damaged: dict[str, DamagedFile],
     contract_of: Callable[[str], ModelContract],
 ) -> tuple[ParityReport, pa.Table]:
     """Report on the requests of [start, end).
@@ -60,7 +67,7 @@ def report(
         start: First request time, included.
         end: Last request time, excluded.
         clock: Clock of the expected values.
-        damaged: Files of the log that could not be read.
+        damaged: Path → file of the log that could not be read.
         contract_of: Contract hash → contract.
 
     Returns:
@@ -74,16 +81,21 @@ def report(
     units = state.units(days)
     hours = units["hour"].to_numpy()
     units = units.filter(pa.array((hours >= first) & (hours < last)))
-    rows = _rows(repo, model, units, span)
+    rows = _rows(repo, model, units, span, damaged=damaged)
     findings = state.findings(days)
     times = microseconds(findings["request_time"])
-    findings = findings.filter(pa.array((times >= span[0]) & (times < span[1]))).combine_chunks()
+    of_hours = findings.filter(pa.array((times >= first * HOUR_US) & (times < last * HOUR_US)))
+    findings = findings.filter(pa.array((times >= span[0]) & (times < span[1])))
+    contracts = [contract_of(each) for each in sorted(_counts(findings, "contract"))]
+    findings = with_entities(findings, contracts).combine_chunks()
 
-    damage = [*_damaged_files(damaged, span), *_damaged_segments(repo)]
-    lost = sum(
-        min(file.rows, each.rows) * len(contract_of(file.contract).value_columns)
-        for file, each in zip(damaged, damage, strict=False)
-    )
+    torn = [
+        file
+        for _, file in sorted(damaged.items())
+        if file.first_us < span[1] and file.last_us >= span[0]
+    ]
+    damage = [*map(_damaged_file, torn), *_damaged_segments(repo)]
+    lost = sum(file.rows * len(contract_of(file.contract).value_columns) for file in torn)
     values, by_hour, by_feature = 0, dict[int, int](), dict[str, int]()
     for (contract_hash, hour), count in rows.items():
         columns = contract_of(contract_hash).value_columns
@@ -130,7 +142,7 @@ def report(
             if cause in causes
         },
         unstamped=sorted(set(_kind(units, "unstamped")["name"].to_pylist())),
-        staleness=_staleness(units, findings),
+        staleness=_staleness(units, of_hours),
         effect=_effect(findings, contract_of) if findings.num_rows else None,
         effects={
             cause: _effect(_where(findings, "cause", cause), contract_of)
@@ -144,7 +156,12 @@ def report(
 
 
 def _rows(
-    repo: Repo, model: str, units: pa.Table, span: tuple[int, int]
+    repo: Repo,
+    model: str,
+    units: pa.Table,
+    span: tuple[int, int],
+    *,
+    damaged: dict[str, DamagedFile],
 ) -> dict[tuple[str, int], int]:
     """Contract and hour → requests in the span; the hours at its ends are looked into."""
     table = _kind(units, "rows")
@@ -161,7 +178,7 @@ def _rows(
             start=begin,
             end=begin + timedelta(hours=1),
             columns=lambda _: ("request_time",),
-            damaged={},
+            damaged=damaged,
         )
         for part in parts:
             times = microseconds(part.table["request_time"])
@@ -170,16 +187,14 @@ def _rows(
     return {key: count for key, count in rows.items() if count}
 
 
-def _damaged_files(damaged: Sequence[DamagedFile], span: tuple[int, int]) -> Iterator[LogDamage]:
-    for file in damaged:
-        if file.first_us < span[1] and file.last_us >= span[0]:
-            yield LogDamage(
-                place=file.path,
-                rows=file.rows,
-                start=from_us(file.first_us),
-                end=from_us(file.last_us),
-                problem=file.problem,
-            )
+def _damaged_file(file: DamagedFile) -> LogDamage:
+    return LogDamage(
+        place=file.path,
+        rows=file.rows,
+        start=from_us(file.first_us),
+        end=from_us(file.last_us),
+        problem=file.problem,
+    )
 
 
 def _damaged_segments(repo: Repo) -> Iterator[LogDamage]:
@@ -216,12 +231,18 @@ def _counts(table: pa.Table, column: str) -> dict[Any, int]:
 
 
 def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
-    """The ages of all that was served, without those of wrong values."""
+    """The ages of all that was served, without those of wrong values.
+
+    Args:
+        units: What was counted in whole hours.
+        findings: What was found in the same hours.
+    """
     import pyarrow.compute as pc
 
     ages = _kind(units, "age")
-    requests = _numbers(findings["prediction_id"])
-    served_us = microseconds(findings["served_event_time"])
+    requests = _numbers(request_names(findings))
+    # As the log has it, and units count it; a row that was looked for in history has its own time.
+    served_us = microseconds(findings["evidence.told_event_time"])
     present = flag(findings, "served_present") & (served_us != NO_TIME)
     wrong_ages = age_buckets(microseconds(findings["request_time"]) - served_us)
     answer = {}
@@ -246,9 +267,10 @@ def _quantile(counts: Int64s, share: float) -> float:
 def _effect(findings: pa.Table, contract_of: Callable[[str], ModelContract]) -> Effect:
     import pyarrow.compute as pc
 
-    _, firsts = np.unique(_numbers(findings["prediction_id"]), return_index=True)
+    _, firsts = np.unique(_numbers(request_names(findings)), return_index=True)
     few = findings.take(firsts)
-    asked = few.filter(pc.is_valid(few["score_expected"]))
+    both = pc.and_(pc.is_valid(few["score_served"]), pc.is_valid(few["score_expected"]))
+    asked = few.filter(both)
     served, expected = (asked[name].to_numpy() for name in ("score_served", "score_expected"))
     limits = np.array(
         [contract_of(each).threshold for each in asked["contract"].to_pylist()], dtype=np.float64
@@ -263,9 +285,9 @@ def _effect(findings: pa.Table, contract_of: Callable[[str], ModelContract]) -> 
     )
 
 
-def _numbers(column: pa.ChunkedArray) -> Int64s:
+def _numbers(column: pa.Array) -> Int64s:
     """A number for each value, the same for equal ones."""
-    return np.asarray(column.combine_chunks().dictionary_encode().indices.to_numpy())
+    return np.asarray(column.dictionary_encode().indices.to_numpy())
 
 
 def _fields(units: pa.Table) -> list[FieldParity]:

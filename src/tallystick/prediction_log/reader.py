@@ -89,7 +89,7 @@ def read_log(
         columns: Which columns to read under a contract, ``request_time`` among them; all by
             default. What is not read costs nothing.
         damaged: Where to put, by path, the files that cannot be read, so that all others are; None
-            to refuse.
+            to refuse. Files that are in it already are left out.
         sink: Where the files are; that of the settings by default.
 
     Raises:
@@ -283,6 +283,8 @@ def _read_once(
         found.setdefault(contract.contract_hash, (contract, []))[1].append(kept)
     files = [file for each in manifests.values() for file in _files(each, model, span)]
     for file in sorted(files, key=lambda file: file.last_us, reverse=True):
+        if damaged and file.path in damaged:
+            continue
         try:
             contract = sink_contract(sink, stream, model, file.contract)
             if file.path not in read:
