@@ -9,6 +9,7 @@ from tallystick.clock import from_us, process_clock
 from tallystick.errors import InputError
 from tallystick.files import write_text
 from tallystick.fold import VisibilityClock
+from tallystick.progress import progress
 from tallystick.records import ParityReport, save_record
 from tallystick.repo import Repo
 from tallystick_monitoring import report
@@ -55,7 +56,18 @@ def audit(
     now = from_us(process_clock().now_us())
     start, end = _span(repo, model, since=since, until=until or now)
     visible = VisibilityClock(clock)
-    found = run.audit(repo, model, start=start, end=end, clock=visible, again=again)
+    with progress(100, lines=False) as bar:
+        found = run.audit(
+            repo,
+            model,
+            start=start,
+            end=end,
+            clock=visible,
+            again=again,
+            tell=lambda done, of: bar.step(
+                f"comparing {done:,} of {of:,} hours", done=100 * done // max(of, 1)
+            ),
+        )
     if visible is VisibilityClock.KNOWLEDGE:
         record_found(repo, model, found, at=now)
     _save_last_of_day(repo, found.report, now)

@@ -17,7 +17,6 @@ from tallystick.retrieval import REQUEST_TIME, stored_values
 
 SIZES = Sizes(requests=2_000, hours=36, batch_rows=32)
 RATE = 0.1
-WITHOUT_TTL = ("profile", "activity")
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +44,7 @@ def test_a_clean_log_has_no_finding(bench):
 
 @pytest.mark.parametrize("cause", INJECTED)
 def test_what_is_injected_is_named(bench, cause):
-    # A row that was served and ran out later is not told from one that history kept.
-    views = WITHOUT_TTL if cause == "source_rewritten" else ()
-    case = bench.single(cause, RATE, views=views)
+    case = bench.single(cause, RATE)
     assert named_rightly(case)
     assert case.causes == (cause,)
     assert RATE / 2 < case.wrong_share < 2 * RATE
@@ -84,6 +81,10 @@ def test_late_values_are_those_that_the_event_clock_folds_otherwise(bench):
     }
     assert bench.late_values() == otherwise
     assert len(otherwise) > 500
+
+
+def test_what_was_late_is_named_under_the_event_clock(bench):
+    assert named_rightly(bench.by_event_time())
 
 
 def test_the_scene_has_late_rows_and_corrections(bench):

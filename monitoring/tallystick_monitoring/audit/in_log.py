@@ -83,6 +83,12 @@ def sightings(
                             else pa.nulls(log.num_rows, arrow_type(types[column]))
                             for column in wanted
                         },
+                        **{
+                            f"has_{column}": pa.repeat(
+                                pa.scalar(own.get(column) == types[column]), log.num_rows
+                            )
+                            for column in wanted
+                        },
                     }
                 )
             )
@@ -232,12 +238,14 @@ def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
         )
         near = connection.sql(
             f'SELECT number, {of_row}, "value_{column}" AS value FROM sighted '
-            f'SEMI JOIN wanted USING (number, {of_row}) WHERE "value_{column}" IS NOT NULL'
+            f'SEMI JOIN wanted USING (number, {of_row}) WHERE present AND "has_{column}"'
         ).to_arrow_table()
         near = near.set_column(3, "value", textual(flat(near["value"])))
         connection.register("near", near)
         rows = connection.sql(
-            f"SELECT row FROM wanted SEMI JOIN near USING (number, {of_row}, value)"
+            "SELECT wanted.row FROM wanted SEMI JOIN near ON wanted.number = near.number "
+            "AND wanted.event_us = near.event_us AND wanted.created_us = near.created_us "
+            "AND wanted.value IS NOT DISTINCT FROM near.value"
         ).to_arrow_table()
         result[rows["row"].to_numpy()] = True
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -85,6 +85,7 @@ def audit(
     end: datetime,
     clock: VisibilityClock = KNOWLEDGE,
     again: bool = False,
+    tell: Callable[[int, int], None] = lambda _, __: None,
 ) -> Audited:
     """Compare what was served for the requests of [start, end) with what should have been.
 
@@ -99,6 +100,7 @@ def audit(
         clock: When a row of history counts as visible. Under the event clock, what was only known
             later is expected too; under the served clock, what had been written online.
         again: Whether to compare everything again.
+        tell: Called with the hours of the log that are done, and all that there are to do.
 
     Raises:
         InputError: There is no such model.
@@ -113,7 +115,7 @@ def audit(
         damaged: dict[str, DamagedFile] = {}
         while True:
             run = _Run(repo, model, clock, state, begin=begin, damaged=damaged)
-            if run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US))):
+            if run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US)), tell=tell):
                 break
         report, findings = summary.report(
             repo,
@@ -173,7 +175,7 @@ class _Run:
         self.read = 0
         self.reopened = 0
 
-    def go(self, *, hours: tuple[int, int]) -> bool:
+    def go(self, *, hours: tuple[int, int], tell: Callable[[int, int], None]) -> bool:
         """Compare what is new in these hours, and what late history has changed anywhere.
 
         Returns:
@@ -201,6 +203,7 @@ class _Run:
         whole = np.union1d(changes.hours, old)
         batches = list(self._batches(whole, changes))
         for span in batches:
+            tell(int((whole < span[0]).sum()), len(whole))
             parts = self._log(span)
             if len(batches) == 1 and not len(known) and span[0] <= self._begin_us // HOUR_US:
                 # Everything that there is of the log so far is here.
