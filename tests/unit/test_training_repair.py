@@ -42,7 +42,7 @@ def test_only_the_rows_named_have_other_values(dtype, old, new):
 
 def test_maps_are_text_in_the_log_and_maps_for_functions():
     maps = pa.chunked_array([pa.array([{"b": 1, "a": None}, {"b": 2, "a": 3}, None])])
-    logged = expected._as_logged(maps, "MAP")
+    logged = expected.as_logged(maps, "MAP")
     assert logged.to_pylist() == ['{"b":1}', '{"a":3,"b":2}', None]
     given = expected._as_given(logged, "MAP").to_pylist()
     assert given == [{"b": 1, "a": None}, {"b": 2, "a": 3}, None]
