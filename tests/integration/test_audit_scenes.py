@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -437,6 +437,16 @@ def test_ids_that_a_server_gives_more_than_once(
     write_history(champion_repo, "shop_stats", changed)
     found = in_steps(champion_repo, start=BEGIN, end=END)
     assert found.findings.num_rows > first.findings.num_rows
+
+
+def test_the_last_hour_that_a_time_can_have(champion_repo: Repo, contract: ModelContract) -> None:
+    faults = Faults(row=never("shop-b"))
+    last = datetime.max.replace(tzinfo=UTC)
+    serve(champion_repo, contract, start=BEGIN, end=BEGIN + DAY, faults=faults)
+    audit(champion_repo, MODEL, start=BEGIN, end=last)
+    serve(champion_repo, contract, start=BEGIN + DAY, end=BEGIN + 2 * DAY, faults=faults)
+    found = in_steps(champion_repo, start=BEGIN, end=last)
+    assert set(found.report.causes) == {"entity_missing"}
 
 
 @pytest.mark.parametrize("values_max", [1, 60])

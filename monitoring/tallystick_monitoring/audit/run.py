@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -62,6 +62,7 @@ GAP_HOURS: Final = 24
 """Hours with nothing to compare that are read rather than passed over."""
 
 KNOWLEDGE: Final = VisibilityClock.KNOWLEDGE
+_LAST_US: Final = to_us(datetime.max.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True)
@@ -345,7 +346,7 @@ class _Run:
             self._repo.state_dir,
             self._model,
             start=from_us(hours[0] * HOUR_US),
-            end=from_us(hours[1] * HOUR_US),
+            end=from_us(min(hours[1] * HOUR_US, _LAST_US)),
             columns=columns,
             damaged=self.damaged,
         )
