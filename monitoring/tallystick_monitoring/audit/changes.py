@@ -330,8 +330,7 @@ def _hashed(
 
 
 def _bucket_sql(keys: Iterable[str]) -> str:
-    text = ", ".join(f"{key}::VARCHAR" for key in keys)
-    return f"(hash(concat_ws('|', {text})) % {BUCKETS})::INTEGER"
+    return f"(hash({', '.join(keys)}) % {BUCKETS})::INTEGER"
 
 
 def _since(now: pa.Table, then: pa.Table, covered: int, *, by_event: bool) -> Int64s:

@@ -237,7 +237,7 @@ def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
             [column],
         )
         near = connection.sql(
-            f'SELECT number, {of_row}, "value_{column}" AS value FROM sighted '
+            f'SELECT DISTINCT number, {of_row}, "value_{column}" AS value FROM sighted '
             f'SEMI JOIN wanted USING (number, {of_row}) WHERE present AND "has_{column}"'
         ).to_arrow_table()
         near = near.set_column(3, "value", textual(flat(near["value"])))

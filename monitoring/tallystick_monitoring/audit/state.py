@@ -32,7 +32,7 @@ from tallystick_monitoring.audit.findings import together
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STATE_VERSION: Final = 2
+STATE_VERSION: Final = 3
 """Version of the layout, of the rules by which causes are given, and of how history is hashed."""
 
 _WAIT_S: Final = 600.0
