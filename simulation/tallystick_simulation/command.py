@@ -37,7 +37,7 @@ def demo(path: Path, out: Path) -> str:
     scenario = scenarios[0]
     from tallystick_simulation.stage import play
 
-    with ending_on_signals(), taken(out) as state, progress(STEPS) as bar:
+    with ending_on_signals() as end_if_asked, taken(out) as state, progress(STEPS) as bar:
         override(
             state_dir=state,
             clock_file=state / CLOCK,
@@ -47,6 +47,8 @@ def demo(path: Path, out: Path) -> str:
         clock = SimulatedClock(state / CLOCK, start=scenario.train_until)
 
         def tell(share: float, text: str) -> None:
+            # What a handler raises while Python cleans up is told and dropped.
+            end_if_asked()
             bar.step(text, done=int(share * STEPS))
 
         return play(repo, scenario, clock=clock, out=out, tell=tell)

@@ -19,7 +19,8 @@ def ending_on_signals() -> Iterator[Callable[[], None]]:
 
     Yields:
         Something that ends as asked, if it was asked: for work that goes on after errors, of which
-        one may be what DuckDB made of the signal.
+        one may be what DuckDB made of the signal; and for long work, since Python drops what a
+        handler raises while an object is finalized.
     """
     asked: list[int] = []
 
