@@ -115,6 +115,12 @@ def _repair_option() -> Callable[[Any], Any]:
 
 
 _model = click.argument("model")
+_json_option = click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report here as JSON too.",
+)
 
 
 @main.command()
@@ -132,12 +138,7 @@ _model = click.argument("model")
 )
 @_time_option("at", "Read everything as of then; default now, or the end of history")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the report here as JSON too.",
-)
+@_json_option
 @click.option(
     "--fail-over",
     type=click.FloatRange(0, 1),
@@ -307,12 +308,7 @@ def serve(
 @_time_option("until", "Request times before this; default now")
 @_clock_option()
 @click.option("--again", is_flag=True, help="Compare everything again, not only what is new.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the report here as JSON too.",
-)
+@_json_option
 @click.option(
     "--findings",
     "findings_path",

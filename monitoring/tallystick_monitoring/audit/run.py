@@ -167,7 +167,7 @@ class _Run:
     ) -> None:
         self._repo, self._model, self._clock, self._state = repo, model, clock, state
         self._begin_us = to_us(begin)
-        self._bundles: dict[str, Bundle | None] = {}
+        self._bundles: dict[str, Bundle] = {}
         self._contracts: dict[str, ModelContract] = {}
         self._units = state.units()
         self._until = 0
@@ -398,11 +398,10 @@ class _Run:
         return self._bundle(contract).transforms
 
     def _bundle(self, contract: ModelContract) -> Bundle:
-        found = self._bundles.get(contract.contract_hash)
-        if found is None:
-            found = load_bundle(self._repo.state_dir, self._model, contract.contract_hash)
-            self._bundles[contract.contract_hash] = found
-        return found
+        name = contract.contract_hash
+        if name not in self._bundles:
+            self._bundles[name] = load_bundle(self._repo.state_dir, self._model, name)
+        return self._bundles[name]
 
     def _scored(
         self, result: Compared, rows: Int64s, tables: Sequence[tuple[str | None, pa.Table]]
