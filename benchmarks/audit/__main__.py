@@ -116,8 +116,6 @@ def _tell(case: Case, began: float) -> None:
         f"{score.injected.total():,} injected, {score.found.total():,} found, "
         f"{score.right.total():,} right, {score.unexplained:,} unexplained"
     )
-    if not case.is_looked_at:
-        text = f"{score.injected.total():,} there, and no audit that looks"
     what = case.causes[0] if len(case.causes) == 1 else f"{len(case.causes)} causes"
     print(
         f"{time.perf_counter() - began:4.0f} s  {case.name:11} {what:26} {case.rate:6.1%} "

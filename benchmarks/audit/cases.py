@@ -16,7 +16,7 @@ import pyarrow as pa
 from benchmarks.audit.damage import copy_repo, damage_file, damage_segments
 from benchmarks.audit.declared import KEYS, MODEL
 from benchmarks.audit.faults import Fault
-from benchmarks.audit.found import SCHEMA, found, found_by_event_time, found_damage
+from benchmarks.audit.found import found, found_by_event_time, found_damage
 from benchmarks.audit.plans import Chooser, Clean, mixture, plan, stacked
 from benchmarks.audit.replay import Cell, Key, Played, keys_of, play
 from benchmarks.audit.scene import START, Scene
@@ -45,7 +45,6 @@ class Case:
         wrong_share: Share of the requests that have one.
         several_share: Share of those that have wrong values of several causes.
         score: What was found; of damage to the log in predictions, else in values.
-        is_looked_at: Whether the audit was able to look.
         astray: Some values whose cause is not the injected one: value, injected, found.
     """
 
@@ -55,7 +54,6 @@ class Case:
     wrong_share: float
     score: Score
     several_share: float = 0.0
-    is_looked_at: bool = True
     astray: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
 
 
@@ -180,7 +178,7 @@ class Bench:
         rate: float,
         causes: tuple[str, ...],
         truth: dict[Cell, str],
-        findings: pa.Table | None,
+        findings: pa.Table,
     ) -> Case:
         by_request: dict[str, set[str]] = {}
         for (prediction, _), cause in truth.items():
@@ -192,9 +190,8 @@ class Bench:
             causes,
             wrong_share=len(by_request) / self._requests,
             several_share=several / max(1, len(by_request)),
-            score=scored(truth, SCHEMA.empty_table() if findings is None else findings),
-            is_looked_at=findings is not None,
-            astray=[] if findings is None else _astray(truth, findings),
+            score=scored(truth, findings),
+            astray=_astray(truth, findings),
         )
 
     def _pool(self, rng: np.random.Generator, share: float) -> dict[str, set[Key]]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from tallystick.fold import VisibilityClock
 from tallystick.repo import Repo
-from tallystick_monitoring.audit.run import audit
+from tallystick_monitoring.audit.run import Audited, audit
 
 SCHEMA: Final = pa.schema(
     [("prediction_id", pa.string()), ("feature", pa.string()), ("cause", pa.string())]
@@ -22,15 +22,13 @@ def found(repo: Repo, model: str, start: datetime, end: datetime) -> pa.Table:
     Returns:
         One row per wrong value: ``prediction_id``, ``feature`` (``view__feature``), ``cause``.
     """
-    findings = audit(repo, model, start=start, end=end, again=True).findings
-    return findings.select(SCHEMA.names).cast(SCHEMA)
+    return _of(audit(repo, model, start=start, end=end, again=True))
 
 
-def found_by_event_time(repo: Repo, model: str, start: datetime, end: datetime) -> pa.Table | None:
+def found_by_event_time(repo: Repo, model: str, start: datetime, end: datetime) -> pa.Table:
     """The same under the event clock."""
     clock = VisibilityClock.EVENT
-    findings = audit(repo, model, start=start, end=end, clock=clock, again=True).findings
-    return findings.select(SCHEMA.names).cast(SCHEMA)
+    return _of(audit(repo, model, start=start, end=end, clock=clock, again=True))
 
 
 def found_damage(repo: Repo, model: str, start: datetime, end: datetime) -> tuple[int, pa.Table]:
@@ -42,4 +40,8 @@ def found_damage(repo: Repo, model: str, start: datetime, end: datetime) -> tupl
     """
     whole = audit(repo, model, start=start, end=end, again=True)
     lost = sum(each.rows for each in whole.report.damage)
-    return lost, whole.findings.select(SCHEMA.names).cast(SCHEMA)
+    return lost, _of(whole)
+
+
+def _of(audited: Audited) -> pa.Table:
+    return audited.findings.select(SCHEMA.names).cast(SCHEMA)

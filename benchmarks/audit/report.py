@@ -30,7 +30,7 @@ def report(cases: Sequence[Case], speed: dict[str, Any], plan: dict[str, Any]) -
         plan: How it was measured.
     """
     by_rate = {rate: _summed(cases, rate) for rate in RATES if any(c.rate == rate for c in cases)}
-    late = sum((c.score for c in cases if c.causes == (LATE,) and c.is_looked_at), NOTHING)
+    late = sum((c.score for c in cases if c.causes == (LATE,)), NOTHING)
     goal = by_rate.get(GOAL_RATE, NOTHING) + late
     clean = [case.score for case in cases if case.name == "clean"]
     timed = speed.get("contaminated", {})
@@ -38,7 +38,7 @@ def report(cases: Sequence[Case], speed: dict[str, Any], plan: dict[str, Any]) -
         "plan": plan,
         "precision": {cause: _rounded(goal.precision(cause)) for cause in CAUSES},
         "recall": {cause: _rounded(goal.recall(cause)) for cause in CAUSES},
-        "unknown_rate": round(goal.unexplained_share, 6) if by_rate else None,
+        "unknown_rate": round(goal.unexplained_share, 6) if GOAL_RATE in by_rate else None,
         "false_findings_on_clean": sum(score.found.total() for score in clean) if clean else None,
         "values_per_s": timed.get("values_per_s"),
         "peak_mb": timed.get("peak_mb"),
@@ -106,7 +106,7 @@ def _speed(speed: dict[str, Any]) -> list[str]:
 
 
 def _summed(cases: Sequence[Case], rate: float) -> Score:
-    return sum((case.score for case in cases if case.rate == rate and case.is_looked_at), NOTHING)
+    return sum((case.score for case in cases if case.rate == rate), NOTHING)
 
 
 def _case(case: Case) -> dict[str, Any]:
@@ -117,7 +117,6 @@ def _case(case: Case) -> dict[str, Any]:
         "causes": list(case.causes),
         "requests_wrong_share": round(case.wrong_share, 6),
         "of_these_several_causes_share": round(case.several_share, 6),
-        "looked_at": case.is_looked_at,
         "injected": dict(score.injected),
         "found": dict(score.found),
         "right": dict(score.right),
@@ -134,7 +133,9 @@ def _goals(content: dict[str, Any]) -> list[dict[str, Any]]:
             found.append({"goal": text, "measured": measured, "met": is_met(measured)})
 
     for figure in ("precision", "recall"):
-        shares = [share for share in content[figure].values() if share is not None]
+        # Of late arrivals alone, which need no contamination, the goal does not speak.
+        is_measured = f"{GOAL_RATE:g}" in content["by_contamination"]
+        shares = [share for share in content[figure].values() if is_measured and share is not None]
         goal(
             f"{figure} of every cause at {GOAL_RATE:.1%} ≥ {SHARE_MIN:g}; the least",
             min(shares, default=None),
