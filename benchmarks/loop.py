@@ -50,12 +50,12 @@ def main() -> None:
         state = Path(folder)
         override(state_dir=state, clock_file=state / "clock")
         clock = SimulatedClock(state / "clock", start=TRAIN_UNTIL)
-        from tallystick.online_store import embedded
+        from tallystick.online_store import embedded_redis
 
         try:
             figures = measure(rounds, clock)
         finally:
-            embedded.stop(state)
+            embedded_redis.stop(state)
     report = {"machine": machine(), "rounds": rounds, **figures}
     target = ROOT / "reports" / "bench-loop.json"
     target.parent.mkdir(exist_ok=True)
@@ -65,8 +65,8 @@ def main() -> None:
 
 def measure(rounds: int, clock: SimulatedClock) -> dict[str, Any]:
     """Offline, materialization, serving, audit; in this order, since each needs the one before."""
-    from tallystick.repo import apply, open_repo
-    from tallystick_training.command import train
+    from tallystick.definitions.feature_repo import apply, open_repo
+    from tallystick_training.train_command import train
 
     repo = open_repo(REPO)
     apply(repo)
@@ -81,9 +81,9 @@ def measure(rounds: int, clock: SimulatedClock) -> dict[str, Any]:
 
 def bench_training_set(repo: Any, rounds: int) -> dict[str, float]:
     """Point-in-time features of many requests, from all views, under the knowledge clock."""
-    from tallystick.fold import VisibilityClock
-    from tallystick.retrieval import REQUEST_TIME, stored_values
-    from tallystick.source_rows import read_source
+    from tallystick.point_in_time.rule import VisibilityClock
+    from tallystick.retrieval.model_features import REQUEST_TIME, stored_values
+    from tallystick.retrieval.source_rows import read_source
 
     model = repo.model(MODEL)
     inputs = repo.inputs(model)
@@ -105,7 +105,7 @@ def bench_training_set(repo: Any, rounds: int) -> dict[str, float]:
 
 def bench_materialize(repo: Any, rounds: int) -> dict[str, float]:
     """Everything known by the end of February, written to an online store that has it already."""
-    from tallystick.materialize import Materializer
+    from tallystick.materialization.materialize import Materializer
 
     materializer = Materializer(repo)
     written = materializer.run(until=TRAIN_UNTIL, again=True)
@@ -116,7 +116,7 @@ def bench_materialize(repo: Any, rounds: int) -> dict[str, float]:
 
 def bench_serve(repo: Any, rounds: int, clock: SimulatedClock) -> dict[str, dict[str, float]]:
     """Predictions over HTTP, logging on, one client that waits for each answer."""
-    from tallystick_simulation.history import Requests
+    from tallystick_simulation.replay_history import Requests
 
     model = repo.model(MODEL)
     requests = Requests(repo, model, repo.inputs(model))
@@ -186,7 +186,7 @@ def bench_route(
 
 def bench_audit(repo: Any, rounds: int) -> dict[str, float]:
     """Every logged value recomputed and compared."""
-    from tallystick_monitoring.audit.run import audit
+    from tallystick_monitoring.audit.audit_run import audit
 
     start, end = TRAIN_UNTIL, TRAIN_UNTIL + timedelta(days=1)
     values = audit(repo, MODEL, start=start, end=end).report.values

@@ -115,7 +115,7 @@ def _read_package(connection: DuckDBPyConnection) -> None:
 
 
 def _write(connection: DuckDBPyConnection, table: str, data_dir: Path) -> int:
-    from tallystick.files import replacing
+    from tallystick.storage.atomic_files import replacing
 
     connection.execute(f"CREATE TABLE {table} AS {query(table)}")
     with replacing(data_dir / f"{table}.parquet") as path:

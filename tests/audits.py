@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from tallystick.fold import VisibilityClock
-from tallystick.repo import Repo
-from tallystick_monitoring.audit.run import Audited, audit
-from tallystick_monitoring.audit.state import folder_of
+from tallystick.definitions.feature_repo import Repo
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick_monitoring.audit.audit_run import Audited, audit
+from tallystick_monitoring.audit.audit_state import folder_of
 from tiny_repo import MODEL
 
 COUNTED = {"read", "reopened"}

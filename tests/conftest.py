@@ -16,8 +16,8 @@ import pytest
 from redis import Redis
 
 from tallystick.clock import SimulatedClock, process_clock
-from tallystick.online_store import embedded
-from tallystick.repo import Repo, apply, open_repo
+from tallystick.definitions.feature_repo import Repo, apply, open_repo
+from tallystick.online_store import embedded_redis
 from tallystick.settings import settings
 from tiny_repo import copy_tiny_repo, make_tiny_repo
 
@@ -47,11 +47,11 @@ class RedisServer:
 def redis_process() -> Iterator[RedisServer]:
     """One real Redis server for all tests of the session."""
     with tempfile.TemporaryDirectory(prefix="tally") as folder:
-        socket = embedded.start(Path(folder))
+        socket = embedded_redis.start(Path(folder))
         client = Redis(unix_socket_path=str(socket))
         yield RedisServer(socket, client)
         client.close()
-        embedded.stop(Path(folder))
+        embedded_redis.stop(Path(folder))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from tallystick.contract import (
+from tallystick.definitions.contract import (
     FeatureReference,
     FeatureSpec,
     LabelSpec,
@@ -13,7 +13,7 @@ from tallystick.contract import (
     TrainingData,
     ViewUse,
 )
-from tallystick.view import Column, ViewSpec
+from tallystick.definitions.feature_view import Column, ViewSpec
 
 
 def small_contract(**changes):

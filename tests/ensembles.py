@@ -13,10 +13,10 @@ from sklearn.ensemble import (
 )
 
 from contracts import small_contract
-from tallystick.bundle import Bundle
-from tallystick.compiled.comparison import compile_model
-from tallystick.contract import FeatureSpec
-from tallystick.transform import Transforms
+from tallystick.definitions.contract import FeatureSpec
+from tallystick.model_bundle.bundle import Bundle
+from tallystick.model_bundle.compiled.form_comparison import compile_model
+from tallystick.point_in_time.on_demand import Transforms
 
 FEATURES = 5
 TOLERANCE = 1e-9

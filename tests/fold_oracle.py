@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from tallystick.clock import from_us
-from tallystick.fold import VisibilityClock
-from tallystick.offline_store.history import ViewRead
-from tallystick.view import Column, ViewSpec
+from tallystick.definitions.feature_view import Column, ViewSpec
+from tallystick.offline_store.view_history import ViewRead
+from tallystick.point_in_time.rule import VisibilityClock
 
 START_US = 1_356_998_400_000_000
 

@@ -18,11 +18,11 @@ from importlib import import_module
 from pathlib import Path
 
 from log_rows import CONTRACTS, request
-from tallystick.prediction_log import reader
+from tallystick.prediction_log import log_reader
 from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.layout import RecordLayout
-from tallystick.prediction_log.log import PredictionLog
-from tallystick.prediction_log.wal import WalOptions
+from tallystick.prediction_log.log_writer import PredictionLog
+from tallystick.prediction_log.record_codec import RecordLayout
+from tallystick.prediction_log.write_ahead_log import WalOptions
 
 _GIVE_UP_S = 60.0
 
@@ -225,7 +225,7 @@ def _warm():
 
     for contract in CONTRACTS:
         RecordLayout(contract)
-    assert reader
+    assert log_reader
     import msgspec  # noqa: F401
 
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 from contracts import small_contract
 from tallystick.clock import to_us
-from tallystick.online_store.decoder import ViewRows
-from tallystick.prediction_log.reader import read_log
+from tallystick.online_store.row_decoder import ViewRows
+from tallystick.prediction_log.log_reader import read_log
 from tallystick.prediction_log.record import Predictions
 
 START = datetime(2013, 7, 1, tzinfo=UTC)

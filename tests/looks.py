@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from tallystick.records import (
+from tallystick.records.record_store import (
     DriftReport,
     FeatureDrift,
     Incident,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tallystick.online_store.commands import (
+from tallystick.online_store.redis_commands import (
     Item,
     mget,
     mget_async,
@@ -15,7 +15,7 @@ from tallystick.online_store.commands import (
     scan,
     scan_async,
 )
-from tallystick.online_store.connection import connect, connect_for_reads, redis_errors
+from tallystick.online_store.redis_connection import connect, connect_for_reads, redis_errors
 
 _WAIT_S = 30.0
 

@@ -23,8 +23,8 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from redis_caller import Caller
-from tallystick.online_store.connection import connect
-from tallystick.online_store.embedded import server_program
+from tallystick.online_store.embedded_redis import server_program
+from tallystick.online_store.redis_connection import connect
 from tls_relay import HOST, Certificates, Relay, make_certificates
 
 SLOTS = 16_384

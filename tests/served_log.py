@@ -1,7 +1,7 @@
 """Serves the tiny repo's requests from a slow and obvious online store, and logs what was served.
 
 Each fault of :class:`Faults` is one that a real feed, store or server can have. The log is written
-through :class:`~tallystick.prediction_log.log.PredictionLog`; the history is never told.
+through :class:`~tallystick.prediction_log.log_writer.PredictionLog`; the history is never told.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.dummy import DummyClassifier
 
-from tallystick.bundle import Bundle, Champion, publish_champion, write_bundle
 from tallystick.clock import to_us
-from tallystick.contract import (
+from tallystick.definitions.contract import (
     LabelSpec,
     ModelContract,
     Reference,
@@ -26,14 +25,15 @@ from tallystick.contract import (
     ViewReference,
     ViewUse,
 )
-from tallystick.dtypes import arrow_type
-from tallystick.online_store.decoder import ViewRows
-from tallystick.prediction_log.log import PredictionLog
+from tallystick.definitions.feature_repo import Repo
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.model_bundle.bundle import Bundle, Champion, publish_champion, write_bundle
+from tallystick.model_bundle.reference import feature_reference
+from tallystick.online_store.row_decoder import ViewRows
+from tallystick.point_in_time.on_demand import Transforms
+from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions
-from tallystick.prediction_log.wal import WalOptions
-from tallystick.reference import feature_reference
-from tallystick.repo import Repo
-from tallystick.transform import Transforms
+from tallystick.prediction_log.write_ahead_log import WalOptions
 from tiny_repo import END, MATURES_AFTER, MODEL, START
 
 HOUR_US = 3_600_000_000

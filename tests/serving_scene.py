@@ -13,9 +13,8 @@ import uvicorn
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from tallystick.bundle import Bundle, Champion, publish_champion, write_bundle
 from tallystick.clock import to_us
-from tallystick.contract import (
+from tallystick.definitions.contract import (
     FeatureReference,
     FeatureSpec,
     LabelSpec,
@@ -25,14 +24,15 @@ from tallystick.contract import (
     TransformSpec,
     ViewUse,
 )
-from tallystick.online_store.keys import EntityKeys
-from tallystick.online_store.packed import RowCodec
-from tallystick.online_store.writer import write_rows
+from tallystick.definitions.feature_view import Column, ViewSpec
+from tallystick.model_bundle.bundle import Bundle, Champion, publish_champion, write_bundle
+from tallystick.online_store.entity_keys import EntityKeys
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_writer import write_rows
+from tallystick.point_in_time.on_demand import Transforms
 from tallystick.settings import Settings
-from tallystick.transform import Transforms
-from tallystick.view import Column, ViewSpec
 from tallystick_serving.app import create_app
-from tallystick_serving.project import Project
+from tallystick_serving.store_config import Project
 
 PROJECT = "scene"
 MODEL = "late"

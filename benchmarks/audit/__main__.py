@@ -33,7 +33,7 @@ from benchmarks.audit.scene import START, Scene, Sizes, make_scene
 from benchmarks.audit.speed import QUIET, ROOT, measured
 
 from tallystick.clock import SimulatedClock
-from tallystick.online_store import embedded
+from tallystick.online_store import embedded_redis
 from tallystick.prediction_log.compaction import compact
 from tallystick.signals import ending_on_signals
 
@@ -52,7 +52,7 @@ def main() -> None:
     speed: dict[str, Any] = {}
     with ending_on_signals(), tempfile.TemporaryDirectory(prefix="bench-audit-") as name:
         folder = Path(name)
-        address = f"unix://{embedded.start(folder / 'redis')}"
+        address = f"unix://{embedded_redis.start(folder / 'redis')}"
         try:
             with simulated(folder) as clock:
                 if "accuracy" in parts:
@@ -67,7 +67,7 @@ def main() -> None:
                     scene = make_scene(folder / "large", sizes, address=address)
                     speed = _timed(scene, folder, clock=clock, rounds=options.rounds)
         finally:
-            embedded.stop(folder / "redis")
+            embedded_redis.stop(folder / "redis")
     content = report(
         cases,
         speed,

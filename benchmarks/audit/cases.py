@@ -23,8 +23,8 @@ from benchmarks.audit.scene import START, Scene
 from benchmarks.audit.truth import Score, scored, wrong_values
 
 from tallystick.clock import SimulatedClock
-from tallystick.fold import VisibilityClock
-from tallystick.records import Cause
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.records.record_store import Cause
 
 RATES: Final = (0.001, 0.01, 0.1)
 DAMAGE: Final = "log_damage"

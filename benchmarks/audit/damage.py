@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from benchmarks.audit.scene import HOUR_US, START_US, Scene
 
+from tallystick.definitions.feature_repo import Repo, open_repo
 from tallystick.prediction_log.frames import Frame, read_frames
-from tallystick.prediction_log.importing import import_file
-from tallystick.prediction_log.layout import RecordLayout
+from tallystick.prediction_log.log_import import import_file
+from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.manifest import read_manifests
-from tallystick.prediction_log.sink import Sink
+from tallystick.prediction_log.record_codec import RecordLayout
 from tallystick.prediction_log.streams import PREDICTIONS, stream_dir
-from tallystick.prediction_log.wal import segments_in
-from tallystick.repo import Repo, open_repo
+from tallystick.prediction_log.write_ahead_log import segments_in
 
 DAY_HOURS: Final = 24
 _FLIP: Final = 0x40

@@ -15,12 +15,12 @@ from benchmarks.audit.declared import KEYS, ON_DEMAND
 from benchmarks.audit.replay import HOUR, Key, World, history_of, keys_of, stamps_us
 from benchmarks.audit.scene import START, Batch
 
-from tallystick.bundle import Bundle
-from tallystick.online_store.commands import mget
-from tallystick.records import Cause
-from tallystick.repo import Repo
-from tallystick.transform import Transforms
-from tallystick.view import ViewSpec
+from tallystick.definitions.feature_repo import Repo
+from tallystick.definitions.feature_view import ViewSpec
+from tallystick.model_bundle.bundle import Bundle
+from tallystick.online_store.redis_commands import mget
+from tallystick.point_in_time.on_demand import Transforms
+from tallystick.records.record_store import Cause
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

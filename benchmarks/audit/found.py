@@ -7,9 +7,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from tallystick.fold import VisibilityClock
-from tallystick.repo import Repo
-from tallystick_monitoring.audit.run import Audited, audit
+from tallystick.definitions.feature_repo import Repo
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick_monitoring.audit.audit_run import Audited, audit
 
 SCHEMA: Final = pa.schema(
     [("prediction_id", pa.string()), ("feature", pa.string()), ("cause", pa.string())]

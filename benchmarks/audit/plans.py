@@ -34,7 +34,7 @@ from benchmarks.audit.faults import (
 from benchmarks.audit.replay import Key, Played, history_of, keys_of, stamps_us
 from benchmarks.audit.scene import HOUR_US, START_US, Array, Scene
 
-from tallystick.records import Cause
+from tallystick.records.record_store import Cause
 
 NEVER: Final = -(2**63)
 _OVER: Final = 1.05

@@ -23,25 +23,25 @@ import pyarrow.parquet as pq
 from benchmarks.audit.declared import KEYS, MODEL, ON_DEMAND
 from benchmarks.audit.scene import START, Batch, Scene, prediction_id
 
-from tallystick.bundle import load_bundle, read_champion
 from tallystick.clock import SimulatedClock, process_clock, to_us
-from tallystick.fold import VisibilityClock
-from tallystick.materialize import Materializer
-from tallystick.offline_store.history import ViewRead
-from tallystick.offline_store.visible import visible_between
-from tallystick.online_store.bulk import write_table
-from tallystick.online_store.connection import connect
-from tallystick.online_store.keys import EntityKeys
-from tallystick.prediction_log.log import PredictionLog
-from tallystick.prediction_log.reader import read_log
+from tallystick.definitions.feature_repo import Repo, open_repo
+from tallystick.definitions.feature_view import ViewSpec
+from tallystick.materialization.materialize import Materializer
+from tallystick.model_bundle.bundle import load_bundle, read_champion
+from tallystick.offline_store.newly_visible import visible_between
+from tallystick.offline_store.view_history import ViewRead
+from tallystick.online_store.bulk_writer import write_table
+from tallystick.online_store.entity_keys import EntityKeys
+from tallystick.online_store.redis_connection import connect
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.prediction_log.log_reader import read_log
+from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions
-from tallystick.prediction_log.wal import WalOptions
-from tallystick.repo import Repo, open_repo
+from tallystick.prediction_log.write_ahead_log import WalOptions
 from tallystick.settings import override
-from tallystick.view import ViewSpec
+from tallystick_serving.feature_readers import PackedReaders
 from tallystick_serving.predictor import Predictor
-from tallystick_serving.project import read_project
-from tallystick_serving.readers import PackedReaders
+from tallystick_serving.store_config import read_project
 
 if TYPE_CHECKING:
     from benchmarks.audit.faults import Fault

@@ -19,18 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from benchmarks.audit.declared import DEFINITIONS, KEYS, MODEL, STORE
 
-from tallystick.bundle import Bundle, Champion, publish_champion, write_bundle
 from tallystick.clock import from_us, to_us
-from tallystick.contract import (
+from tallystick.definitions.contract import (
     FeatureReference,
     LabelSpec,
     ModelContract,
     Reference,
     TrainingData,
 )
-from tallystick.repo import Repo, apply, open_repo
-from tallystick.transform import Transforms
-from tallystick.view import ViewSpec
+from tallystick.definitions.feature_repo import Repo, apply, open_repo
+from tallystick.definitions.feature_view import ViewSpec
+from tallystick.model_bundle.bundle import Bundle, Champion, publish_champion, write_bundle
+from tallystick.point_in_time.on_demand import Transforms
 
 START: Final = datetime(2024, 5, 6, tzinfo=UTC)
 START_US: Final = to_us(START)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from benchmarks.audit.faults import Fault
 from benchmarks.audit.replay import Cell, Key, keys_of
 
-from tallystick.contract import ModelContract
+from tallystick.definitions.contract import ModelContract
 
 
 def wrong_values(

@@ -18,15 +18,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from tallystick.bundle import read_contract
-from tallystick.contract import ModelContract
-from tallystick.online_store.decoder import ViewRows
+from tallystick.definitions.contract import ModelContract
+from tallystick.model_bundle.bundle import read_contract
+from tallystick.online_store.row_decoder import ViewRows
 from tallystick.prediction_log.compaction import compact
 from tallystick.prediction_log.ledger import ledger_of
-from tallystick.prediction_log.log import PredictionLog
+from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions
 from tallystick.prediction_log.streams import PREDICTIONS, stream_dir
-from tallystick.prediction_log.wal import WalOptions, bytes_in
+from tallystick.prediction_log.write_ahead_log import WalOptions, bytes_in
 
 START_US: Final = 1_700_000_000_000_000
 DAY_US: Final = 86_400_000_000

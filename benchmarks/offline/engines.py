@@ -116,11 +116,11 @@ def write_journal(store: Any, name: str, path: Path) -> None:
     """A journal as a year of materializations leaves it: one entry a day, of what had come then."""
     import pyarrow.compute as pc
 
-    from tallystick.files import write_text
-    from tallystick.journal import view_folder
-    from tallystick.journal_entry import WRITTEN, entry_of_table
-    from tallystick.repo import state_dir
-    from tallystick.view import ViewSpec
+    from tallystick.definitions.feature_repo import state_dir
+    from tallystick.definitions.feature_view import ViewSpec
+    from tallystick.online_store.journal.journal_entry import WRITTEN, entry_of_table
+    from tallystick.online_store.journal.write_journal import view_folder
+    from tallystick.storage.atomic_files import write_text
 
     spec = ViewSpec.from_feast(store.get_feature_view(name))
     folder = view_folder(state_dir(Path(store.config.repo_path)), name) / spec.definition_hash
@@ -145,10 +145,10 @@ def to_file(
     """Tallystick's store from file to file, for what does not fit into memory."""
 
     def prepare(views: Sequence[Path], spine: Path) -> Callable[[], int]:
-        from tallystick.fold import VisibilityClock
         from tallystick.offline_store import DuckDBOfflineStoreConfig
-        from tallystick.offline_store.feast_store import view_read
-        from tallystick.offline_store.streaming import write_point_in_time
+        from tallystick.offline_store.duckdb_store import view_read
+        from tallystick.offline_store.streaming_join import write_point_in_time
+        from tallystick.point_in_time.rule import VisibilityClock
 
         offline = {"type": "tallystick.offline_store.DuckDBOfflineStore"}
         store = feast_store(offline, views)

@@ -16,7 +16,7 @@ import httpx
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tallystick.online_store.embedded import server_program
+from tallystick.online_store.embedded_redis import server_program
 
 ROOT: Final = Path(__file__).parents[2]
 START_S: Final = 120.0

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.contract import FeatureReference, ModelContract
-from tallystick.records import DriftReport, FeatureDrift
-from tallystick.reference import shares_now
+from tallystick.definitions.contract import FeatureReference, ModelContract
+from tallystick.model_bundle.reference import shares_now
+from tallystick.records.record_store import DriftReport, FeatureDrift
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tallystick.prediction_log.reader import LogPart
+    from tallystick.prediction_log.log_reader import LogPart
 
 PSI_MIN = 0.1
 """A smaller index is never called drift, however many rows there are."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tallystick.contract import ModelContract
-from tallystick.records import ViewFreshness
+from tallystick.definitions.contract import ModelContract
+from tallystick.records.record_store import ViewFreshness
 from tallystick_monitoring.audit.causes import NO_TIME
 from tallystick_monitoring.audit.findings import microseconds
 

@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from tallystick.bundle import bundle_dir, read_champion, read_contract
 from tallystick.clock import from_us, to_us
-from tallystick.contract import ModelContract
+from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import StateError
-from tallystick.prediction_log.reader import LogPart, read_log
-from tallystick.records import AffectedKeys, Incident, load_records, record_name, save_record
-from tallystick.repo import Repo
-from tallystick_monitoring.audit.run import Audited, audit
+from tallystick.model_bundle.bundle import bundle_dir, read_champion, read_contract
+from tallystick.prediction_log.log_reader import LogPart, read_log
+from tallystick.records.record_store import (
+    AffectedKeys,
+    Incident,
+    load_records,
+    record_name,
+    save_record,
+)
+from tallystick_monitoring.audit.audit_run import Audited, audit
 from tallystick_monitoring.freshness import freshness
-from tallystick_monitoring.spells import Spell, Windows, affected_keys, windowed_columns
+from tallystick_monitoring.skew_periods import Spell, Windows, affected_keys, windowed_columns
 
 
 def champion_contract(repo: Repo, model_name: str) -> ModelContract:

@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from tallystick.contract import ModelContract
-from tallystick.logged_labels import LoggedLabels, labels_of, logged_as
-from tallystick.metrics import CLIP, log_losses, scores, slice_labels, slice_scores
-from tallystick.prediction_log.reader import LogPart, read_log
-from tallystick.quarantine import touched
-from tallystick.records import Incident, PerformanceReport, load_records
-from tallystick.repo import Repo
+from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.feature_repo import Repo
+from tallystick.model_bundle.evaluation_metrics import (
+    CLIP,
+    log_losses,
+    scores,
+    slice_labels,
+    slice_scores,
+)
+from tallystick.prediction_log.log_reader import LogPart, read_log
+from tallystick.records.quarantine import touched
+from tallystick.records.record_store import Incident, PerformanceReport, load_records
+from tallystick.retrieval.prediction_labels import LoggedLabels, labels_of, logged_as
 from tallystick_monitoring.audit.findings import microseconds
 
 LOOK_BACK = timedelta(days=28)

@@ -9,14 +9,14 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from tallystick.settings import Settings, settings
-from tallystick_serving import problems
-from tallystick_serving.lane import Direct, Lane
-from tallystick_serving.measures import Measures
-from tallystick_serving.project import Project
-from tallystick_serving.routes import features, labels, models, predictions, status
-from tallystick_serving.service import Service, open_service
+from tallystick_serving import error_responses
+from tallystick_serving.admission import Direct, Lane
+from tallystick_serving.routes import features, health, labels, models, predictions
+from tallystick_serving.server_metrics import Measures
+from tallystick_serving.server_state import Service, open_service
+from tallystick_serving.store_config import Project
 
-ROUTERS = (labels.router, models.router, features.router, status.router)
+ROUTERS = (labels.router, models.router, features.router, health.router)
 DIRECT = (
     Direct.of("/v1/models/{name}:predict", predictions.predict),
     Direct.of("/v1/models/{name}:features", predictions.read_features),
@@ -51,7 +51,7 @@ def create_app(project: Project, limits: Settings | None = None) -> Lane:
     )
     for router in ROUTERS:
         app.include_router(router)
-    problems.install(app)
+    error_responses.install(app)
 
     def service() -> Service | None:
         return getattr(app.state, "service", None)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from uuid_utils import uuid7
 
-from tallystick.bundle import Bundle, Champion
-from tallystick.compiled.scorer import Scorer
-from tallystick.matrix import feature_matrix
-from tallystick.online_store.reader import ViewRows
+from tallystick.model_bundle.bundle import Bundle, Champion
+from tallystick.model_bundle.compiled.scorer import Scorer
+from tallystick.model_bundle.model_matrix import feature_matrix
+from tallystick.online_store.online_reader import ViewRows
 from tallystick.prediction_log.record import Predictions
-from tallystick_serving.instances import InstanceChecker
-from tallystick_serving.problems import PredictionError
-from tallystick_serving.readers import Readers, within
+from tallystick_serving.error_responses import PredictionError
+from tallystick_serving.feature_readers import Readers, within
+from tallystick_serving.instance_validation import InstanceChecker
 
 
 @dataclass(slots=True)

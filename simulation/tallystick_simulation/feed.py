@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tallystick.clock import to_us
-from tallystick.source_rows import read_source
-from tallystick.view import ViewSpec
-from tallystick_simulation.history import microseconds
+from tallystick.definitions.feature_view import ViewSpec
+from tallystick.retrieval.source_rows import read_source
+from tallystick_simulation.replay_history import microseconds
 from tallystick_simulation.scenario import Push
 
 if TYPE_CHECKING:
-    from tallystick.repo import Repo
+    from tallystick.definitions.feature_repo import Repo
 
 ROWS_AT_ONCE = 500
 Columns = dict[str, list[Any]]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.bundle import Bundle
-from tallystick.matrix import feature_matrix
-from tallystick.metrics import Floats, scores
-from tallystick.prediction_log.reader import read_labels, read_log
+from tallystick.model_bundle.bundle import Bundle
+from tallystick.model_bundle.evaluation_metrics import Floats, scores
+from tallystick.model_bundle.model_matrix import feature_matrix
+from tallystick.prediction_log.log_reader import read_labels, read_log
 
 if TYPE_CHECKING:
-    from tallystick.repo import Repo
+    from tallystick.definitions.feature_repo import Repo
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.files import replacing
-from tallystick.metrics import Floats
-from tallystick.records import MonitorReport
+from tallystick.model_bundle.evaluation_metrics import Floats
+from tallystick.records.record_store import MonitorReport
+from tallystick.storage.atomic_files import replacing
 from tallystick_simulation.outcome import Scored, iso_week
 from tallystick_simulation.replay import Played
 from tallystick_simulation.scenario import Scenario

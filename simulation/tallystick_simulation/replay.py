@@ -15,16 +15,16 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tallystick.clock import SimulatedClock
-from tallystick.materialize import Materializer
-from tallystick.records import Decision, Incident, MonitorReport
+from tallystick.materialization.materialize import Materializer
+from tallystick.records.record_store import Decision, Incident, MonitorReport
 from tallystick_simulation.feed import Feed
-from tallystick_simulation.history import Requests, by_minute, labels_of
+from tallystick_simulation.http_traffic import Traffic
+from tallystick_simulation.replay_history import Requests, by_minute, labels_of
 from tallystick_simulation.scenario import Scenario
-from tallystick_simulation.traffic import Traffic
 
 if TYPE_CHECKING:
-    from tallystick.repo import Repo
-    from tallystick_simulation.server import Server
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick_simulation.serve_process import Server
 
 DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
@@ -202,8 +202,8 @@ class Replay:
 
     async def _end_week(self, traffic: Traffic, start: datetime) -> None:
         """Look at the week, and decide."""
-        from tallystick.prediction_log.reader import has_records
-        from tallystick_monitoring.report import look
+        from tallystick.prediction_log.log_reader import has_records
+        from tallystick_monitoring.look import look
         from tallystick_training.retrain import retrain
 
         end = start + WEEK

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tallystick.definitions import Gate, Label, Model, Retraining
+    from tallystick.definitions.model import Gate, Label, Model, Retraining
     from tallystick.errors import TallystickError
 
 __version__ = "0.1.0"
@@ -20,9 +20,9 @@ __all__ = ["Gate", "Label", "Model", "Retraining", "TallystickError", "__version
 def __getattr__(name: str) -> Any:
     """Import a public name from its module when it is first asked for (PEP 562)."""
     if name in {"Gate", "Label", "Model", "Retraining"}:
-        from tallystick import definitions
+        from tallystick.definitions import model
 
-        return getattr(definitions, name)
+        return getattr(model, name)
     if name == "TallystickError":
         from tallystick.errors import TallystickError
 

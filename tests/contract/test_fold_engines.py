@@ -29,10 +29,10 @@ from fold_oracle import (
     write,
 )
 from tallystick.clock import from_us
+from tallystick.definitions.feature_view import Column
 from tallystick.errors import DataError
-from tallystick.fold import VisibilityClock
 from tallystick.offline_store.pull import Pull
-from tallystick.view import Column
+from tallystick.point_in_time.rule import VisibilityClock
 
 SOME = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -28,7 +28,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float32, Int64, Map, Struct
 
 from tallystick.errors import DataError, InputError
-from tallystick.offline_store.writing import append
+from tallystick.offline_store.sources.parquet_writer import append
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 BIG = 2**53 + 1

@@ -8,7 +8,7 @@ import pytest
 
 from fold_oracle import FEATURES, spine_table, view_read, write
 from tallystick.errors import DataError
-from tallystick.fold import VisibilityClock
+from tallystick.point_in_time.rule import VisibilityClock
 
 pytestmark = [
     pytest.mark.spark,
@@ -19,8 +19,8 @@ pytestmark = [
 
 @pytest.fixture
 def engine(spark_conf):
-    from tallystick.offline_store.spark.session import open_session
-    from tallystick.offline_store.spark.store import SparkEngine
+    from tallystick.offline_store.spark.spark_session import open_session
+    from tallystick.offline_store.spark.spark_store import SparkEngine
 
     return SparkEngine(open_session(spark_conf), None)
 

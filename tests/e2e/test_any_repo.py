@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tallystick.online_store import embedded
+from tallystick.online_store import embedded_redis
 
 MODEL = """
 from datetime import timedelta
@@ -77,7 +77,7 @@ def repo(tmp_path_factory):
     (path / "model.py").write_text(MODEL)
     write_ratings(path / "data" / "ratings.parquet")
     yield path
-    embedded.stop(path / ".tallystick")
+    embedded_redis.stop(path / ".tallystick")
 
 
 def write_ratings(path):

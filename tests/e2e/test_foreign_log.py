@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from tallystick.cli import main
+from tallystick.cli.commands import main
 
 START_US = int(datetime(2024, 3, 1, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR_US = 3_600_000_000

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tallystick.online_store import embedded
-from tallystick.records import Incident, MonitorReport, load_records
+from tallystick.online_store import embedded_redis
+from tallystick.records.record_store import Incident, MonitorReport, load_records
 from tiny_repo import START, copy_tiny_repo, make_tiny_repo
 
 SCENARIO = """
@@ -179,13 +179,13 @@ def test_replays_side_by_side_leave_no_server_behind_when_they_are_ended(played,
         for out, replay in replays.items():
             told = tmp_path / f"{out.name}.txt"
             wait_until(lambda log=out / "server.log": "answers now" in said(log), replay, told)
-            assert embedded.is_running(out / "state")
+            assert embedded_redis.is_running(out / "state")
         # Both at once: while one ends, the other might come to its end by itself.
         for out, replay in replays.items():
             replay.send_signal(signals[out])
         for out, replay in replays.items():
             assert replay.wait(60) != 0
-            assert not embedded.is_running(out / "state")
+            assert not embedded_redis.is_running(out / "state")
             (server,) = re.findall(r"Started server process \[(\d+)\]", said(out / "server.log"))
             with pytest.raises(ProcessLookupError):
                 os.kill(int(server), 0)

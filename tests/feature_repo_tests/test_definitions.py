@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from tallystick.definitions import Model
-from tallystick.dtypes import NUMERIC
-from tallystick.repo import apply, open_repo
-from tallystick.transform import Transforms
+from tallystick.definitions.feature_repo import apply, open_repo
+from tallystick.definitions.feature_types import NUMERIC
+from tallystick.definitions.model import Model
+from tallystick.point_in_time.on_demand import Transforms
 
 # Feast's own stores: what is tested here are the definitions.
 FEATURE_STORE = """\

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tallystick.cli import main
+from tallystick.cli.commands import main
 
 AS_IT_IS = Path(__file__).parents[2] / "feature_repo"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from served_log import make_champion
-from tallystick.repo import Repo, apply, open_repo
+from tallystick.definitions.feature_repo import Repo, apply, open_repo
 from tiny_repo import copy_tiny_repo, make_tiny_repo
 
 

@@ -12,8 +12,8 @@ from benchmarks.audit.replay import simulated
 from benchmarks.audit.scene import Sizes, make_scene
 from benchmarks.audit.truth import differing
 
-from tallystick.fold import VisibilityClock
-from tallystick.retrieval import REQUEST_TIME, stored_values
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.retrieval.model_features import REQUEST_TIME, stored_values
 
 SIZES = Sizes(requests=2_000, hours=36, batch_rows=32)
 RATE = 0.1

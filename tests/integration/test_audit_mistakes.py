@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
 from served_log import Faults, serve
-from tallystick.bundle import Bundle, bundle_dir, load_bundle, write_bundle
-from tallystick.cli import main
-from tallystick.contract import ModelContract
-from tallystick.repo import Repo, open_repo
-from tallystick_monitoring.audit.run import audit
+from tallystick.cli.commands import main
+from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.feature_repo import Repo, open_repo
+from tallystick.model_bundle.bundle import Bundle, bundle_dir, load_bundle, write_bundle
+from tallystick_monitoring.audit.audit_run import audit
 from tallystick_monitoring.incidents import champion_contract
 from tiny_repo import MODEL, START
 

@@ -13,15 +13,15 @@ from sklearn.dummy import DummyClassifier
 
 from audits import anew, assert_same, in_steps
 from served_log import HOUR_US, Faults, HistoryRow, read_requests, serve
-from tallystick.bundle import Bundle, write_bundle
 from tallystick.clock import to_us
-from tallystick.contract import FeatureSpec, ModelContract, ViewUse
+from tallystick.definitions.contract import FeatureSpec, ModelContract, ViewUse
+from tallystick.definitions.feature_repo import Repo
+from tallystick.definitions.feature_view import Column
+from tallystick.model_bundle.bundle import Bundle, write_bundle
+from tallystick.point_in_time.on_demand import Transforms
 from tallystick.prediction_log.compaction import compact, forget_file
-from tallystick.repo import Repo
-from tallystick.transform import Transforms
-from tallystick.view import Column
-from tallystick_monitoring.audit import run
-from tallystick_monitoring.audit.run import Audited, audit
+from tallystick_monitoring.audit import audit_run
+from tallystick_monitoring.audit.audit_run import Audited, audit
 from tallystick_monitoring.incidents import champion_contract
 from tiny_repo import MODEL, START
 
@@ -459,7 +459,7 @@ def test_batches_find_what_one_does(
     faults = Faults(row=never("shop-b"), value=filled, ttl_factor=0.2)
     serve(champion_repo, contract, start=BEGIN, end=BEGIN + DAY, faults=faults)
     whole = audit(champion_repo, MODEL, start=BEGIN, end=END)
-    monkeypatch.setattr(run, "VALUES_MAX", values_max)
+    monkeypatch.setattr(audit_run, "VALUES_MAX", values_max)
     assert_same(whole, anew(champion_repo, start=BEGIN, end=END))
 
 
@@ -473,7 +473,7 @@ def test_a_new_beginning_that_is_cut_short_leaves_what_was_known(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tallystick_monitoring.audit.state.write_text", killed)
+        patch.setattr("tallystick_monitoring.audit.audit_state.write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             audit(champion_repo, MODEL, start=BEGIN, end=BEGIN + timedelta(hours=9), again=True)
     found = audit(champion_repo, MODEL, start=BEGIN, end=END)

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from served_log import Faults, serve
+from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import DataError
-from tallystick.fold import VisibilityClock
+from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.compaction import compact, forget_file
-from tallystick.repo import Repo
-from tallystick_monitoring.audit import state as audit_state
-from tallystick_monitoring.audit.run import Audited, audit
-from tallystick_monitoring.audit.state import folder_of
+from tallystick_monitoring.audit import audit_state
+from tallystick_monitoring.audit.audit_run import Audited, audit
+from tallystick_monitoring.audit.audit_state import folder_of
 from tallystick_monitoring.incidents import champion_contract
 from tiny_repo import MODEL, START
 
@@ -104,7 +104,7 @@ DYING = """
 import os, signal, sys
 from datetime import datetime
 from pathlib import Path
-from tallystick.repo import open_repo
+from tallystick.definitions.feature_repo import open_repo
 from tallystick_monitoring.audit import run, state
 
 def die(*_):

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from tallystick.cli import main
+from tallystick.cli.commands import main
 from tallystick.clock import process_clock
-from tallystick.materialize import read_marks
-from tallystick.online_store import embedded
-from tallystick.repo import apply, open_repo
+from tallystick.definitions.feature_repo import apply, open_repo
+from tallystick.materialization.materialize import read_marks
+from tallystick.online_store import embedded_redis
 from tallystick.settings import settings
 from tiny_repo import copy_tiny_repo, make_tiny_repo
 
@@ -127,7 +127,7 @@ def test_the_watermark_is_never_ahead_of_the_clock(repo):
     done = CliRunner().invoke(
         main, ["--repo", str(repo), "materialize", "--view", "shop_stats", "--until", "2100-01-01"]
     )
-    embedded.stop(opened.state_dir)
+    embedded_redis.stop(opened.state_dir)
     assert done.exit_code == 0, done.output
     marks = read_marks(opened.state_dir / "materialized.json")
     assert marks["shop_stats"].until_us <= process_clock().now_us()
@@ -159,6 +159,6 @@ def test_a_time_column_may_be_a_feature(tmp_path):
     apply(open_repo(repo))
     arguments = ["--repo", str(repo), "materialize", "--view", "shop_stats"]
     done = CliRunner().invoke(main, arguments)
-    embedded.stop(open_repo(repo).state_dir)
+    embedded_redis.stop(open_repo(repo).state_dir)
     assert done.exit_code == 0, repr(done.exception)
     assert "shop_stats: 6 written" in done.output

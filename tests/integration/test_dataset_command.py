@@ -19,11 +19,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tallystick.cli import main
-from tallystick.journal import BufferedJournal, journal_in_use
-from tallystick.materialize import Materializer
-from tallystick.repo import apply, open_repo
-from tallystick_training.dataset import build_dataset
+from tallystick.cli.commands import main
+from tallystick.definitions.feature_repo import apply, open_repo
+from tallystick.materialization.materialize import Materializer
+from tallystick.online_store.journal.write_journal import BufferedJournal, journal_in_use
+from tallystick_training.training_set import build_dataset
 from tiny_repo import END, ITEMS, MODEL, SHOPS, START, copy_tiny_repo, make_tiny_repo
 
 DAY = timedelta(days=1)
@@ -35,8 +35,8 @@ STEPWISE = """
 import sys
 from datetime import datetime
 from pathlib import Path
-from tallystick.repo import open_repo
-from tallystick_training.dataset_file import write_dataset
+from tallystick.definitions.feature_repo import open_repo
+from tallystick_training.training_set_file import write_dataset
 
 def tell(text, share):
     print(text, flush=True)
@@ -61,8 +61,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from tallystick.errors import TallystickError
-from tallystick.repo import open_repo
-from tallystick_training.command import dataset
+from tallystick.definitions.feature_repo import open_repo
+from tallystick_training.train_command import dataset
 
 repo = open_repo(Path(sys.argv[1]))
 repo.store

@@ -17,12 +17,12 @@ from log_processes import wait_until
 from log_rows import CONTRACTS, ids_of, read_ids, request, rows_of
 from tallystick.errors import DataError
 from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.log import PredictionLog
+from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifest
-from tallystick.prediction_log.sink import Sink
 from tallystick.prediction_log.streams import PREDICTIONS, site_of, stream_dir
-from tallystick.prediction_log.wal import CONTRACTS as CONTRACTS_FOLDER
-from tallystick.prediction_log.wal import WalOptions, segments_in
+from tallystick.prediction_log.write_ahead_log import CONTRACTS as CONTRACTS_FOLDER
+from tallystick.prediction_log.write_ahead_log import WalOptions, segments_in
 
 CONTRACT = CONTRACTS[0]
 
@@ -298,7 +298,7 @@ def test_a_folder_that_cannot_be_listed_costs_no_row(tmp_path, monkeypatch):
     assert log.append(CONTRACT, request(0, 0))
     with monkeypatch.context() as patched:
         patched.setattr(
-            "tallystick.prediction_log.wal.segments_in",
+            "tallystick.prediction_log.write_ahead_log.segments_in",
             lambda _: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files")),
         )
         with pytest.raises(OSError, match="Too many"):

@@ -9,13 +9,13 @@ from click.testing import CliRunner
 from feast.feature_logging import FeatureServiceLoggingSource
 
 from served_log import Faults, serve
-from tallystick.bundle import bundle_dir, read_champion, read_contract
-from tallystick.cli import main
+from tallystick.cli.commands import main
+from tallystick.definitions.feature_repo import apply, open_repo
+from tallystick.model_bundle.bundle import bundle_dir, read_champion, read_contract
 from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.compactor import MERGED_FILES
-from tallystick.prediction_log.feast_logging import export_log
-from tallystick.prediction_log.reader import read_log
-from tallystick.repo import apply, open_repo
+from tallystick.prediction_log.compaction_run import MERGED_FILES
+from tallystick.prediction_log.feast_export import export_log
+from tallystick.prediction_log.log_reader import read_log
 from tiny_repo import END, MODEL, START
 
 DAY = timedelta(days=1)

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from contracts import small_contract
-from tallystick.cli import main
+from tallystick.cli.commands import main
 from tallystick.errors import DataError, InputError
-from tallystick.prediction_log.importing import import_file
 from tallystick.prediction_log.ledger import ledger_of
-from tallystick.prediction_log.reader import read_log
+from tallystick.prediction_log.log_import import import_file
+from tallystick.prediction_log.log_reader import read_log
 from tallystick.prediction_log.streams import PREDICTIONS
 from tallystick.settings import settings
 

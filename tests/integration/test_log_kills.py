@@ -13,12 +13,12 @@ import pytest
 from log_processes import forge, wait_until
 from log_rows import CONTRACTS, ids_of, read_ids, request, rows_of
 from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.compactor import DAMAGED, MERGED_FILES
-from tallystick.prediction_log.log import PredictionLog
+from tallystick.prediction_log.compaction_run import DAMAGED, MERGED_FILES
+from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifest
-from tallystick.prediction_log.sink import Sink
 from tallystick.prediction_log.streams import PREDICTIONS, site_of, stream_dir, wal_dir
-from tallystick.prediction_log.wal import OPEN, WalOptions, segments_in
+from tallystick.prediction_log.write_ahead_log import OPEN, WalOptions, segments_in
 
 KILLS = int(os.environ.get("LOG_KILLS", "20"))
 SEED = int(os.environ.get("LOG_SEED", "1"))
@@ -153,12 +153,12 @@ def test_workers_restart_during_compaction(forger, tmp_path):
 
 
 WORKER_STEPS = {
-    "contract": ("tallystick.prediction_log.wal:write_text", ("before", "after")),
+    "contract": ("tallystick.prediction_log.write_ahead_log:write_text", ("before", "after")),
     "folder": ("pathlib:Path.mkdir", ("before", "after")),
     "open": ("os:open", ("before", "after")),
     "lock": ("fcntl:flock", ("before", "after")),
     "rename": ("pathlib:Path.rename", ("before", "after")),
-    "names": ("tallystick.prediction_log.wal:sync_folder", ("before", "after")),
+    "names": ("tallystick.prediction_log.write_ahead_log:sync_folder", ("before", "after")),
     "write": ("os:write", ("before", "half", "after")),
     "sync": ("os:fdatasync", ("before", "after")),
     "close": ("os:close", ("before", "after")),
@@ -197,19 +197,19 @@ def test_worker_killed_at_every_step(forger, tmp_path, step):
 
 
 COMPACTOR_STEPS = {
-    "read a segment": ("tallystick.prediction_log.compactor:read_segment", ("before",)),
+    "read a segment": ("tallystick.prediction_log.compaction_run:read_segment", ("before",)),
     "put aside": ("pathlib:Path.hardlink_to", ("after",)),
-    "plan": ("tallystick.prediction_log.compactor:write_text", ("after",)),
+    "plan": ("tallystick.prediction_log.compaction_run:write_text", ("after",)),
     "text": ("pathlib:Path.write_text", ("half",)),
     "bytes": ("pathlib:Path.write_bytes", ("half",)),
-    "rows": ("tallystick.prediction_log.compactor:write_rows", ("before",)),
+    "rows": ("tallystick.prediction_log.compaction_run:write_rows", ("before",)),
     "Parquet": ("pyarrow.parquet:write_table", ("half",)),
-    "footer": ("tallystick.prediction_log.compactor:footer_of", ("after",)),
+    "footer": ("tallystick.prediction_log.compaction_run:footer_of", ("after",)),
     "rename": ("pathlib:Path.replace", ("before",)),
-    "remove from the sink": ("tallystick.prediction_log.sink:Sink.remove", ("before",)),
-    "commit": ("tallystick.prediction_log.compactor:write_manifest", ("before", "after")),
+    "remove from the sink": ("tallystick.prediction_log.log_location:Sink.remove", ("before",)),
+    "commit": ("tallystick.prediction_log.compaction_run:write_manifest", ("before", "after")),
     "unlink": ("pathlib:Path.unlink", ("after",)),
-    "read a file": ("tallystick.prediction_log.compactor:read_file", ("before",)),
+    "read a file": ("tallystick.prediction_log.compaction_run:read_file", ("before",)),
     "remove a folder": ("pathlib:Path.rmdir", ("after",)),
 }
 """Each step of a compaction: a function, killed at each of its calls."""

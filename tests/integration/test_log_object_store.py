@@ -12,11 +12,11 @@ from log_rows import CONTRACTS, ids_of, read_ids, request
 from s3_server import free_port
 from tallystick.errors import UnavailableError
 from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.log import PredictionLog
+from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifests
-from tallystick.prediction_log.sink import Sink
 from tallystick.prediction_log.streams import PREDICTIONS, stream_dir
-from tallystick.prediction_log.wal import WalOptions, segments_in
+from tallystick.prediction_log.write_ahead_log import WalOptions, segments_in
 from tallystick.settings import settings
 
 
@@ -78,12 +78,12 @@ def test_two_sites_into_one_sink(sink, tmp_path):
 
 
 KILLS = [
-    ("tallystick.prediction_log.compactor:write_rows", "before"),
-    ("tallystick.prediction_log.compactor:write_rows", "after"),
-    ("tallystick.prediction_log.compactor:write_manifest", "before"),
-    ("tallystick.prediction_log.compactor:write_manifest", "after"),
-    ("tallystick.prediction_log.sink:Sink.names", "after"),
-    ("tallystick.prediction_log.sink:Sink.write_bytes", "after"),
+    ("tallystick.prediction_log.compaction_run:write_rows", "before"),
+    ("tallystick.prediction_log.compaction_run:write_rows", "after"),
+    ("tallystick.prediction_log.compaction_run:write_manifest", "before"),
+    ("tallystick.prediction_log.compaction_run:write_manifest", "after"),
+    ("tallystick.prediction_log.log_location:Sink.names", "after"),
+    ("tallystick.prediction_log.log_location:Sink.write_bytes", "after"),
     ("pathlib:Path.unlink", "before"),
 ]
 

@@ -8,14 +8,14 @@ import pytest
 
 from log_rows import CONTRACTS, END, MODEL, START, ids_of, read_ids, request
 from tallystick.errors import DamagedError
-from tallystick.prediction_log import reader
+from tallystick.prediction_log import log_reader
 from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.compactor import MERGED_FILES
-from tallystick.prediction_log.labels import LabelRow
-from tallystick.prediction_log.log import LabelLog, PredictionLog
-from tallystick.prediction_log.reader import read_labels, read_log
+from tallystick.prediction_log.compaction_run import MERGED_FILES
+from tallystick.prediction_log.log_reader import read_labels, read_log
+from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
+from tallystick.prediction_log.sent_labels import LabelRow
 from tallystick.prediction_log.streams import LABELS, PREDICTIONS, stream_dir
-from tallystick.prediction_log.wal import WalOptions, segments_in
+from tallystick.prediction_log.write_ahead_log import WalOptions, segments_in
 
 
 def append(state, worker, requests=2):
@@ -46,7 +46,7 @@ def test_a_reading_that_is_overtaken_at_every_file_ends(tmp_path, monkeypatch):
         expected |= append(tmp_path, worker)
         compact(tmp_path)
     expected |= append(tmp_path, 100)
-    read_file = reader.read_file
+    read_file = log_reader.read_file
     workers = iter(range(101, 10**6))
 
     def slow(*arguments, **named):
@@ -55,7 +55,7 @@ def test_a_reading_that_is_overtaken_at_every_file_ends(tmp_path, monkeypatch):
         expected.update(append(tmp_path, next(workers)))
         return table
 
-    monkeypatch.setattr(reader, "read_file", slow)
+    monkeypatch.setattr(log_reader, "read_file", slow)
     before = set(expected)
     parts = read_log(tmp_path, MODEL, start=START, end=END)
     found = [row for part in parts for row in part.table["prediction_id"].to_pylist()]

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tallystick.materialize import Materializer
-from tallystick.online_store.writer import delete_view
-from tallystick.repo import apply, open_repo
+from tallystick.definitions.feature_repo import apply, open_repo
+from tallystick.materialization.materialize import Materializer
+from tallystick.online_store.row_writer import delete_view
 from tiny_repo import END, make_tiny_repo
 
 

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from served_log import HOUR_US, Faults, HistoryRow, serve
-from tallystick.bundle import Bundle, load_bundle, write_bundle
 from tallystick.clock import to_us
-from tallystick.contract import ModelContract
+from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import InputError, StateError
-from tallystick.records import ParityReport
-from tallystick.repo import Repo
-from tallystick_monitoring.audit.run import audit
+from tallystick.model_bundle.bundle import Bundle, load_bundle, write_bundle
+from tallystick.records.record_store import ParityReport
+from tallystick_monitoring.audit.audit_run import audit
 from tallystick_monitoring.incidents import champion_contract
 from tiny_repo import MODEL, START
 

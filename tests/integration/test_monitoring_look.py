@@ -14,14 +14,14 @@ import pytest
 import looks
 from served_log import HOUR_US, Faults, HistoryRow, read_requests, serve
 from tallystick.clock import to_us
-from tallystick.contract import ModelContract
+from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import InputError, StateError
-from tallystick.logged_labels import labels_of
 from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.labels import LabelRow
-from tallystick.prediction_log.log import LabelLog
-from tallystick.prediction_log.reader import read_log
-from tallystick.records import (
+from tallystick.prediction_log.log_reader import read_log
+from tallystick.prediction_log.log_writer import LabelLog
+from tallystick.prediction_log.sent_labels import LabelRow
+from tallystick.records.record_store import (
     AffectedKeys,
     Incident,
     MonitorReport,
@@ -29,13 +29,13 @@ from tallystick.records import (
     load_records,
     save_record,
 )
-from tallystick.repo import Repo
-from tallystick_monitoring import command
-from tallystick_monitoring.audit.run import audit
+from tallystick.retrieval.prediction_labels import labels_of
+from tallystick_monitoring import monitor_command
+from tallystick_monitoring.audit.audit_run import audit
 from tallystick_monitoring.freshness import freshness
 from tallystick_monitoring.incidents import champion_contract, watch
+from tallystick_monitoring.look import look, summary
 from tallystick_monitoring.performance import performance, recalibration_gain
-from tallystick_monitoring.report import look, summary
 from tiny_repo import MATURES_AFTER, MODEL, START
 
 DAY = timedelta(days=1)
@@ -303,21 +303,21 @@ def test_a_look_without_requests(champion_repo: Repo, contract: ModelContract) -
 
 def test_the_commands(champion_repo: Repo, contract: ModelContract, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="no logged predictions"):
-        command.audit(champion_repo, MODEL)
+        monitor_command.audit(champion_repo, MODEL)
     with pytest.raises(InputError, match="no model"):
-        command.monitor(champion_repo, "other")
+        monitor_command.monitor(champion_repo, "other")
     served(champion_repo, contract, Faults(row=stopped))
     out = tmp_path / "out" / "audit.json"
-    text, passed = command.audit(champion_repo, MODEL, json_path=out, fail_over=0.01)
+    text, passed = monitor_command.audit(champion_repo, MODEL, json_path=out, fail_over=0.01)
     assert not passed
     assert "materialization_lag" in text
     assert "shop_stats" in text
     found = ParityReport.model_validate(json.loads(out.read_text()))
     assert 0.01 < (found.values - found.equal) / found.values < 0.3
-    assert command.audit(champion_repo, MODEL, fail_over=0.3)[1]
-    assert command.audit(champion_repo, MODEL, until=STOP, fail_over=0.0)[1]
+    assert monitor_command.audit(champion_repo, MODEL, fail_over=0.3)[1]
+    assert monitor_command.audit(champion_repo, MODEL, until=STOP, fail_over=0.0)[1]
     assert load_records(champion_repo.state_dir, ParityReport, model=MODEL)
-    text = command.monitor(champion_repo, MODEL, since=BEGIN, until=END)
+    text = monitor_command.monitor(champion_repo, MODEL, since=BEGIN, until=END)
     assert "incident    shop_stats materialization_lag" in text
     (saved,) = load_records(champion_repo.state_dir, MonitorReport, model=MODEL)
     assert saved.contract_hash == contract.contract_hash
@@ -328,7 +328,7 @@ def test_a_damaged_log_is_said(champion_repo: Repo, contract: ModelContract) -> 
     compact(champion_repo.state_dir)
     path = next((champion_repo.state_dir / "log").rglob("*.parquet"))
     path.write_bytes(path.read_bytes()[:-100])
-    text, passed = command.audit(champion_repo, MODEL, fail_over=0.0)
+    text, passed = monitor_command.audit(champion_repo, MODEL, fail_over=0.0)
     assert not passed
     assert "log_damage" in text
     assert path.name in text

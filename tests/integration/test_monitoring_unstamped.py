@@ -13,12 +13,12 @@ import pytest
 
 from served_log import HOUR_US, Faults, HistoryRow, read_requests, serve
 from tallystick.clock import to_us
-from tallystick.contract import ModelContract
-from tallystick.records import Incident, ParityReport, load_records
-from tallystick.repo import Repo
-from tallystick_monitoring.audit.run import audit
+from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.feature_repo import Repo
+from tallystick.records.record_store import Incident, ParityReport, load_records
+from tallystick_monitoring.audit.audit_run import audit
 from tallystick_monitoring.incidents import champion_contract
-from tallystick_monitoring.report import look, parity_summary
+from tallystick_monitoring.look import look, parity_summary
 from tiny_repo import MODEL, START
 
 BEGIN = START + timedelta(days=20)

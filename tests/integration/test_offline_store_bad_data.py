@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, DefinitionError, InputError
-from tallystick.fold import VisibilityClock
 from tallystick.offline_store import ViewRead, connect, history_sql, point_in_time, visible_between
-from tallystick.offline_store.kept import KeptHistories, KeptHistory
-from tallystick.view import Column, ViewSpec
+from tallystick.offline_store.history_cache import KeptHistories, KeptHistory
+from tallystick.point_in_time.rule import VisibilityClock
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 ROW = {"key": [1], "value": [2], "event": [NOON], "created": [NOON]}

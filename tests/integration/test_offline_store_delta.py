@@ -18,25 +18,25 @@ from deltalake import DeltaTable, write_deltalake
 from feast.data_format import DeltaFormat, ParquetFormat
 
 from delta_tables import ask_of_readers, change_log, delete_rows
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, DefinitionError, MissingExtraError
-from tallystick.fold import VisibilityClock
 from tallystick.offline_store import (
     ViewRead,
     connect,
-    history,
     history_sql,
     point_in_time,
+    view_history,
     visible_between,
 )
-from tallystick.offline_store.delta import open_delta
-from tallystick.offline_store.files import open_source
-from tallystick.offline_store.places import LOCAL, Place
+from tallystick.offline_store.point_in_time_join import changes_between
 from tallystick.offline_store.pull import Pull, pull_all, pull_latest
-from tallystick.offline_store.retrieval import changes_between
-from tallystick.offline_store.snapshots import Snapshots
-from tallystick.offline_store.spark.source import open_rows
-from tallystick.offline_store.streaming import write_point_in_time
-from tallystick.view import Column, ViewSpec
+from tallystick.offline_store.sources.delta_table import open_delta
+from tallystick.offline_store.sources.file_source import open_source
+from tallystick.offline_store.sources.snapshot import Snapshots
+from tallystick.offline_store.spark.spark_source import open_rows
+from tallystick.offline_store.streaming_join import write_point_in_time
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.storage.locations import LOCAL, Place
 
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -98,7 +98,7 @@ def files_of(place):
 @pytest.mark.parametrize("file_format", [DeltaFormat(), ParquetFormat()])
 def test_only_rows_that_the_newest_version_has_count(place, file_format, share, monkeypatch):
     """Whether or not the source says that its folder is a Delta table."""
-    monkeypatch.setattr("tallystick.offline_store.retrieval.FETCHED_SHARE", share)
+    monkeypatch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
     add(place, rows(0, 1))
     add(place, rows(2))
     add(place, rows(3, 4))
@@ -137,7 +137,7 @@ def test_a_null_time_of_a_deleted_row_is_none_of_the_table(place):
 def test_more_deleted_rows_than_can_be_held_are_refused(place, monkeypatch):
     add(place, rows(*range(5)))
     delete_rows(place, [1, 2])
-    monkeypatch.setattr("tallystick.offline_store.delta.DELETED_ROWS_MAX", 1)
+    monkeypatch.setattr("tallystick.offline_store.sources.delta_table.DELETED_ROWS_MAX", 1)
     with pytest.raises(DataError, match=r"more than 1 rows that are deleted.*\n.*REORG TABLE"):
         values_at(read_of(place), FIRST)
 
@@ -232,7 +232,7 @@ def test_partitions_are_columns_in_their_types(place):
     }
     for share in (0.0, 0.125):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tallystick.offline_store.retrieval.FETCHED_SHARE", share)
+            patch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
             for name in kinds:
                 read = read_of(place, name, dtypes=dtypes)
                 second = {"number": -5, "flag": False}.get(name)
@@ -289,7 +289,7 @@ def test_a_column_that_older_files_lack_is_null_in_them(place):
     add(place, rows(1, more=["x"], parts=[[1, 2]]), schema_mode="merge")
     for share in (0.0, 0.125):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tallystick.offline_store.retrieval.FETCHED_SHARE", share)
+            patch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
             for name, dtype, value in (("more", "STRING", "x"), ("parts", "INT64_LIST", [1, 2])):
                 read = read_of(place, name, dtypes={name: dtype}, ttl=timedelta(hours=1))
                 assert values_at(read, FIRST, FIRST + DAY) == [None, value]
@@ -299,7 +299,7 @@ def test_a_column_that_older_files_lack_is_null_in_them(place):
 
 @pytest.mark.parametrize("share", [0.0, 0.125])
 def test_an_empty_table_has_no_rows(place, share, monkeypatch):
-    monkeypatch.setattr("tallystick.offline_store.retrieval.FETCHED_SHARE", share)
+    monkeypatch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
     DeltaTable.create(str(place), rows(0).schema)
     assert values_at(read_of(place), FIRST) == [None]
     assert all_values(read_of(place)) == []
@@ -312,7 +312,7 @@ def test_an_empty_table_has_no_rows(place, share, monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 0.125])
 def test_times_that_other_writers_store_otherwise_are_the_same(place, share, monkeypatch):
     """Spark writes times in 96 bits and without a zone, also far from now."""
-    monkeypatch.setattr("tallystick.offline_store.retrieval.FETCHED_SHARE", share)
+    monkeypatch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
     far = datetime(2300, 1, 1, 0, 0, 0, 5, tzinfo=UTC)
     add(place, rows(0, since=pa.array([far], pa.timestamp("us", tz="UTC"))))
     add(place, rows(1, since=pa.array([far], pa.timestamp("us", tz="UTC"))))
@@ -341,7 +341,7 @@ def test_one_answer_is_of_one_version(place):
 @pytest.fixture
 def committed_between(place, monkeypatch):
     """Have one more row committed each time that a view's source is looked up."""
-    look_up, turn, days = history.open_source, threading.Lock(), itertools.count(1)
+    look_up, turn, days = view_history.open_source, threading.Lock(), itertools.count(1)
 
     def looked_up(*args, **kwargs):
         with turn:
@@ -349,7 +349,7 @@ def committed_between(place, monkeypatch):
             return look_up(*args, **kwargs)
 
     add(place, rows(0))
-    monkeypatch.setattr(history, "open_source", looked_up)
+    monkeypatch.setattr(view_history, "open_source", looked_up)
 
 
 @pytest.mark.usefixtures("committed_between")

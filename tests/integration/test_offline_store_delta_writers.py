@@ -28,11 +28,11 @@ from feast.types import Int64
 from delta_tables import ask_of_readers
 from tallystick.errors import DataError, MissingExtraError, UnavailableError
 from tallystick.offline_store import DuckDBOfflineStore
-from tallystick.offline_store.connection import connect
-from tallystick.offline_store.delta_writing import commit_rows
-from tallystick.offline_store.files import open_source, source_place
-from tallystick.offline_store.places import LOCAL, Place
-from tallystick.offline_store.writing import append
+from tallystick.offline_store.duckdb_connection import connect
+from tallystick.offline_store.sources.delta_writer import commit_rows
+from tallystick.offline_store.sources.file_source import open_source, source_place
+from tallystick.offline_store.sources.parquet_writer import append
+from tallystick.storage.locations import LOCAL, Place
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -44,7 +44,7 @@ WRITER = """
 import sys
 from types import SimpleNamespace
 import pyarrow as pa
-from tallystick.offline_store.writing import append
+from tallystick.offline_store.sources.parquet_writer import append
 class DeltaFormat: "Feast's, whose import takes seconds."
 path, endpoint, first, times, rows = *sys.argv[1:3], *map(int, sys.argv[3:])
 source = SimpleNamespace(
@@ -122,8 +122,8 @@ def test_a_commit_that_others_are_always_before_is_given_up(tmp_path, monkeypatc
     """And is not in the table."""
     place = Place(LOCAL, str(tmp_path / "table"))
     commit_rows(place, "it", rows(0))
-    monkeypatch.setattr("tallystick.offline_store.delta_writing.COMMIT_TRIES_MAX", 0)
-    monkeypatch.setattr("tallystick.offline_store.delta_writing.WRITE_TRIES_MAX", 2)
+    monkeypatch.setattr("tallystick.offline_store.sources.delta_writer.COMMIT_TRIES_MAX", 0)
+    monkeypatch.setattr("tallystick.offline_store.sources.delta_writer.WRITE_TRIES_MAX", 2)
 
     def fitted(given, schema):
         assert schema.names == given.column_names

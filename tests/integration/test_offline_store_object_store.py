@@ -16,12 +16,12 @@ from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.types import Int64
 
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, UnavailableError
-from tallystick.fold import VisibilityClock
 from tallystick.offline_store import ViewRead, connect, history_sql, point_in_time, visible_between
-from tallystick.offline_store.streaming import write_point_in_time
-from tallystick.offline_store.writing import append
-from tallystick.view import Column, ViewSpec
+from tallystick.offline_store.sources.parquet_writer import append
+from tallystick.offline_store.streaming_join import write_point_in_time
+from tallystick.point_in_time.rule import VisibilityClock
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -68,7 +68,7 @@ def test_files_folders_globs_and_buckets_are_read(bucket, path):
 
 
 def test_a_history_too_large_to_be_fetched_at_once_is_read_as_well(bucket, monkeypatch):
-    monkeypatch.setattr("tallystick.offline_store.retrieval.FETCHED_SHARE", 0)
+    monkeypatch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", 0)
     read = read_of(bucket.uri("data"), bucket.endpoint)
     append(read.source, rows(1, 2), repo_path=None)
     append(read.source, rows(3, at=NOON + 2 * HOUR), repo_path=None)

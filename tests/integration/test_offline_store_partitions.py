@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError
-from tallystick.fold import VisibilityClock
 from tallystick.offline_store import ViewRead, point_in_time, visible_between
-from tallystick.offline_store.writing import append
-from tallystick.view import Column, ViewSpec
+from tallystick.offline_store.sources.parquet_writer import append
+from tallystick.point_in_time.rule import VisibilityClock
 
 DAY = timedelta(days=1)
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)

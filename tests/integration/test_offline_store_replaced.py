@@ -9,21 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError
-from tallystick.files import replacing
-from tallystick.fold import VisibilityClock
 from tallystick.offline_store import (
     ViewRead,
+    newly_visible,
     point_in_time,
-    retrieval,
-    streaming,
-    visible,
+    point_in_time_join,
+    streaming_join,
     visible_between,
 )
 from tallystick.offline_store.pull import Pull, pull_all
-from tallystick.offline_store.steady import ATTEMPTS
-from tallystick.offline_store.streaming import write_point_in_time
-from tallystick.view import Column, ViewSpec
+from tallystick.offline_store.sources.consistent_read import ATTEMPTS
+from tallystick.offline_store.streaming_join import write_point_in_time
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.storage.atomic_files import replacing
 
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
 KEYS = 5
@@ -64,7 +64,9 @@ def source(tmp_path):
 
 def replaced_before(monkeypatch, name, source, *, times):
     """Replace the source before each of the first calls of what the retrieval calls ``name``."""
-    module = {"connect_visible": visible, "as_of_sql_streaming": streaming}.get(name, retrieval)
+    module = {"connect_visible": newly_visible, "as_of_sql_streaming": streaming_join}.get(
+        name, point_in_time_join
+    )
     name = name.removesuffix("_visible").removesuffix("_streaming")
     real, left = getattr(module, name), [times]
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import InputError
-from tallystick.fold import VisibilityClock
-from tallystick.offline_store import ViewRead, streaming
-from tallystick.offline_store.connection import DefaultLimits
-from tallystick.offline_store.streaming import write_point_in_time
-from tallystick.view import Column, ViewSpec
+from tallystick.offline_store import ViewRead, streaming_join
+from tallystick.offline_store.duckdb_connection import DefaultLimits
+from tallystick.offline_store.streaming_join import write_point_in_time
+from tallystick.point_in_time.rule import VisibilityClock
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 ROWS = 5_000
@@ -108,7 +108,7 @@ def test_work_is_done_where_the_limits_say(folder, monkeypatch):
     assert list(aside.iterdir()) == []
     assert [each.name for each in (folder / "out").iterdir()] == ["set.parquet"]
     whole = pq.read_table(folder / "out" / "set.parquet")
-    monkeypatch.setattr(streaming, "BATCH", 999)
+    monkeypatch.setattr(streaming_join, "BATCH", 999)
     answer(folder)
     assert pq.read_table(folder / "out" / "set.parquet").equals(whole)
 

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 
-from tallystick.offline_store.connection import connect
-from tallystick.offline_store.files import open_source
-from tallystick.offline_store.writing import append
+from tallystick.offline_store.duckdb_connection import connect
+from tallystick.offline_store.sources.file_source import open_source
+from tallystick.offline_store.sources.parquet_writer import append
 
 WRITER = """
 import sys
 from types import SimpleNamespace
 import pyarrow as pa
-from tallystick.offline_store.writing import append
+from tallystick.offline_store.sources.parquet_writer import append
 path, first, times, rows = sys.argv[1], *map(int, sys.argv[2:])
 for number in range(first, first + times):
     table = pa.table({"writer": [first] * rows, "number": [number] * rows})

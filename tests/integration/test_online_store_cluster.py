@@ -16,8 +16,8 @@ from redis.crc import key_slot
 
 from redis_servers import free_port, wait_until
 from tallystick.errors import UnavailableError
-from tallystick.online_store.commands import KEYS_PER_CALL, mget_async
-from tallystick.online_store.connection import address, connect, redis_errors
+from tallystick.online_store.redis_commands import KEYS_PER_CALL, mget_async
+from tallystick.online_store.redis_connection import address, connect, redis_errors
 from tls_relay import HOST, Gate, Relay
 
 ADD = """

@@ -14,14 +14,14 @@ import pytest
 from redis import Redis
 
 from tallystick.errors import UnavailableError
-from tallystick.online_store import embedded
-from tallystick.online_store.connection import connect
-from tallystick.online_store.writer import delete_project
+from tallystick.online_store import embedded_redis
+from tallystick.online_store.redis_connection import connect
+from tallystick.online_store.row_writer import delete_project
 
 START = """
 import sys
 from pathlib import Path
-from tallystick.online_store.connection import connect
+from tallystick.online_store.redis_connection import connect
 print(connect("embedded", Path(sys.argv[1])).info("server")["process_id"])
 """
 
@@ -30,7 +30,7 @@ print(connect("embedded", Path(sys.argv[1])).info("server")["process_id"])
 def repo():
     with tempfile.TemporaryDirectory(prefix="a 'b\" ü") as folder:
         yield Path(folder)
-        embedded.stop(Path(folder) / ".tallystick")
+        embedded_redis.stop(Path(folder) / ".tallystick")
 
 
 def pid_of(repo) -> int:
@@ -58,10 +58,10 @@ def test_data_survive_a_stop(repo):
     client = connect("embedded", repo)
     client.set("key", "value")
     client.close()
-    assert embedded.is_running(state)
-    assert embedded.stop(state)
-    assert not embedded.is_running(state)
-    assert not embedded.stop(state)
+    assert embedded_redis.is_running(state)
+    assert embedded_redis.stop(state)
+    assert not embedded_redis.is_running(state)
+    assert not embedded_redis.stop(state)
     client = connect("embedded", repo)
     assert client.get("key") == b"value"
     client.close()
@@ -74,7 +74,7 @@ def test_a_killed_server_is_started_again_with_its_data(repo):
     time.sleep(1.2)  # the append-only file is put on disk each second
     before = pid_of(repo)
     os.kill(before, signal.SIGKILL)
-    assert embedded.socket_path(repo / ".tallystick").exists()
+    assert embedded_redis.socket_path(repo / ".tallystick").exists()
     after = pid_of(repo)
     assert after != before
     client = connect("embedded", repo)
@@ -86,10 +86,10 @@ def test_a_client_outlives_the_server(repo):
     state = repo / ".tallystick"
     client = connect("embedded", repo)
     assert delete_project(client, "p") == 0
-    embedded.stop(state)
+    embedded_redis.stop(state)
     with pytest.raises(UnavailableError, match=r"redis\.sock"):
         delete_project(client, "p")
-    embedded.start(state)
+    embedded_redis.start(state)
     assert delete_project(client, "p") == 0
     client.close()
 
@@ -97,17 +97,17 @@ def test_a_client_outlives_the_server(repo):
 def test_a_long_path_gets_a_short_socket():
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / ("x" * 120)
-        socket = embedded.start(state)
+        socket = embedded_redis.start(state)
         try:
             assert len(os.fsencode(socket)) <= 100
             client = Redis(unix_socket_path=str(socket))
             assert client.config_get("dir") == {"dir": str(state.resolve() / "redis")}
             client.close()
         finally:
-            assert embedded.stop(state)
+            assert embedded_redis.stop(state)
             socket.parent.rmdir()
 
 
 def test_stopping_what_never_ran(tmp_path):
-    assert not embedded.stop(tmp_path)
-    assert not embedded.is_running(tmp_path)
+    assert not embedded_redis.stop(tmp_path)
+    assert not embedded_redis.is_running(tmp_path)

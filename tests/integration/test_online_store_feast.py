@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from tallystick.clock import process_clock
-from tallystick.contract import ViewUse
+from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import DataError, InputError, UnavailableError
-from tallystick.online_store.connection import connect_for_reads
-from tallystick.online_store.keys import definitions_key, entity_prefix, ttls_key
-from tallystick.online_store.reader import OnlineReader
-from tallystick.online_store.writer import WriteCounts
-from tallystick.view import ViewSpec
+from tallystick.online_store.entity_keys import definitions_key, entity_prefix, ttls_key
+from tallystick.online_store.online_reader import OnlineReader
+from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick.online_store.row_writer import WriteCounts
 
 NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

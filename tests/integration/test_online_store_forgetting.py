@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from tallystick.online_store.keys import EntityKeys
-from tallystick.online_store.layout import view_tag
-from tallystick.online_store.packed import RowCodec
-from tallystick.online_store.sections import SectionReader
-from tallystick.online_store.writer import write_rows
-from tallystick.view import Column, ViewSpec
+from tallystick.definitions.feature_view import Column, ViewSpec
+from tallystick.online_store.entity_keys import EntityKeys
+from tallystick.online_store.entity_value import SectionReader
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_layout import view_tag
+from tallystick.online_store.row_writer import write_rows
 
 SECOND_US = 1_000_000
 HOUR_US = 3_600 * SECOND_US

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pytest
 
 from tallystick.clock import from_us
-from tallystick.contract import ViewUse
+from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError, DataError, DefinitionError, InputError, UnavailableError
-from tallystick.online_store.bulk import write_table
-from tallystick.online_store.connection import connect_for_reads
-from tallystick.online_store.keys import definitions_key
-from tallystick.online_store.packed import RowCodec
-from tallystick.online_store.reader import OnlineReader, Status
-from tallystick.online_store.writer import WriteCounts, delete_project, delete_view
-from tallystick.view import Column, ViewSpec
+from tallystick.online_store.bulk_writer import write_table
+from tallystick.online_store.entity_keys import definitions_key
+from tallystick.online_store.online_reader import OnlineReader, Status
+from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_writer import WriteCounts, delete_project, delete_view
 
 # The rows here are of 1970, which Redis would have forgotten at once by its own clock.
 pytestmark = pytest.mark.usefixtures("simulated_clock")
@@ -311,8 +311,8 @@ def test_times_come_back_as_aware_datetimes(redis_server):
 
 def test_reading_needs_neither_feast_nor_pandas():
     code = (
-        "import sys, tallystick.online_store.reader, tallystick.online_store.packed\n"
-        "import tallystick.online_store.connection, tallystick.online_store.bulk\n"
+        "import sys, tallystick.online_store.online_reader, tallystick.online_store.row_codec\n"
+        "import tallystick.online_store.redis_connection, tallystick.online_store.bulk_writer\n"
         "heavy = {'feast', 'pandas', 'sklearn', 'pyarrow'} & sys.modules.keys()\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

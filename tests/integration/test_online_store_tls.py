@@ -12,8 +12,8 @@ from redis_servers import (
     USER_PASSWORD,
 )
 from tallystick.errors import UnavailableError
-from tallystick.online_store.commands import KEYS_PER_CALL
-from tallystick.online_store.connection import address, connect
+from tallystick.online_store.redis_commands import KEYS_PER_CALL
+from tallystick.online_store.redis_connection import address, connect
 from tls_relay import HOST, Relay
 
 SET = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i]) end return #KEYS"

@@ -26,14 +26,14 @@ from sklearn.linear_model import LogisticRegression
 
 import gated_store
 from parity_repos import make_faulty_repo, make_manifold_repo, with_stores
-from tallystick.bundle import bundle_dir, load_bundle, read_champion, write_bundle
-from tallystick.cli import main
+from tallystick.cli.commands import main
 from tallystick.clock import to_us
-from tallystick.repo import apply, open_repo
+from tallystick.definitions.feature_repo import apply, open_repo
+from tallystick.model_bundle.bundle import bundle_dir, load_bundle, read_champion, write_bundle
 from tallystick.settings import settings
-from tallystick_monitoring.parity_check import keeper
-from tallystick_monitoring.parity_check.keys import draw_keys
-from tallystick_training import command
+from tallystick_monitoring.parity_check import scratch_cleaner
+from tallystick_monitoring.parity_check.key_sampling import draw_keys
+from tallystick_training import train_command
 from tiny_repo import END, MODEL, START, copy_tiny_repo, make_tiny_repo
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -103,7 +103,7 @@ def trained(tmp_path_factory):
     path = with_stores(make_tiny_repo(tmp_path_factory.mktemp("trained") / "repo"), online=OURS)
     repo = open_repo(path)
     apply(repo)
-    command.train(repo, MODEL, end=END, promote=True)
+    train_command.train(repo, MODEL, end=END, promote=True)
     return path
 
 
@@ -354,7 +354,7 @@ def test_the_next_check_removes_what_a_killed_keeper_left(unapplied):
         (keeping,) = [
             child
             for child in children(process.pid)
-            if keeper.__name__ in Path(f"/proc/{child}/cmdline").read_text()
+            if scratch_cleaner.__name__ in Path(f"/proc/{child}/cmdline").read_text()
         ]
         os.kill(keeping, signal.SIGKILL)
         process.kill()
@@ -366,7 +366,7 @@ def test_the_next_check_removes_what_a_killed_keeper_left(unapplied):
 
 
 def pid_of_redis(folder: Path) -> int:
-    return int((folder / keeper.STATE / "redis" / "redis.pid").read_text())
+    return int((folder / scratch_cleaner.STATE / "redis" / "redis.pid").read_text())
 
 
 def is_alive(process: int) -> bool:
@@ -378,7 +378,7 @@ def is_alive(process: int) -> bool:
 
 
 def removed(folder: Path) -> bool:
-    keeper.remove_abandoned()
+    scratch_cleaner.remove_abandoned()
     return not folder.exists()
 
 
@@ -397,7 +397,7 @@ class running:  # noqa: N801 - read as: with running(repo)
         (log,) = wait_for(
             lambda: [
                 log
-                for log in Path(tempfile.gettempdir()).glob(f"{keeper.PREFIX}*/server.log")
+                for log in Path(tempfile.gettempdir()).glob(f"{scratch_cleaner.PREFIX}*/server.log")
                 if "Application startup complete" in log.read_text()
             ]
         )

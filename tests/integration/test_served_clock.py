@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from tallystick.journal import BufferedJournal, journal_in_use
-from tallystick.materialize import Materializer
-from tallystick.repo import apply, open_repo
+from tallystick.definitions.feature_repo import apply, open_repo
+from tallystick.materialization.materialize import Materializer
+from tallystick.online_store.journal.write_journal import BufferedJournal, journal_in_use
 from tiny_repo import ITEMS, SHOPS, START, make_tiny_repo
 
 FEATURES = ["shop_stats:load", "shop_stats:orders", "item_stats:price", "item_stats:stock"]

@@ -18,17 +18,17 @@ from click.testing import CliRunner
 
 import gated_store
 import serving_scene as scene
-from tallystick.cli import main
+from tallystick.cli.commands import main
 from tallystick.clock import SimulatedClock, process_clock, to_us
+from tallystick.definitions.feature_repo import apply, open_repo
 from tallystick.errors import DefinitionError
-from tallystick.online_store import embedded
-from tallystick.repo import apply, open_repo
+from tallystick.online_store import embedded_redis
 from tallystick.settings import Settings, settings
-from tallystick_monitoring.audit.run import audit
-from tallystick_serving.measures import Measures
-from tallystick_serving.project import read_project
-from tallystick_serving.service import open_service
-from tallystick_training import command
+from tallystick_monitoring.audit.audit_run import audit
+from tallystick_serving.server_metrics import Measures
+from tallystick_serving.server_state import open_service
+from tallystick_serving.store_config import read_project
+from tallystick_training import train_command
 from tiny_repo import MODEL, START, make_tiny_repo
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -84,7 +84,7 @@ def trained(tmp_path_factory):
     path = make_repo(tmp_path_factory.mktemp("any") / "repo")
     repo = open_repo(path)
     apply(repo)
-    command.train(repo, MODEL, end=NOW, promote=True)
+    train_command.train(repo, MODEL, end=NOW, promote=True)
     return path
 
 
@@ -332,14 +332,14 @@ def test_check_says_what_another_store_lacks(repo, caplog):
 def test_feasts_redis_dies_and_comes_back(copied, clock):  # noqa: ARG001 - the time is NOW
     with tempfile.TemporaryDirectory(prefix="tally") as folder:
         place = Path(folder)
-        socket = embedded.start(place)
+        socket = embedded_redis.start(place)
         repo = copied(
             f"{{type: redis, connection_string: 'localhost:1,unix_socket_path={socket}'}}"
         )
         materialize(repo)
         with served(repo, request_timeout_s=0.5) as client:
             before = ask(client, [ORDER])
-            embedded.stop(place)
+            embedded_redis.stop(place)
             for _ in range(3):
                 answer = client.post(PREDICT, json=BODY)
                 assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -349,10 +349,10 @@ def test_feasts_redis_dies_and_comes_back(copied, clock):  # noqa: ARG001 - the 
             asked = {"features": ["shop_stats:orders"], "entities": {"shop": ["shop-b"]}}
             assert client.post("/get-online-features", json=asked).status_code == 503
             assert client.get("/health").status_code == 200
-            embedded.start(place)
+            embedded_redis.start(place)
             assert ask(client, [ORDER])[0]["features"] == before[0]["features"]
             assert client.get("/ready").status_code == 200
-        embedded.stop(place)
+        embedded_redis.stop(place)
 
 
 def test_a_store_that_hangs_is_given_up_and_does_not_hold_the_server(

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import serving_scene as scene
-from tallystick.prediction_log.reader import read_log
+from tallystick.prediction_log.log_reader import read_log
 
 DAY = timedelta(days=1)
 BODY = {"instances": [scene.INSTANCE]}

@@ -20,9 +20,9 @@ from redis import Redis
 
 import serving_scene as scene
 from tallystick.errors import InputError
-from tallystick.online_store import embedded
-from tallystick.prediction_log.reader import read_log
-from tallystick_serving.command import serve
+from tallystick.online_store import embedded_redis
+from tallystick.prediction_log.log_reader import read_log
+from tallystick_serving.serve_command import serve
 
 START, END = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
@@ -129,13 +129,13 @@ def test_a_first_champion_that_is_damaged_is_not_ready(repo):
 def test_redis_dies_and_comes_back(tmp_path):
     with tempfile.TemporaryDirectory(prefix="tally") as folder:
         place = Path(folder)
-        repo = scene.project(tmp_path, f"unix://{embedded.start(place)}")
+        repo = scene.project(tmp_path, f"unix://{embedded_redis.start(place)}")
         scene.publish(repo.state_dir, scene.constant(0.25))
         with Redis(unix_socket_path=repo.connection_string.removeprefix("unix://")) as client:
             scene.fill(client)
         with scene.running(repo, request_timeout_s=0.5) as http:
             assert http.post(PREDICT, json=BODY).status_code == 200
-            embedded.stop(place)
+            embedded_redis.stop(place)
             for _ in range(3):
                 began = time.monotonic()
                 answer = http.post(PREDICT, json=BODY)
@@ -144,14 +144,14 @@ def test_redis_dies_and_comes_back(tmp_path):
                 assert answer.json()["type"] == "urn:tallystick:problem:unavailable"
             assert http.get("/ready").status_code == 503
             assert http.get("/health").status_code == 200
-            embedded.start(place)
+            embedded_redis.start(place)
             body = BODY | {"parameters": {"features": True}}
             answer = http.post(PREDICT, json=body)
             assert answer.status_code == 200
             (prediction,) = answer.json()["predictions"]
             assert prediction["features"]["shop__n"] == 2**60 + 1
             assert http.get("/ready").status_code == 200
-        embedded.stop(place)
+        embedded_redis.stop(place)
     assert len(logged(repo)) == 2
 
 
@@ -159,7 +159,7 @@ def test_redis_dies_again_and_again_under_load(tmp_path):
     """No answer is wrong and none is anything but 200 or 503, within the budget and a little."""
     with tempfile.TemporaryDirectory(prefix="tally") as folder:
         place = Path(folder)
-        repo = scene.project(tmp_path, f"unix://{embedded.start(place)}")
+        repo = scene.project(tmp_path, f"unix://{embedded_redis.start(place)}")
         scene.publish(repo.state_dir, scene.constant(0.25))
         with Redis(unix_socket_path=repo.connection_string.removeprefix("unix://")) as client:
             scene.fill(client)
@@ -184,7 +184,7 @@ def test_redis_dies_again_and_again_under_load(tmp_path):
                 os.kill(pid, signal.SIGKILL)
                 seen = len(answers)
                 scene.wait_for(lambda seen=seen: _count(answers, 503, since=seen) > 20)
-                embedded.start(place)
+                embedded_redis.start(place)
                 with Redis(
                     unix_socket_path=repo.connection_string.removeprefix("unix://")
                 ) as client:
@@ -194,7 +194,7 @@ def test_redis_dies_again_and_again_under_load(tmp_path):
             stop.set()
             for thread in threads:
                 thread.join()
-        embedded.stop(place)
+        embedded_redis.stop(place)
     assert {answer.status_code for answer, _ in answers} == {200, 503}
     for answer, took_s in answers:
         assert took_s < 10
@@ -252,7 +252,7 @@ def folder(repo, redis_server):
 SERVE = """\
 import sys
 from pathlib import Path
-from tallystick_serving.command import serve
+from tallystick_serving.serve_command import serve
 serve(Path(sys.argv[1]), uds=Path(sys.argv[2]))
 print(sorted({"feast", "mlflow", "duckdb"} & set(sys.modules)))
 """

@@ -7,8 +7,8 @@ import pytest
 
 import serving_scene as scene
 from ensembles import compiled_bundle
-from tallystick.bundle import Champion, bundle_dir, publish_champion, write_bundle
-from tallystick.transform import Transforms
+from tallystick.model_bundle.bundle import Champion, bundle_dir, publish_champion, write_bundle
+from tallystick.point_in_time.on_demand import Transforms
 
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
 

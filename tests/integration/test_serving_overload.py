@@ -153,7 +153,7 @@ def test_another_method_is_told_which_one_is_taken(repo):
 
 
 def test_an_error_nobody_foresaw_is_told_without_its_text(repo, monkeypatch, caplog):
-    from tallystick_serving.champions import ChampionWatcher
+    from tallystick_serving.champion_watcher import ChampionWatcher
 
     def fail(*_):
         raise RuntimeError("s3cret")
@@ -203,7 +203,7 @@ def answering(timeout_s, content):
     """A server with our protocol, whose app answers before it has read a body."""
     import uvicorn
 
-    from tallystick_serving.protocol import patient_protocol
+    from tallystick_serving.http_timeouts import patient_protocol
 
     async def app(scope, receive, send):  # noqa: ARG001 - it does not read
         assert scope["type"] == "http"
@@ -229,7 +229,7 @@ def answering(timeout_s, content):
 def test_a_connection_that_never_asks_is_closed():
     import uvicorn
 
-    from tallystick_serving.protocol import patient_protocol
+    from tallystick_serving.http_timeouts import patient_protocol
 
     async def app(scope, receive, send):
         assert scope["type"] == "http"

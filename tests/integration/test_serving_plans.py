@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 import serving_scene as scene
-from tallystick.online_store.connection import connect_for_reads
-from tallystick_serving.feast_store import FeastStore, OnlineFeaturesRequest, _online_features
-from tallystick_serving.feature_plans import make_plan
+from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick_serving.feast_server import FeastStore, OnlineFeaturesRequest, _online_features
+from tallystick_serving.online_features import make_plan
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 TYPES = {

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 import serving_scene as scene
-from tallystick.prediction_log.reader import read_labels, read_log
-from tallystick_serving import problems
+from tallystick.prediction_log.log_reader import read_labels, read_log
+from tallystick_serving import error_responses
 from tallystick_serving.app import DIRECT, ROUTERS
 
 START, END = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
@@ -345,7 +345,7 @@ def test_every_route_and_metric_is_documented(repo, request):
 
 
 def _source():
-    return Path(inspect.getsourcefile(problems)).read_text()
+    return Path(inspect.getsourcefile(error_responses)).read_text()
 
 
 def test_ttl_ends_with_its_window_included(tmp_path, redis_server):

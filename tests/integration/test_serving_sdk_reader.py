@@ -13,12 +13,12 @@ import pytest
 import gated_store
 import serving_scene as scene
 from tallystick.clock import to_us
-from tallystick.contract import ViewUse
+from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import ContractError, InputError, UnavailableError
-from tallystick.online_store.connection import connect
-from tallystick.online_store.reader import OnlineReader, Status
-from tallystick.view import ViewSpec
-from tallystick_serving.sdk_reader import SDKReaders
+from tallystick.online_store.online_reader import OnlineReader, Status
+from tallystick.online_store.redis_connection import connect
+from tallystick_serving.feast_sdk_reader import SDKReaders
 
 NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)
 NOW_US = to_us(NOW)
@@ -315,7 +315,7 @@ def test_a_value_of_another_type_is_null_and_told_once(sqlite, caplog):
         for column in use.spec.columns
     ]
     table = sqlite.registry.get_feature_view("shop", sqlite.project)
-    from tallystick_serving.sdk_reader import OnlineCalls, SDKReader
+    from tallystick_serving.feast_sdk_reader import OnlineCalls, SDKReader
 
     async def ask():
         calls = OnlineCalls(sqlite, threads=1)

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tallystick.errors import DataError, InputError
-from tallystick.fold import VisibilityClock
-from tallystick.records import AffectedKeys, Incident
-from tallystick_training.dataset import build_dataset, content_hash
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.records.record_store import AffectedKeys, Incident
+from tallystick_training.training_set import build_dataset, content_hash
 from tiny_repo import END, MATURES_AFTER, MODEL, START
 
 DAY = timedelta(days=1)

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import looks
+from tallystick.definitions.feature_repo import apply, open_repo
 from tallystick.errors import DataError, DefinitionError, InputError
-from tallystick.fold import VisibilityClock
-from tallystick.records import AffectedKeys, Incident
-from tallystick.repo import apply, open_repo
-from tallystick_training import dataset_file
-from tallystick_training.dataset import build_dataset, content_hash
-from tallystick_training.dataset_file import write_dataset
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.records.record_store import AffectedKeys, Incident
+from tallystick_training import training_set_file
+from tallystick_training.training_set import build_dataset, content_hash
+from tallystick_training.training_set_file import write_dataset
 from tiny_repo import END, MODEL, START, copy_tiny_repo, make_tiny_repo
 
 DAY = timedelta(days=1)
@@ -359,7 +359,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tiny_repo, tmp_path, mon
     out = tmp_path / "new" / "set.parquet"
     write_dataset(tiny_repo, model, out=out, **WHOLE)
     before = out.read_bytes()
-    computed = dataset_file.computed_values
+    computed = training_set_file.computed_values
     calls = []
 
     def fail(*arguments):
@@ -368,7 +368,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tiny_repo, tmp_path, mon
             raise DefinitionError("On-demand view 'x' failed.")
         return computed(*arguments)
 
-    monkeypatch.setattr(dataset_file, "computed_values", fail)
+    monkeypatch.setattr(training_set_file, "computed_values", fail)
     with pytest.raises(DefinitionError):
         write_dataset(tiny_repo, model, out=out, batch_rows=200, **WHOLE)
     assert [path.name for path in out.parent.iterdir()] == [out.name]

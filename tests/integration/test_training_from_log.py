@@ -10,16 +10,16 @@ from click.testing import CliRunner
 
 import looks
 from served_log import Faults, read_requests, serve
-from tallystick.bundle import bundle_dir, read_champion, read_contract
-from tallystick.cli import main
+from tallystick.cli.commands import main
 from tallystick.clock import to_us
 from tallystick.errors import InputError, StateError
+from tallystick.model_bundle.bundle import bundle_dir, read_champion, read_contract
 from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.labels import LabelRow
-from tallystick.prediction_log.log import LabelLog
-from tallystick.records import save_record
-from tallystick_training.dataset_file import write_dataset
-from tallystick_training.served_dataset import write_served_dataset
+from tallystick.prediction_log.log_writer import LabelLog
+from tallystick.prediction_log.sent_labels import LabelRow
+from tallystick.records.record_store import save_record
+from tallystick_training.log_training_set import write_served_dataset
+from tallystick_training.training_set_file import write_dataset
 from tiny_repo import END, MODEL, START
 
 DAY = timedelta(days=1)

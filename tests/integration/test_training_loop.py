@@ -14,15 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 import looks
-from tallystick.bundle import (
-    bundle_dir,
-    load_bundle,
-    publish_champion,
-    read_champion,
-    write_bundle,
-)
-from tallystick.compiled.scorer import Scorer
-from tallystick.definitions import Gate
+from tallystick.definitions.feature_repo import open_repo
+from tallystick.definitions.model import Gate
 from tallystick.errors import (
     ContractError,
     DamagedError,
@@ -31,15 +24,28 @@ from tallystick.errors import (
     InputError,
     StateError,
 )
-from tallystick.matrix import feature_matrix
-from tallystick.records import AffectedKeys, Decision, Incident, load_records, save_record
-from tallystick.repo import open_repo
-from tallystick_training import command, registry
-from tallystick_training.dataset import KNOWLEDGE, build_dataset
+from tallystick.model_bundle.bundle import (
+    bundle_dir,
+    load_bundle,
+    publish_champion,
+    read_champion,
+    write_bundle,
+)
+from tallystick.model_bundle.compiled.scorer import Scorer
+from tallystick.model_bundle.model_matrix import feature_matrix
+from tallystick.records.record_store import (
+    AffectedKeys,
+    Decision,
+    Incident,
+    load_records,
+    save_record,
+)
+from tallystick_training import model_registry, train_command
 from tallystick_training.evaluation import predictions_of
 from tallystick_training.retrain import retrain
-from tallystick_training.rule import judge
+from tallystick_training.retraining_policy import judge
 from tallystick_training.train import train
+from tallystick_training.training_set import KNOWLEDGE, build_dataset
 from tiny_repo import END, MATURES_AFTER, MODEL, START, copy_tiny_repo
 
 DAY = timedelta(days=1)
@@ -53,7 +59,7 @@ def trained_tiny_repo(applied_tiny_repo, tmp_path_factory):
     path = copy_tiny_repo(applied_tiny_repo, tmp_path_factory.mktemp("trained") / "repo")
     repo = open_repo(path)
     for end in (EARLY, MIDDLE):
-        command.train(repo, MODEL, end=end)
+        train_command.train(repo, MODEL, end=end)
     return path
 
 
@@ -72,7 +78,7 @@ def changed(repo, **changes):
 
 
 def version_of(repo, number):
-    return registry.status(repo, MODEL).versions[number - 1]
+    return model_registry.status(repo, MODEL).versions[number - 1]
 
 
 def look_at(repo, *, at, **found):
@@ -202,19 +208,19 @@ def test_an_estimator_that_takes_no_null_is_told_so(tiny_repo):
 
 
 def test_registering_again_gives_the_same_version(repo):
-    first = registry.register(repo, learn(repo))
+    first = model_registry.register(repo, learn(repo))
     assert first.version == "3"
-    assert registry.register(repo, learn(repo)) == first
-    assert len(registry.status(repo, MODEL).versions) == 3
+    assert model_registry.register(repo, learn(repo)) == first
+    assert len(model_registry.status(repo, MODEL).versions) == 3
 
 
 def test_promoting_moves_alias_and_pointer(repo):
     with pytest.raises(StateError, match="no champion"):
         read_champion(repo.state_dir, MODEL)
-    registry.mark_challenger(repo, MODEL, "1")
+    model_registry.mark_challenger(repo, MODEL, "1")
     for version in ("1", "2", "2"):
-        command.promote(repo, MODEL, version=version)
-    standing = registry.status(repo, MODEL)
+        train_command.promote(repo, MODEL, version=version)
+    standing = model_registry.status(repo, MODEL)
     assert (standing.champion, standing.serving, standing.challenger) == ("2", "2", None)
     assert standing.history == ["1", "2"]
     champion = read_champion(repo.state_dir, MODEL)
@@ -223,12 +229,12 @@ def test_promoting_moves_alias_and_pointer(repo):
 
 def test_rolling_back_gives_the_champion_before(repo):
     for version in ("1", "2", "1"):
-        registry.promote(repo, MODEL, version)
-    assert "Version 2" in str(command.rollback(repo, MODEL))
-    assert registry.rollback(repo, MODEL).version == "1"
-    assert registry.status(repo, MODEL).is_settled
+        model_registry.promote(repo, MODEL, version)
+    assert "Version 2" in str(train_command.rollback(repo, MODEL))
+    assert model_registry.rollback(repo, MODEL).version == "1"
+    assert model_registry.status(repo, MODEL).is_settled
     with pytest.raises(StateError, match="no champion before"):
-        registry.rollback(repo, MODEL)
+        model_registry.rollback(repo, MODEL)
 
 
 def crash(*_):
@@ -236,52 +242,52 @@ def crash(*_):
 
 
 def test_a_crash_between_alias_and_pointer_is_mended_by_running_again(repo, monkeypatch):
-    registry.promote(repo, MODEL, "1")
+    model_registry.promote(repo, MODEL, "1")
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "publish_champion", crash)
+        patch.setattr(model_registry, "publish_champion", crash)
         with pytest.raises(KeyboardInterrupt):
-            registry.promote(repo, MODEL, "2")
-    torn = registry.status(repo, MODEL)
+            model_registry.promote(repo, MODEL, "2")
+    torn = model_registry.status(repo, MODEL)
     assert (torn.champion, torn.serving, torn.is_settled) == ("2", "1", False)
-    registry.promote(repo, MODEL, "2")
-    mended = registry.status(repo, MODEL)
+    model_registry.promote(repo, MODEL, "2")
+    mended = model_registry.status(repo, MODEL)
     assert (mended.champion, mended.serving, mended.history) == ("2", "2", ["1", "2"])
 
 
 def test_a_rollback_that_crashed_is_finished_not_repeated(repo, monkeypatch):
     for version in ("2", "1", "2"):
-        registry.promote(repo, MODEL, version)
+        model_registry.promote(repo, MODEL, version)
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "publish_champion", crash)
+        patch.setattr(model_registry, "publish_champion", crash)
         with pytest.raises(KeyboardInterrupt):
-            registry.rollback(repo, MODEL)
-    assert registry.rollback(repo, MODEL).version == "1"
-    assert registry.status(repo, MODEL).history == ["2", "1"]
+            model_registry.rollback(repo, MODEL)
+    assert model_registry.rollback(repo, MODEL).version == "1"
+    assert model_registry.status(repo, MODEL).history == ["2", "1"]
 
 
 def test_a_damaged_bundle_is_not_promoted(repo):
-    registry.promote(repo, MODEL, "1")
+    model_registry.promote(repo, MODEL, "1")
     folder = bundle_dir(repo.state_dir, MODEL, version_of(repo, 2).contract_hash)
     with (folder / "estimator.joblib").open("ab") as file:
         file.write(b"x")
     with pytest.raises(DamagedError):
-        registry.promote(repo, MODEL, "2")
+        model_registry.promote(repo, MODEL, "2")
     shutil.rmtree(folder)
     with pytest.raises(StateError):
-        registry.promote(repo, MODEL, "2")
-    standing = registry.status(repo, MODEL)
+        model_registry.promote(repo, MODEL, "2")
+    standing = model_registry.status(repo, MODEL)
     assert (standing.champion, standing.serving, standing.history) == ("1", "1", ["1"])
 
 
 def test_an_unknown_version_or_model_is_refused(repo):
     with pytest.raises(InputError, match="no version '9'"):
-        registry.promote(repo, MODEL, "9")
+        model_registry.promote(repo, MODEL, "9")
     with pytest.raises(InputError, match="did you mean demo_model"):
-        command.promote(repo, "demo_modle", version="1")
+        train_command.promote(repo, "demo_modle", version="1")
 
 
 def test_a_retraining_that_passes_its_gates_is_promoted_and_recorded(repo):
-    registry.promote(repo, MODEL, "1")
+    model_registry.promote(repo, MODEL, "1")
     incident = looks.incident(at=MIDDLE, is_open=False, requests=9, model=MODEL)
     save_record(repo.state_dir, incident, model=MODEL, name="one")
     model = changed(repo, gates=(Gate(metric="log_loss", max_regression=0.1, per_slice=True),))
@@ -325,14 +331,14 @@ def test_training_repairs_what_it_can_and_says_so(repo):
     assert learn(repo, repair=True).contract == plain.contract
     for name, incident in enumerate((*found, closed(cause="unexplained"))):
         save_record(repo.state_dir, incident, model=MODEL, name=str(name))
-    text = str(command.train(repo, MODEL, end=MIDDLE, repair=True))
+    text = str(train_command.train(repo, MODEL, end=MIDDLE, repair=True))
     both = learn(repo, incidents=[*found, closed(cause="unexplained")], repair=True)
     assert f"left out: {both.counts.quarantined:,} quarantined" in text
     assert f"; repaired: {both.counts.repaired:,}\n" in text
 
 
 def test_a_retraining_repairs_if_so_asked_and_records_it(repo):
-    registry.promote(repo, MODEL, "1")
+    model_registry.promote(repo, MODEL, "1")
     incident = closed(cause="materialization_lag", keys=SHOP, start=START)
     save_record(repo.state_dir, incident, model=MODEL, name="one")
     model = changed(repo, gates=(Gate(metric="auc", limit=0.999),))
@@ -342,7 +348,7 @@ def test_a_retraining_repairs_if_so_asked_and_records_it(repo):
     assert decision.repaired_rows > 50
     assert load_records(repo.state_dir, Decision, model=MODEL) == [decision]
     numbers = f"touched 0 were left out, {decision.repaired_rows} repaired\n"
-    assert numbers in str(command.Decided(decision))
+    assert numbers in str(train_command.Decided(decision))
     later = END + 9 * DAY
     without = retrain(repo, model, look_at(repo, at=later, gain=0.01), at=later)
     assert (without.outcome, without.repaired_rows) == ("retrain", 0)
@@ -350,7 +356,7 @@ def test_a_retraining_repairs_if_so_asked_and_records_it(repo):
 
 
 def test_nothing_is_repaired_for_a_challenger_of_what_was_served(repo):
-    registry.promote(repo, MODEL, "1")
+    model_registry.promote(repo, MODEL, "1")
     champion = read_champion(repo.state_dir, MODEL)
     bundle = load_bundle(repo.state_dir, MODEL, champion.contract_hash)
     data = bundle.contract.data.model_copy(update={"clock": "served"})
@@ -366,17 +372,17 @@ def test_nothing_is_repaired_for_a_challenger_of_what_was_served(repo):
 
 
 def test_a_crash_between_promotion_and_its_record_is_mended_by_running_again(repo, monkeypatch):
-    registry.promote(repo, MODEL, "1")
+    model_registry.promote(repo, MODEL, "1")
     model = changed(repo, gates=(Gate(metric="log_loss", max_regression=0.1),))
     look = look_at(repo, at=END, gain=0.01)
-    promote = registry.promote
+    promote = model_registry.promote
 
     def promote_and_crash(*arguments):
         promote(*arguments)
         crash()
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "promote", promote_and_crash)
+        patch.setattr(model_registry, "promote", promote_and_crash)
         with pytest.raises(KeyboardInterrupt):
             retrain(repo, model, look, at=END)
     (torn,) = load_records(repo.state_dir, Decision, model=MODEL)
@@ -388,7 +394,7 @@ def test_a_crash_between_promotion_and_its_record_is_mended_by_running_again(rep
 
 
 def test_a_challenger_is_trained_under_the_clock_of_the_champion(repo):
-    command.train(repo, MODEL, end=MIDDLE, clock="event", promote=True)
+    train_command.train(repo, MODEL, end=MIDDLE, clock="event", promote=True)
     model = changed(repo, gates=())
     decision = retrain(repo, model, look_at(repo, at=END, gain=0.01), at=END)
     assert decision.promoted
@@ -398,17 +404,17 @@ def test_a_challenger_is_trained_under_the_clock_of_the_champion(repo):
 
 
 def test_a_challenger_that_fails_a_gate_stays_a_challenger(repo):
-    registry.promote(repo, MODEL, "1")
+    model_registry.promote(repo, MODEL, "1")
     model = changed(repo, gates=(Gate(metric="auc", limit=0.999),))
     decision = retrain(repo, model, look_at(repo, at=END, gain=0.01), at=END)
     assert (decision.outcome, decision.promoted) == ("retrain", False)
     assert "auc at least 0.999 (all)" in decision.reason
-    standing = registry.status(repo, MODEL)
+    standing = model_registry.status(repo, MODEL)
     assert (standing.champion, standing.serving, standing.challenger) == ("1", "1", "3")
 
 
 def test_an_open_incident_is_not_trained_away(repo):
-    registry.promote(repo, MODEL, "1")
+    model_registry.promote(repo, MODEL, "1")
     incident = looks.incident(at=END, is_open=True, requests=9, model=MODEL)
     look = look_at(repo, at=END, gain=0.01, incidents=[incident])
     decision = retrain(repo, repo.model(MODEL), look, at=END, force=True)
@@ -417,7 +423,7 @@ def test_an_open_incident_is_not_trained_away(repo):
 
 
 def test_a_challenger_that_cannot_be_trained_is_a_refusal_on_record(repo):
-    registry.promote(repo, MODEL, "1")
+    model_registry.promote(repo, MODEL, "1")
     terms = repo.model(MODEL).retraining.model_copy(update={"window": DAY})
     look = look_at(repo, at=END, gain=0.01)
     decision = retrain(repo, changed(repo, retraining=terms), look, at=END)
@@ -426,23 +432,23 @@ def test_a_challenger_that_cannot_be_trained_is_a_refusal_on_record(repo):
 
 
 def test_the_commands_say_what_they_did(repo, tmp_path):
-    written = command.dataset(repo, MODEL, out=tmp_path / "set.parquet", end=MIDDLE)
+    written = train_command.dataset(repo, MODEL, out=tmp_path / "set.parquet", end=MIDDLE)
     assert pq.read_table(written.path).num_rows == written.counts.rows
     assert f"Wrote {written.counts.rows:,} rows" in str(written)
-    trained = command.train(repo, MODEL, end=MIDDLE, promote=True)
+    trained = train_command.train(repo, MODEL, end=MIDDLE, promote=True)
     assert trained.version == "2"
     assert "It is the champion." in str(trained)
     assert "The original estimator answers requests: Pipeline is none of" in str(trained)
     with pytest.raises(StateError, match="tally monitor demo_model"):
-        command.retrain(repo, MODEL, at=END)
+        train_command.retrain(repo, MODEL, at=END)
     look = look_at(repo, at=END)
     save_record(repo.state_dir, look, model=MODEL, name="look")
-    assert str(command.retrain(repo, MODEL, at=END)).startswith("nothing: ")
+    assert str(train_command.retrain(repo, MODEL, at=END)).startswith("nothing: ")
 
 
 def test_the_command_says_that_the_compiled_form_answers(repo, monkeypatch):
     model = changed(repo, estimator=HistGradientBoostingClassifier(max_iter=5))
     monkeypatch.setattr(type(repo), "model", lambda *_: model)
-    text = str(command.train(repo, MODEL, end=MIDDLE))
+    text = str(train_command.train(repo, MODEL, end=MIDDLE))
     assert f"Its compiled form (numpy {np.__version__}) answers requests" in text
     assert "(allowed: 1e-09)" in text

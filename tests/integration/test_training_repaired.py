@@ -11,15 +11,21 @@ from sklearn.dummy import DummyClassifier
 
 import looks
 from served_log import Faults, serve
-from tallystick.bundle import Bundle, bundle_dir, read_champion, read_contract, write_bundle
-from tallystick.cli import main
-from tallystick.contract import ModelInputs
+from tallystick.cli.commands import main
+from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import StateError
-from tallystick.records import AffectedKeys, save_record
-from tallystick.transform import Transforms
-from tallystick.view import ViewSpec
-from tallystick_training.dataset import build_dataset
-from tallystick_training.served_dataset import write_served_dataset
+from tallystick.model_bundle.bundle import (
+    Bundle,
+    bundle_dir,
+    read_champion,
+    read_contract,
+    write_bundle,
+)
+from tallystick.point_in_time.on_demand import Transforms
+from tallystick.records.record_store import AffectedKeys, save_record
+from tallystick_training.log_training_set import write_served_dataset
+from tallystick_training.training_set import build_dataset
 from tiny_repo import END, MODEL, START
 
 DAY = timedelta(days=1)

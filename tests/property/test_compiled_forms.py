@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensembles import ENSEMBLES, FEATURES, compiled_bundle, fitted
-from tallystick.compiled.comparison import probe_rows
-from tallystick.compiled.scorer import Scorer
+from tallystick.model_bundle.compiled.form_comparison import probe_rows
+from tallystick.model_bundle.compiled.scorer import Scorer
 
 DIFFERENCE_MAX = 1e-14
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 5e-324, 1e300, -1e300, 3.4028235677973366e38]

@@ -32,8 +32,13 @@ from fold_oracle import (
     write,
 )
 from tallystick.clock import from_us
-from tallystick.fold import VisibilityClock
-from tallystick.offline_store import point_in_time, retrieval, streaming, visible_between
+from tallystick.offline_store import (
+    point_in_time,
+    point_in_time_join,
+    streaming_join,
+    visible_between,
+)
+from tallystick.point_in_time.rule import VisibilityClock
 
 MANY = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -48,7 +53,7 @@ def in_memory(spine, read, clock, folder):
 def joined(spine, read, clock, folder):
     """As where a view's columns do not fit into memory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "FETCHED_SHARE", 0.0)
+        patch.setattr(point_in_time_join, "FETCHED_SHARE", 0.0)
         return in_memory(spine, read, clock, folder)
 
 
@@ -56,8 +61,8 @@ def from_file_to_file(spine, read, clock, folder):
     asked, out = Path(folder) / ".asked.parquet", Path(folder) / ".answer.parquet"
     pq.write_table(spine, asked)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming, "BATCH", 3)
-        rows = streaming.write_point_in_time(
+        patch.setattr(streaming_join, "BATCH", 3)
+        rows = streaming_join.write_point_in_time(
             spine=asked, request_time="at", reads=[read], clock=clock, out=out, with_times=True
         )
     answer = pq.read_table(out)
@@ -219,7 +224,7 @@ def test_rows_that_are_not_read_would_change_no_value(fetched_share, history, sp
     """Without times, whole files and row groups are left out."""
     cut, ttl = shape
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "FETCHED_SHARE", fetched_share)
+        patch.setattr(point_in_time_join, "FETCHED_SHARE", fetched_share)
         read = view_read(write(history, folder, cut), ("text",), ttl)
         table = spine_table(spine)
         answer = point_in_time(spine=table, request_time="at", reads=[read], clock=clock)

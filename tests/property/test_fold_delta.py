@@ -26,9 +26,9 @@ from fold_oracle import (
     view_read,
 )
 from tallystick.clock import from_us
-from tallystick.offline_store import point_in_time, retrieval, visible_between
-from tallystick.offline_store.delta_writing import commit_rows
-from tallystick.offline_store.places import LOCAL, Place
+from tallystick.offline_store import point_in_time, point_in_time_join, visible_between
+from tallystick.offline_store.sources.delta_writer import commit_rows
+from tallystick.storage.locations import LOCAL, Place
 
 SOME = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -90,7 +90,7 @@ def test_every_request_gets_what_looking_at_all_rows_gives(
     # Rows that tie in everything have an order within a file alone.
     partition = by if by in key else None
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "FETCHED_SHARE", share)
+        patch.setattr(point_in_time_join, "FETCHED_SHARE", share)
         read = view_read(write_delta(history, folder, cut, partition), key, ttl)
         table = spine_table(spine)
         answer = point_in_time(

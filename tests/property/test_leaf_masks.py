@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.compiled import UnfitError
-from tallystick.compiled.masks import LEAVES_MAX, ROWS_FEW, LeafMasks, Tree
+from tallystick.model_bundle.compiled import UnfitError
+from tallystick.model_bundle.compiled.leaf_masks import LEAVES_MAX, ROWS_FEW, LeafMasks, Tree
 
 FEATURES = 3
 THRESHOLDS = [-math.inf, -1.0, -0.0, 0.0, 5e-324, 0.5, 1.0, math.nextafter(1.0, 2.0), math.inf]

@@ -23,14 +23,14 @@ from tallystick.prediction_log.frames import (
     packed_frame,
     read_frames,
 )
-from tallystick.prediction_log.layout import RecordLayout
-from tallystick.prediction_log.log import PredictionLog
+from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.log_reader import read_log
+from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifest
-from tallystick.prediction_log.reader import read_log
-from tallystick.prediction_log.sink import Sink
+from tallystick.prediction_log.record_codec import RecordLayout
 from tallystick.prediction_log.streams import PREDICTIONS, site_of, stream_dir
-from tallystick.prediction_log.wal import CONTRACTS as CONTRACTS_FOLDER
-from tallystick.prediction_log.wal import OPEN, SEALED, WalOptions
+from tallystick.prediction_log.write_ahead_log import CONTRACTS as CONTRACTS_FOLDER
+from tallystick.prediction_log.write_ahead_log import OPEN, SEALED, WalOptions
 
 WORKER = "1-abcdef01"
 CONTRACT = CONTRACTS[0]

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts import small_contract
-from tallystick.columns import plain
-from tallystick.contract import FeatureSpec, ViewUse
-from tallystick.dtypes import JSON_TEXT, json_text
-from tallystick.online_store.decoder import ViewRows
+from tallystick.definitions.columns import plain
+from tallystick.definitions.contract import FeatureSpec, ViewUse
+from tallystick.definitions.feature_types import JSON_TEXT, json_text
+from tallystick.definitions.feature_view import Column, ViewSpec
+from tallystick.online_store.row_decoder import ViewRows
 from tallystick.prediction_log.frames import Totals, packed_frame, read_frames
-from tallystick.prediction_log.layout import ROWS_MANY, RecordLayout
 from tallystick.prediction_log.record import Predictions, log_schema
-from tallystick.view import Column, ViewSpec
+from tallystick.prediction_log.record_codec import ROWS_MANY, RecordLayout
 
 ZONES = st.integers(-14, 14).map(lambda hours: timezone(timedelta(hours=hours)))
 # A day from the ends of time, where other zones would be beyond them.

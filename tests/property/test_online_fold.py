@@ -12,15 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from tallystick.contract import ViewUse
-from tallystick.online_store.bulk import write_table
-from tallystick.online_store.connection import connect_for_reads
-from tallystick.online_store.keys import EntityKeys
-from tallystick.online_store.packed import RowCodec
-from tallystick.online_store.reader import OnlineReader, Status
-from tallystick.online_store.sections import joined
-from tallystick.online_store.writer import WriteCounts, write_rows
-from tallystick.view import Column, ViewSpec
+from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_view import Column, ViewSpec
+from tallystick.online_store.bulk_writer import write_table
+from tallystick.online_store.entity_keys import EntityKeys
+from tallystick.online_store.entity_value import joined
+from tallystick.online_store.online_reader import OnlineReader, Status
+from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_writer import WriteCounts, write_rows
 
 SPEC = ViewSpec(
     name="view",

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.clock import from_us
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError, DataError
-from tallystick.online_store.cells import FIXED
-from tallystick.online_store.decoder import ViewDecoder
-from tallystick.online_store.layout import HEAD, TAG
-from tallystick.online_store.packed import RowCodec
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_decoder import ViewDecoder
+from tallystick.online_store.row_layout import HEAD, TAG
 from tallystick.online_store.row_times import order_of
-from tallystick.view import Column, ViewSpec
+from tallystick.online_store.value_codec import FIXED
 
 TIMES = st.integers(-(2**63), 2**63 - 1)
 MOMENTS = st.datetimes(timezones=st.just(UTC))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick.definitions.feature_view import Column
 from tallystick.errors import DefinitionError, InputError
-from tallystick.online_store.keys import (
+from tallystick.online_store.entity_keys import (
     EntityKeys,
     definitions_key,
     entity_prefix,
@@ -18,7 +19,6 @@ from tallystick.online_store.keys import (
     store_key,
     ttls_key,
 )
-from tallystick.view import Column
 
 VALUES = st.integers(-(2**63), 2**63 - 1) | st.text() | st.binary()
 NAMES = st.text(min_size=1)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.clock import from_us
-from tallystick.quarantine import touched
-from tallystick.records import AffectedKeys, Incident
+from tallystick.records.quarantine import touched
+from tallystick.records.record_store import AffectedKeys, Incident
 
 # Text whose order by UTF-16 is another; numbers that a float cannot hold; neighbours of them.
 TEXTS = ["", "a", "a\x00", "aa", "b", "é", "e\u0301", "\uff5e", "\U0001f600"]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError
-from tallystick.online_store.packed import RowCodec
-from tallystick.online_store.sections import SectionReader, joined, spans
-from tallystick.view import Column, ViewSpec
+from tallystick.online_store.entity_value import SectionReader, joined, spans
+from tallystick.online_store.row_codec import RowCodec
 
 
 def codec_of(name, dtype="STRING"):

@@ -14,26 +14,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tallystick.clock import from_us, process_clock, to_us
-from tallystick.contract import ViewUse
+from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DefinitionError, StateError
-from tallystick.fold import VisibilityClock
-from tallystick.journal import (
+from tallystick.offline_store import point_in_time_join
+from tallystick.offline_store.point_in_time_join import point_in_time
+from tallystick.offline_store.view_history import ViewRead
+from tallystick.online_store.bulk_writer import write_table
+from tallystick.online_store.entity_keys import definitions_key
+from tallystick.online_store.journal.journal_entry import entry_of_table
+from tallystick.online_store.journal.write_journal import (
     BufferedJournal,
     Journal,
     cut_off_in,
     view_folder,
 )
-from tallystick.journal_entry import entry_of_table
-from tallystick.offline_store import retrieval
-from tallystick.offline_store.history import ViewRead
-from tallystick.offline_store.retrieval import point_in_time
-from tallystick.online_store.bulk import write_table
-from tallystick.online_store.connection import connect_for_reads
-from tallystick.online_store.keys import definitions_key
-from tallystick.online_store.packed import RowCodec
-from tallystick.online_store.reader import OnlineReader
-from tallystick.online_store.writer import delete_view
-from tallystick.view import Column, ViewSpec
+from tallystick.online_store.online_reader import OnlineReader
+from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_writer import delete_view
+from tallystick.point_in_time.rule import VisibilityClock
 
 START_US = 1_709_294_400_000_000
 PROJECT = "project"
@@ -246,7 +246,7 @@ def test_what_was_read_online_is_what_the_served_clock_tells(
 ):
     redis_server.client.flushall()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "FETCHED_SHARE", share)
+        patch.setattr(point_in_time_join, "FETCHED_SHARE", share)
         scene = Scene(redis_server, simulated_clock, folder)
         now_us = START_US
         # The first write makes sure that there is a journal.

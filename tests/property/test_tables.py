@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.columns import plain
+from tallystick.definitions.columns import plain
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError
-from tallystick.online_store.decoder import ViewDecoder
-from tallystick.online_store.packed import RowCodec
-from tallystick.online_store.sections import SectionReader, joined
-from tallystick.online_store.tables import FROM, walk
-from tallystick.view import Column, ViewSpec
+from tallystick.online_store.entity_value import SectionReader, joined
+from tallystick.online_store.entity_value_batch import FROM, walk
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_decoder import ViewDecoder
 
 NUMBERS = ("INT32", "INT64", "FLOAT", "DOUBLE", "BOOL", "UNIX_TIMESTAMP")
 VALUES = {

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tallystick.buffered_writer import BufferedWriter
+from tallystick.storage.background_writer import BufferedWriter
 
 
 def test_many_threads_lose_nothing():

@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression
 
 from contracts import small_contract
 from ensembles import compiled_bundle, fitted
-from tallystick.bundle import (
+from tallystick.errors import DamagedError, StateError
+from tallystick.model_bundle.bundle import (
     Bundle,
     Champion,
     bundle_dir,
@@ -19,8 +20,7 @@ from tallystick.bundle import (
     read_champion,
     write_bundle,
 )
-from tallystick.errors import DamagedError, StateError
-from tallystick.transform import Transforms
+from tallystick.point_in_time.on_demand import Transforms
 
 CONTRACT = small_contract()
 POINTER = Champion(model=CONTRACT.model, version="1", contract_hash=CONTRACT.contract_hash)

@@ -26,17 +26,17 @@ from ensembles import (
     outcomes_of,
     rows_of,
 )
-from tallystick.compiled import UnfitError, forest
-from tallystick.compiled.comparison import (
+from tallystick.model_bundle.compiled import UnfitError, forest
+from tallystick.model_bundle.compiled.forest import Forest
+from tallystick.model_bundle.compiled.form import CompiledForm
+from tallystick.model_bundle.compiled.form_comparison import (
     PROBES,
     PROBES_LOADING,
     compile_model,
     difference,
     probe_rows,
 )
-from tallystick.compiled.forest import Forest
-from tallystick.compiled.form import CompiledForm
-from tallystick.compiled.scorer import Scorer
+from tallystick.model_bundle.compiled.scorer import Scorer
 
 
 def scorer_of(bundle):

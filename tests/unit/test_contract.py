@@ -4,9 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from contracts import small_contract
-from tallystick.contract import CompiledSpec, ModelContract, check_same_inputs
+from tallystick.definitions.contract import CompiledSpec, ModelContract, check_same_inputs
+from tallystick.definitions.feature_view import Column
 from tallystick.errors import ContractError
-from tallystick.view import Column
 
 # As it was written before there were compiled forms.
 OLD = (

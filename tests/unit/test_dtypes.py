@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tallystick.dtypes import JSON_TEXT, arrow_type, json_text
+from tallystick.definitions.feature_types import JSON_TEXT, arrow_type, json_text
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,18 @@ import time
 
 import pytest
 
-from tallystick.files import drafted, remove_abandoned, replacing, scratch_folder, write_text
+from tallystick.storage.atomic_files import (
+    drafted,
+    remove_abandoned,
+    replacing,
+    scratch_folder,
+    write_text,
+)
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from tallystick.files import replacing, scratch_folder
+from tallystick.storage.atomic_files import replacing, scratch_folder
 
 target = Path(sys.argv[1])
 with scratch_folder(target) as folder, replacing(target) as draft:
@@ -26,7 +32,7 @@ with scratch_folder(target) as folder, replacing(target) as draft:
 OTHER = """
 import sys
 from pathlib import Path
-from tallystick.files import write_text
+from tallystick.storage.atomic_files import write_text
 write_text(Path(sys.argv[1]), "whole")
 """
 

@@ -16,16 +16,16 @@ import yaml
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tallystick.bundle import Champion
-from tallystick.cli import main
-from tallystick.online_store.decoder import Status
-from tallystick.online_store.embedded import server_program
-from tallystick.prediction_log.wal import Ledger
+from tallystick.cli.commands import main
+from tallystick.model_bundle.bundle import Champion
+from tallystick.online_store.embedded_redis import server_program
+from tallystick.online_store.row_decoder import Status
+from tallystick.prediction_log.write_ahead_log import Ledger
 from tallystick.settings import Settings
 from tallystick_serving.app import PATHS
-from tallystick_serving.command import DRAIN_S
-from tallystick_serving.measures import Measures
-from tallystick_serving.project import read_project
+from tallystick_serving.serve_command import DRAIN_S
+from tallystick_serving.server_metrics import Measures
+from tallystick_serving.store_config import read_project
 
 ROOT = Path(__file__).parents[2]
 LEDGER = SimpleNamespace(ledger=Ledger(0, 0, 0, 0), dropped={"full": 0})

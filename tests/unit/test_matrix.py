@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 
 from tallystick.clock import from_us
-from tallystick.contract import FeatureSpec, ModelInputs
-from tallystick.dtypes import arrow_type
-from tallystick.matrix import feature_matrix
+from tallystick.definitions.contract import FeatureSpec, ModelInputs
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.model_bundle.model_matrix import feature_matrix
 
 VALUES = {
     "v__i": ("INT64", [2**53 + 1, None, -1]),

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from tallystick_monitoring.comparison import equal_after_cast, same_bits
+from tallystick_monitoring.equality import equal_after_cast, same_bits
 
 NAN = float("nan")
 MOMENT = datetime(2024, 1, 1, 12, 0, 0, 250_000, tzinfo=UTC)

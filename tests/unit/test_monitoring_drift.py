@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tallystick.reference import feature_reference
+from tallystick.model_bundle.reference import feature_reference
 from tallystick_monitoring.drift import PSI_MIN, feature_drift
 
 

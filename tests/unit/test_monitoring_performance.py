@@ -10,9 +10,9 @@ import pyarrow as pa
 
 import looks
 from contracts import small_contract
-from tallystick.contract import LabelSpec
-from tallystick.logged_labels import LoggedLabels
-from tallystick.records import AffectedKeys
+from tallystick.definitions.contract import LabelSpec
+from tallystick.records.record_store import AffectedKeys
+from tallystick.retrieval.prediction_labels import LoggedLabels
 from tallystick_monitoring import performance
 from tallystick_monitoring.performance import LABELLED_MIN, label_delays, recalibration_gain
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tallystick_monitoring.audit.provenance import (
+from tallystick_monitoring.audit.row_provenance import (
     NOWHERE,
     SECOND_US,
     Known,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tallystick_monitoring.spells import WINDOW_REQUESTS_MIN, WINDOW_S_MIN, _edges, _runs
+from tallystick_monitoring.skew_periods import WINDOW_REQUESTS_MIN, WINDOW_S_MIN, _edges, _runs
 
 SECOND = 1_000_000
 

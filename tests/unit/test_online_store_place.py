@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import serialization
 
 from redis_servers import LIMITS
 from tallystick.errors import InputError
-from tallystick.online_store.connection import connect
-from tallystick.online_store.place import _OPTIONS, read_place
+from tallystick.online_store.redis_address import _OPTIONS, read_place
+from tallystick.online_store.redis_connection import connect
 
 ROOT = Path(__file__).parents[2]
 

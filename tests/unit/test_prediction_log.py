@@ -11,18 +11,18 @@ import pytest
 from contracts import small_contract
 from tallystick.clock import from_us, to_us
 from tallystick.errors import ContractError, DamagedError
-from tallystick.online_store.decoder import ViewRows
+from tallystick.online_store.row_decoder import ViewRows
 from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.compactor import MERGED_FILES, Keeping
-from tallystick.prediction_log.labels import LabelRow
+from tallystick.prediction_log.compaction_run import MERGED_FILES, Keeping
 from tallystick.prediction_log.ledger import ledger_of
-from tallystick.prediction_log.log import LabelLog, PredictionLog
+from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.log_reader import first_time, has_records, read_labels, read_log
+from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
 from tallystick.prediction_log.manifest import read_manifests
-from tallystick.prediction_log.reader import first_time, has_records, read_labels, read_log
 from tallystick.prediction_log.record import Predictions
-from tallystick.prediction_log.sink import Sink
+from tallystick.prediction_log.sent_labels import LabelRow
 from tallystick.prediction_log.streams import PREDICTIONS
-from tallystick.prediction_log.wal import WalOptions
+from tallystick.prediction_log.write_ahead_log import WalOptions
 
 START = datetime(2013, 7, 1, tzinfo=UTC)
 CONTRACT = small_contract()

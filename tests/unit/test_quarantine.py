@@ -12,8 +12,8 @@ import pytest
 
 import looks
 from contracts import small_contract
-from tallystick.quarantine import REPAIRABLE, Quarantine, touched, view_names
-from tallystick.records import AffectedKeys, Cause
+from tallystick.records.quarantine import REPAIRABLE, Quarantine, touched, view_names
+from tallystick.records.record_store import AffectedKeys, Cause
 
 DOCS = Path(__file__).parents[2] / "docs" / "training-sets.md"
 AT = datetime(2024, 1, 5, tzinfo=UTC)

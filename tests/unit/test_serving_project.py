@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tallystick.errors import DefinitionError, InputError
-from tallystick_serving.project import ONLINE_STORE, read_project
+from tallystick_serving.store_config import ONLINE_STORE, read_project
 
 GOOD = """\
 project: shop

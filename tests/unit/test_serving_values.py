@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from tallystick.definitions.feature_view import Column
 from tallystick.errors import ContractError
-from tallystick.view import Column
-from tallystick_serving.values import value_type
+from tallystick_serving.request_values import value_type
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from tallystick_serving.problems import BusyError
-from tallystick_serving.workers import Workers
+from tallystick_serving.error_responses import BusyError
+from tallystick_serving.thread_pool import Workers
 
 
 def run(workers_test):

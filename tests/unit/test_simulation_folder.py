@@ -7,8 +7,8 @@ import fcntl
 import pytest
 
 from tallystick.errors import InputError
-from tallystick.online_store import embedded
-from tallystick_simulation.folder import taken
+from tallystick.online_store import embedded_redis
+from tallystick_simulation.demo_folder import taken
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_folder_is_taken_by_one_at_a_time(out):
 
 
 def test_a_redis_that_was_left_behind_is_stopped(out):
-    socket = embedded.start(out / "state")
+    socket = embedded_redis.start(out / "state")
     lock = (out / "state" / "redis" / "server.lock").open("a")
     with lock, taken(out):
         assert not socket.exists()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tallystick.errors import DataError
-from tallystick.source_rows import source_rows
+from tallystick.retrieval.source_rows import source_rows
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 HALF = timedelta(milliseconds=500)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tallystick.definitions import Gate, Model
-from tallystick.metrics import scores
+from tallystick.definitions.model import Gate, Model
+from tallystick.model_bundle.evaluation_metrics import scores
 from tallystick_training.gates import apply_gates
 
 ROWS = 4_000

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tallystick import expected
-from tallystick_training.repair import _replaced
+from tallystick.retrieval import expected_values
+from tallystick_training.log_repair import _replaced
 
 MOMENT = pa.timestamp("us", tz="UTC")
 AT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -42,9 +42,9 @@ def test_only_the_rows_named_have_other_values(dtype, old, new):
 
 def test_maps_are_text_in_the_log_and_maps_for_functions():
     maps = pa.chunked_array([pa.array([{"b": 1, "a": None}, {"b": 2, "a": 3}, None])])
-    logged = expected.as_logged(maps, "MAP")
+    logged = expected_values.as_logged(maps, "MAP")
     assert logged.to_pylist() == ['{"b":1}', '{"a":3,"b":2}', None]
-    given = expected._as_given(logged, "MAP").to_pylist()
+    given = expected_values._as_given(logged, "MAP").to_pylist()
     assert given == [{"b": 1, "a": None}, {"b": 2, "a": 3}, None]
     # JSON is text for functions as well.
-    assert expected._as_given(logged, "JSON").to_pylist() == logged.to_pylist()
+    assert expected_values._as_given(logged, "JSON").to_pylist() == logged.to_pylist()

@@ -5,16 +5,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import looks
-from tallystick.contract import (
+from tallystick.definitions.contract import (
     FeatureReference,
     LabelSpec,
     ModelContract,
     Reference,
     TrainingData,
 )
-from tallystick.definitions import Model, Retraining
-from tallystick.records import Decision
-from tallystick_training.rule import OLD_INTERVALS, decide, expected_gain, judge
+from tallystick.definitions.model import Model, Retraining
+from tallystick.records.record_store import Decision
+from tallystick_training.retraining_policy import OLD_INTERVALS, decide, expected_gain, judge
 
 TRAINED = datetime(2024, 1, 1, tzinfo=UTC)
 AT = TRAINED + timedelta(days=10)

@@ -7,10 +7,10 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from tallystick.contract import ModelInputs, TransformSpec
+from tallystick.definitions.contract import ModelInputs, TransformSpec
+from tallystick.definitions.feature_view import Column
 from tallystick.errors import DamagedError, DefinitionError
-from tallystick.transform import Transforms, cast_values
-from tallystick.view import Column
+from tallystick.point_in_time.on_demand import Transforms, cast_values
 
 
 def inputs(mode, dtype="DOUBLE"):

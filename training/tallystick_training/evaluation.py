@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.contract import ModelInputs
+from tallystick.definitions.contract import ModelInputs
 from tallystick.errors import ContractError, Problem
-from tallystick.fold import VisibilityClock
-from tallystick.matrix import feature_matrix
-from tallystick.metrics import Floats, scores, slice_labels, slice_scores
-from tallystick.retrieval import REQUEST_TIME, computed_values, stored_values
+from tallystick.model_bundle.evaluation_metrics import Floats, scores, slice_labels, slice_scores
+from tallystick.model_bundle.model_matrix import feature_matrix
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.retrieval.model_features import REQUEST_TIME, computed_values, stored_values
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tallystick.bundle import Bundle
-    from tallystick.repo import Repo
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.model_bundle.bundle import Bundle
 
 Texts = np.ndarray[Any, np.dtype[np.str_]]
 

@@ -18,9 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from tallystick.definitions import LOWER_IS_BETTER, Gate, Metric, Model
-from tallystick.metrics import ROWS_MIN_SLICE, Floats, calibration_error, log_losses
-from tallystick.records import GateResult
+from tallystick.definitions.model import LOWER_IS_BETTER, Gate, Metric, Model
+from tallystick.model_bundle.evaluation_metrics import (
+    ROWS_MIN_SLICE,
+    Floats,
+    calibration_error,
+    log_losses,
+)
+from tallystick.records.record_store import GateResult
 
 BOOTSTRAP_DRAWS = 100
 SEED = 20_130_101
@@ -164,7 +169,7 @@ def _standard_error(
 
 
 def _score(metric: Metric, outcomes: Floats, predictions: Floats) -> float | None:
-    """One of the scores of :func:`tallystick.metrics.scores`; None where it is undefined."""
+    """One of the scores of ``scores``; None where it is undefined."""
     if metric in {"log_loss", "brier"}:
         return float(_row_losses(metric, outcomes, predictions).mean())
     if metric == "ece":

@@ -7,17 +7,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from tallystick.clock import utc
-from tallystick.contract import ModelInputs
-from tallystick.dtypes import arrow_type
+from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError, Problem
-from tallystick.retrieval import REQUEST_TIME
-from tallystick.source_rows import SourceRows, source_rows
+from tallystick.retrieval.model_features import REQUEST_TIME
+from tallystick.retrieval.source_rows import SourceRows, source_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tallystick.definitions import Model
-    from tallystick.repo import Repo
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.definitions.model import Model
 
 _ROWS_AT_ONCE: Final = 1_000_000
 """Request times that are in memory at once."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from tallystick.bundle import Champion, load_bundle, read_champion
-from tallystick.contract import ModelContract
+from tallystick.definitions.contract import ModelContract
 from tallystick.errors import DataError, InputError
-from tallystick.fold import VisibilityClock
-from tallystick.records import (
+from tallystick.model_bundle.bundle import Champion, load_bundle, read_champion
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.records.record_store import (
     Decision,
     Incident,
     MonitorReport,
@@ -17,16 +17,16 @@ from tallystick.records import (
     record_name,
     save_record,
 )
-from tallystick_training import registry
+from tallystick_training import model_registry
 from tallystick_training.evaluation import predictions_of
 from tallystick_training.gates import apply_gates
-from tallystick_training.rule import decide, judge
+from tallystick_training.retraining_policy import decide, judge
 from tallystick_training.train import train
-from tallystick_training.window import training_start
+from tallystick_training.training_window import training_start
 
 if TYPE_CHECKING:
-    from tallystick.definitions import Model
-    from tallystick.repo import Repo
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.definitions.model import Model
 
 __all__ = ["decide", "judge", "retrain"]
 
@@ -121,8 +121,8 @@ def _carry_out(
     except DataError as error:
         reason = f"{decision.reason} But no challenger could be trained: {error.what}"
         return _record(repo, decision.model_copy(update={"outcome": "refuse", "reason": reason}))
-    version = registry.register(repo, trained).version
-    registry.mark_challenger(repo, model.name, version)
+    version = model_registry.register(repo, trained).version
+    model_registry.mark_challenger(repo, model.name, version)
     evaluation = trained.evaluation
     gates = apply_gates(
         model,
@@ -155,7 +155,7 @@ def _carry_out(
 
 def _promote(repo: Repo, decision: Decision) -> Decision:
     """Make the challenger of a recorded decision the champion, and record that it is."""
-    registry.promote(repo, decision.model, str(decision.challenger))
+    model_registry.promote(repo, decision.model, str(decision.challenger))
     return _record(repo, decision.model_copy(update={"promoted": True}))
 
 

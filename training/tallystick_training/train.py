@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import tallystick
-from tallystick.bundle import Bundle, write_bundle
-from tallystick.compiled.comparison import Compilation, compile_model
-from tallystick.contract import (
+from tallystick.definitions.contract import (
     LabelSpec,
     ModelContract,
     ModelInputs,
@@ -24,23 +22,25 @@ from tallystick.contract import (
     ViewReference,
     ViewUse,
 )
+from tallystick.definitions.feature_view import MICROSECOND
 from tallystick.errors import DataError, DefinitionError, Problem
-from tallystick.fold import PRESENT, VisibilityClock
-from tallystick.metrics import slice_labels
-from tallystick.records import Incident
-from tallystick.reference import feature_reference
-from tallystick.retrieval import REQUEST_TIME
-from tallystick.transform import Transforms
-from tallystick.view import MICROSECOND
-from tallystick_training.dataset import KNOWLEDGE, Dataset, build_dataset, content_hash
+from tallystick.model_bundle.bundle import Bundle, write_bundle
+from tallystick.model_bundle.compiled.form_comparison import Compilation, compile_model
+from tallystick.model_bundle.evaluation_metrics import slice_labels
+from tallystick.model_bundle.reference import feature_reference
+from tallystick.point_in_time.on_demand import Transforms
+from tallystick.point_in_time.rule import PRESENT, VisibilityClock
+from tallystick.records.record_store import Incident
+from tallystick.retrieval.model_features import REQUEST_TIME
+from tallystick_training.entity_rows_file import LABEL, Counts
 from tallystick_training.evaluation import Evaluation, evaluate
-from tallystick_training.spine_file import LABEL, Counts
+from tallystick_training.training_set import KNOWLEDGE, Dataset, build_dataset, content_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tallystick.definitions import Model
-    from tallystick.repo import Repo
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.definitions.model import Model
 
 ROWS_MIN = 50
 """Rows below which neither a fit nor an evaluation means anything."""
@@ -227,7 +227,7 @@ def _fit(model: Model, inputs: ModelInputs, rows: pa.Table) -> Any:
 
 
 def _matrix(inputs: ModelInputs, rows: pa.Table) -> Any:
-    from tallystick.matrix import feature_matrix
+    from tallystick.model_bundle.model_matrix import feature_matrix
 
     return feature_matrix(inputs, {name: rows[name] for name in inputs.feature_names})
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from tallystick.clock import from_us
-from tallystick.records import Cause
-from tallystick_monitoring.comparison import Bools
+from tallystick.records.record_store import Cause
+from tallystick_monitoring.equality import Bools
 
 Int64s = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tallystick.contract import ModelContract
-from tallystick.dtypes import arrow_type
+from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError
-from tallystick.files import replacing
+from tallystick.storage.atomic_files import replacing
 from tallystick_monitoring.audit.causes import NO_TIME, Evidence, Int64s
-from tallystick_monitoring.comparison import Bools
+from tallystick_monitoring.equality import Bools
 
 if TYPE_CHECKING:
     import pyarrow as pa

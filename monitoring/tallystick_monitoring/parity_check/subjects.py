@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from tallystick.bundle import Bundle, champions, load_bundle, read_champion
-from tallystick.compiled.scorer import Scorer
-from tallystick.contract import ModelInputs, check_same_inputs
+from tallystick.definitions.contract import ModelInputs, check_same_inputs
 from tallystick.errors import TallystickError
-from tallystick.transform import Transforms
+from tallystick.model_bundle.bundle import Bundle, champions, load_bundle, read_champion
+from tallystick.model_bundle.compiled.scorer import Scorer
+from tallystick.point_in_time.on_demand import Transforms
 
 if TYPE_CHECKING:
-    from tallystick.repo import Repo
+    from tallystick.definitions.feature_repo import Repo
 
 Kind = Literal["view", "on-demand view", "feature service", "model"]
 

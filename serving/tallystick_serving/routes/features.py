@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from tallystick.clock import process_clock
 from tallystick.errors import InputError
-from tallystick_serving.body import object_of
-from tallystick_serving.feast_store import OnlineFeaturesRequest, PushRequest, WriteRequest
-from tallystick_serving.feature_plans import FeaturePlan
-from tallystick_serving.problems import ProblemList, TooLargeError, shown
-from tallystick_serving.readers import within
-from tallystick_serving.service import Service, service_of
+from tallystick_serving.error_responses import ProblemList, TooLargeError, shown
+from tallystick_serving.feast_server import OnlineFeaturesRequest, PushRequest, WriteRequest
+from tallystick_serving.feature_readers import within
+from tallystick_serving.online_features import FeaturePlan
+from tallystick_serving.request_body import object_of
+from tallystick_serving.server_state import Service, service_of
 
 router = APIRouter()
 Body = TypeVar("Body", bound=BaseModel)

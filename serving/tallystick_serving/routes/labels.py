@@ -11,18 +11,18 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tallystick.clock import process_clock, to_us
-from tallystick.contract import ModelContract
-from tallystick.prediction_log.labels import LabelRow
-from tallystick_serving.acknowledged import Acknowledgement
-from tallystick_serving.body import object_of
-from tallystick_serving.problems import (
+from tallystick.definitions.contract import ModelContract
+from tallystick.prediction_log.sent_labels import LabelRow
+from tallystick_serving.durability import Acknowledgement
+from tallystick_serving.error_responses import (
     ProblemList,
     RequestError,
     TooLargeError,
     shown,
 )
-from tallystick_serving.service import service_of
-from tallystick_serving.values import ValueType, moment, value_type
+from tallystick_serving.request_body import object_of
+from tallystick_serving.request_values import ValueType, moment, value_type
+from tallystick_serving.server_state import service_of
 
 router = APIRouter()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from tallystick_serving.service import service_of
+from tallystick_serving.server_state import service_of
 
 router = APIRouter()
 

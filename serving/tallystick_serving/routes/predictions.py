@@ -12,14 +12,14 @@ from typing import Any, Final
 import orjson
 
 from tallystick.clock import from_us, process_clock
-from tallystick.columns import plain
-from tallystick.online_store.decoder import ViewRows
-from tallystick_serving.acknowledged import Acknowledgement
-from tallystick_serving.body import object_of
-from tallystick_serving.columns_json import AS_SEEN
+from tallystick.definitions.columns import plain
+from tallystick.online_store.row_decoder import ViewRows
+from tallystick_serving.durability import Acknowledgement
+from tallystick_serving.error_responses import ProblemList, RequestError, TooLargeError, shown
+from tallystick_serving.json_columns import AS_SEEN
 from tallystick_serving.predictor import Answer, Predictor
-from tallystick_serving.problems import ProblemList, RequestError, TooLargeError, shown
-from tallystick_serving.service import Service
+from tallystick_serving.request_body import object_of
+from tallystick_serving.server_state import Service
 
 _PARAMETERS: Final = frozenset({"features", "durable"})
 

@@ -1,9 +1,10 @@
 """The offline stores: the fold, run over Parquet and Delta by DuckDB, or over more by Spark.
 
-Training and audit call :func:`~tallystick.offline_store.retrieval.point_in_time` and its siblings
-directly; Feast's commands come through :class:`DuckDBOfflineStore` or :class:`SparkOfflineStore`,
-named in ``feature_store.yaml`` as ``type: tallystick.offline_store.DuckDBOfflineStore``, or so.
-Names are imported when they are first asked for, so that the parts without Feast stay light.
+Training and audit call :func:`~tallystick.offline_store.point_in_time_join.point_in_time` and its
+siblings directly; Feast's commands come through :class:`DuckDBOfflineStore` or
+:class:`SparkOfflineStore`, named in ``feature_store.yaml`` as ``type:
+tallystick.offline_store.DuckDBOfflineStore``, or so. Names are imported when they are first asked
+for, so that the parts without Feast stay light.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tallystick.offline_store.connection import connect
-    from tallystick.offline_store.feast_store import DuckDBOfflineStore, DuckDBOfflineStoreConfig
-    from tallystick.offline_store.history import ViewRead
-    from tallystick.offline_store.retrieval import point_in_time
-    from tallystick.offline_store.spark.store import SparkOfflineStore, SparkOfflineStoreConfig
-    from tallystick.offline_store.visible import history_sql, visible_between
+    from tallystick.offline_store.duckdb_connection import connect
+    from tallystick.offline_store.duckdb_store import DuckDBOfflineStore, DuckDBOfflineStoreConfig
+    from tallystick.offline_store.newly_visible import history_sql, visible_between
+    from tallystick.offline_store.point_in_time_join import point_in_time
+    from tallystick.offline_store.spark.spark_store import (
+        SparkOfflineStore,
+        SparkOfflineStoreConfig,
+    )
+    from tallystick.offline_store.view_history import ViewRead
 
 __all__ = [
     "DuckDBOfflineStore",
@@ -32,15 +36,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DuckDBOfflineStore": "feast_store",
-    "DuckDBOfflineStoreConfig": "feast_store",
-    "SparkOfflineStore": "spark.store",
-    "SparkOfflineStoreConfig": "spark.store",
-    "ViewRead": "history",
-    "connect": "connection",
-    "history_sql": "visible",
-    "point_in_time": "retrieval",
-    "visible_between": "visible",
+    "DuckDBOfflineStore": "duckdb_store",
+    "DuckDBOfflineStoreConfig": "duckdb_store",
+    "SparkOfflineStore": "spark.spark_store",
+    "SparkOfflineStoreConfig": "spark.spark_store",
+    "ViewRead": "view_history",
+    "connect": "duckdb_connection",
+    "history_sql": "newly_visible",
+    "point_in_time": "point_in_time_join",
+    "visible_between": "newly_visible",
 }
 
 

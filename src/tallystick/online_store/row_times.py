@@ -6,8 +6,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from tallystick.online_store.cells import damaged
-from tallystick.online_store.layout import (
+from tallystick.online_store.row_layout import (
     CREATED,
     FAR_CREATED,
     FAR_WRITE,
@@ -24,6 +23,7 @@ from tallystick.online_store.layout import (
     TAG,
     WRITE,
 )
+from tallystick.online_store.value_codec import damaged
 
 Times: TypeAlias = tuple[list[int | None], list[int | None], list[int | None]]
 """Event, created (None where a row has none) and write times, in microseconds."""

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tallystick.errors import InputError, StateError
-from tallystick.prediction_log.compactor import Compacted, Compactor, Keeping
+from tallystick.prediction_log.compaction_run import Compacted, Compactor, Keeping
+from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.manifest import (
     LogFile,
 )
-from tallystick.prediction_log.sink import Sink
 from tallystick.prediction_log.streams import (
     STREAMS,
     Stream,
@@ -32,7 +32,7 @@ from tallystick.prediction_log.streams import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tallystick.contract import ModelContract
+    from tallystick.definitions.contract import ModelContract
     from tallystick.settings import Settings
 
 WAIT_S: Final = 60.0

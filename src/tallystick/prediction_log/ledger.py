@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from tallystick.errors import DamagedError
+from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.manifest import WorkerRows, read_manifest
 from tallystick.prediction_log.segment import is_live, read_segment
-from tallystick.prediction_log.sink import Sink
 from tallystick.prediction_log.streams import Stream, known_site, stream_dir
-from tallystick.prediction_log.wal import segments_in
+from tallystick.prediction_log.write_ahead_log import segments_in
 
 _ATTEMPTS: Final = 5
 

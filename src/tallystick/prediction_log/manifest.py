@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tallystick.errors import DamagedError
 from tallystick.prediction_log.frames import Totals
+from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.segment import Segment
-from tallystick.prediction_log.sink import Sink
 
 MANIFEST_VERSION: Final = 1
 FOLDER: Final = "manifest"

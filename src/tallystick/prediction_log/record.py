@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tallystick.columns import plain
-from tallystick.contract import ModelInputs
-from tallystick.dtypes import arrow_type
+from tallystick.definitions.columns import plain
+from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.feature_types import arrow_type
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tallystick.errors import DamagedError
-from tallystick.files import unheld
 from tallystick.prediction_log.frames import Damage, Frame, Totals, read_frames
-from tallystick.prediction_log.wal import OPEN, SEALED
+from tallystick.prediction_log.write_ahead_log import OPEN, SEALED
+from tallystick.storage.atomic_files import unheld
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.bundle import read_contract
-from tallystick.contract import ModelContract
+from tallystick.definitions.contract import ModelContract
 from tallystick.errors import DamagedError
-from tallystick.files import replacing
-from tallystick.prediction_log.labels import label_schema, label_table
-from tallystick.prediction_log.layout import RecordLayout
+from tallystick.model_bundle.bundle import read_contract
+from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.record import log_schema
-from tallystick.prediction_log.sink import Sink
-from tallystick.prediction_log.wal import CONTRACTS
+from tallystick.prediction_log.record_codec import RecordLayout
+from tallystick.prediction_log.sent_labels import label_schema, label_table
+from tallystick.prediction_log.write_ahead_log import CONTRACTS
+from tallystick.storage.atomic_files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa

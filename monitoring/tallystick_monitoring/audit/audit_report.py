@@ -1,0 +1,346 @@
+"""The report of an audit, from the counts and findings that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tallystick.clock import from_us, to_us
+from tallystick.definitions.contract import ModelContract
+from tallystick.prediction_log.ledger import ledger_of
+from tallystick.prediction_log.log_reader import DamagedFile, read_log
+from tallystick.prediction_log.streams import PREDICTIONS
+from tallystick.records.record_store import (
+    Cause,
+    Effect,
+    Exemplar,
+    FieldParity,
+    LogDamage,
+    Parity,
+    ParityReport,
+    Staleness,
+)
+from tallystick_monitoring.audit.audit_scope import day_of
+from tallystick_monitoring.audit.audit_state import AuditState
+from tallystick_monitoring.audit.causes import CAUSES, MEND, NO_TIME, Int64s, sentence
+from tallystick_monitoring.audit.findings import (
+    ENTITY,
+    evidence_of,
+    flag,
+    microseconds,
+    request_names,
+    with_entities,
+)
+from tallystick_monitoring.audit.hourly_counts import HOUR_US, age_buckets, age_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.feature_repo import Repo
+
+EXEMPLARS_MAX: Final = 3
+"""Mismatches shown in full for each cause."""
+
+
+def report(
+    repo: Repo,
+    model: str,
+    state: AuditState,
+    *,
+    start: datetime,
+    end: datetime,
+    clock: str,
+    damaged: dict[str, DamagedFile],
+    contract_of: Callable[[str], ModelContract],
+) -> tuple[ParityReport, pa.Table]:
+    """Report on the requests of [start, end).
+
+    Ages, and request fields against features, are counted by whole hours.
+
+    Args:
+        repo: An applied repo.
+        model: Whose log.
+        state: What is known; all hours of the span were compared.
+        start: First request time, included.
+        end: Last request time, excluded.
+        clock: Clock of the expected values.
+        damaged: Path → file of the log that could not be read.
+        contract_of: Contract hash → contract.
+
+    Returns:
+        The report, and the findings of these requests.
+    """
+    import pyarrow as pa
+
+    span = (to_us(start), to_us(end))
+    first, last = span[0] // HOUR_US, -(-span[1] // HOUR_US)
+    days = [day for day in state.days if day_of(first) <= day <= day_of(last - 1)]
+    units = state.units(days)
+    hours = units["hour"].to_numpy()
+    units = units.filter(pa.array((hours >= first) & (hours < last)))
+    rows = _rows(repo, model, units, span, damaged=damaged)
+    findings = state.findings(days)
+    times = microseconds(findings["request_time"])
+    of_hours = findings.filter(pa.array((times >= first * HOUR_US) & (times < last * HOUR_US)))
+    findings = findings.filter(pa.array((times >= span[0]) & (times < span[1])))
+    contracts = [contract_of(each) for each in sorted(_counts(findings, "contract"))]
+    findings = with_entities(findings, contracts).combine_chunks()
+
+    torn = [
+        file
+        for _, file in sorted(damaged.items())
+        if file.first_us < span[1] and file.last_us >= span[0]
+    ]
+    damage = [*map(_damaged_file, torn), *_damaged_segments(repo)]
+    lost = sum(file.rows * len(contract_of(file.contract).value_columns) for file in torn)
+    values, by_hour, by_feature = 0, dict[int, int](), dict[str, int]()
+    for (contract_hash, hour), count in rows.items():
+        columns = contract_of(contract_hash).value_columns
+        values += count * len(columns)
+        by_hour[hour] = by_hour.get(hour, 0) + count * len(columns)
+        for name in columns:
+            by_feature[name] = by_feature.get(name, 0) + count
+    causes = _counts(findings, "cause")
+    if lost:
+        causes["log_damage"] = lost
+    unequal_hours = dict(
+        zip(
+            *np.unique(microseconds(findings["request_time"]) // HOUR_US, return_counts=True),
+            strict=True,
+        )
+    )
+    unequal = _counts(findings, "feature")
+    views: dict[str, dict[Cause, int]] = {}
+    for view in sorted(_counts(findings, "view")):
+        views[view] = _counts(_where(findings, "view", view), "cause")
+    whole = ParityReport(
+        model=model,
+        start=start,
+        end=end,
+        clock=str(clock),
+        requests=sum(rows.values()) + sum(each.rows for each in damage if each.start is not None),
+        values=values + lost,
+        equal=values - findings.num_rows,
+        causes=causes,
+        views=views,
+        features={
+            name: Parity(values=count, unequal=unequal.get(name, 0))
+            for name, count in by_feature.items()
+        },
+        hours={
+            from_us(hour * HOUR_US).isoformat(): Parity(
+                values=count, unequal=int(unequal_hours.get(hour, 0))
+            )
+            for hour, count in sorted(by_hour.items())
+        },
+        exemplars={
+            cause: list(_exemplars(_where(findings, "cause", cause), cause))
+            for cause in (*CAUSES, "transform")
+            if cause in causes
+        },
+        unstamped=sorted(set(_kind(units, "unstamped")["name"].to_pylist())),
+        staleness=_staleness(units, of_hours),
+        effect=_effect(findings, contract_of) if findings.num_rows else None,
+        effects={
+            cause: _effect(_where(findings, "cause", cause), contract_of)
+            for cause in causes
+            if cause != "log_damage"
+        },
+        request_fields=_fields(units),
+        damage=damage,
+    )
+    return whole, findings
+
+
+def _rows(
+    repo: Repo,
+    model: str,
+    units: pa.Table,
+    span: tuple[int, int],
+    *,
+    damaged: dict[str, DamagedFile],
+) -> dict[tuple[str, int], int]:
+    """Contract and hour → requests in the span; the hours at its ends are looked into."""
+    table = _kind(units, "rows")
+    columns = (table[name].to_pylist() for name in ("contract", "hour", "count"))
+    rows = {(contract, hour): count for contract, hour, count in zip(*columns, strict=True)}
+    for edge in span:
+        hour = edge // HOUR_US
+        if edge % HOUR_US == 0 or all(each != hour for _, each in rows):
+            continue
+        begin = from_us(hour * HOUR_US)
+        parts = read_log(
+            repo.state_dir,
+            model,
+            start=begin,
+            end=begin + timedelta(hours=1),
+            columns=lambda _: ("request_time",),
+            damaged=damaged,
+        )
+        for part in parts:
+            times = microseconds(part.table["request_time"])
+            key = (part.contract.contract_hash, hour)
+            rows[key] = int(((times >= span[0]) & (times < span[1])).sum())
+    return {key: count for key, count in rows.items() if count}
+
+
+def _damaged_file(file: DamagedFile) -> LogDamage:
+    return LogDamage(
+        place=file.path,
+        rows=file.rows,
+        start=from_us(file.first_us),
+        end=from_us(file.last_us),
+        problem=file.problem,
+    )
+
+
+def _damaged_segments(repo: Repo) -> Iterator[LogDamage]:
+    """What was lost on the way into files, of whichever model and time it was."""
+    ledger = ledger_of(repo.state_dir, PREDICTIONS)
+    if ledger.damages:
+        yield LogDamage(
+            place="segments",
+            rows=ledger.lost,
+            start=None,
+            end=None,
+            problem=(
+                f"{ledger.damages:,} places in segments fail their checksum; of which model and "
+                "time their rows were is not known"
+            ),
+        )
+
+
+def _kind(units: pa.Table, kind: str) -> pa.Table:
+    return _where(units, "kind", kind)
+
+
+def _where(table: pa.Table, column: str, value: str) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return table.filter(pc.equal(table[column], value))
+
+
+def _counts(table: pa.Table, column: str) -> dict[Any, int]:
+    import pyarrow.compute as pc
+
+    found = pc.value_counts(table[column].combine_chunks()).to_pylist()
+    return {each["values"]: each["counts"] for each in found}
+
+
+def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
+    """The ages of all that was served, without those of wrong values.
+
+    Args:
+        units: What was counted in whole hours.
+        findings: What was found in the same hours.
+    """
+    import pyarrow.compute as pc
+
+    ages = _kind(units, "age")
+    requests = _numbers(request_names(findings))
+    # As the log has it, and units count it; a row that was looked for in history has its own time.
+    served_us = microseconds(findings["evidence.told_event_time"])
+    present = flag(findings, "served_present") & (served_us != NO_TIME)
+    wrong_ages = age_buckets(microseconds(findings["request_time"]) - served_us)
+    answer = {}
+    for view in sorted(set(ages["name"].to_pylist())):
+        mine = _where(ages, "name", view)
+        buckets = mine["bucket"].to_numpy()
+        counts = np.bincount(buckets, weights=mine["count"].to_numpy()).astype(np.int64)
+        wrong = np.flatnonzero(present & np.asarray(pc.equal(findings["view"], view).to_numpy()))
+        # A request is counted once, however many of the view's values are wrong.
+        wrong = wrong[np.unique(requests[wrong], return_index=True)[1]]
+        np.subtract.at(counts, wrong_ages[wrong], 1)
+        if counts.sum() > 0:
+            median, high = (_quantile(counts, share) for share in (0.5, 0.99))
+            answer[view] = Staleness(values=int(counts.sum()), age_s_p50=median, age_s_p99=high)
+    return answer
+
+
+def _quantile(counts: Int64s, share: float) -> float:
+    return age_of(int(np.searchsorted(np.cumsum(counts), share * counts.sum())))
+
+
+def _effect(findings: pa.Table, contract_of: Callable[[str], ModelContract]) -> Effect:
+    import pyarrow.compute as pc
+
+    _, firsts = np.unique(_numbers(request_names(findings)), return_index=True)
+    few = findings.take(firsts)
+    both = pc.and_(pc.is_valid(few["score_served"]), pc.is_valid(few["score_expected"]))
+    asked = few.filter(both)
+    served, expected = (asked[name].to_numpy() for name in ("score_served", "score_expected"))
+    limits = np.array(
+        [contract_of(each).threshold for each in asked["contract"].to_pylist()], dtype=np.float64
+    )
+    changes = np.abs(expected - served)
+    return Effect(
+        requests=few.num_rows,
+        scored=asked.num_rows,
+        mean_change=float(changes.mean()) if len(changes) else 0.0,
+        max_change=float(changes.max(initial=0.0)),
+        flipped=int(((served >= limits) != (expected >= limits)).sum()),
+    )
+
+
+def _numbers(column: pa.Array) -> Int64s:
+    """A number for each value, the same for equal ones."""
+    return np.asarray(column.dictionary_encode().indices.to_numpy())
+
+
+def _fields(units: pa.Table) -> list[FieldParity]:
+    both, differ = _sums(_kind(units, "field")), _sums(_kind(units, "unequal"))
+    return [
+        FieldParity(
+            field=name.partition("=")[0],
+            feature=name.partition("=")[2],
+            values=count,
+            unequal=differ.get(name, 0),
+        )
+        for name, count in sorted(both.items())
+    ]
+
+
+def _sums(units: pa.Table) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for name, count in zip(units["name"].to_pylist(), units["count"].to_pylist(), strict=True):
+        sums[name] = sums.get(name, 0) + count
+    return sums
+
+
+def _exemplars(findings: pa.Table, cause: Cause) -> Iterator[Exemplar]:
+    """The first of the cause, then the first of other features and entities, if there are any."""
+    few = findings.take(_various(findings))
+    evidence = evidence_of(few)
+    for place, row in enumerate(few.to_pylist()):
+        yield Exemplar(
+            prediction_id=row["prediction_id"],
+            request_time=row["request_time"],
+            feature=row["feature"],
+            keys={
+                name.removeprefix(ENTITY): str(value)
+                for name, value in row.items()
+                if name.startswith(ENTITY) and value is not None
+            },
+            served=row["served"],
+            expected=row["expected"],
+            served_event_time=row["served_event_time"],
+            served_created_time=row["served_created_time"],
+            served_write_time=row["served_write_time"],
+            expected_event_time=row["expected_event_time"],
+            expected_created_time=row["expected_created_time"],
+            evidence=sentence(cause, evidence, place),
+            mend=MEND[cause].replace("VIEW", row["source_view"]),
+        )
+
+
+def _various(findings: pa.Table) -> list[int]:
+    firsts: dict[Any, int] = {}
+    for place, feature in enumerate(findings["feature"].slice(0, 10_000).to_pylist()):
+        firsts.setdefault(feature, place)
+    places = sorted(firsts.values())[:EXEMPLARS_MAX]
+    return (places + [at for at in range(findings.num_rows) if at not in places][:EXEMPLARS_MAX])[
+        :EXEMPLARS_MAX
+    ]

@@ -1,0 +1,297 @@
+"""What earlier audits of a model found, so that the next one reads only what is new.
+
+::
+
+    audit/<model>/<clock>/state.json                 which of the files below count
+                         /units/<day>-<n>.parquet    what was compared, hour by hour
+                         /findings/day=<day>/….parquet
+                         /history/….parquet          what history held when it was compared
+
+An audit writes new files beside the old ones, then ``state.json``, then removes the old ones: one
+that is killed leaves the state as it was. All of it can be made again from log and history; a state
+that cannot be read, or that other rules made, is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tallystick.definitions.feature_view import digest
+from tallystick.errors import DataError, StateError
+from tallystick.storage.atomic_files import replacing, write_text
+from tallystick_monitoring.audit.findings import together
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STATE_VERSION: Final = 3
+"""Version of the layout, of the rules by which causes are given, and of how history is hashed."""
+
+_WAIT_S: Final = 600.0
+
+
+class Day(BaseModel):
+    """What is known of a day.
+
+    Attributes:
+        version: Of the day's log when all of it was compared; None if only a part was.
+        units: File of what was compared.
+        findings: Files of what was found.
+        doubtful: Views with findings that a later request may show in another light.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str | None = None
+    units: str
+    findings: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
+
+
+class HistoryMark(BaseModel):
+    """What a view's history was when it was compared.
+
+    Attributes:
+        identity: Of its source and of the columns that are used.
+        file: How many rows became visible in which hour, and their hash.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    identity: str
+    file: str
+
+
+class Seen(BaseModel):
+    """The log in which evidence was looked for.
+
+    Attributes:
+        begin_us: First request time.
+        days: Day → version of its log, also of days that were not compared.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    begin_us: int
+    days: dict[str, str]
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = STATE_VERSION
+    engine: str
+    serial: int = 0
+    days: dict[str, Day] = Field(default_factory=dict)
+    seen: Seen | None = None
+    history: dict[str, HistoryMark] = Field(default_factory=dict)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Be the only audit of a model for the block; wait for another one to end.
+
+    Raises:
+        StateError: It does not end.
+        DataError: The folder cannot be made.
+    """
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        until = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise StateError(
+                        f"Another audit has been at work in {folder} for ten minutes.",
+                        hint="Wait until it has ended, or end it, and ask again.",
+                    ) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Say where it was that something could not be written.
+
+    Raises:
+        DataError: Something could not.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"What the audit found cannot be kept in {folder}: {error.strerror or error}",
+            hint="Make room on the disk, or give the folder the rights it needs, and audit again.",
+        ) from error
+
+
+class AuditState:
+    """What is known of a model's log under one clock.
+
+    Args:
+        folder: Its folder; hold it, by :func:`held`.
+        is_new: Whether to forget what earlier audits found.
+    """
+
+    def __init__(self, folder: Path, *, is_new: bool = False) -> None:
+        import duckdb
+
+        self._folder = folder
+        # Another version of the engine may hash another way.
+        self._content = _Content(engine=str(duckdb.__version__))
+        self._load(is_new=is_new)
+
+    def _load(self, *, is_new: bool) -> None:
+        try:
+            text = (self._folder / "state.json").read_text(encoding="utf-8")
+            checksum, _, body = text.partition("\n")
+            found = _Content.model_validate_json(body)
+        except (OSError, UnicodeDecodeError, ValidationError):
+            return
+        ours = (STATE_VERSION, self._content.engine)
+        files = [self._folder / name for name in _files_of(found)]
+        if (found.version, found.engine) == ours and checksum == digest(body):
+            # Also who forgets it all writes beside what there is, which counts until then.
+            self._content.serial = found.serial
+            if not is_new and all(path.is_file() for path in files):
+                self._content = found
+
+    @property
+    def days(self) -> Mapping[str, Day]:
+        """Day (YYYY-MM-DD) → what is known of it."""
+        return self._content.days
+
+    @property
+    def history(self) -> Mapping[str, HistoryMark]:
+        """View, by its name, definition and clock → what its history was."""
+        return self._content.history
+
+    @property
+    def seen(self) -> Seen | None:
+        """The log in which evidence was looked for; None before there was any."""
+        return self._content.seen
+
+    def units(self, days: Collection[str] | None = None) -> pa.Table:
+        """What was compared on these days; on all by default. See :mod:`.units`."""
+        import pyarrow as pa
+
+        from tallystick_monitoring.audit.hourly_counts import schema
+
+        wanted = sorted(self.days) if days is None else sorted(set(days) & self.days.keys())
+        tables = [self._read(self.days[day].units) for day in wanted]
+        return pa.concat_tables([schema().empty_table(), *tables])
+
+    def findings(self, days: Collection[str]) -> pa.Table:
+        """What was found on these days."""
+        names = [name for day in days if day in self.days for name in self.days[day].findings]
+        return together(self._read(name) for name in names)
+
+    def history_rows(self, view: str) -> pa.Table:
+        """What the history of a view was."""
+        return self._read(self.history[view].file)
+
+    def commit(
+        self,
+        days: Mapping[str, tuple[str | None, pa.Table, Iterable[pa.Table], Collection[str]]],
+        history: Mapping[str, tuple[str, pa.Table]],
+        seen: Seen,
+    ) -> None:
+        """Put what an audit found in the place of what was known of the same days and views.
+
+        Args:
+            days: Day → version of its log, what was compared, what was found, the doubtful views.
+            history: View (as :attr:`history`) → identity of its history, and what it was.
+            seen: The log in which evidence was looked for.
+
+        Raises:
+            DataError: It cannot be written; what was known before stays.
+        """
+        with told(self._folder):
+            self._commit(days, history, seen)
+
+    def _commit(
+        self,
+        days: Mapping[str, tuple[str | None, pa.Table, Iterable[pa.Table], Collection[str]]],
+        history: Mapping[str, tuple[str, pa.Table]],
+        seen: Seen,
+    ) -> None:
+        before = self._content
+        after = before.model_copy(deep=True)
+        after.serial += 1
+        after.seen = seen
+        for day, (version, units, findings, doubtful) in days.items():
+            if not units.num_rows:
+                after.days.pop(day, None)
+                continue
+            after.days[day] = Day(
+                version=version,
+                units=self._write(f"units/{day}-{after.serial}.parquet", units),
+                findings=tuple(
+                    self._write(f"findings/day={day}/{after.serial}-{place}.parquet", table)
+                    for place, table in enumerate(findings)
+                    if table.num_rows
+                ),
+                doubtful=tuple(sorted(doubtful)),
+            )
+        for view, (identity, rows) in history.items():
+            name = f"history/{digest(view)}-{after.serial}.parquet"
+            after.history[view] = HistoryMark(identity=identity, file=self._write(name, rows))
+        body = after.model_dump_json(indent=1)
+        write_text(self._folder / "state.json", f"{digest(body)}\n{body}")
+        self._content = after
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove the files that do not count any more."""
+        wanted = {self._folder / name for name in _files_of(self._content)}
+        for path in self._folder.glob("*/**/*.parquet"):
+            if path not in wanted and not path.name.startswith("."):
+                path.unlink(missing_ok=True)
+
+    def _read(self, name: str) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            # Not as a part of a data set, which would add the folder's day as a column.
+            return pq.ParquetFile(self._folder / name, page_checksum_verification=True).read()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"{self._folder / name}, which an earlier audit wrote, cannot be read: {error}",
+                hint="Audit from the beginning:  tally audit MODEL --again",
+            ) from error
+
+    def _write(self, name: str, table: pa.Table) -> str:
+        import pyarrow.parquet as pq
+
+        with replacing(self._folder / name) as draft:
+            pq.write_table(table, draft, compression="zstd", write_page_checksum=True)
+        return name
+
+
+def _files_of(content: _Content) -> Iterator[str]:
+    for day in content.days.values():
+        yield day.units
+        yield from day.findings
+    for mark in content.history.values():
+        yield mark.file
+
+
+def folder_of(state_dir: Path, model: str, clock: Any) -> Path:
+    """Where the state of a model's audits under a clock is."""
+    return state_dir / "audit" / model / str(clock)

@@ -1,0 +1,260 @@
+"""What other requests saw of the same entities, for :mod:`.causes`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.definitions.feature_view import ViewSpec
+from tallystick_monitoring.audit.causes import NO_TIME, same_row
+from tallystick_monitoring.audit.findings import (
+    ENTITY,
+    evidence_of,
+    flag,
+    microseconds,
+    textual,
+    with_columns,
+)
+from tallystick_monitoring.audit.row_provenance import SECOND_US
+from tallystick_monitoring.audit.value_comparison import (
+    flat,
+    is_present,
+    key_columns,
+)
+from tallystick_monitoring.equality import Bools
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.prediction_log.log_reader import LogPart
+
+
+SIGHTED: Final = ("status", "event_time", "created_time", "write_time")
+RANK_SQL: Final = "(event_us::HUGEINT * 18446744073709551616 + created_us)"
+"""One number that orders rows by event and created time."""
+
+
+def sightings(
+    parts: Sequence[LogPart], spec: ViewSpec, *, columns: Sequence[str] = ()
+) -> pa.Table | None:
+    """What the log saw online of a view, under every contract and alias that has its keys.
+
+    Args:
+        parts: The log, or of it the columns that :func:`sighted_columns` names.
+        spec: The view. Under a definition with other keys, rows are of something else.
+        columns: Features whose values are wanted too, null where they are of another type.
+
+    Returns:
+        One row per request: ``key_0…``, ``request_us``, ``present``, ``event_us``, ``created_us``
+        (null where nothing was online, or the store does not say), ``write_us`` (likewise),
+        ``value_<feature>``. None if the log has no such request.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    types = {each.name: each.dtype for each in spec.columns}
+    wanted = [column for column in columns if column in types]
+    tables = []
+    for part in parts:
+        for use in part.contract.views:
+            if not is_sighted(use, spec):
+                continue
+            name, log = f"view.{use.name}", part.table
+            event = log[f"{name}.event_time"].cast(pa.int64())
+            created = log[f"{name}.created_time"].cast(pa.int64())
+            own = {each.name: each.dtype for each in use.spec.columns if each.name in use.columns}
+            tables.append(
+                pa.table(
+                    {
+                        **key_columns(log, use),
+                        "request_us": log["request_time"].cast(pa.int64()),
+                        "present": pa.array(is_present(log[f"{name}.status"])),
+                        "event_us": event,
+                        "created_us": pc.coalesce(created, event),
+                        "write_us": log[f"{name}.write_time"].cast(pa.int64()),
+                        **{
+                            f"value_{column}": log[f"feature.{use.name}__{column}"]
+                            if own.get(column) == types[column]
+                            else pa.nulls(log.num_rows, arrow_type(types[column]))
+                            for column in wanted
+                        },
+                        **{
+                            f"has_{column}": pa.repeat(
+                                pa.scalar(own.get(column) == types[column]), log.num_rows
+                            )
+                            for column in wanted
+                        },
+                    }
+                )
+            )
+    return pa.concat_tables(tables) if tables else None
+
+
+def is_sighted(use: ViewUse, spec: ViewSpec) -> bool:
+    """Whether a contract's use of a view says something about the view's rows."""
+    return (use.spec.name, use.spec.join_keys) == (spec.name, spec.join_keys)
+
+
+def sighted_columns(use: ViewUse, *, columns: Sequence[str] = ()) -> list[str]:
+    """The columns of the log that :func:`sightings` needs for a view of a contract."""
+    return [
+        "request_time",
+        *(ENTITY + name for name in use.request_keys),
+        *(f"view.{use.name}.{name}" for name in SIGHTED),
+        *(f"feature.{use.name}__{name}" for name in columns if name in use.columns),
+    ]
+
+
+def doubted(findings: pa.Table) -> Bools:
+    """Which findings depend on what another request was served of the same row."""
+    e = evidence_of(findings)
+    return np.asarray(
+        same_row(e) & e.served_present & e.expected_present & ~e.cast_equal & ~e.unstamped,
+        dtype=np.bool_,
+    )
+
+
+def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
+    """Put in what other requests say about findings of one view.
+
+    Args:
+        findings: The findings.
+        keys: Their keys, row by row, as :func:`key_columns` gives them.
+        seen: By :func:`sightings`, of the whole log; with the values of the features of those that
+            are :func:`doubted`.
+    """
+    import pyarrow as pa
+
+    from tallystick.offline_store.duckdb_connection import connect
+
+    e = evidence_of(findings)
+    names = ", ".join(keys.column_names)
+    same = " AND ".join(f"a.{name} IS NOT DISTINCT FROM b.{name}" for name in keys.column_names)
+    coarse_us = microseconds(findings["evidence.told_event_time"])
+    asked = keys.append_column("row", pa.array(np.arange(findings.num_rows)))
+    for name, column in {
+        "request_us": e.request_us,
+        "event_us": e.served_event_us,
+        "created_us": e.served_created_us,
+        "told_us": coarse_us,
+        "first_us": e.first_visible_us,
+    }.items():
+        asked = asked.append_column(name, pa.array(column, mask=column == NO_TIME))
+    with closing(connect()) as connection:
+        connection.register("asked_of", asked)
+        connection.register("seen", seen)
+        connection.execute(
+            f"CREATE TEMP TABLE numbers AS SELECT {names}, row_number() OVER () AS number "
+            f"FROM (SELECT DISTINCT {names} FROM asked_of)"
+        )
+        connection.execute(
+            "CREATE TEMP TABLE asked AS SELECT b.number, a.row, a.request_us, a.event_us, "
+            "a.created_us, a.told_us, a.first_us "
+            f"FROM asked_of AS a JOIN numbers AS b ON {same}"
+        )
+        connection.execute(
+            "CREATE TEMP TABLE sighted AS SELECT b.number, a.* FROM seen AS a "
+            f"JOIN numbers AS b ON {same} WHERE a.event_us IS NOT NULL OR a.present"
+        )
+
+        def which(sql: str) -> Bools:
+            result = np.zeros(findings.num_rows, dtype=np.bool_)
+            result[connection.sql(sql).to_arrow_table()["row"].to_numpy()] = True
+            return result
+
+        newer, newer_second = which(_NEWER_SQL), which(_NEWER_SECOND_SQL)
+        flags = {
+            "seen_online": which("SELECT row FROM asked SEMI JOIN sighted USING (number)"),
+            "newer_served_before": np.where(e.unstamped, newer_second, newer),
+            "passed_over": np.zeros(findings.num_rows, dtype=np.bool_),
+            "served_rightly": _served_rightly(connection, findings, doubted(findings)),
+        }
+        absent = (e.served_event_us == NO_TIME) & e.expected_present
+        if absent.any():
+            flags["passed_over"] = absent & which(_PASSED_OVER_SQL)
+    return with_columns(
+        findings, {f"evidence.{name}": pa.array(column) for name, column in flags.items()}
+    )
+
+
+_NEWER_SQL: Final = f"""
+    SELECT asked.row FROM asked ASOF JOIN (
+      SELECT number, request_us,
+        max(max({RANK_SQL})) OVER (PARTITION BY number ORDER BY request_us) AS newest
+      FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
+    ) AS running ON asked.number = running.number AND asked.request_us >= running.request_us
+    WHERE running.newest > {
+    RANK_SQL.replace("event_us", "asked.event_us").replace("created_us", "asked.created_us")
+}"""
+
+
+_NEWER_SECOND_SQL: Final = f"""
+    SELECT asked.row FROM asked ASOF JOIN (
+      SELECT number, request_us,
+        max(max(event_us // {SECOND_US})) OVER (PARTITION BY number ORDER BY request_us) AS newest
+      FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
+    ) AS running ON asked.number = running.number AND asked.request_us >= running.request_us
+    WHERE running.newest > asked.told_us // {SECOND_US}"""
+"""Where a store gives times to the second, and tells no versions apart."""
+
+
+_PASSED_OVER_SQL: Final = """
+    SELECT asked.row FROM asked ASOF LEFT JOIN (
+      SELECT request_us, max(max(coalesce(write_us, event_us))) OVER (ORDER BY request_us) AS newest
+      FROM seen WHERE event_us IS NOT NULL GROUP BY request_us
+    ) AS running ON asked.request_us >= running.request_us
+    WHERE running.newest IS NULL OR running.newest > asked.first_us"""
+
+
+def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
+    """Whether another request was served the row of a finding with history's value."""
+    import pyarrow as pa
+
+    result = np.zeros(findings.num_rows, dtype=np.bool_)
+    places = np.flatnonzero(among)
+    few = findings.select(["feature", "view", "expected"]).take(places)
+    columns = [
+        feature.removeprefix(f"{view}__")
+        for feature, view in zip(few["feature"].to_pylist(), few["view"].to_pylist(), strict=True)
+    ]
+    connection.register(
+        "doubted",
+        pa.table(
+            {"row": places, "feature": pa.array(columns, pa.string()), "value": few["expected"]}
+        ),
+    )
+    for column in sorted(set(columns)):
+        of_row = "event_us, created_us"
+        connection.execute(
+            "CREATE OR REPLACE TEMP TABLE wanted AS SELECT asked.row, asked.number, "
+            "asked.event_us, asked.created_us, doubted.value FROM doubted "
+            "JOIN asked USING (row) WHERE doubted.feature = ?",
+            [column],
+        )
+        near = connection.sql(
+            f'SELECT DISTINCT number, {of_row}, "value_{column}" AS value FROM sighted '
+            f'SEMI JOIN wanted USING (number, {of_row}) WHERE present AND "has_{column}"'
+        ).to_arrow_table()
+        near = near.set_column(3, "value", textual(flat(near["value"])))
+        connection.register("near", near)
+        rows = connection.sql(
+            "SELECT wanted.row FROM wanted SEMI JOIN near ON wanted.number = near.number "
+            "AND wanted.event_us = near.event_us AND wanted.created_us = near.created_us "
+            "AND wanted.value IS NOT DISTINCT FROM near.value"
+        ).to_arrow_table()
+        result[rows["row"].to_numpy()] = True
+    return result
+
+
+def worth_another_look(findings: pa.Table) -> Bools:
+    """Which findings a later request may show in another light."""
+    import pyarrow.compute as pc
+
+    computed = np.asarray(pc.equal(findings["cause"], "transform").to_numpy(), dtype=np.bool_)
+    unseen = ~flag(findings, "seen_online")
+    return np.asarray(~computed & (unseen | doubted(findings)), dtype=np.bool_)

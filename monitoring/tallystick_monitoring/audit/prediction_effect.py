@@ -1,0 +1,64 @@
+"""How much wrong values mattered: the model asked with them, and with the expected ones."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tallystick.model_bundle.bundle import Bundle
+from tallystick.model_bundle.model_matrix import feature_matrix
+from tallystick.retrieval.expected_values import recomputed
+from tallystick_monitoring.audit.value_comparison import Compared
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def scores(bundle: Bundle, found: Compared, rows: Any) -> tuple[Floats, Floats]:
+    """What the model says to requests as they were served, and as they should have been.
+
+    The original estimator is asked both times, so that nothing but the values differs. On-demand
+    features of the second are computed anew from the expected stored ones.
+
+    Args:
+        bundle: The model.
+        found: A part of the log, compared.
+        rows: Rows of the part, of shape (requests,).
+
+    Returns:
+        Two arrays of probabilities, of shape (requests,); NaN where the estimator gives none.
+    """
+    contract = bundle.contract
+    log, expected = found.part.table.take(rows), found.expected.take(rows)
+    served = {name: log[f"feature.{name}"] for name in contract.value_columns}
+    right = {name: expected[name] for name in contract.stored_columns}
+    if contract.transforms:
+        computed = recomputed(contract, bundle.transforms, log, stored=expected)
+        for name in contract.value_columns:
+            if name not in right:
+                right[name] = computed[name]
+    return _asked(bundle, served), _asked(bundle, right)
+
+
+def _asked(bundle: Bundle, columns: dict[str, pa.ChunkedArray]) -> Floats:
+    import pandas as pd
+
+    given = feature_matrix(bundle.contract, columns)
+    try:
+        return _answers(bundle.estimator, given)
+    except Exception:  # noqa: BLE001 estimators are not ours, and many refuse what is missing
+        answers = np.full(len(given), np.nan)
+    whole = np.flatnonzero(~np.asarray(pd.isna(given)).any(axis=1))
+    if 0 < len(whole) < len(given):
+        some = given.iloc[whole] if isinstance(given, pd.DataFrame) else given[whole]
+        with suppress(Exception):
+            answers[whole] = _answers(bundle.estimator, some)
+    return answers
+
+
+def _answers(estimator: Any, given: Any) -> Floats:
+    return np.asarray(estimator.predict_proba(given)[:, 1], dtype=np.float64)

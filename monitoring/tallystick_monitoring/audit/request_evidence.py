@@ -1,0 +1,196 @@
+"""What a request's own record and history say about values that differ, for :mod:`.causes`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tallystick.definitions.contract import ViewUse
+from tallystick_monitoring.audit.causes import NO_TIME, same_row
+from tallystick_monitoring.audit.findings import (
+    ENTITY,
+    evidence_of,
+    microseconds,
+    moments,
+    schema,
+    textual,
+    with_columns,
+)
+from tallystick_monitoring.audit.history_evidence import by_values, in_history, with_origin
+from tallystick_monitoring.audit.value_comparison import (
+    Compared,
+    expected_times,
+    flat,
+    is_present,
+    key_columns,
+    wrong_values,
+)
+from tallystick_monitoring.equality import Bools, equal_after_cast
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.feature_repo import Repo
+
+
+def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
+    """The values of a view that differ, with all evidence but that of other requests.
+
+    Args:
+        repo: An applied repo; its sources are the history.
+        found: A part of the log, compared.
+        use: The view.
+
+    Returns:
+        Findings without cause, by :func:`.findings.schema`; in no order.
+    """
+    import pyarrow as pa
+
+    log, contract = found.part.table, found.part.contract
+    wrong = list(wrong_values(use, found.equal))
+    entities = [log.schema.field(f"{ENTITY}{key.name}") for key in contract.entity_keys]
+    if not wrong:
+        return schema(entities).empty_table()
+    every = np.concatenate([rows for _, rows in wrong])
+    # What is of the request and not of the value is looked up once.
+    requests, place = np.unique(every, return_inverse=True)
+    few = log.take(requests)
+    event_us = microseconds(few[f"view.{use.name}.event_time"])
+    created_us = microseconds(few[f"view.{use.name}.created_time"])
+    write_us = microseconds(few[f"view.{use.name}.write_time"])
+    created_us = np.where(created_us == NO_TIME, event_us, created_us)
+    present = is_present(few[f"view.{use.name}.status"])
+    unstamped = ((event_us != NO_TIME) | present) & (write_us == NO_TIME)
+    expected_rows = found.expected.take(requests)
+    expected_event_us, expected_created_us = expected_times(expected_rows, use)
+    keys = key_columns(few, use)
+    told_us = event_us
+    untold = np.flatnonzero(present & (event_us == NO_TIME))
+    if len(untold):
+        event_us, created_us = by_values(repo, use, few, among=untold)
+        # A row that no version has is taken for the right one, with other values.
+        right = present & (event_us == NO_TIME)
+        event_us = np.where(right, expected_event_us, event_us)
+        created_us = np.where(right, expected_created_us, created_us)
+    request_us = microseconds(few["request_time"])
+    first_us, known = in_history(repo, use, keys, event_us, created_us, request_us=request_us)
+    request_facts = {
+        "request_time": few["request_time"],
+        "prediction_id": few["prediction_id"],
+        "prediction": few["prediction"],
+        **{field.name: few[field.name] for field in entities},
+        "served_event_time": moments(event_us),
+        "served_created_time": moments(created_us),
+        "served_write_time": moments(write_us),
+        "expected_event_time": moments(expected_event_us),
+        "expected_created_time": moments(expected_created_us),
+        "evidence.told_event_time": moments(told_us),
+        "evidence.first_visible_time": moments(first_us),
+        "evidence.served_present": pa.array(present),
+        "evidence.expected_present": pa.array(is_present(expected_rows[f"{use.name}__status"])),
+        "evidence.definition_differs": pa.array(_differs(few, use)),
+        "evidence.in_history": pa.array(known),
+        "evidence.unstamped": pa.array(unstamped),
+    }
+    whole = pa.table(request_facts).take(place)
+    served = [flat(log[f"feature.{name}"].take(rows)) for name, rows in wrong]
+    expected = [flat(found.expected[name].take(rows)) for name, rows in wrong]
+    names = [name for name, rows in wrong for _ in range(len(rows))]
+    count = len(names)
+    findings = _in_schema(
+        with_columns(
+            whole,
+            {
+                "contract": pa.array([contract.contract_hash] * count, pa.string()),
+                "view": pa.array([use.name] * count, pa.string()),
+                "source_view": pa.array([use.spec.name] * count, pa.string()),
+                "feature": pa.array(names, pa.string()),
+                "served": pa.concat_arrays([textual(each) for each in served]),
+                "expected": pa.concat_arrays([textual(each) for each in expected]),
+            },
+        ),
+        entities,
+    )
+    if (unstamped & (told_us != NO_TIME)).any():
+        findings = with_origin(repo, findings, use, served)
+    same = same_row(evidence_of(findings))
+    equal = _equal_after_cast(served, expected, among=same)
+    return with_columns(findings, {"evidence.cast_equal": pa.array(equal)})
+
+
+def computed_differently(found: Compared, view: str, names: Sequence[str]) -> pa.Table:
+    """The values of an on-demand view that the contract's function does not give.
+
+    Args:
+        found: A part of the log, compared.
+        view: The on-demand view.
+        names: Its features, ``view__feature``.
+    """
+    import pyarrow as pa
+
+    log, contract = found.part.table, found.part.contract
+    entities = [log.schema.field(f"{ENTITY}{key.name}") for key in contract.entity_keys]
+    tables = [schema(entities).empty_table()]
+    for name in names:
+        rows = np.flatnonzero(~found.computed_equal[name])
+        if not len(rows) or found.computed is None:
+            continue
+        few = log.take(rows)
+        columns = {
+            "request_time": few["request_time"],
+            "prediction_id": few["prediction_id"],
+            "prediction": few["prediction"],
+            **{field.name: few[field.name] for field in entities},
+            "contract": pa.array([contract.contract_hash] * len(rows), pa.string()),
+            "view": pa.array([view] * len(rows), pa.string()),
+            "source_view": pa.array([view] * len(rows), pa.string()),
+            "feature": pa.array([name] * len(rows), pa.string()),
+            "cause": pa.array(["transform"] * len(rows), pa.string()),
+            "served": textual(flat(few[f"feature.{name}"])),
+            "expected": textual(flat(found.computed[name].take(rows))),
+        }
+        tables.append(_in_schema(pa.table(columns), entities))
+    return pa.concat_tables(tables)
+
+
+def _in_schema(table: pa.Table, entities: Sequence[Any]) -> pa.Table:
+    """The table with every column of the schema, null where it has none, in its order."""
+    import pyarrow as pa
+
+    whole = schema(entities)
+    return pa.table(
+        [
+            table[field.name].cast(field.type)
+            if field.name in table.column_names
+            else pa.nulls(table.num_rows, field.type)
+            for field in whole
+        ],
+        schema=whole,
+    )
+
+
+def _differs(log: pa.Table, use: ViewUse) -> Bools:
+    """Whether the rows served were written under another definition than the contract's."""
+    import pyarrow.compute as pc
+
+    other = pc.not_equal(log[f"view.{use.name}.definition"], use.spec.definition_hash)
+    return np.asarray(pc.fill_null(other, False).to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+def _equal_after_cast(
+    served: Sequence[pa.Array], expected: Sequence[pa.Array], *, among: Bools
+) -> Bools:
+    """Whether served and expected value are equal after a cast; asked of those in ``among``.
+
+    Values of different rows may be equal after a cast by chance.
+    """
+    result = np.zeros(len(among), dtype=np.bool_)
+    begin = 0
+    for one, other in zip(served, expected, strict=True):
+        places = np.flatnonzero(among[begin : begin + len(one)])
+        pairs = zip(one.take(places).to_pylist(), other.take(places).to_pylist(), strict=True)
+        result[begin + places] = [equal_after_cast(*pair) for pair in pairs]
+        begin += len(one)
+    return result

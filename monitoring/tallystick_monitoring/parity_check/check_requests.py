@@ -1,0 +1,169 @@
+"""The requests of a parity check: keys and request fields for everything that can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tallystick.clock import from_us, to_us
+from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.errors import DataError
+from tallystick.retrieval.model_features import REQUEST_TIME
+from tallystick.retrieval.source_rows import source_rows
+from tallystick_monitoring.parity_check.key_sampling import Keys, Rng, made_up
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.feature_repo import Repo
+
+_RECENT: Final = timedelta(days=30)
+_READ_MAX: Final = 100_000
+"""Requests of a population among which some are drawn, if none is recent."""
+_POPULATION_SHARE: Final = 2
+"""One request in so many is one of a model's population, if there is one."""
+
+
+class Requests:
+    """Draws requests at one moment.
+
+    Args:
+        repo: The repo, whose models' populations show what requests look like.
+        keys: View → the keys that were drawn of it, in the order of its key columns.
+        at: Time of all requests.
+        count: Requests to draw at most.
+        seed: Of what is drawn.
+    """
+
+    def __init__(
+        self, repo: Repo, keys: Mapping[str, Keys], *, at: datetime, count: int, seed: int
+    ) -> None:
+        self._repo = repo
+        self._keys = keys
+        self._at = at
+        self._count = count
+        self._seed = seed
+
+    def spine(self, inputs: ModelInputs, name: str, *, populated: bool) -> pa.Table:
+        """Requests for some inputs.
+
+        Args:
+            inputs: What a request has to carry.
+            name: Of what is asked for, as part of the seed.
+            populated: Whether some are of a model's population, if one has what is needed.
+
+        Returns:
+            Entity keys, request fields and ``request_time``; one row per request.
+        """
+        import pyarrow as pa
+
+        rng = np.random.default_rng([self._seed, *name.encode()])
+        drawn = self._populated(inputs, rng) if populated else []
+        rows = [*drawn, *self._combined(inputs, drawn, rng)][: self._count]
+        arrays = {
+            column.name: pa.array([row[column.name] for row in rows], arrow_type(column.dtype))
+            for column in (*inputs.entity_keys, *inputs.request_fields)
+        }
+        times = pa.array([self._at] * len(rows), pa.timestamp("us", tz="UTC"))
+        return pa.table({**arrays, REQUEST_TIME: times})
+
+    def _combined(
+        self, inputs: ModelInputs, populated: Sequence[Mapping[str, Any]], rng: Rng
+    ) -> list[dict[str, Any]]:
+        """Requests of drawn keys; the keys of a view stay together where no other view has them."""
+        uses = sorted(inputs.views, key=lambda use: len(use.request_keys), reverse=True)
+        drawn = [(use, self._keys[use.spec.name].rows) for use in uses if use.request_keys]
+        lengths = [len(rows) for _, rows in drawn]
+        count = max(lengths, default=self._count if inputs.request_fields else 1)
+        requests = []
+        for place in range(count):
+            request: dict[str, Any] = {}
+            for use, rows in drawn:
+                key = rows[place % len(rows)]
+                request = {**dict(zip(use.request_keys, key, strict=True)), **request}
+            like = populated[int(rng.integers(len(populated)))] if populated else {}
+            for field in inputs.request_fields:
+                request[field.name] = (
+                    like[field.name] if like else field_value(field.dtype, rng, self._at)
+                )
+            requests.append(request)
+        return requests
+
+    def _populated(self, inputs: ModelInputs, rng: Rng) -> list[dict[str, Any]]:
+        """Requests of the first model whose population has all that is asked for."""
+        columns = (*inputs.entity_keys, *inputs.request_fields)
+        wanted = max(1, self._count // _POPULATION_SHARE)
+        for _, model in sorted(self._repo.models.items()) if columns else ():
+            try:
+                rows = self._population_rows(model, [column.name for column in columns])
+            except DataError:
+                continue  # another one may have what this one lacks
+            rows = _typed(rows, {column.name: column.dtype for column in columns})
+            if rows is not None and rows.num_rows:
+                places = rng.choice(rows.num_rows, size=min(wanted, rows.num_rows), replace=False)
+                taken = rows.take(places).to_pylist()
+                return list({repr(row): row for row in taken}.values())
+        return []
+
+    def _population_rows(self, model: Any, names: Sequence[str]) -> pa.Table:
+        source = source_rows(
+            self._repo,
+            model.requests,
+            what=f"The population of model {model.name!r}",
+            columns={
+                **{name: name for name in names},
+                REQUEST_TIME: model.requests.timestamp_field,
+            },
+        )
+        recent = source.table(between=(REQUEST_TIME, self._at - _RECENT, self._at))
+        if recent.num_rows:
+            return recent
+        return next(iter(source.batches(rows_max=_READ_MAX)), source.empty())
+
+
+def field_value(dtype: str, rng: Rng, at: datetime) -> Any:
+    """A value that a request field of a type may have; exact in float32 if it is a float.
+
+    Args:
+        dtype: Feast value type.
+        rng: What is drawn from.
+        at: Time of the request; times are within a day of it, to the second.
+    """
+    match dtype:
+        case "FLOAT" | "DOUBLE":
+            return int(rng.integers(0, 400)) / 4
+        case "INT32" | "INT64":
+            return int(rng.integers(0, 100))
+        case "BOOL":
+            return bool(rng.integers(2))
+        case "STRING":
+            return str(rng.choice(["a", "b", "c"]))
+        case "UNIX_TIMESTAMP":
+            second = to_us(at) // 1_000_000 + int(rng.integers(0, 86_400))
+            return from_us(second * 1_000_000)
+    inner = dtype.removesuffix("_LIST")
+    return made_up(dtype, rng) if inner == dtype else [field_value(inner, rng, at)]
+
+
+def _typed(rows: pa.Table, dtypes: Mapping[str, str]) -> pa.Table | None:
+    """The columns in these types, without rows that lack one; None if they have other types.
+
+    Numbers that are not finite are left out as well: JSON has none.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        typed = pa.table(
+            {name: rows[name].cast(arrow_type(dtype)) for name, dtype in dtypes.items()}
+        ).drop_null()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+    for name in typed.column_names:
+        if pa.types.is_floating(typed.schema.field(name).type):
+            typed = typed.filter(pc.is_finite(typed[name]))
+    return typed

@@ -1,0 +1,230 @@
+"""Keys of a view, drawn from its history by their hash; every kind that there is is among them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tallystick.clock import from_us
+from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.offline_store.duckdb_connection import connect, read_table
+from tallystick.offline_store.point_in_time_join import as_times
+from tallystick.offline_store.view_history import History, ViewRead, open_history
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.retrieval.model_features import offline_config, view_reads
+
+if TYPE_CHECKING:
+    from tallystick.definitions.feature_repo import Repo
+
+CURRENT: Final = "current"
+EXPIRED: Final = "expired"
+LATER: Final = "later"
+UNKNOWN: Final = "unknown"
+KINDS: Final = (CURRENT, EXPIRED, LATER, UNKNOWN)
+"""A value within its ttl; older than that; known only afterwards; never in history."""
+
+NEVER_US: Final = -(1 << 62)
+"""Before everything."""
+
+_SHARE: Final = 10
+"""One key in so many is of each kind that is not current."""
+_SECOND_US: Final = 1_000_000
+
+Key = tuple[Any, ...]
+Rng = np.random.Generator
+
+_MADE_UP: Final[dict[str, Callable[[Rng], Any]]] = {
+    "INT32": lambda rng: int(rng.integers(1 << 29, 1 << 30)),
+    "INT64": lambda rng: int(rng.integers(1 << 52, 1 << 53)),
+    "STRING": lambda rng: f"unknown-{rng.bytes(4).hex()}",
+    "UUID": lambda rng: str(uuid.UUID(bytes=rng.bytes(16))),
+    "TIME_UUID": lambda rng: str(uuid.UUID(bytes=rng.bytes(16))),
+    "BYTES": lambda rng: rng.bytes(8),
+    "UNIX_TIMESTAMP": lambda rng: from_us(int(rng.integers(0, 1 << 30)) * _SECOND_US),
+}
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of one view, in the order of its key columns.
+
+    Attributes:
+        rows: The keys, shuffled.
+        kinds: Kind → how many of them are of it.
+    """
+
+    rows: tuple[Key, ...]
+    kinds: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Last:
+    """The end of a view's history, in microseconds since 1970.
+
+    Attributes:
+        event_us: The last event time.
+        visible_us: When the last row became known.
+    """
+
+    event_us: int
+    visible_us: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was known of a view at a moment, in microseconds since 1970.
+
+    Attributes:
+        newest_us: The last event time of what was known; :data:`NEVER_US` if nothing was.
+        settled_us: When all that had happened by that moment became known.
+    """
+
+    newest_us: int
+    settled_us: int
+
+
+def clock_of(use: ViewUse) -> VisibilityClock:
+    """The clock by which a view's history is read: knowledge, if it says what was known when."""
+    return VisibilityClock.KNOWLEDGE if use.spec.created_column else VisibilityClock.EVENT
+
+
+def last_of(repo: Repo, use: ViewUse) -> Last | None:
+    """Where a view's history ends; None if it has no rows.
+
+    Raises:
+        DataError: The source cannot be read as declared, or lacks a feature.
+    """
+    read, history = _opened(repo, use, columns=use.columns)
+    sql = f"SELECT max(event_us) AS event, max(visible_us) AS visible FROM {history.sql} AS history"
+    (row,) = _asked(repo, sql, what=f"view {read.name}").to_pylist()
+    return None if row["event"] is None else Last(row["event"], row["visible"])
+
+
+def known_at(repo: Repo, use: ViewUse, moments_us: Sequence[int]) -> list[Known]:
+    """What of a view's history was known at each moment, in microseconds since 1970.
+
+    Raises:
+        DataError: The source cannot be read as declared.
+    """
+    read, history = _opened(repo, use)
+    found = ", ".join(
+        f"max(event_us) FILTER (WHERE visible_us <= {moment_us}) AS newest_{place}, "
+        f"max(visible_us) FILTER (WHERE event_us <= {moment_us}) AS settled_{place}"
+        for place, moment_us in enumerate(moments_us)
+    )
+    sql = f"SELECT {found} FROM {history.sql} AS history"
+    (row,) = _asked(repo, sql, what=f"view {read.name}").to_pylist()
+    times = [NEVER_US if time_us is None else time_us for time_us in row.values()]
+    return [Known(*pair) for pair in zip(times[::2], times[1::2], strict=True)]
+
+
+def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) -> Keys:
+    """Draw keys of a view, the same ones for the same seed and history.
+
+    Args:
+        repo: The repo.
+        use: The view.
+        at_us: The moment of which the keys are of some kind, in microseconds since 1970.
+        count: Keys to draw.
+        seed: Of what is drawn.
+
+    Raises:
+        DataError: The source cannot be read as declared.
+    """
+    read, history = _opened(repo, use)
+    if not read.keys:
+        return Keys(rows=((),), kinds={CURRENT: 1})
+    found = _asked(
+        repo,
+        _sql(history, ttl_us=use.spec.ttl_us, at_us=at_us, count=count, seed=seed),
+        what=f"view {read.name}",
+    )
+    columns = [
+        as_times(found[name]) if key.dtype == "UNIX_TIMESTAMP" else found[name]
+        for name, key in zip(history.keys, read.keys, strict=True)
+    ]
+    typed = [
+        column.cast(arrow_type(key.dtype)).to_pylist()
+        for column, key in zip(columns, read.keys, strict=True)
+    ]
+    drawn: dict[str, list[Key]] = {kind: [] for kind in KINDS}
+    for kind, *key in zip(found["kind"].to_pylist(), *typed, strict=True):
+        drawn[kind].append(tuple(key))
+    rng = np.random.default_rng([seed, *use.name.encode()])
+    few = max(1, count // _SHARE)
+    dtypes = [key.dtype for key in read.keys]
+    chosen = {
+        EXPIRED: drawn[EXPIRED][:few],
+        LATER: drawn[LATER][:few],
+        UNKNOWN: _unknown(dtypes, drawn[CURRENT], few, rng),
+    }
+    rest = max(1, count - sum(map(len, chosen.values())))
+    chosen[CURRENT] = drawn[CURRENT][:rest]
+    if not chosen[CURRENT]:
+        chosen[EXPIRED] = drawn[EXPIRED][: few + rest]
+    rows = [key for kind in KINDS for key in chosen[kind]]
+    return Keys(
+        rows=tuple(rows[place] for place in rng.permutation(len(rows))),
+        kinds={kind: len(chosen[kind]) for kind in KINDS if chosen[kind]},
+    )
+
+
+def made_up(dtype: str, rng: Rng) -> Any:
+    """A value of a type that history hardly has; None for a type of which there is none."""
+    make = _MADE_UP.get(dtype)
+    return None if make is None else make(rng)
+
+
+def _unknown(dtypes: Sequence[str], known: Sequence[Key], count: int, rng: Rng) -> list[Key]:
+    """Keys that history lacks; of several columns one is made up, the others are of a known key."""
+    unknown = []
+    for row in range(count):
+        key = list(known[row % len(known)]) if known else [made_up(dtype, rng) for dtype in dtypes]
+        place = row % len(dtypes)
+        key[place] = made_up(dtypes[place], rng)
+        if None not in key:
+            unknown.append(tuple(key))
+    return unknown
+
+
+def _opened(repo: Repo, use: ViewUse, *, columns: tuple[str, ...] = ()) -> tuple[ViewRead, History]:
+    (read,) = view_reads(repo, [use.model_copy(update={"columns": columns})])
+    return read, open_history(read, clock=clock_of(use), repo_path=repo.path)
+
+
+def _asked(repo: Repo, sql: str, *, what: str) -> Any:
+    connection = connect(offline_config(repo))
+    try:
+        return read_table(connection, sql, what=what)
+    finally:
+        connection.close()
+
+
+def _sql(history: History, *, ttl_us: int | None, at_us: int, count: int, seed: int) -> str:
+    """The first keys of each kind, by a hash that is the same everywhere.
+
+    The row that wins has the largest event time of those that were known, so that this alone says
+    whether the value has expired.
+    """
+    keys = ", ".join(history.keys)
+    text = ", ".join(f"CAST({key} AS VARCHAR)" for key in history.keys)
+    expired = "false" if ttl_us is None else f"newest < {at_us - ttl_us}"
+    return f"""
+        SELECT {keys}, kind FROM (
+            SELECT *, row_number() OVER (
+                PARTITION BY kind ORDER BY md5(concat_ws('|', '{seed}', {text})), {keys}
+            ) AS place FROM (
+                SELECT {keys}, CASE WHEN newest IS NULL THEN '{LATER}'
+                    WHEN {expired} THEN '{EXPIRED}' ELSE '{CURRENT}' END AS kind
+                FROM (
+                    SELECT {keys}, max(event_us) FILTER (WHERE visible_us <= {at_us}) AS newest
+                    FROM {history.sql} AS history GROUP BY {keys}
+                )
+            )
+        ) WHERE place <= {count} ORDER BY kind, place
+    """

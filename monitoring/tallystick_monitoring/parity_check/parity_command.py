@@ -1,0 +1,83 @@
+"""``tally check --parity``: from a repo's folder to a report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tallystick.progress import progress
+from tallystick.signals import ending_on_signals
+from tallystick.storage.atomic_files import write_text
+from tallystick_monitoring.parity_check.parity_report import text
+
+if TYPE_CHECKING:
+    from tallystick.definitions.feature_repo import Repo
+
+
+def check_parity(
+    path: Path,
+    *,
+    sample: int,
+    at: datetime | None,
+    seed: int,
+    json_path: Path | None,
+    fail_over: float,
+) -> tuple[str, bool]:
+    """Serve a repo from a scratch store, and compare offline, online and API.
+
+    Nothing of the repo is written: no registry, no online store, no state folder.
+
+    Args:
+        path: Folder of ``feature_store.yaml``.
+        sample: Keys of each view, and requests for everything else.
+        at: The time as of which everything is read; now by default, or the end of history if every
+            value that can expire has expired by now.
+        seed: Of what is drawn.
+        json_path: File for the report as JSON; None for none.
+        fail_over: Share of the values that may differ.
+
+    Returns:
+        The report as text, and whether no more than ``fail_over`` of the values differ and all
+        could be compared.
+
+    Raises:
+        InputError: There is no Feast repo at ``path``.
+        DefinitionError: The definitions cannot be used.
+        StateError: There is nothing to compare, or the server does not come up.
+        DataError: No view's history can be read.
+    """
+    with ending_on_signals() as end_if_asked, _without_bytecode():
+        repo = _open(path)
+        from tallystick_monitoring.parity_check.parity_run import run
+
+        with progress(lines=False) as bar:
+
+            def tell(text: str) -> None:
+                end_if_asked()
+                bar.step(text)
+
+            check = run(repo, sample=sample, at=at, seed=seed, tell=tell)
+    if json_path is not None:
+        write_text(json_path, check.model_dump_json(indent=1))
+    return text(check), check.passed(fail_over)
+
+
+def _open(path: Path) -> Repo:
+    from tallystick.definitions.feature_repo import open_repo
+
+    return open_repo(path)
+
+
+@contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Keep Python from writing compiled files beside the definitions."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before

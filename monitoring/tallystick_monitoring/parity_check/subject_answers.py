@@ -1,0 +1,353 @@
+"""One subject's values three ways: from history, from the online store, and over HTTP."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from tallystick.clock import from_us, to_us
+from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.feature_types import JSON_TEXT, json_text
+from tallystick.errors import DataError, DefinitionError
+from tallystick.model_bundle.model_matrix import feature_matrix
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.retrieval.model_features import REQUEST_TIME, computed_values, stored_values
+from tallystick_monitoring.parity_check.key_sampling import clock_of
+from tallystick_monitoring.parity_check.scratch_repo import quiet
+from tallystick_monitoring.parity_check.scratch_server import Api
+from tallystick_monitoring.parity_check.subjects import Subject
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.feature_repo import Repo
+
+ROWS_ALONE: Final = 20
+"""Requests that are sent to the API one by one; the others follow in batches."""
+ROWS_TOGETHER: Final = 100
+NO_KEY: Final = "any_request"
+"""Column that is sent where a view has no entity, as Feast counts requests by their columns."""
+CARRIED: Final = frozenset({"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL", "STRING"})
+"""Types of keys and request fields that Feast takes from JSON as what they are."""
+_SECOND_US: Final = 1_000_000
+_OK: Final = 200
+
+
+@dataclass
+class Answers:
+    """Values of one way.
+
+    Attributes:
+        values: ``view__feature`` → one plain value per request; None for null.
+        event_times: View → event time of the row in each request; None where it is not told.
+        statuses: View → status in each request, of what history says.
+        predictions: Probabilities, of a model.
+    """
+
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    event_times: dict[str, list[datetime | None]] = field(default_factory=dict)
+    statuses: dict[str, list[str]] = field(default_factory=dict)
+    predictions: list[float] = field(default_factory=list)
+
+
+def stored(repo: Repo, inputs: ModelInputs, spine: pa.Table) -> tuple[pa.Table, Answers]:
+    """What history says of the stored features, each view under the clock that it has.
+
+    Returns:
+        The spine with the stored features, for the on-demand functions; and these features.
+
+    Raises:
+        DataError: A source cannot be read as declared.
+    """
+    answers = Answers()
+    table, dtypes = spine, inputs.value_columns
+    for use in inputs.views:
+        found = stored_values(repo, [use], spine, clock=clock_of(use), with_times=True)
+        for column in use.columns:
+            name = f"{use.name}__{column}"
+            table = table.append_column(name, found[name])
+            values = found[name].to_pylist()
+            answers.values[name] = [_comparable(value, dtypes[name]) for value in values]
+        answers.event_times[use.name] = found[f"{use.name}__event_time"].to_pylist()
+        answers.statuses[use.name] = found[f"{use.name}__status"].to_pylist()
+    return table, answers
+
+
+def not_yet_known(repo: Repo, inputs: ModelInputs, spine: pa.Table) -> list[bool]:
+    """Of which requests history has a row of that time which was known only later.
+
+    Feast brings such a row online all the same: it does not ask when a row became known.
+    """
+    later = [False] * spine.num_rows
+    for use in inputs.views:
+        if clock_of(use) is not VisibilityClock.KNOWLEDGE:
+            continue
+        times = [f"{use.name}__event_time", f"{use.name}__created_time"]
+        known, happened = (
+            stored_values(repo, [use], spine, clock=clock, with_times=True).select(times)
+            for clock in (VisibilityClock.KNOWLEDGE, VisibilityClock.EVENT)
+        )
+        pairs = zip(known.to_pylist(), happened.to_pylist(), strict=True)
+        later = [was or one != other for was, (one, other) in zip(later, pairs, strict=True)]
+    return later
+
+
+def computed(subject: Subject, table: pa.Table) -> Answers:
+    """What on-demand functions and model give for all requests at once, as in training.
+
+    Args:
+        subject: What is asked for.
+        table: Request fields and stored features.
+
+    Raises:
+        DefinitionError: A function or the model fails.
+    """
+    found = computed_values(subject.inputs, subject.transforms, table)
+    answers = Answers(values={name: found[name].to_pylist() for name in subject.computed})
+    if subject.scorer is not None:
+        names = subject.inputs.feature_names
+        matrix = feature_matrix(subject.inputs, {name: found[name] for name in names})
+        try:
+            answers.predictions = subject.scorer.predict(matrix).tolist()
+        except Exception as error:
+            # Any exception: the estimator is the user's code.
+            raise DefinitionError(
+                f"Model {subject.name!r} failed: {type(error).__name__}: {error}"
+            ) from error
+    return answers
+
+
+def online(repo: Repo, subject: Subject, spine: pa.Table) -> Answers:
+    """What Feast reads of the online store, for all requests at once if it can.
+
+    Raises:
+        DataError: Feast, the store or an on-demand function fails.
+    """
+    features: Any = list(subject.features)
+    if not features:
+        features = repo.store.get_feature_service(subject.name)
+    answers = Answers()
+    for part in _parts(spine, alone=spine.num_rows if subject.is_asked_alone else 0):
+        with quiet():
+            try:
+                response = repo.store.get_online_features(
+                    features=features,
+                    entity_rows=_entities(part),
+                    full_feature_names=subject.by_full_names,
+                ).proto
+            except Exception as error:
+                # Any exception: store and functions may be anybody's code.
+                raise DataError(
+                    f"Feast cannot read it from the online store: {type(error).__name__}: {error}"
+                ) from error
+        _add_protos(answers, subject, response)
+    _require_all(subject, answers, rows=spine.num_rows, who="Feast")
+    return answers
+
+
+def _add_protos(answers: Answers, subject: Subject, response: Any) -> None:
+    """Add what Feast answered to some requests."""
+    dtypes = subject.inputs.value_columns
+    times: dict[str, list[datetime | None]] = {}
+    columns = zip(response.metadata.feature_names.val, response.results, strict=True)
+    for short, result in columns:
+        name = subject.names.get(short)
+        if name is None:
+            continue
+        values = [_from_proto(value, dtypes[name]) for value in result.values]
+        answers.values.setdefault(name, []).extend(values)
+        times[subject.parts[name][0]] = [
+            from_us(time.seconds * _SECOND_US + time.nanos // 1000) if time.seconds > 0 else None
+            for time in result.event_timestamps
+        ]
+    for view, told in times.items():
+        answers.event_times.setdefault(view, []).extend(told)
+
+
+def served_features(api: Api, subject: Subject, spine: pa.Table, *, rows_max: int) -> Answers:
+    """What the API's feature route answers, the first requests one by one.
+
+    Args:
+        api: The server.
+        subject: What is asked for.
+        spine: The requests.
+        rows_max: Requests that the server takes at once.
+
+    Raises:
+        DataError: The server refuses or fails.
+    """
+    what: dict[str, Any] = (
+        {"features": list(subject.features)}
+        if subject.features
+        else {"feature_service": subject.name}
+    )
+    dtypes, in_answer = subject.inputs.value_columns, subject.names
+    answers = Answers()
+    alone = spine.num_rows if subject.is_asked_alone else ROWS_ALONE
+    for part in _parts(spine, alone=alone, rows_max=min(rows_max, ROWS_TOGETHER)):
+        entities = {
+            name: [_to_json(value) for value in values] for name, values in _entities(part).items()
+        }
+        body = {**what, "entities": entities, "full_feature_names": subject.by_full_names}
+        status, content = api.ask("POST", "/get-online-features", body)
+        if status != _OK:
+            raise DataError(f"The API does not answer: {_told(status, content)}")
+        names = content["metadata"]["feature_names"]
+        for name, result in zip(names, content["results"], strict=True):
+            if name in in_answer:
+                value = in_answer[name]
+                values = [_from_json(each, dtypes[value]) for each in result["values"]]
+                answers.values.setdefault(value, []).extend(values)
+    _require_all(subject, answers, rows=spine.num_rows, who="The API")
+    return answers
+
+
+def served_predictions(api: Api, subject: Subject, spine: pa.Table, *, rows_max: int) -> Answers:
+    """What a model sees and predicts; otherwise as :func:`served_features`."""
+    dtypes = subject.inputs.value_columns
+    answers = Answers(values={name: [] for name in dtypes})
+    requests = spine.drop_columns([REQUEST_TIME])
+    for part in _parts(requests, alone=ROWS_ALONE, rows_max=min(rows_max, ROWS_TOGETHER)):
+        instances = [
+            {name: _to_json(value) for name, value in row.items()} for row in part.to_pylist()
+        ]
+        body = {"instances": instances, "parameters": {"features": True}}
+        status, content = api.ask("POST", f"/v1/models/{subject.name}:predict", body)
+        if status != _OK:
+            raise DataError(f"The API does not predict: {_told(status, content)}")
+        for prediction in content["predictions"]:
+            answers.predictions.append(prediction["probability"])
+            for name, dtype in dtypes.items():
+                answers.values[name].append(_from_json(prediction["features"][name], dtype))
+    return answers
+
+
+def failing_rows(subject: Subject, table: pa.Table) -> tuple[list[bool], str]:
+    """Of which requests a function or the model fails, and what the last of them says."""
+    failing, told = [], ""
+    for row in range(table.num_rows):
+        try:
+            computed(subject, table.slice(row, 1))
+            failing.append(False)
+        except DefinitionError as error:
+            failing.append(True)
+            told = str(error)
+    return failing, told
+
+
+def unanswered(subject: Subject) -> tuple[str, ...]:
+    """What Feast leaves out: python-mode on-demand features that have to be asked by full name."""
+    if not subject.by_full_names:
+        return ()
+    return tuple(
+        f"{spec.name}__{output.name}"
+        for spec in subject.inputs.transforms
+        for output in spec.outputs
+        if spec.mode != "pandas" and f"{spec.name}__{output.name}" in subject.asked
+    )
+
+
+def _require_all(subject: Subject, answers: Answers, *, rows: int, who: str) -> None:
+    """Refuse an answer that lacks a feature, or has another number of values than requests."""
+    missing = [
+        name
+        for name in subject.asked
+        if name not in answers.values and name not in unanswered(subject)
+    ]
+    if missing:
+        raise DataError(f"{who} does not answer {', '.join(missing)}.")
+    for name, values in answers.values.items():
+        if len(values) != rows:
+            raise DataError(f"{who} answers {len(values)} values of {name} to {rows} requests.")
+
+
+def _entities(spine: pa.Table) -> dict[str, list[Any]]:
+    columns = {name: spine[name].to_pylist() for name in spine.column_names if name != REQUEST_TIME}
+    return columns or {NO_KEY: [0] * spine.num_rows}
+
+
+def _parts(spine: pa.Table, *, alone: int, rows_max: int | None = None) -> Iterator[pa.Table]:
+    """The first requests one by one, then batches of at most ``rows_max``; None for one batch."""
+    alone = min(alone, spine.num_rows)
+    for row in range(alone):
+        yield spine.slice(row, 1)
+    size = rows_max or max(spine.num_rows, 1)
+    for start in range(alone, spine.num_rows, size):
+        yield spine.slice(start, size)
+
+
+def _told(status: int, content: Mapping[str, Any]) -> str:
+    errors: Sequence[Any] = content.get("errors", ())
+    details = "; ".join(f"{error['where']}: expected {error['expected']}" for error in errors[:3])
+    return f"{status} {content.get('detail', content)}" + (f" ({details})" if details else "")
+
+
+def _from_proto(value: Any, dtype: str) -> Any:
+    from feast.type_map import feast_value_type_to_python_type
+    from feast.value_type import ValueType
+
+    kind = value.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    to_python: Any = feast_value_type_to_python_type
+    if dtype == "UNIX_TIMESTAMP" and kind == "unix_timestamp_val":
+        seconds = value.unix_timestamp_val
+        return None if seconds == -(1 << 63) else from_us(seconds * _SECOND_US)
+    return _comparable(to_python(value, ValueType[dtype]), dtype)
+
+
+def _comparable(value: Any, dtype: str) -> Any:
+    """A value in the form in which it can be compared: one text of JSON, one order of a set."""
+    if dtype in JSON_TEXT:
+        return json_text(value)
+    if value is not None and dtype.endswith("_SET"):
+        return sorted(value, key=repr)
+    return value
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return [_to_json(member) for member in value] if isinstance(value, list) else value
+
+
+def _from_json(value: Any, dtype: str) -> Any:
+    """A value of the API in the declared type; as it is where it is none of that type."""
+    if value is None:
+        return None
+    try:
+        return _READ[dtype](value) if dtype in _READ else _from_json_list(value, dtype)
+    except (ValueError, TypeError, OverflowError):
+        return value
+
+
+def _from_json_list(value: Any, dtype: str) -> Any:
+    if dtype in JSON_TEXT:
+        return json_text(value)
+    inner = dtype.removesuffix("_LIST").removesuffix("_SET")
+    members = value.get("val", value) if isinstance(value, dict) else value
+    if inner == dtype or not isinstance(members, list):
+        return value
+    return _comparable([_from_json(member, inner) for member in members], dtype)
+
+
+def _moment(value: Any) -> datetime:
+    if isinstance(value, str) and not value.lstrip("-").isdigit():
+        return from_us(to_us(datetime.fromisoformat(value)))
+    return from_us(int(value) * _SECOND_US)
+
+
+_READ: Final[dict[str, Callable[[Any], Any]]] = {
+    "FLOAT": float,
+    "DOUBLE": float,
+    "INT64": lambda value: int(value) if isinstance(value, str) else value,
+    "INT32": lambda value: int(value) if isinstance(value, str) else value,
+    "BYTES": base64.b64decode,
+    "UNIX_TIMESTAMP": _moment,
+    **dict.fromkeys(("STRING", "BOOL", "UUID", "TIME_UUID", "DECIMAL"), lambda value: value),
+}

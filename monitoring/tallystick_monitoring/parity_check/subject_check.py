@@ -1,0 +1,170 @@
+"""One subject after the other is asked for, three ways, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tallystick.errors import DataError, DefinitionError, TallystickError
+from tallystick_monitoring.equality import Bools
+from tallystick_monitoring.parity_check import subject_answers
+from tallystick_monitoring.parity_check.answer_comparison import Ways, compare
+from tallystick_monitoring.parity_check.check_requests import Requests
+from tallystick_monitoring.parity_check.key_sampling import Keys
+from tallystick_monitoring.parity_check.parity_report import Compared
+from tallystick_monitoring.parity_check.scratch_repo import Scratch
+from tallystick_monitoring.parity_check.scratch_server import Api
+from tallystick_monitoring.parity_check.subject_answers import CARRIED, Answers
+from tallystick_monitoring.parity_check.subjects import Subject, Unusable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Asking:
+    """Asks for one subject after the other, and compares.
+
+    Args:
+        place: The scratch repo, online.
+        api: Its server.
+        requests: Draws the requests.
+        keys: View → the keys that were drawn of it.
+        unreadable: View → why it could not be read or brought online.
+        rows_max: Requests that the server takes at once.
+    """
+
+    def __init__(
+        self,
+        place: Scratch,
+        api: Api,
+        requests: Requests,
+        keys: dict[str, Keys],
+        unreadable: dict[str, str],
+        *,
+        rows_max: int,
+    ) -> None:
+        self._place = place
+        self._repo = place.repo
+        self._api = api
+        self._requests = requests
+        self._keys = keys
+        self._unreadable = unreadable
+        self._rows_max = rows_max
+
+    def compared(self, subject: Subject | Unusable) -> Compared:
+        """What is found of a subject."""
+        if isinstance(subject, Unusable):
+            if subject.is_served:
+                return _failed(subject, subject.reason)
+            return Compared(kind=subject.kind, name=subject.name, notes=(subject.reason,))
+        names = [use.spec.name for use in subject.inputs.views]
+        unreadable = [name for name in names if name in self._unreadable]
+        if unreadable and subject.kind == "view":
+            return _failed(subject, self._unreadable[subject.name])
+        if unreadable:
+            return _failed(subject, *(f"view {name} cannot be compared" for name in unreadable))
+        try:
+            return self._compared(subject)
+        except TallystickError as error:
+            return _failed(subject, str(error))
+
+    def _compared(self, subject: Subject) -> Compared:
+        spine = self._requests.spine(subject.inputs, subject.name, populated=subject.kind != "view")
+        notes: list[str] = []
+        if left_out_values := subject_answers.unanswered(subject):
+            notes.append(
+                f"not compared: {', '.join(left_out_values)}, which Feast leaves out where "
+                "features are asked for with the names of their views, as two of one name must be"
+            )
+        failures: list[str] = []
+        spine, offline = self._offline(subject, spine, notes)
+        left_out = self._left_out(subject, spine, notes)
+        online = api = None
+        if spine.num_rows and subject.bundle is None:
+            with _noting(failures):
+                online = subject_answers.online(self._repo, subject, spine)
+        if spine.num_rows:
+            with _noting(failures):
+                api = self._served(subject, spine, notes)
+        return compare(
+            subject,
+            spine,
+            Ways(offline, online, api, left_out),
+            kinds=self._keys[subject.name].kinds if subject.kind == "view" else {},
+            notes=notes,
+            failures=failures,
+        )
+
+    def _offline(
+        self, subject: Subject, spine: pa.Table, notes: list[str]
+    ) -> tuple[pa.Table, Answers]:
+        """What history says; and the requests without those of which something fails."""
+        table, found = subject_answers.stored(self._repo, subject.inputs, spine)
+        try:
+            computed = subject_answers.computed(subject, table)
+        except DefinitionError:
+            failing, told = subject_answers.failing_rows(subject, table)
+            kept = [row for row, fails in enumerate(failing) if not fails]
+            if not kept:
+                raise
+            spine = spine.take(kept)
+            table, found = subject_answers.stored(self._repo, subject.inputs, spine)
+            computed = subject_answers.computed(subject, table)
+            notes.append(f"left out are {sum(failing)} requests that fail: {told}")
+        found.values |= computed.values
+        found.predictions = computed.predictions
+        return spine, found
+
+    def _left_out(self, subject: Subject, spine: pa.Table, notes: list[str]) -> Bools:
+        if self._place.is_packed:
+            return np.zeros(spine.num_rows, dtype=np.bool_)
+        later = np.array(
+            subject_answers.not_yet_known(self._repo, subject.inputs, spine), dtype=np.bool_
+        )
+        if later.any():
+            notes.append(
+                f"left out are {int(later.sum())} requests with a row that was known only later: "
+                "Feast, which filled the store, does not ask when a row became known"
+            )
+        return later
+
+    def _served(self, subject: Subject, spine: pa.Table, notes: list[str]) -> Answers | None:
+        if subject.bundle is not None:
+            reasons = [
+                reason
+                for reason in self._api.reasons_not_ready()
+                if reason.startswith(f"model {subject.name} ")
+            ]
+            if reasons:
+                raise DataError("; ".join(reasons))
+            return subject_answers.served_predictions(
+                self._api, subject, spine, rows_max=self._rows_max
+            )
+        uncarried = [
+            f"{column.name} ({column.dtype})"
+            for column in (*subject.inputs.entity_keys, *subject.inputs.request_fields)
+            if column.dtype not in CARRIED
+        ]
+        if uncarried:
+            notes.append(
+                f"the API is not asked: Feast cannot take {', '.join(uncarried)} from JSON; only "
+                "a model's route can"
+            )
+            return None
+        return subject_answers.served_features(self._api, subject, spine, rows_max=self._rows_max)
+
+
+def _failed(subject: Subject | Unusable, *reasons: str) -> Compared:
+    return Compared(kind=subject.kind, name=subject.name, failures=reasons)
+
+
+@contextmanager
+def _noting(failures: list[str]) -> Iterator[None]:
+    """Keep why one way cannot be asked, and go on with the others."""
+    try:
+        yield
+    except TallystickError as error:
+        failures.append(str(error))

@@ -1,0 +1,188 @@
+"""Watches which version of each model is the champion, and puts a new one in its place.
+
+A new champion is loaded and warmed in a thread and then swapped in by one assignment: a request
+that has begun keeps the one it began with. What cannot be loaded changes nothing but the reasons
+given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+
+from tallystick.definitions.contract import ModelContract
+from tallystick.errors import ContractError, Problem, TallystickError, did_you_mean
+from tallystick.model_bundle.bundle import (
+    Champion,
+    champions,
+    load_bundle,
+    models_dir,
+    read_champion,
+)
+from tallystick_serving.error_responses import NotReadyError, PredictionError, UnknownModelError
+from tallystick_serving.feature_readers import Readers
+from tallystick_serving.predictor import Predictor
+from tallystick_serving.server_metrics import Measures
+
+logger = logging.getLogger(__name__)
+
+
+class ChampionWatcher:
+    """Holds a predictor for every model that has a champion.
+
+    Args:
+        state_dir: The repo's state folder.
+        project: Feast project; a bundle of another one is refused.
+        readers: The online store.
+        measures: Where failures are counted.
+        timeout_s: Seconds that a request may wait for the online store.
+        poll_s: Seconds between looks.
+    """
+
+    def __init__(
+        self,
+        *,
+        state_dir: Path,
+        project: str,
+        readers: Readers,
+        measures: Measures,
+        timeout_s: float,
+        poll_s: float,
+    ) -> None:
+        self._state_dir = state_dir
+        self._project = project
+        self._readers = readers
+        self._measures = measures
+        self._timeout_s = timeout_s
+        self._poll_s = poll_s
+        self._predictors: dict[str, Predictor] = {}
+        self._failures: dict[str, str] = {}
+
+    @property
+    def predictors(self) -> Mapping[str, Predictor]:
+        """Model → its predictor."""
+        return MappingProxyType(self._predictors)
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Model → why its present champion cannot be loaded."""
+        return MappingProxyType(self._failures)
+
+    def predictor(self, model: str) -> Predictor:
+        """The predictor that answers for ``model`` now.
+
+        Raises:
+            UnknownModelError: There is no such model.
+            NotReadyError: It has no champion, or its champion cannot be loaded.
+        """
+        found = self._predictors.get(model)
+        if found is not None:
+            return found
+        if model in self._failures:
+            raise NotReadyError(f"Model {model!r} cannot answer: {self._failures[model]}")
+        known = self._known()
+        if model in known:
+            raise NotReadyError(
+                f"Model {model!r} has no champion yet.",
+                hint=f"Train one:  tally train {model} --promote",
+            )
+        raise UnknownModelError(
+            f"There is no model {model[:80]!r}: {did_you_mean(model[:80], known)}"
+        )
+
+    async def run(self) -> None:
+        """Look for new champions until cancelled."""
+        while True:
+            await asyncio.sleep(self._poll_s)
+            await self.look()
+
+    async def look(self) -> None:
+        """Look once, and load what is new."""
+        try:
+            names = await asyncio.to_thread(champions, self._state_dir)
+        except OSError as error:
+            logger.warning("The folder of models cannot be read: %s", error)
+            return
+        for model in self._failures.keys() - {*names, *self._predictors}:
+            del self._failures[model]
+        for model in sorted({*names, *self._predictors}):
+            await self._look_at(model)
+
+    async def _look_at(self, model: str) -> None:
+        try:
+            champion = await asyncio.to_thread(read_champion, self._state_dir, model)
+            now = self._predictors.get(model)
+            if now is None or now.champion != champion:
+                predictor = await asyncio.to_thread(self._load, champion)
+                _predict_on_one_thread()
+                self._predictors[model] = predictor
+                logger.info("Model %s: version %s answers now.", model, champion.version)
+                self._measures.set_champion(champion)
+            self._failures.pop(model, None)
+        except (TallystickError, OSError) as error:
+            self._fail(model, str(error))
+        except Exception as error:  # noqa: BLE001 unpickling an estimator raises whatever it leads to
+            self._fail(model, f"its estimator cannot be loaded: {type(error).__name__}: {error}")
+
+    def _fail(self, model: str, reason: str) -> None:
+        """Keep what answers now; say why once, and go on trying."""
+        if self._failures.get(model) != reason:
+            self._failures[model] = reason
+            self._measures.champion_failures.labels(model).inc()
+            logger.error("Model %s: the new champion cannot be loaded: %s", model, reason)
+
+    def _load(self, champion: Champion) -> Predictor:
+        bundle = load_bundle(self._state_dir, champion.model, champion.contract_hash)
+        _check_owner(bundle.contract, champion, self._project)
+        predictor = Predictor(
+            champion,
+            bundle,
+            self._readers,
+            timeout_s=self._timeout_s,
+        )
+        _warm_up(predictor)
+        return predictor
+
+    def _known(self) -> set[str]:
+        with suppress(FileNotFoundError):
+            return {path.name for path in models_dir(self._state_dir).iterdir() if path.is_dir()}
+        return set()
+
+
+def _check_owner(contract: ModelContract, champion: Champion, project: str) -> None:
+    problems = []
+    if contract.project != project:
+        problems.append(Problem("project", project, contract.project))
+    if contract.model != champion.model:
+        problems.append(Problem("model", champion.model, contract.model))
+    if problems:
+        raise ContractError("The champion's contract is of another model.", problems)
+
+
+def _predict_on_one_thread() -> None:
+    """Keep OpenMP from splitting a prediction, on the event loop's thread, where requests run.
+
+    A few rows gain nothing from more threads, and their rendezvous takes up to a thousand times
+    as long as the prediction when another process wants the core. Libraries are known only once
+    they are loaded, so that this follows every load.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    threadpool_limits(1, user_api="openmp")
+
+
+def _warm_up(predictor: Predictor) -> None:
+    """Predict once, so that the first request does not pay for what a first call does.
+
+    The row is all null, as that of an entity nobody knows: a model that cannot take it is served,
+    since others may be asked of it, but not without a word.
+    """
+    contract = predictor.contract
+    try:
+        predictor.probabilities({name: [None] for name in contract.value_columns})
+    except PredictionError as error:
+        logger.warning("Requests with unknown entities will fail. %s", error)

@@ -1,0 +1,245 @@
+"""The routes that Feast's own server has, answered by Feast itself, but for plain pushes.
+
+Feast is imported and its registry read by the first request that needs them, in a thread; the
+prediction path never comes here. The registry is read again in the background, not by a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+
+from tallystick.definitions.feature_repo import Repo
+from tallystick.definitions.feature_view import ViewSpec
+from tallystick.errors import DataError, TallystickError, UnavailableError
+from tallystick_serving.error_responses import NotFoundError, RequestError
+from tallystick_serving.online_features import FeaturePlans
+from tallystick_serving.push import PushedRows
+from tallystick_serving.store_config import Project
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+logger = logging.getLogger(__name__)
+
+THREADS: Final = 4
+READ_S: Final = 5.0
+"""Seconds that a read through Feast may take."""
+REGISTRY_REFRESH_S: Final = 2.0
+Result = TypeVar("Result")
+
+
+class OnlineFeaturesRequest(BaseModel):
+    """Body of ``/get-online-features``, as Feast's server takes it."""
+
+    entities: dict[str, list[Any]]
+    feature_service: str | None = None
+    features: list[str] = Field(default_factory=list)
+    full_feature_names: bool = False
+    include_feature_view_version_metadata: bool = False
+
+
+class PushRequest(BaseModel):
+    """Body of ``/push``, as Feast's server takes it."""
+
+    push_source_name: str
+    df: dict[str, list[Any]]
+    allow_registry_cache: bool = True
+    to: Literal["online", "offline", "online_and_offline"] = "online"
+    transform_on_write: bool = True
+
+
+class WriteRequest(BaseModel):
+    """Body of ``/write-to-online-store``, as Feast's server takes it."""
+
+    feature_view_name: str
+    df: dict[str, list[Any]]
+    allow_registry_cache: bool = True
+    transform_on_write: bool = True
+
+
+class FeastStore:
+    """Feast's feature store of a repo, opened when it is first needed.
+
+    Args:
+        project: The repo.
+        plans: What was asked for before, and needs Feast no more.
+        store: Feast's feature store, if it is open already.
+
+    Attributes:
+        plans: The plans.
+    """
+
+    def __init__(
+        self, project: Project, plans: FeaturePlans, store: FeatureStore | None = None
+    ) -> None:
+        self.plans = plans
+        self._project = project
+        self._pushed = PushedRows(project)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="feast")
+        self._opening = asyncio.Lock()
+        self._store = store
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def online_features(self, request: OnlineFeaturesRequest) -> dict[str, Any]:
+        """Read features as Feast does; the answer is Feast's.
+
+        Raises:
+            NotFoundError: Feast knows no such service, view or feature.
+            RequestError: Feast refuses the request.
+            UnavailableError: The online store did not answer.
+        """
+        store = await self._opened()
+
+        def run() -> dict[str, Any]:
+            answer = _online_features(store, request)
+            self.plans.learn(
+                store,
+                (request.feature_service, tuple(request.features), request.full_feature_names),
+            )
+            return answer
+
+        return await self._call(run, timeout_s=READ_S)
+
+    async def push(self, request: PushRequest) -> None:
+        """Push rows through a push source; errors as in :meth:`online_features`."""
+        from feast.data_source import PushMode
+
+        store = await self._opened()
+
+        def run() -> None:
+            views = self._packed_views(store, request)
+            if views:
+                self._pushed.write(views, request.df)
+                return
+            import pandas as pd
+
+            store.push(
+                push_source_name=request.push_source_name,
+                df=pd.DataFrame(request.df),
+                allow_registry_cache=request.allow_registry_cache,
+                to=PushMode[request.to.upper()],
+                transform_on_write=request.transform_on_write,
+            )
+
+        await self._call(run)
+
+    def _packed_views(self, store: FeatureStore, request: PushRequest) -> tuple[ViewSpec, ...]:
+        """The views that take a push in packed form; none where Feast has to write it itself."""
+        is_plain = self._project.is_packed and not self._project.is_versioned
+        if not is_plain or request.to != "online":
+            return ()
+        return self._pushed.views_of(store, request.push_source_name)
+
+    async def write(self, request: WriteRequest) -> None:
+        """Write rows of a view online; errors as in :meth:`online_features`."""
+        store = await self._opened()
+
+        def run() -> None:
+            import pandas as pd
+
+            store.write_to_online_store(
+                feature_view_name=request.feature_view_name,
+                df=pd.DataFrame(request.df),
+                allow_registry_cache=request.allow_registry_cache,
+                transform_on_write=request.transform_on_write,
+            )
+
+        await self._call(run)
+
+    async def close(self) -> None:
+        """Stop refreshing, and begin nothing more."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._refreshing
+        # A call that hangs must not keep the server from ending.
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _opened(self) -> FeatureStore:
+        async with self._opening:
+            if self._store is None:
+                loop = asyncio.get_running_loop()
+                self._store = await loop.run_in_executor(
+                    self._threads, open_feast, self._project.path
+                )
+            if self._refreshing is None:
+                self._refreshing = asyncio.create_task(self._refresh(self._store))
+        return self._store
+
+    async def _refresh(self, store: FeatureStore) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(REGISTRY_REFRESH_S)
+            try:
+                await loop.run_in_executor(self._threads, store.refresh_registry)
+                self._pushed.forget()
+                await loop.run_in_executor(self._threads, self.plans.renew, store)
+            except Exception as error:  # noqa: BLE001 any registry may be behind it; the cache serves
+                logger.warning("Feast's registry cannot be read again: %s", error)
+
+    async def _call(
+        self, function: Callable[[], Result], *, timeout_s: float | None = None
+    ) -> Result:
+        """Call Feast in a thread; the one place where its errors become Tallystick's.
+
+        A call that hangs keeps its thread, but not the request that waits for it.
+        """
+        from feast.errors import FeastError, FeastObjectNotFoundException
+
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await loop.run_in_executor(self._threads, function)
+        except TimeoutError as error:
+            raise UnavailableError("Feast's online store", f"no answer in {timeout_s} s") from error
+        except DataError as error:
+            raise RequestError(error.what, error.problems, hint=error.hint) from error
+        except TallystickError:
+            raise
+        except FeastObjectNotFoundException as error:
+            raise NotFoundError(f"Feast has no such object: {error}") from error
+        except FeastError as error:
+            raise RequestError(f"Feast refuses the request: {error}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise RequestError(f"Feast cannot use the request: {error}") from error
+        except Exception as error:
+            if self._project.is_packed:
+                raise
+            # Another online store: each has errors of its own.
+            logger.warning("Feast failed: %s: %s", type(error).__name__, error)
+            service = f"Feast's online store ({self._project.online_store})"
+            raise UnavailableError(service, type(error).__name__) from error
+
+
+def open_feast(path: Path) -> FeatureStore:
+    """Open Feast's feature store of the repo at ``path``; takes seconds.
+
+    Raises:
+        DefinitionError: ``feature_store.yaml`` cannot be used.
+        DamagedError: The registry cannot be read.
+    """
+    return Repo(path=path, models={}).store
+
+
+def _online_features(store: FeatureStore, request: OnlineFeaturesRequest) -> dict[str, Any]:
+    from feast.feature_server_utils import convert_response_to_dict
+
+    features: Any = request.features
+    if request.feature_service:
+        features = store.get_feature_service(request.feature_service, allow_cache=True)
+    response = store.get_online_features(
+        features=features,
+        entity_rows=request.entities,
+        full_feature_names=request.full_feature_names,
+        include_feature_view_version_metadata=request.include_feature_view_version_metadata,
+    )
+    answer: dict[str, Any] = convert_response_to_dict(response.proto)
+    return answer

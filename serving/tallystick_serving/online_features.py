@@ -1,0 +1,279 @@
+"""Answers to ``/get-online-features`` without Feast, where Feast would do nothing but read.
+
+What a feature service or a list of features means is worked out once from the registry: a *plan*.
+With it a request is one read of the online store and an answer put together column by column. The
+answer is Feast's to the letter. Where Feast has more to do (on-demand views, other stores, keys
+that it would coerce), there is no plan, and Feast answers by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import orjson
+
+from tallystick.definitions.contract import ViewUse
+from tallystick.online_store.online_reader import OnlineReader
+from tallystick.online_store.row_decoder import Status, ViewRows
+from tallystick_serving.json_columns import COLUMNS, NUMBERS, moments
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+    from tallystick.online_store.redis_connection import ReadClient
+
+_KEY_TYPES: Final = frozenset({"INT32", "INT64", "STRING"})
+"""Types of keys that are in JSON what they are in the store."""
+_NULL: Final = "NULL_VALUE"
+PLANS_MAX: Final = 1_000
+
+
+logger = logging.getLogger(__name__)
+
+Request: TypeAlias = tuple[str | None, tuple[str, ...], bool]
+"""Feature service or features that are asked for, and whether by full names."""
+
+
+class FeaturePlans:
+    """The plans of what was asked for so far.
+
+    Args:
+        client: What Redis is read with; None for another online store, which has no plans.
+    """
+
+    def __init__(self, client: ReadClient | None) -> None:
+        self._client = client
+        self._plans: dict[Request, FeaturePlan | None] = {}
+        self._registry: Any = None
+        self._making = threading.Lock()
+
+    def find(self, content: Mapping[str, Any]) -> FeaturePlan | None:
+        """The plan for the body of a request, if there is one."""
+        if content.get("include_feature_view_version_metadata"):
+            return None
+        try:
+            return self._plans.get(
+                (
+                    content.get("feature_service"),
+                    tuple(content.get("features", ())),
+                    content.get("full_feature_names", False),
+                )
+            )
+        except TypeError:  # a body of another outline, which is told elsewhere
+            return None
+
+    def learn(self, store: FeatureStore, request: Request) -> None:
+        """Make a plan for what was asked for the first time; in a thread."""
+        if self._client is None or request in self._plans:
+            return
+        with self._making:
+            if len(self._plans) >= PLANS_MAX:
+                self._plans = {}
+            self._plans[request] = self._made(store, request)
+
+    def renew(self, store: FeatureStore) -> None:
+        """Make all plans again if the registry has changed; in a thread."""
+        with self._making:  # a plan made of the old registry meanwhile would stay
+            registry = store.registry.proto().SerializeToString(deterministic=True)
+            if registry == self._registry:
+                return
+            self._plans = {request: self._made(store, request) for request in list(self._plans)}
+            self._registry = registry
+
+    def _made(self, store: FeatureStore, request: Request) -> FeaturePlan | None:
+        try:
+            return make_plan(store, self._client, request)
+        except Exception as error:  # noqa: BLE001 whatever it is, Feast will say it to who asks
+            logger.debug("There is no plan for %s: %s", request, error)
+            return None
+
+
+class FeaturePlan:
+    """How one set of features is read and answered.
+
+    Args:
+        reader: Reads the views.
+        uses: The views, in the order in which they are answered.
+        keys: Join keys that a request has to name.
+        full_names: Whether features are answered with the names of their views.
+    """
+
+    def __init__(
+        self,
+        reader: OnlineReader,
+        uses: Sequence[ViewUse],
+        keys: frozenset[str],
+        *,
+        full_names: bool,
+    ) -> None:
+        self.keys = keys
+        self._reader = reader
+        self._views = [_AnsweredView(use) for use in uses]
+        names = [
+            f"{use.name}__{column}" if full_names else column
+            for use in uses
+            for column in use.columns
+        ]
+        self._names = orjson.dumps(names)[1:]
+
+    async def answer(self, entities: Mapping[str, Sequence[Any]], *, request_us: int) -> bytes:
+        """Read the features of entities.
+
+        Args:
+            entities: Join key → its value in each row.
+            request_us: Time of the request.
+
+        Returns:
+            The answer's JSON.
+
+        Raises:
+            InputError: A key has another type than the view's.
+            UnavailableError: The online store did not answer in time.
+        """
+        read = await self._reader.read(entities, request_time_us=request_us)
+        ending = _of_keys(len(next(iter(entities.values()))))
+        pieces = []
+        for values in entities.values():
+            pieces += [b'{"values":', orjson.dumps(values), ending]
+        for view in self._views:
+            view.answer(read[view.name], pieces)
+        # All pieces are copied once, and the last comma is left out.
+        names = b"%b,%b" % (orjson.dumps(list(entities))[:-1], self._names)
+        last = pieces.pop()[:-1]
+        return b"".join(
+            (b'{"results":[', *pieces, last, b'],"metadata":{"feature_names":', names, b"}}")
+        )
+
+
+class _AnsweredView:
+    """How the columns of one view are answered.
+
+    Args:
+        use: The view.
+
+    Attributes:
+        name: Its name in the plan.
+    """
+
+    def __init__(self, use: ViewUse) -> None:
+        dtypes = {column.name: column.dtype for column in use.spec.columns}
+        self.name = use.name
+        self._columns = use.columns
+        self._as_json = [COLUMNS[dtypes[column]] for column in use.columns]
+        self._is_numeric = all(dtypes[column] in NUMBERS for column in use.columns)
+
+    def answer(self, rows: ViewRows, pieces: list[bytes]) -> None:
+        """Add the results of all columns to an answer, each with a comma behind it."""
+        times = moments(rows.event_us)
+        columns = [rows.values[column] for column in self._columns]
+        if self._is_numeric and rows.is_complete:
+            text = orjson.dumps(columns, option=orjson.OPT_SERIALIZE_NUMPY)
+            if b"null" not in text:  # which stands for what is no number
+                ending = _ending(_all_present(len(rows.status)), times)
+                # Numbers have no brackets, so these are between two columns.
+                between = b'%b{"values":[' % ending
+                pieces += (b'{"values":', text[1:-2].replace(b"],[", b"]" + between), b"]", ending)
+                return
+        statuses = orjson.dumps(rows.status)
+        for values, as_json in zip(columns, self._as_json, strict=True):
+            own = statuses
+            if not rows.is_complete and isinstance(values, list) and None in values:
+                own = orjson.dumps(_with_nulls(rows.status, values))
+            text = orjson.dumps(as_json(values), option=orjson.OPT_SERIALIZE_NUMPY)
+            pieces += (b'{"values":', text, _ending(own, times))
+
+
+def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan | None:
+    """Work out from Feast's registry how features are read; None where Feast has to do it.
+
+    Args:
+        store: Feast's store; its registry is read.
+        client: What Redis is read with.
+        request: What is asked for.
+
+    Raises:
+        FeastError: There is no such service, view or feature.
+    """
+    from feast import utils
+
+    from tallystick.online_store.feast_answers import spec_of
+
+    feature_service, features, full_names = request
+    wanted: Any = list(features)
+    if feature_service:
+        wanted = store.get_feature_service(feature_service, allow_cache=True)
+    if not _is_plain(store, wanted):
+        return None
+    context = utils._get_online_request_context(  # noqa: SLF001 - Feast has no public form of it
+        store.registry, store.project, wanted, full_names
+    )
+    _, on_demand, _, _, _, grouped, _, needed, without_entity = context
+    if on_demand or needed or without_entity:
+        return None
+    uses = []
+    for table, requested in grouped:
+        spec = spec_of(table)
+        mapped = table.projection.join_key_map
+        use = ViewUse(
+            spec=spec,
+            name=table.projection.name_to_use(),
+            key_map={key: mapped.get(key, key) for key in spec.key_names},
+            columns=tuple(requested),
+        )
+        if not _is_answered_here(use):
+            return None
+        uses.append(use)
+    if len({use.name for use in uses}) < len(uses):
+        return None
+    return FeaturePlan(
+        OnlineReader(client, store.project, uses),
+        uses,
+        frozenset(key for use in uses for key in use.key_map.values()),
+        full_names=full_names,
+    )
+
+
+def _is_plain(store: FeatureStore, wanted: Any) -> bool:
+    """Whether nothing of Feast's own comes between a request and the store's rows."""
+    config = store.config
+    if getattr(config.registry, "enable_online_feature_view_versioning", False):
+        return False
+    if getattr(getattr(config, "auth_config", None), "type", "no_auth") != "no_auth":
+        return False
+    return not getattr(wanted, "precompute_online", False)
+
+
+def _is_answered_here(use: ViewUse) -> bool:
+    dtypes = {column.name: column.dtype for column in use.spec.columns}
+    return all(key.dtype in _KEY_TYPES for key in use.spec.join_keys) and all(
+        dtypes.get(column) in COLUMNS for column in use.columns
+    )
+
+
+def _ending(statuses: bytes, times: bytes) -> bytes:
+    """What follows the values of a result."""
+    return b',"statuses":%b,"event_timestamps":%b},' % (statuses, times)
+
+
+def _of_keys(count: int) -> bytes:
+    """What follows the values of a key."""
+    return _ending(_all_present(count), _same(b'"1970-01-01T00:00:00Z"', count))
+
+
+def _all_present(count: int) -> bytes:
+    return _same(b'"PRESENT"', count)
+
+
+def _same(text: bytes, count: int) -> bytes:
+    """A JSON list of the same text, as often as asked for; at least once."""
+    return b"[%b%b]" % (text, (b"," + text) * (count - 1))
+
+
+def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> list[str]:
+    return [
+        _NULL if value is None and status is Status.PRESENT else status
+        for status, value in zip(statuses, values, strict=True)
+    ]

@@ -1,0 +1,136 @@
+"""What serving has to know of a Feast repo, read from its ``feature_store.yaml`` without Feast.
+
+Importing Feast takes seconds, and predictions need neither it nor its registry.
+"""
+
+from __future__ import annotations
+
+import os.path
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from tallystick.definitions.feature_repo import state_dir
+from tallystick.errors import DefinitionError, InputError, Problem
+from tallystick.online_store.redis_address import JOURNAL_WITHOUT_TTL
+from tallystick.online_store.redis_connection import CONNECT_TIMEOUT_S, EMBEDDED, READ_TIMEOUT_S
+
+ONLINE_STORE = "tallystick.online_store.RedisOnlineStore"
+"""Tallystick's own; any other store of Feast's is read through Feast's SDK."""
+FEASTS_DEFAULT = "sqlite"
+"""What Feast takes where the file names no store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A Feast repo as serving sees it.
+
+    Attributes:
+        path: Folder of ``feature_store.yaml``.
+        name: Feast project.
+        connection_string: Where its Redis is; nothing for another online store.
+        state_dir: Folder of models and logs.
+        online_store: Type of its online store, as Feast names it.
+        redis_type: ``redis`` or ``redis_cluster``.
+        connect_timeout_s: Seconds to connect to its Redis.
+        read_timeout_s: Seconds to wait for an answer of its Redis.
+        key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
+        is_versioned: Whether Feast keeps the versions of a view apart online.
+        journal: Whether every write to its online store is noted.
+    """
+
+    path: Path
+    name: str
+    connection_string: str
+    state_dir: Path
+    online_store: str = ONLINE_STORE
+    redis_type: str = "redis"
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    read_timeout_s: float = READ_TIMEOUT_S
+    key_ttl_s: int | None = None
+    is_versioned: bool = False
+    journal: bool = False
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its online store is Tallystick's own."""
+        return self.online_store == ONLINE_STORE
+
+
+def read_project(path: Path) -> Project:
+    """Read the project of the repo at ``path``; ``${NAME}`` in the file is expanded as Feast does.
+
+    Raises:
+        InputError: There is no Feast repo at ``path``.
+        DefinitionError: The file cannot be used for serving; every reason is listed.
+    """
+    path = path.resolve()
+    file = path / "feature_store.yaml"
+    try:
+        content: Any = yaml.safe_load(os.path.expandvars(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} is not a Feast repo: it has no feature_store.yaml.",
+            hint="Name the folder that has one:  tally --repo DIR …",
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DefinitionError(f"{file} cannot be read: {error}") from error
+    root = content if isinstance(content, dict) else {}
+    store = root.get("online_store", {})
+    online = {"type": FEASTS_DEFAULT, **store} if isinstance(store, dict) else {"type": store}
+    kind = online["type"]
+    problems = []
+    if not isinstance(root.get("project"), str):
+        problems.append(Problem("project", "a name", repr(root.get("project"))))
+    if not isinstance(kind, str) or kind.lower() in {"none", "null"}:
+        problems.append(Problem("online_store.type", f"a type, like {ONLINE_STORE}", repr(kind)))
+    redis = _read_redis(online, problems) if kind == ONLINE_STORE else {"connection_string": ""}
+    if problems:
+        raise DefinitionError(f"{file} cannot be served.", problems)
+    return Project(
+        path=path,
+        name=root["project"],
+        state_dir=state_dir(path),
+        online_store=kind,
+        is_versioned=_is_versioned(root.get("registry")),
+        **redis,
+    )
+
+
+def _is_versioned(registry: Any) -> bool:
+    option = "enable_online_feature_view_versioning"
+    return isinstance(registry, dict) and bool(registry.get(option, False))
+
+
+def _read_redis(online: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """How Tallystick's own store reaches its Redis; what is wrong is added to ``problems``."""
+    read = {
+        "connection_string": online.get("connection_string", EMBEDDED),
+        "redis_type": online.get("redis_type", "redis"),
+    }
+    problems += [
+        Problem(f"online_store.{name}", "a text", "something else")
+        for name, value in read.items()
+        if not isinstance(value, str)
+    ]
+    for name, default in (
+        ("connect_timeout_s", CONNECT_TIMEOUT_S),
+        ("read_timeout_s", READ_TIMEOUT_S),
+    ):
+        value = online.get(name, default)
+        read[name] = value
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            problems.append(Problem(f"online_store.{name}", "seconds above 0", repr(value)))
+    read["key_ttl_s"] = ttl_s = online.get("key_ttl_seconds")
+    if ttl_s is not None and (type(ttl_s) is not int or ttl_s < 1):
+        problems.append(
+            Problem("online_store.key_ttl_seconds", "whole seconds, 1 or more", repr(ttl_s))
+        )
+    read["journal"] = journal = online.get("journal", False)
+    if type(journal) is not bool:
+        problems.append(Problem("online_store.journal", "true or false", repr(journal)))
+    elif journal and ttl_s is not None:
+        problems.append(Problem("online_store", JOURNAL_WITHOUT_TTL, "both"))
+    return read

@@ -1,0 +1,124 @@
+"""The past, as the replay knows it: who asked what when, and which labels became known when."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tallystick.clock import from_us, to_us
+from tallystick.definitions.contract import ModelInputs
+from tallystick.retrieval.source_rows import read_source
+
+if TYPE_CHECKING:
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.definitions.model import Model
+
+Instance = dict[str, Any]
+LabelKey = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A label: its value, and when it became known."""
+
+    value: int
+    known_time: datetime
+
+
+class Requests:
+    """The requests of a model's population, by time.
+
+    Args:
+        repo: Where the population is.
+        model: Whose population.
+        inputs: What a request must carry.
+    """
+
+    def __init__(self, repo: Repo, model: Model, inputs: ModelInputs) -> None:
+        columns = [column.name for column in (*inputs.entity_keys, *inputs.request_fields)]
+        table = read_source(
+            repo,
+            model.requests,
+            what=f"The population of model {model.name!r}",
+            columns={
+                **{name: name for name in columns},
+                "__request_time": model.requests.timestamp_field,
+            },
+        ).sort_by("__request_time")
+        self._times_us = microseconds(table["__request_time"])
+        self._table = table.select(columns)
+
+    def between(self, start: datetime, end: datetime) -> list[tuple[datetime, Instance]]:
+        """Requests of [start, end), in order: the time, and the instance as JSON holds it."""
+        bounds = [to_us(start), to_us(end)]
+        first, last = self._times_us.searchsorted(bounds, side="left").tolist()
+        instances = self._table.slice(first, last - first).to_pylist()
+        times = map(from_us, self._times_us[first:last].tolist())
+        return [
+            (time, {name: _as_json(value) for name, value in instance.items()})
+            for time, instance in zip(times, instances, strict=True)
+        ]
+
+
+def microseconds(column: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The times of an Arrow column, in microseconds since 1970."""
+    import pyarrow as pa
+
+    whole: np.ndarray[Any, np.dtype[np.int64]] = column.cast(pa.int64()).to_numpy()
+    return whole
+
+
+def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey, Known]:
+    """Every label there will ever be: (keys…, request time) → value and time; first known counts.
+
+    Key values are as JSON holds them, as in the instances of :class:`Requests`.
+
+    Args:
+        repo: Where the labels are.
+        model: Whose labels.
+        days: Only labels of requests on these days (in UTC).
+    """
+    label = model.label
+    table = read_source(
+        repo,
+        label.source,
+        what=f"The label source of model {model.name!r}",
+        columns={
+            **{name: name for name in label.keys},
+            "__request_time": label.source.timestamp_field,
+            "__label": label.column,
+            "__known_time": label.source.created_timestamp_column,
+        },
+    ).sort_by("__known_time")
+    keys = zip(*(map(_as_json, table[name].to_pylist()) for name in label.keys), strict=True)
+    result: dict[LabelKey, Known] = {}
+    for key, time, value, known in zip(
+        keys,
+        table["__request_time"].to_pylist(),
+        table["__label"].to_pylist(),
+        table["__known_time"].to_pylist(),
+        strict=True,
+    ):
+        if value is not None and time.date() in days:
+            result.setdefault((*key, time), Known(int(value), known))
+    return result
+
+
+def by_minute(
+    requests: Sequence[tuple[datetime, Instance]], batch_by: str | None
+) -> Iterator[tuple[datetime, list[list[Instance]]]]:
+    """Group requests of one moment, and within it those that are sent together."""
+    moments: dict[datetime, dict[Any, list[Instance]]] = {}
+    for position, (time, instance) in enumerate(requests):
+        batch = instance[batch_by] if batch_by else position
+        moments.setdefault(time, {}).setdefault(batch, []).append(instance)
+    for time, batches in moments.items():
+        yield time, list(batches.values())
+
+
+def _as_json(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value

@@ -1,0 +1,155 @@
+"""Looks a repo over before anything runs: what would fail later is said now, all at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tallystick.definitions.contract import ModelInputs, check_same_inputs
+from tallystick.definitions.feature_repo import Repo
+from tallystick.errors import DefinitionError, TallystickError
+from tallystick.model_bundle.bundle import champions, load_bundle, read_champion
+from tallystick.point_in_time.on_demand import Transforms
+
+ONLINE_STORE = "tallystick.online_store.RedisOnlineStore"
+MISSING_ONLINE = (
+    (
+        "rows have no created time, write time or definition: there the audit cannot tell "
+        "definition_changed and source_rewritten, and calls both unexplained"
+    ),
+    (
+        "it decides itself which of two writes stays: a correction may never go online, and an "
+        "older row may replace a newer one"
+    ),
+    "tally serve enforces the ttl; Feast's SDK and server may not",
+    (
+        "a view's definition is compared with the contract's when the champion is loaded, and not "
+        "row by row: after a change, write the view again before you train"
+    ),
+    (
+        "Feast fills it, by  feast materialize-incremental , which misses rows that arrive late; "
+        "tally materialize does not write to it"
+    ),
+)
+"""What another online store than Tallystick's own lacks."""
+
+
+@dataclass
+class Checked:
+    """What a check found: sentences for people, in order.
+
+    Attributes:
+        passed: What holds.
+        warnings: What works, but not as well as it could.
+        failures: What will not work.
+    """
+
+    passed: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def check(repo: Repo) -> Checked:
+    """Check stores, definitions, and the champions' contracts against the definitions."""
+    found = Checked()
+    _check_stores(repo, found)
+    if not repo.models:
+        found.warnings.append(
+            "No model is declared: add a tallystick.Model to a file of the repo to train and serve."
+        )
+    with_champion = set(champions(repo.state_dir))
+    for name, model in sorted(repo.models.items()):
+        try:
+            inputs = repo.inputs(model)
+        except TallystickError as error:
+            found.failures.append(str(error))
+            continue
+        found.passed.append(
+            f"model {name}: {len(inputs.features)} features from {len(inputs.views)} views and "
+            f"{len(inputs.transforms)} on-demand views"
+        )
+        _check_clock(inputs, found)
+        _check_transforms(repo, inputs, found)
+        _check_estimator(name, model.estimator, found)
+        if name in with_champion:
+            _check_champion(repo, inputs, found)
+    return found
+
+
+def _check_stores(repo: Repo, found: Checked) -> None:
+    config = repo.store.config
+    ours = "tallystick.offline_store.DuckDBOfflineStore"
+    ours_too = "tallystick.offline_store.SparkOfflineStore"
+    got = str(getattr(config.offline_store, "type", None))
+    if got in {ours, ours_too}:
+        found.passed.append(f"offline_store: {got}")
+    else:
+        found.warnings.append(f"offline_store is {got}: Tallystick's guarantees need  type: {ours}")
+    _check_online_store(config.online_store, found)
+
+
+def _check_online_store(config: Any, found: Checked) -> None:
+    if config is None:
+        found.failures.append(
+            f"online_store is none: no model can be served; name one, best  type: {ONLINE_STORE}"
+        )
+        return
+    got = str(config.type)
+    if got == ONLINE_STORE:
+        found.passed.append(f"online_store: {got}")
+        return
+    found.warnings.append(
+        f"online_store is {got}: it works, through Feast's SDK, and is slower; all of Tallystick's "
+        f"guarantees need  type: {ONLINE_STORE}"
+    )
+    found.warnings += [f"online_store {got}: {missing}" for missing in MISSING_ONLINE]
+
+
+def _check_clock(inputs: ModelInputs, found: Checked) -> None:
+    for use in inputs.views:
+        if use.spec.created_column is None:
+            found.warnings.append(
+                f"view {use.spec.name!r} has no created_timestamp_column in its source, so nobody "
+                "can tell what was known when: add one, or train with --clock event"
+            )
+
+
+def _check_transforms(repo: Repo, inputs: ModelInputs, found: Checked) -> None:
+    """Compute every on-demand view for a request of which nothing is known."""
+    nulls = {source: [None] for spec in inputs.transforms for source in spec.inputs.values()}
+    try:
+        Transforms.from_repo(repo, inputs).compute(inputs, nulls)
+    except DefinitionError as error:
+        if isinstance(error.__cause__, NameError):
+            found.failures.append(
+                f"{error}. An on-demand function is frozen with what its own file defines: define "
+                "there, or inside the function, what it calls"
+            )
+        else:
+            found.warnings.append(
+                f"{error}. Its inputs were null, as they are for an unknown entity: such a request "
+                "would fail"
+            )
+
+
+def _check_estimator(name: str, estimator: object, found: Checked) -> None:
+    if not hasattr(estimator, "fit") or not hasattr(estimator, "predict_proba"):
+        found.failures.append(
+            f"model {name}: the estimator must have fit and predict_proba, as scikit-learn's "
+            f"classifiers have; {type(estimator).__name__} has not"
+        )
+
+
+def _check_champion(repo: Repo, inputs: ModelInputs, found: Checked) -> None:
+    try:
+        champion = read_champion(repo.state_dir, inputs.model)
+        bundle = load_bundle(repo.state_dir, inputs.model, champion.contract_hash)
+        check_same_inputs(
+            bundle.contract,
+            inputs,
+            what=f"The champion of {inputs.model!r} no longer fits the repo's definitions.",
+        )
+    except TallystickError as error:
+        found.failures.append(str(error))
+        return
+    found.passed.append(f"champion of {inputs.model}: version {champion.version} fits the repo")

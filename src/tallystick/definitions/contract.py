@@ -1,0 +1,349 @@
+"""The frozen, hashed agreement that training writes and serving loads.
+
+A :class:`ModelContract` says which features a model takes, by name, in which order and of which
+type; from which views, under which definitions; with which keys and request fields; and what the
+data looked like. Serving, log, audit and monitors carry its hash. Nobody recomputes it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from tallystick.definitions.feature_view import Column, Frozen, ViewSpec, digest
+from tallystick.errors import ContractError, Problem
+
+CONTRACT_VERSION = 1
+"""Version of the contract's own format."""
+
+FeatureKind = Literal["view", "on_demand"]
+InputType = Literal["float64", "float32"]
+Accepts = Literal["any", "nan", "finite"]
+Library = Literal["numpy", "treelite"]
+
+
+class FeatureSpec(Frozen):
+    """One input of the model.
+
+    Attributes:
+        name: ``view__feature``, the name under which the model sees it.
+        view: Feature view or on-demand view that brings it.
+        feature: Its name in that view.
+        dtype: Feast value type.
+        kind: Stored in a view, or computed on demand.
+    """
+
+    name: str
+    view: str
+    feature: str
+    dtype: str
+    kind: FeatureKind
+
+
+class ViewUse(Frozen):
+    """A stored view as this model uses it.
+
+    Attributes:
+        spec: The view as it was defined when the model was trained.
+        name: Name under which its features appear (its alias, or its own name).
+        key_map: Key column of the view → entity key of the request, for every key.
+        columns: Features that are read: those of the model and inputs of on-demand views.
+    """
+
+    spec: ViewSpec
+    name: str
+    key_map: dict[str, str]
+    columns: tuple[str, ...]
+
+    @property
+    def request_keys(self) -> tuple[str, ...]:
+        """The request's entity keys in the order of the view's key columns, if it has any."""
+        return tuple(self.key_map[key] for key in self.spec.key_names if key in self.key_map)
+
+
+class TransformSpec(Frozen):
+    """An on-demand view as this model uses it.
+
+    Attributes:
+        name: The on-demand view's name.
+        mode: ``python`` (dict of lists), ``python_singleton`` (dict of values) or ``pandas``.
+        code_hash: Hash of its source text.
+        inputs: Input name in the function → stored feature (``view__feature``) or request field.
+        outputs: What it returns, with types.
+    """
+
+    name: str
+    mode: Literal["python", "python_singleton", "pandas"]
+    code_hash: str
+    inputs: dict[str, str]
+    outputs: tuple[Column, ...]
+
+
+class LabelSpec(Frozen):
+    """The label as it was declared."""
+
+    column: str
+    keys: tuple[str, ...]
+    matures_after_us: int
+
+
+class FeatureReference(Frozen):
+    """What a feature looked like in training; what drift is measured against.
+
+    Attributes:
+        rows: Rows looked at.
+        null_share: Share of nulls.
+        edges: Bin edges of a number, ascending, outermost open; empty for text.
+        categories: Values of a text column, most frequent first; empty for numbers.
+        shares: Share of the non-null rows in each bin, or of each category and then of all others.
+        mean: Mean of a number.
+        std: Standard deviation of a number.
+    """
+
+    rows: int
+    null_share: float
+    edges: tuple[float, ...] = ()
+    categories: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+    mean: float | None = None
+    std: float | None = None
+
+
+class ViewReference(Frozen):
+    """How fresh a view was in training.
+
+    Attributes:
+        absent_share: Share of the requests without a value.
+        age_s_p50: Median age of a value at request time, in seconds; None without values.
+        age_s_p99: 99th percentile of it; None without values, and for a view whose values never
+            changed in training, since those only get older.
+    """
+
+    absent_share: float
+    age_s_p50: float | None = None
+    age_s_p99: float | None = None
+
+
+class Reference(Frozen):
+    """What the data looked like in training, and what the model scored on the holdout."""
+
+    features: dict[str, FeatureReference]
+    views: dict[str, ViewReference]
+    prediction: FeatureReference
+    label_rate: float
+    metrics: dict[str, float] = Field(default_factory=dict)
+    slice_values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+class TrainingData(Frozen):
+    """Which data the model was trained on.
+
+    Attributes:
+        start: First request time, included.
+        end: Last request time, excluded.
+        known_until: Labels known later than this were not used.
+        rows: Rows trained on.
+        quarantined_rows: Rows left out because incidents had touched them.
+        repaired_rows: Rows that incidents had touched, kept with the values expected; those of the
+            holdout count as well.
+        clock: Clock of the fold.
+        content_hash: Hash over the training rows.
+    """
+
+    start: datetime
+    end: datetime
+    known_until: datetime
+    rows: int
+    quarantined_rows: int
+    clock: str
+    content_hash: str
+    repaired_rows: int = 0
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Write data of which nothing was repaired as before there was repairing."""
+        content = handler(self)
+        if not self.repaired_rows:
+            content.pop("repaired_rows", None)
+        return content
+
+
+class CompiledSpec(Frozen):
+    """The compiled form of the model's trees, and what training found when it compared the forms.
+
+    Attributes:
+        library: Package that computes with it.
+        version: Its version in training.
+        input_type: Type to which the estimator rounds its inputs before it compares them.
+        accepts: Numbers that the estimator takes: all, all but infinity, or neither that nor NaN.
+        rows: Real rows on which the forms were compared.
+        probes: Made-up rows on which they were compared: thresholds, their neighbours, NaN, edges.
+        difference_max: Largest difference of a probability.
+        tolerance: Largest difference that was allowed.
+    """
+
+    library: Library
+    version: str
+    input_type: InputType
+    accepts: Accepts
+    rows: int
+    probes: int
+    difference_max: float
+    tolerance: float
+
+
+class ModelInputs(Frozen):
+    """What a request must carry, what is read for it, and what the model sees.
+
+    Attributes:
+        project: Feast project.
+        model: Model name.
+        entity_keys: Keys that a request must carry, with types.
+        request_fields: Further fields that a request must carry, with types.
+        features: Inputs of the model, in its order.
+        views: Stored views that are read.
+        transforms: On-demand views, in the order in which they are computed.
+        frame: Whether the estimator takes a DataFrame with named columns rather than an array.
+    """
+
+    project: str
+    model: str
+    entity_keys: tuple[Column, ...]
+    request_fields: tuple[Column, ...]
+    features: tuple[FeatureSpec, ...]
+    views: tuple[ViewUse, ...]
+    transforms: tuple[TransformSpec, ...]
+    frame: bool = False
+
+    @cached_property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the model's inputs, in its order."""
+        return tuple(feature.name for feature in self.features)
+
+    @cached_property
+    def stored_columns(self) -> dict[str, str]:
+        """Stored feature (``view__feature``) → Feast value type, for every one that is read."""
+        return {
+            f"{use.name}__{column.name}": column.dtype
+            for use in self.views
+            for column in use.spec.columns
+            if column.name in use.columns
+        }
+
+    @cached_property
+    def value_columns(self) -> dict[str, str]:
+        """Every feature value of a request, stored ones first, then computed ones, with types."""
+        computed = {
+            f"{transform.name}__{column.name}": column.dtype
+            for transform in self.transforms
+            for column in transform.outputs
+        }
+        return self.stored_columns | computed
+
+
+class ModelContract(ModelInputs):
+    """Everything on which the two halves of a model agree.
+
+    Attributes:
+        contract_version: Version of this format.
+        label: The label.
+        threshold: Probability from which a prediction counts as positive.
+        slices: Columns by which evaluations are split.
+        reference: What training saw.
+        data: Which data it was.
+        packages: Versions that shape a prediction.
+        compiled: The compiled form that answers; None if the original estimator does.
+    """
+
+    contract_version: int = CONTRACT_VERSION
+    label: LabelSpec
+    threshold: float
+    slices: tuple[str, ...]
+    reference: Reference
+    data: TrainingData
+    packages: dict[str, str]
+    compiled: CompiledSpec | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Write a contract without a compiled form as before there was one: its hash stays."""
+        content = handler(self)
+        if self.compiled is None:
+            content.pop("compiled", None)
+        return content
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether no training froze it: ``imported_contract`` made it of the definitions."""
+        return self.data.rows == 0
+
+    @cached_property
+    def contract_hash(self) -> str:
+        """Thirty-two hexadecimal digits over the whole content."""
+        return digest(self.canonical_json(), length=32)
+
+
+def check_same_inputs(ours: ModelInputs, theirs: ModelInputs, *, what: str) -> None:
+    """Compare two descriptions of a model's inputs.
+
+    Args:
+        ours: The inputs on which the contract in force agrees.
+        theirs: The inputs as the definitions are now.
+        what: One sentence that says what the comparison was for.
+
+    Raises:
+        ContractError: They differ; every difference is listed.
+    """
+    problems = [
+        *_diff_columns("entity key", ours.entity_keys, theirs.entity_keys),
+        *_diff_columns("request field", ours.request_fields, theirs.request_fields),
+        *_diff_named(
+            "feature",
+            {feature.name: feature.dtype for feature in ours.features},
+            {feature.name: feature.dtype for feature in theirs.features},
+        ),
+        *_diff_named(
+            "view",
+            {use.name: f"definition {use.spec.definition_hash}" for use in ours.views},
+            {use.name: f"definition {use.spec.definition_hash}" for use in theirs.views},
+        ),
+        *_diff_named(
+            "keys of view",
+            {use.name: ", ".join(use.request_keys) for use in ours.views if use.key_map},
+            {use.name: ", ".join(use.request_keys) for use in theirs.views if use.key_map},
+        ),
+        *_diff_named(
+            "on-demand view",
+            {transform.name: f"code {transform.code_hash}" for transform in ours.transforms},
+            {transform.name: f"code {transform.code_hash}" for transform in theirs.transforms},
+        ),
+    ]
+    if not problems and ours.feature_names != theirs.feature_names:
+        problems = [
+            Problem("feature order", ", ".join(ours.feature_names), ", ".join(theirs.feature_names))
+        ]
+    if problems:
+        raise ContractError(
+            what,
+            problems,
+            hint=f"Undo the change, or train again:  tally train {ours.model}",
+        )
+
+
+def _diff_columns(kind: str, ours: tuple[Column, ...], theirs: tuple[Column, ...]) -> list[Problem]:
+    return _diff_named(
+        kind,
+        {column.name: column.dtype for column in ours},
+        {column.name: column.dtype for column in theirs},
+    )
+
+
+def _diff_named(kind: str, ours: dict[str, str], theirs: dict[str, str]) -> list[Problem]:
+    return [
+        Problem(f"{kind} {name}", ours.get(name, "absent"), theirs.get(name, "absent"))
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]

@@ -1,0 +1,480 @@
+"""A Feast repo and the models declared in it; reached by path, never imported as a package."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tallystick.definitions.contract import FeatureSpec, ModelInputs, TransformSpec, ViewUse
+from tallystick.definitions.feature_types import NUMERIC
+from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec, digest
+from tallystick.definitions.model import Model
+from tallystick.errors import (
+    DamagedError,
+    DefinitionError,
+    InputError,
+    Problem,
+    StateError,
+    did_you_mean,
+)
+from tallystick.settings import settings
+
+if TYPE_CHECKING:
+    from feast import FeatureService, FeatureStore, OnDemandFeatureView, RepoConfig
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A loaded repo.
+
+    Attributes:
+        path: Folder of ``feature_store.yaml``.
+        models: Models by name.
+        objects: Everything else that the files of the repo define, under any name.
+        settings_file: What is read instead of the repo's ``feature_store.yaml``; relative paths in
+            it and in the definitions are taken from ``path`` all the same.
+    """
+
+    path: Path
+    models: dict[str, Model]
+    objects: tuple[Any, ...] = ()
+    settings_file: Path | None = None
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        """Feast's feature store of this repo.
+
+        Raises:
+            DefinitionError: ``feature_store.yaml`` cannot be used.
+        """
+        from feast import FeatureStore
+        from google.protobuf.message import DecodeError
+
+        try:
+            with self._usable_settings():
+                store = FeatureStore(repo_path=str(self.path), config=self.config)
+                store.refresh_registry()  # else it is read later, anywhere
+        except DecodeError as error:
+            raise DamagedError(
+                f"The registry that {self._settings} names cannot be read.",
+                hint="Restore it, or delete it and register again:  tally apply",
+            ) from error
+        return store
+
+    @cached_property
+    def config(self) -> RepoConfig:
+        """What ``feature_store.yaml`` says; neither registry nor store is touched.
+
+        Raises:
+            DefinitionError: It cannot be used.
+        """
+        from feast.repo_config import load_repo_config
+        from feast.utils import get_default_yaml_file_path
+
+        with self._usable_settings():
+            return load_repo_config(
+                self.path, self.settings_file or get_default_yaml_file_path(self.path)
+            )
+
+    @property
+    def _settings(self) -> Path:
+        return self.settings_file or self.path / "feature_store.yaml"
+
+    @contextmanager
+    def _usable_settings(self) -> Iterator[None]:
+        from feast.errors import FeastError
+        from feast.repo_config import FeastConfigError
+        from yaml import YAMLError  # type: ignore[import-untyped]
+
+        try:
+            yield
+        # TypeError: the file is no mapping. FeastConfigError is not one of FeastError's.
+        except (
+            *(FeastError, FeastConfigError, YAMLError),
+            *(ValueError, TypeError, OSError),
+        ) as error:
+            raise DefinitionError(f"{self._settings} cannot be used: {error}") from error
+
+    def declared(self, kind: type[Kind]) -> list[Kind]:
+        """The objects of a kind that the files of the repo define; each once."""
+        found = {id(value): value for value in self.objects if isinstance(value, kind)}
+        return list(found.values())
+
+    @property
+    def project(self) -> str:
+        """Name of the Feast project."""
+        return str(self.store.project)
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder of everything that Tallystick keeps for this repo."""
+        return state_dir(self.path)
+
+    def model(self, name: str) -> Model:
+        """The model of that name.
+
+        Raises:
+            InputError: No such model is declared.
+        """
+        if name not in self.models:
+            raise InputError(
+                f"There is no model {name!r} in {self.path}: {did_you_mean(name, self.models)}"
+            )
+        return self.models[name]
+
+    def inputs(self, model: Model) -> ModelInputs:
+        """Read from the registry what the model takes, as it was applied.
+
+        Raises:
+            StateError: The repo has not been applied.
+            DefinitionError: The definitions cannot serve a model; every reason is listed.
+        """
+        return _InputsReader(self, model).read()
+
+    def service_inputs(self, service: FeatureService) -> ModelInputs:
+        """What a feature service takes, whatever the types; as a model's, without a model's name.
+
+        Args:
+            service: Of views that are in the registry; it need not be there itself.
+
+        Raises:
+            DefinitionError: The definitions contradict each other; every reason is listed.
+        """
+        return _InputsReader(self).read_service(service)
+
+    def feature_service(self, name: str) -> FeatureService:
+        """A feature service as it was applied.
+
+        Raises:
+            StateError: There is no such service in the registry.
+        """
+        from feast.errors import FeastObjectNotFoundException
+
+        try:
+            return self.store.get_feature_service(name)
+        except FeastObjectNotFoundException as error:
+            raise StateError(
+                f"Feature service {name!r} is not in the registry of {self.path}.",
+                hint="Register the definitions first:  tally apply",
+            ) from error
+
+    def view_source(self, view: str) -> Any:
+        """The Feast batch source of a stored view.
+
+        Raises:
+            StateError: No such view is applied.
+        """
+        from feast.errors import FeatureViewNotFoundException
+
+        try:
+            return self.store.get_feature_view(view).batch_source
+        except FeatureViewNotFoundException as error:
+            raise StateError(
+                f"Feature view {view!r} is not among those applied in {self.path}.",
+                hint="Put it back into the definitions, and apply them:  tally apply",
+            ) from error
+
+    def on_demand_view(self, name: str) -> OnDemandFeatureView:
+        """The on-demand view of that name, as applied."""
+        return self.store.get_on_demand_feature_view(name)
+
+
+def state_dir(repo_path: Path) -> Path:
+    """The state folder of the repo at ``repo_path``."""
+    return settings().state_dir or repo_path / ".tallystick"
+
+
+def require_repo(path: Path) -> None:
+    """Refuse a folder that is no Feast repo.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not (path / "feature_store.yaml").is_file():
+        raise InputError(
+            f"{path} is not a Feast repo: it has no feature_store.yaml.",
+            hint="Name the folder that has one:  tally --repo DIR …",
+        )
+
+
+def open_repo(path: Path) -> Repo:
+    """Import the definitions of a repo and collect its models.
+
+    Args:
+        path: Folder that holds ``feature_store.yaml``.
+
+    Raises:
+        InputError: There is no Feast repo at ``path``.
+        DefinitionError: A file of the repo cannot be imported, or two models share a name.
+    """
+    path = path.resolve()
+    settings()  # before anything changes the working folder, from which relative paths are taken
+    require_repo(path)
+    objects = tuple(
+        value for module in _import_definitions(path) for value in vars(module).values()
+    )
+    models: dict[str, Model] = {}
+    for value in objects:
+        if isinstance(value, Model) and models.setdefault(value.name, value) is not value:
+            raise DefinitionError(f"Two models in {path} are called {value.name!r}.")
+    return Repo(path=path, models=models, objects=objects)
+
+
+def apply(repo: Repo) -> None:
+    """Register the repo's Feast definitions, as ``feast apply`` does.
+
+    Raises:
+        DefinitionError: Feast refuses a definition.
+    """
+    from feast.errors import FeastError
+    from feast.repo_operations import apply_total
+
+    with _inside(repo.path), warnings.catch_warnings():
+        # Feast warns that its offline on-demand views are slow; here it does not compute them.
+        warnings.filterwarnings("ignore", "On demand feature view is", RuntimeWarning)
+        try:
+            apply_total(repo.store.config, repo.path, skip_source_validation=False)
+        except (FeastError, ValueError, TypeError, OSError) as error:
+            raise DefinitionError(f"Feast cannot apply {repo.path}: {error}") from error
+    repo.store.refresh_registry()
+
+
+@contextmanager
+def _inside(path: Path) -> Iterator[None]:
+    """Work in the repo's folder: Feast resolves some relative paths against it."""
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _import_definitions(path: Path) -> list[Any]:
+    """Import every file that ``feast apply`` would, as modules of the repo's own.
+
+    Modules that were imported from another repo under the same name are dropped first, so that one
+    process can open several repos.
+    """
+    from feast.repo_operations import get_repo_files, py_path_to_module
+
+    folder = str(path)
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__tallystick_repo__", None)
+        if origin is not None and origin != folder:
+            del sys.modules[name]
+            sys.path[:] = [entry for entry in sys.path if entry != origin]
+    if folder not in sys.path:
+        # Last, as Feast does: a file of the repo must not stand in for a library.
+        sys.path.append(folder)
+    modules = []
+    with _inside(path), _forgotten_on_failure(folder):
+        for file in sorted(get_repo_files(path)):
+            before = set(sys.modules)
+            try:
+                modules.append(importlib.import_module(py_path_to_module(file)))
+            except Exception as error:
+                # Any exception: the file is the user's code.
+                raise DefinitionError(
+                    f"{file} cannot be imported: {type(error).__name__}: {error}"
+                ) from error
+            finally:
+                for name in set(sys.modules) - before:
+                    _mark(sys.modules[name], folder)
+            _check_origin(modules[-1], file)
+    return modules
+
+
+@contextmanager
+def _forgotten_on_failure(folder: str) -> Iterator[None]:
+    """Leave no path behind in which another repo, opened by the same process, would look first."""
+    try:
+        yield
+    except DefinitionError:
+        sys.path[:] = [entry for entry in sys.path if entry != folder]
+        raise
+
+
+def _check_origin(module: Any, file: Path) -> None:
+    """Refuse a file whose name is that of another module: its definitions would be passed over.
+
+    Raises:
+        DefinitionError: What was imported is something else.
+    """
+    origin = getattr(module, "__file__", None)
+    if origin is None or Path(origin).resolve() != file:
+        raise DefinitionError(
+            f"{file} is not read: Python finds another module {module.__name__!r} first.",
+            hint="Rename the file.",
+        )
+
+
+def _mark(module: Any, folder: str) -> None:
+    file = getattr(module, "__file__", None)
+    if file and Path(file).is_relative_to(folder) and "site-packages" not in file:
+        module.__tallystick_repo__ = folder
+
+
+class _InputsReader:
+    """Reads :class:`ModelInputs` from a registry and collects every problem on the way."""
+
+    def __init__(self, repo: Repo, model: Model | None = None) -> None:
+        self._repo = repo
+        self._model = model
+        self._problems: list[Problem] = []
+        self._entity_keys: dict[str, str] = {}
+        self._request_fields: dict[str, str] = {}
+        self._features: list[FeatureSpec] = []
+        self._uses: dict[str, ViewUse] = {}
+        self._transforms: list[TransformSpec] = []
+
+    def read(self) -> ModelInputs:
+        assert self._model is not None
+        self._add(self._repo.feature_service(self._model.features.name))
+        self._check_label(self._model)
+        return self._inputs(
+            f"Model {self._model.name!r}", self._model.name, frame=self._model.frame
+        )
+
+    def read_service(self, service: FeatureService) -> ModelInputs:
+        self._add(service)
+        return self._inputs(f"Feature service {service.name!r}", "", frame=True)
+
+    def _add(self, service: FeatureService) -> None:
+        on_demand = {view.name for view in self._repo.store.list_on_demand_feature_views()}
+        for projection in service.feature_view_projections:
+            if projection.name in on_demand:
+                self._add_on_demand(projection)
+            else:
+                self._add_stored(projection, to_model=True)
+
+    def _inputs(self, what: str, model: str, *, frame: bool) -> ModelInputs:
+        if self._problems:
+            raise DefinitionError(f"{what} cannot be built from these definitions.", self._problems)
+        return ModelInputs(
+            project=self._repo.project,
+            model=model,
+            entity_keys=_columns(self._entity_keys),
+            request_fields=_columns(self._request_fields),
+            features=tuple(self._features),
+            views=tuple(self._uses.values()),
+            transforms=tuple(self._transforms),
+            frame=frame,
+        )
+
+    def _add_stored(self, projection: Any, *, to_model: bool) -> None:
+        view = self._repo.store.get_feature_view(projection.name)
+        spec = ViewSpec.from_feast(view)
+        name = projection.name_to_use()
+        wanted = [field.name for field in projection.features]
+        key_map = {
+            key: (projection.join_key_map or {}).get(key, key)
+            for key in spec.key_names
+            if key != NO_ENTITY_KEY
+        }
+        known = self._uses.get(name)
+        if known is not None and (known.spec, known.key_map) != (spec, key_map):
+            self._problems.append(
+                Problem(f"view {name}", "one view, by one set of keys", "two; use with_name")
+            )
+        before = known.columns if known is not None else ()
+        self._uses[name] = ViewUse(
+            spec=spec,
+            name=name,
+            key_map=key_map,
+            columns=tuple(column for column in spec.column_names if column in {*before, *wanted}),
+        )
+        for key in spec.join_keys:
+            if key.name != NO_ENTITY_KEY:
+                self._declare(self._entity_keys, "entity key", key_map[key.name], key.dtype)
+        if to_model:
+            types = {column.name: column.dtype for column in spec.columns}
+            for feature in wanted:
+                self._add_feature(name, feature, types[feature], kind="view")
+
+    def _add_on_demand(self, projection: Any) -> None:
+        view = self._repo.on_demand_view(projection.name)
+        inputs: dict[str, str] = {}
+        for source in view.source_feature_view_projections.values():
+            self._add_stored(source, to_model=False)
+            for field in source.features:
+                full = f"{source.name_to_use()}__{field.name}"
+                inputs[field.name] = full
+                inputs[full] = full
+        for source in view.source_request_sources.values():
+            for field in source.schema:
+                dtype = field.dtype.to_value_type().name
+                self._declare(self._request_fields, "request field", field.name, dtype)
+                inputs[field.name] = field.name
+        mode = "python_singleton" if view.singleton else view.mode
+        if mode not in {"python", "python_singleton", "pandas"}:
+            self._problems.append(
+                Problem(f"on-demand view {view.name}", 'mode="python" or "pandas"', repr(mode))
+            )
+            return
+        outputs = tuple(
+            Column(name=field.name, dtype=field.dtype.to_value_type().name)
+            for field in view.features
+        )
+        self._transforms.append(
+            TransformSpec(
+                name=projection.name_to_use(),
+                mode=mode,
+                code_hash=digest(view.feature_transformation.udf_string),
+                inputs=inputs,
+                outputs=outputs,
+            )
+        )
+        types = {column.name: column.dtype for column in outputs}
+        for field in projection.features:
+            self._add_feature(
+                projection.name_to_use(), field.name, types[field.name], kind="on_demand"
+            )
+
+    def _add_feature(self, view: str, feature: str, dtype: str, *, kind: Any) -> None:
+        name = f"{view}__{feature}"
+        model = self._model
+        usable = model is None or dtype in NUMERIC or dtype == "UNIX_TIMESTAMP"
+        if model is not None and not usable and not (model.frame and dtype == "STRING"):
+            self._problems.append(
+                Problem(
+                    f"feature {name}",
+                    "a number" if model.frame else "a number (or text, with frame=True)",
+                    dtype,
+                )
+            )
+        self._features.append(
+            FeatureSpec(name=name, view=view, feature=feature, dtype=dtype, kind=kind)
+        )
+
+    def _declare(self, known: dict[str, str], kind: str, name: str, dtype: str) -> None:
+        if known.setdefault(name, dtype) != dtype:
+            self._problems.append(Problem(f"{kind} {name}", known[name], f"{dtype} elsewhere"))
+
+    def _check_label(self, model: Model) -> None:
+        known = self._entity_keys.keys() | self._request_fields.keys()
+        self._problems += [
+            Problem(f"label key {key}", "an entity key or request field", "neither")
+            for key in model.label.keys
+            if key not in known
+        ]
+        computed = {feature.name for feature in self._features} | known
+        self._problems += [
+            Problem(f"slice {name}", f"one of {', '.join(sorted(computed))}", "unknown")
+            for name in model.slices
+            if name not in computed
+        ]
+
+
+def _columns(types: dict[str, str]) -> tuple[Column, ...]:
+    return tuple(Column(name=name, dtype=dtype) for name, dtype in types.items())

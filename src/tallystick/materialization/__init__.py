@@ -1,0 +1,1 @@
+"""Materialization: brings history online."""

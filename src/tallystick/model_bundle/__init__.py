@@ -1,0 +1,1 @@
+"""A trained model on disk: bundle, model matrix, compiled trees, reference statistics."""

@@ -1,0 +1,312 @@
+"""Feast's offline store interface over the fold, whatever engine computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureView, OnDemandFeatureView
+from feast.data_source import DataSource
+from feast.feature_logging import LoggingConfig, LoggingSource
+from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
+from feast.infra.offline_stores.offline_store import (
+    OfflineStore,
+    RetrievalJob,
+    RetrievalMetadata,
+)
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import RepoConfig
+from feast.utils import compute_non_entity_date_range
+
+from tallystick.clock import from_us
+from tallystick.errors import DefinitionError
+from tallystick.offline_store.duckdb_connection import EngineLimits
+from tallystick.offline_store.feast_monitoring import MetricFiles, feature_metrics, latest_event
+from tallystick.offline_store.point_in_time_join import as_microseconds
+from tallystick.offline_store.pull import Pull
+from tallystick.offline_store.retrieval_job import (
+    SPINE_TIME,
+    FoldEngine,
+    FoldRetrievalJob,
+    short_names,
+    spine_between,
+    spine_of,
+    view_read,
+)
+from tallystick.offline_store.sources.file_source import is_delta, open_source, source_place
+from tallystick.offline_store.sources.parquet_writer import add_file, append
+from tallystick.point_in_time.rule import VisibilityClock
+
+
+class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
+    """A history of rows, read by the fold on some engine.
+
+    ``get_historical_features`` returns one row per entity row, in its order, with the entity
+    DataFrame's own columns first and features in their declared types.
+    """
+
+    supports_filter_by_created_timestamp = True
+
+    @classmethod
+    def engine(cls, config: RepoConfig) -> FoldEngine:
+        """What computes the answers."""
+        raise NotImplementedError
+
+    @classmethod
+    def limits(cls, config: RepoConfig) -> EngineLimits | None:  # noqa: ARG003 - some have none
+        """What DuckDB may take where Feast's monitoring profiles features."""
+        return None
+
+    @classmethod
+    def get_historical_features(  # noqa: PLR0917 - Feast's signature
+        cls,
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | pa.Table | str | None,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,  # noqa: FBT001, FBT002 - Feast's signature
+        **kwargs: Any,
+    ) -> RetrievalJob:
+        """Features at the request times of an entity DataFrame, Arrow table or SQL query.
+
+        Without entity rows: for every key at every moment from ``start_date`` to ``end_date`` at
+        which a row of it became visible in one of the views. As with Feast's stores ``end_date`` is
+        now by default, and ``start_date`` the longest ttl before it, or 30 days.
+
+        ``filter_by_created_timestamp=True`` asks for the knowledge clock whatever the config says.
+
+        Raises:
+            InputError: The entity rows cannot be used.
+            DataError: A source does not fit its view, or lacks the time that the clock asks for.
+        """
+        forced = kwargs.get("filter_by_created_timestamp", False)
+        clock = VisibilityClock.KNOWLEDGE if forced else VisibilityClock(config.offline_store.clock)
+        reads = [view_read(view, feature_refs) for view in feature_views]
+        engine = cls.engine(config)
+        if entity_df is None:
+            start, end = compute_non_entity_date_range(
+                feature_views, start_date=kwargs.get("start_date"), end_date=kwargs.get("end_date")
+            )
+            spine, request_time = (
+                spine_between(engine, reads, start=start, end=end, clock=clock),
+                SPINE_TIME,
+            )
+        else:
+            spine, request_time = spine_of(entity_df, engine)
+
+        def produce() -> pa.Table:
+            table = engine.point_in_time(spine, request_time=request_time, reads=reads, clock=clock)
+            return table if full_feature_names else short_names(table, spine, reads)
+
+        times = pc.min_max(as_microseconds(spine[request_time])).as_py()
+        return FoldRetrievalJob(
+            produce,
+            config=config,
+            on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            full_feature_names=full_feature_names,
+            metadata=RetrievalMetadata(
+                features=feature_refs,
+                keys=[name for name in spine.column_names if name != request_time],
+                min_event_timestamp=None if times["min"] is None else from_us(times["min"]),
+                max_event_timestamp=None if times["max"] is None else from_us(times["max"]),
+            ),
+        )
+
+    @classmethod
+    def pull_latest_from_table_or_query(  # noqa: PLR0917 - Feast's signature
+        cls,
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> RetrievalJob:
+        """The winning row of each key among those with an event time in [start, end]."""
+        pull = Pull(
+            tuple(join_key_columns),
+            tuple(feature_name_columns),
+            timestamp_field,
+            created_timestamp_column or None,
+            start_date,
+            end_date,
+        )
+        return FoldRetrievalJob(
+            lambda: cls.engine(config).pull_latest(data_source, pull), config=config
+        )
+
+    @classmethod
+    def pull_all_from_table_or_query(  # noqa: PLR0917 - Feast's signature
+        cls,
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """All rows with an event time in [start, end], in source order."""
+        pull = Pull(
+            tuple(join_key_columns),
+            tuple(feature_name_columns),
+            timestamp_field,
+            created_timestamp_column or None,
+            start_date,
+            end_date,
+        )
+        return FoldRetrievalJob(
+            lambda: cls.engine(config).pull_all(data_source, pull), config=config
+        )
+
+    def get_table_column_names_and_types_from_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> Iterable[tuple[str, str]]:
+        """Name of each column of a source, and its type as pyarrow writes it.
+
+        Feast itself looks for a Delta table's relative path elsewhere than in the repo's folder,
+        and reaches no endpoint without TLS.
+
+        Raises:
+            DataError: The source cannot be read.
+        """
+        if isinstance(data_source, FileSource) and is_delta(
+            data_source, source_place(data_source, config.repo_path)
+        ):
+            schema = open_source(data_source, config.repo_path).schema
+            return [(field.name, str(field.type)) for field in schema]
+        found: Iterable[tuple[str, str]] = data_source.get_table_column_names_and_types(config)
+        return found
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig,
+        feature_view: FeatureView,
+        table: pa.Table,
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Append rows to a view's source, all of them or none.
+
+        Raises:
+            DataError: The columns do not fit the source.
+        """
+        append(feature_view.batch_source, table, repo_path=config.repo_path)
+        if progress:
+            progress(table.num_rows)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,  # noqa: ARG004 - Feast's signature
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,  # noqa: ARG004
+    ) -> None:
+        """Add logged features to the destination's folder: one file, or one commit.
+
+        They are there whole or not at all, so the destination's ``partition_by`` has no effect.
+
+        Raises:
+            DefinitionError: The destination is not a folder of files.
+        """
+        import pyarrow.parquet as pq
+
+        destination = logging_config.destination
+        if not isinstance(destination, FileLoggingDestination):
+            raise DefinitionError(
+                f"Features cannot be logged to a {type(destination).__name__}.",
+                hint="Use feast's FileLoggingDestination.",
+            )
+        table = pq.read_table(data) if isinstance(data, Path) else data
+        logs = destination.to_data_source()
+        if is_delta(logs, source_place(logs, config.repo_path)):
+            append(logs, table, repo_path=config.repo_path)
+            return
+        add_file(table, source_place(logs, config.repo_path))
+
+    @classmethod
+    def compute_monitoring_metrics(  # noqa: PLR0917 - Feast's signature
+        cls,
+        config: RepoConfig,
+        data_source: DataSource,
+        feature_columns: list[tuple[str, str]],
+        timestamp_field: str,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        histogram_bins: int = 20,
+        top_n: int = 10,
+    ) -> list[dict[str, Any]]:
+        """Profiles and histograms of features, for Feast's monitoring."""
+        return feature_metrics(
+            data_source,
+            feature_columns,
+            event=timestamp_field,
+            start=start_date,
+            end=end_date,
+            bins=histogram_bins,
+            top=top_n,
+            config=cls.limits(config),
+            repo_path=config.repo_path,
+        )
+
+    @classmethod
+    def get_monitoring_max_timestamp(
+        cls, config: RepoConfig, data_source: DataSource, timestamp_field: str
+    ) -> datetime | None:
+        """The last event time of a source; None where nothing was written yet."""
+        return latest_event(
+            data_source, timestamp_field, config=cls.limits(config), repo_path=config.repo_path
+        )
+
+    @staticmethod
+    def ensure_monitoring_tables(config: RepoConfig) -> None:
+        """Make the files in which Feast's monitoring keeps its metrics."""
+        MetricFiles(config.repo_path).ensure()
+
+    @staticmethod
+    def save_monitoring_metrics(
+        config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]
+    ) -> None:
+        """Keep metrics of Feast's monitoring; those with the same key are replaced."""
+        if metrics:
+            MetricFiles(config.repo_path).save(metric_type, metrics)
+
+    @staticmethod
+    def query_monitoring_metrics(  # noqa: PLR0917 - Feast's signature
+        config: RepoConfig,
+        project: str,
+        metric_type: str,
+        filters: dict[str, Any] | None = None,
+        start_date: date | None = None,
+        end_date: date | None = None,
+    ) -> list[dict[str, Any]]:
+        """Metrics that Feast's monitoring kept."""
+        return MetricFiles(config.repo_path).query(
+            metric_type, project=project, filters=filters or {}, start=start_date, end=end_date
+        )
+
+    @staticmethod
+    def clear_monitoring_baseline(
+        config: RepoConfig,
+        project: str,
+        feature_view_name: str | None = None,
+        feature_name: str | None = None,
+        data_source_type: str | None = None,
+    ) -> None:
+        """Have no metrics that match be a baseline."""
+        MetricFiles(config.repo_path).clear_baseline(
+            project,
+            feature_view_name=feature_view_name,
+            feature_name=feature_name,
+            data_source_type=data_source_type,
+        )

@@ -1,0 +1,217 @@
+"""The history of a view as it was served: the journal of its online writes, ready for the fold.
+
+What the fold does not know of an online store is put into the columns that it compares:
+
+- A row without created time counts, online, as created at its event time; and of full ties a row of
+  another definition replaces the one that is there. So ``created_us`` is not a time here but a
+  number in the order in which rows replace each other; ``known_us`` is the time.
+- All rows of a view may go at once. How often they had done so is one more key, of rows and of
+  requests alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tallystick.definitions.feature_repo import state_dir
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.definitions.feature_view import ViewSpec
+from tallystick.errors import StateError
+from tallystick.offline_store.column_casts import declared_type, key_sql
+from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, common_schema
+from tallystick.offline_store.view_history import History, ViewRead
+from tallystick.online_store.journal.journal_entry import (
+    CREATED,
+    EVENT,
+    WRITTEN,
+    feature_column,
+    key_column,
+    keys_of,
+)
+from tallystick.online_store.journal.write_journal import (
+    cut_off_in,
+    definitions_in,
+    removals_in,
+    view_folder,
+)
+from tallystick.point_in_time.rule import quoted
+from tallystick.storage.locations import LOCAL
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_TIMES: Final = {"event_us": EVENT, "known_us": CREATED, "visible_us": WRITTEN}
+_SECOND_US: Final = 1_000_000
+_REMOVALS: Final = "key_removals"
+
+
+@dataclass(frozen=True)
+class ServedHistory(History):
+    """A history from a journal.
+
+    Attributes:
+        removed_us: When all rows of the view went; ascending.
+        time_keys: Keys that are times, which are told apart by whole seconds online.
+        known_sql: Position and ``known_us`` of all rows, in parentheses.
+    """
+
+    removed_us: tuple[int, ...] = ()
+    time_keys: tuple[str, ...] = ()
+    known_sql: str = ""
+
+    created = "known_us"
+
+    def asked(self, spine: pa.Table) -> pa.Table:
+        """The spine with the number of removals before each request."""
+        import numpy as np
+        import pyarrow as pa
+
+        for name in self.time_keys:
+            cut: Any = spine[name].to_pandas(integer_object_nulls=True)
+            place = spine.column_names.index(name)
+            seconds = [None if each is None else each // _SECOND_US * _SECOND_US for each in cut]
+            spine = spine.set_column(place, name, pa.array(seconds, pa.int64()))
+        before = np.searchsorted(
+            np.array(self.removed_us, np.int64), spine["request_us"].to_numpy(), side="right"
+        )
+        return spine.append_column(_REMOVALS, pa.array(before, pa.int64()))
+
+    def told(self, matched: str) -> str:
+        """See :meth:`History.told`."""
+        places = " AND ".join(f"known.{name} = matched.{name}" for name in self.position)
+        return (
+            f"SELECT matched.* REPLACE (known.known_us AS created_us) FROM ({matched}) AS matched "
+            f"LEFT JOIN {self.known_sql} AS known ON {places}"
+        )
+
+
+def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
+    """The journal of a view's online writes, as a history.
+
+    Rows of other definitions of the view count, and have the features that are the same by name and
+    type, as when they are read online.
+
+    Raises:
+        StateError: There is no journal, or it has a write that was cut off.
+        DamagedError: The journal cannot be read.
+    """
+    spec, features = read.spec, read.features
+    folder = view_folder(state_dir(Path(repo_path or ".")), spec.name)
+    written = [
+        (hash_, other) for hash_, other in definitions_in(folder).items() if _same_keys(spec, other)
+    ]
+    found = sorted(
+        (file.name, file, number)
+        for number, (hash_, _) in enumerate(written)
+        for file in (folder / hash_).glob("[!.]*.parquet")
+    )
+    if not found:
+        raise StateError(
+            f"View {spec.name} has no journal of online writes in {folder}, so that what was "
+            "served cannot be told.",
+            hint="Set  journal: true  in the online_store of feature_store.yaml, and write all "
+            "that is online once more:  tally materialize --again",
+        )
+    if cut_off_in(folder):
+        raise StateError(
+            f"A write of view {spec.name} was cut off, and it is not known how far it came.",
+            hint="Write the view once more, which settles it:  tally materialize",
+        )
+    signature = tuple(
+        (file.as_posix(), stat.st_mtime_ns, stat.st_size)
+        for _, file, _ in found
+        for stat in (file.stat(),)
+    )
+    files = SourceFiles(f"the journal {folder}", signature, common_schema(LOCAL, signature))
+    stored = [feature_column(column) for column in features]
+    keys = {
+        f"key_{at}": _key_sql(files, key_column(key.name), key.dtype)
+        for at, key in enumerate(keys_of(spec))
+    } or {"key_0": "0"}
+    values = {
+        f"value_{at}": quoted(name) if name in files.schema.names else "NULL"
+        for at, name in enumerate(stored)
+    }
+    removed = removals_in(folder)
+    definition = f"[{', '.join(str(number) for _, _, number in found)}][file_index::BIGINT + 1]"
+    rows = _rows_sql(files, keys, values, removed, definition)
+    names = (*keys, _REMOVALS)
+    sql = _ordered_sql(rows, names) if len(written) > 1 else _plain_sql(rows)
+    return ServedHistory(
+        sql=sql,
+        whole=files,
+        whole_sql=lambda: sql,
+        keys=names,
+        values=tuple(values),
+        columns=tuple(stored),
+        types=tuple(declared_type(each.dtype, arrow_type(each.dtype)) for each in features),
+        files=files,
+        what=f"view {spec.name} from its journal {folder}",
+        removed_us=tuple(removed),
+        time_keys=tuple(
+            f"key_{at}" for at, key in enumerate(keys_of(spec)) if key.dtype == "UNIX_TIMESTAMP"
+        ),
+        known_sql=f"(SELECT known_us, {', '.join(POSITION)} FROM {rows} AS written)",
+    )
+
+
+def _same_keys(one: ViewSpec, other: ViewSpec) -> bool:
+    """Whether two definitions of a view find each other's rows online."""
+
+    def told(spec: ViewSpec) -> list[tuple[str, str]]:
+        # Integers of both widths are one key online.
+        return sorted((key.name, key.dtype.replace("INT32", "INT64")) for key in keys_of(spec))
+
+    return told(one) == told(other)
+
+
+def _key_sql(files: SourceFiles, column: str, dtype: str) -> str:
+    return key_sql(quoted(column), dtype, files.schema.field(column).type)
+
+
+def _rows_sql(
+    files: SourceFiles,
+    keys: dict[str, str],
+    values: dict[str, str],
+    removed: Sequence[int],
+    definition: str,
+) -> str:
+    """All rows of the journal that have a key, with the number of their definition."""
+    before = " + ".join(f"(visible_us >= {moment})::BIGINT" for moment in removed) or "0"
+    columns = {
+        **keys,
+        **values,
+        **{name: f"epoch_us({quoted(column)})" for name, column in _TIMES.items()},
+        "definition": definition,
+        POSITION[0]: "file_index",
+        POSITION[1]: "file_row_number",
+    }
+    selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
+    complete = " AND ".join(f"{key} IS NOT NULL" for key in keys)
+    return (
+        f"(SELECT *, ({before})::BIGINT AS {_REMOVALS} "
+        f"FROM (SELECT {selected} FROM {files.relation}) AS entry WHERE {complete})"
+    )
+
+
+def _plain_sql(rows: str) -> str:
+    """Rows of one definition: of full ties the first stays."""
+    return f"(SELECT *, coalesce(known_us, event_us) AS created_us FROM {rows} AS written)"
+
+
+def _ordered_sql(rows: str, keys: Sequence[str]) -> str:
+    """Rows of several definitions: full ties of another definition replace the last."""
+    same = ", ".join((*keys, "event_us"))
+    tied = f"PARTITION BY {same}, told_us ORDER BY visible_us, {', '.join(POSITION)}"
+    return f"""(
+    SELECT *, dense_rank() OVER (PARTITION BY {same} ORDER BY told_us, changes) AS created_us
+    FROM (
+      SELECT *, sum(is_other) OVER ({tied} ROWS UNBOUNDED PRECEDING) AS changes
+      FROM (
+        SELECT *, (definition IS DISTINCT FROM lag(definition) OVER ({tied}))::BIGINT AS is_other
+        FROM (SELECT *, coalesce(known_us, event_us) AS told_us FROM {rows} AS written) AS told
+      ) AS compared
+    ) AS counted)"""

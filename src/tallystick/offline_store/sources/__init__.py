@@ -1,0 +1,1 @@
+"""The data sources of Feast views: Parquet files and Delta tables."""

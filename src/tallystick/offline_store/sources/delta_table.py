@@ -1,0 +1,410 @@
+"""Delta tables: the files of one version, read as Parquet, and what the table's log says of them.
+
+The log names the files that count, gives the values of partitions, and tells rows, nulls and the
+ends of each column; so files that cannot matter are left out without being opened. What a table
+asks of its readers beyond that is done here, or refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import compress
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from urllib.parse import unquote
+
+from tallystick.errors import DataError, MissingExtraError, TallystickError, UnavailableError
+from tallystick.offline_store.column_casts import family
+from tallystick.offline_store.sources.file_source import SourceFiles
+from tallystick.offline_store.sources.hive_partitions import SQL_TYPES, list_sql
+from tallystick.point_in_time.rule import quoted
+from tallystick.storage.locations import (
+    CONNECT_TIMEOUT_S,
+    REQUEST_TIMEOUT_S,
+    Place,
+    make_readable,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+READ_FEATURES: Final = frozenset(
+    {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "deletionVectors", "columnMapping"}
+)
+"""What a table may ask of its readers; of column mapping only that it is not in use."""
+
+DELETED_ROWS_MAX: Final = 100_000
+"""Rows that deletion vectors may take from one table; they become part of every query."""
+
+TOLD_WITHIN_US: Final = 999
+"""The log cuts times to milliseconds."""
+
+_RETRIES: Final = 3
+_TEXT_MAX: Final = 400
+_NO_ANSWER: Final = ("error sending request", "(Connect)", "timed out", "dns error")
+_UNOPENED: Final = re.compile(r"%[0-9A-Fa-f]{2}|[\[\]|^\\]")
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m|↳")
+
+
+@dataclass(frozen=True)
+class DeltaFiles(SourceFiles):
+    """The files of one version of a Delta table.
+
+    Attributes:
+        adds: The log's entry of each file, in order: ``num_records``, and the structs
+            ``null_count``, ``min`` and ``max``, which lack columns that it says nothing of.
+        deleted: For each file the rows of it that do not count.
+    """
+
+    adds: pa.Table = None
+    deleted: tuple[tuple[int, ...], ...] = ()
+
+    are_fixed: ClassVar[bool] = True
+
+    int96_unit: ClassVar[str | None] = "us"
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows in all files, those that do not count included."""
+        told = self.adds["num_records"]
+        if told.null_count:
+            return sum(each.num_rows for each in self.footers)
+        return sum(told.to_pylist())
+
+    @property
+    def relation(self) -> str:
+        """The files as a DuckDB relation, with every column of the table and in its types."""
+        if not self.signature:
+            none = ", ".join(_null_sql(self.schema))
+            return (
+                f"(SELECT {none}, 0::BIGINT AS file_index, 0::BIGINT AS file_row_number "
+                "WHERE false) AS files"
+            )
+        have = set(self._own_columns)
+        lacking = [each for each in self.schema if each.name not in have | self.partitions.keys()]
+        columns = [
+            *(
+                _typed_sql(each)
+                for each in self.schema
+                if each.name in have and each.name not in self.partitions
+            ),
+            *(list_sql(name, values) for name, values in self.partitions.items()),
+            *_null_sql(lacking),
+            "file_index",
+            "file_row_number",
+        ]
+        return f"(SELECT {', '.join(columns)} FROM {self.read_sql}{self._kept_sql}) AS files"
+
+    @property
+    def _own_columns(self) -> list[str]:
+        """Columns that some file has."""
+        schemas = (each.schema.to_arrow_schema() for each in self.footers)
+        return list(dict.fromkeys(name for schema in schemas for name in schema.names))
+
+    @property
+    def _kept_sql(self) -> str:
+        """The condition that leaves out rows that do not count."""
+        gone = [(at, row) for at, rows in enumerate(self.deleted) for row in rows]
+        if not gone:
+            return ""
+        files, rows = (", ".join(map(str, each)) for each in zip(*gone, strict=True))
+        return (
+            f" WHERE NOT EXISTS (SELECT 1 FROM (SELECT unnest([{files}]) AS gone_file, "
+            f"unnest([{rows}]) AS gone_row) AS gone "
+            "WHERE gone_file = file_index AND gone_row = file_row_number)"
+        )
+
+    def only(self, wanted: list[bool]) -> DeltaFiles:
+        """Some of the files, in their order."""
+        import pyarrow as pa
+
+        mask = pa.array(wanted, pa.bool_())
+        return replace(
+            self,
+            signature=tuple(compress(self.signature, wanted)),
+            partitions={name: values.filter(mask) for name, values in self.partitions.items()},
+            adds=self.adds.filter(mask),
+            deleted=tuple(compress(self.deleted, wanted)),
+        )
+
+    def told_nulls(self, column: str) -> list[int | None]:
+        """Nulls of a column in each file; None where the log does not say it."""
+        found = self._told("null_count", column)
+        return [None] * len(self.signature) if found is None else found.to_pylist()
+
+    def told_times(self, column: str) -> list[tuple[int, int] | None]:
+        """First and last time of a column in each file; None where the log does not say them."""
+        import pyarrow as pa
+
+        first, last = (self._told(side, column) for side in ("min", "max"))
+        if first is None or last is None or family(first.type) != "time":
+            return [None] * len(self.signature)
+        kind = pa.timestamp("us", tz=getattr(first.type, "tz", None))
+        ends = (each.cast(kind).cast(pa.int64()).to_pylist() for each in (first, last))
+        return [
+            None if low is None or high is None else (low - TOLD_WITHIN_US, high + TOLD_WITHIN_US)
+            for low, high in zip(*ends, strict=True)
+        ]
+
+    def _told(self, what: str, column: str) -> Any:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if what not in self.adds.column_names:
+            return None
+        structs = self.adds[what]
+        names = [each.name for each in structs.type]
+        return (
+            pc.struct_field(structs, names.index(column))
+            if names.count(column) == 1 and not pa.types.is_nested(structs.type[column].type)
+            else None
+        )
+
+    def conformed(self, part: pa.Table) -> pa.Table:
+        """Columns of a file in the types of the table; other writers store times otherwise."""
+        for at, each in enumerate(part.schema):
+            if each.name in self.schema.names:
+                kind = self.schema.field(each.name).type
+                if each.type != kind:
+                    part = part.set_column(at, each.name, part[at].cast(kind))
+        return part
+
+
+def open_delta(place: Place, label: str) -> DeltaFiles:
+    """The files of the newest version of a Delta table, in the order in which they were written.
+
+    Args:
+        place: The table's folder.
+        label: It, as its owner wrote it, for messages.
+
+    Raises:
+        DataError: There is no table, or it cannot be read, or not without misreading it.
+        MissingExtraError: The package for Delta is not installed.
+        UnavailableError: The object store did not answer.
+    """
+    import pyarrow as pa
+
+    table = opened(place, label)
+    if table is None:
+        raise DataError(
+            f"The source {label} has no Delta table: {place} does not exist, or is none.",
+            hint="Write the source's data first, or correct its path or its file_format.",
+        )
+    make_readable(place.store)
+    require_readable(table, label)
+    with translated(label):
+        schema = pa.schema(table.schema().to_arrow())
+        adds = pa.table(table.get_add_actions(flatten=False))
+        adds = adds.sort_by([("modification_time", "ascending"), ("path", "ascending")])
+        by = table.metadata().partition_columns
+    paths = [_path(place, each, label) for each in adds["path"].to_pylist()]
+    partitions = {name: _values(adds, name, label) for name in by}
+    for name, values in partitions.items():
+        kind = pa.field(name, values.type)
+        schema = schema.set(schema.get_field_index(name), kind)
+    changed = adds["modification_time"].to_pylist()
+    sizes = adds["size_bytes"].to_pylist()
+    return DeltaFiles(
+        label,
+        tuple(
+            (path, at * 1_000_000, size)
+            for path, at, size in zip(paths, changed, sizes, strict=True)
+        ),
+        schema.remove_metadata(),
+        place.store,
+        partitions,
+        adds,
+        _deleted(table, adds["path"].to_pylist(), label),
+    )
+
+
+def opened(place: Place, label: str) -> Any:
+    """The newest version of a table as a ``deltalake.DeltaTable``; None if there is no table.
+
+    Raises:
+        DataError: It cannot be read.
+        MissingExtraError: The package for Delta is not installed.
+        UnavailableError: The object store did not answer.
+    """
+    try:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+    except ImportError as error:
+        raise MissingExtraError(f"The Delta table {label}", "delta") from error
+    if _UNOPENED.search(place.path):
+        raise DataError(
+            f"The Delta table {label} has a sign in its path that the package for Delta does not "
+            "take.",
+            hint=r"Rename its folder:  %  before two digits, and  [ ] | ^ \  are such signs.",
+        )
+    with translated(label):
+        try:
+            return DeltaTable(str(place), storage_options=storage_options(place))
+        except TableNotFoundError:
+            return None
+
+
+def require_readable(table: Any, label: str) -> None:
+    """Refuse a table, by :func:`opened`, whose files do not mean what they say.
+
+    Raises:
+        DataError: Its columns have other names in the files, or it asks for what is not known here.
+    """
+    with translated(label):
+        unknown = sorted(set(table.protocol().reader_features or ()) - READ_FEATURES)
+        mapping = table.metadata().configuration.get("delta.columnMapping.mode", "none")
+    if mapping != "none":
+        unknown.append("columnMapping")
+    if unknown:
+        raise DataError(
+            f"The Delta table {label} cannot be read without {', '.join(unknown)}, "
+            "which is not supported.",
+            hint="Write it anew without, or read it on Spark as a SparkSource.",
+        )
+
+
+def storage_options(place: Place) -> dict[str, str] | None:
+    """How the table's log is reached: as its files are, but for credentials, which are found."""
+    store = place.store
+    if store.is_local:
+        return None
+    options = {
+        "connect_timeout": f"{CONNECT_TIMEOUT_S:g}s",
+        "timeout": f"{REQUEST_TIMEOUT_S:g}s",
+        "max_retries": str(_RETRIES),
+        "retry_timeout": f"{REQUEST_TIMEOUT_S:g}s",
+    }
+    if store.scheme == "s3":
+        options["AWS_REGION"] = store.filesystem.region
+    if store.endpoint:
+        has_scheme = "://" in store.endpoint
+        options["AWS_ENDPOINT_URL"] = store.endpoint if has_scheme else f"https://{store.endpoint}"
+        options["AWS_ALLOW_HTTP"] = str(store.endpoint.startswith("http://")).lower()
+    return options
+
+
+@contextmanager
+def translated(label: str) -> Iterator[None]:
+    """Turn the errors of the package for Delta into ours.
+
+    Raises:
+        UnavailableError: The object store did not answer.
+        DataError: Anything else.
+    """
+    try:
+        yield
+    except TallystickError:
+        raise
+    except Exception as error:  # The package raises bare ones too.
+        text = " ".join(_COLOURS.sub(" ", str(error)).split("\n   0:")[0].split())[:_TEXT_MAX]
+        if any(sign in text for sign in _NO_ANSWER):
+            raise UnavailableError(f"The store of {label}", text) from error
+        raise DataError(
+            f"The Delta table {label} cannot be used: {text}",
+            hint="Correct the path, the credentials, or the table.",
+        ) from error
+
+
+def _path(place: Place, path: str, label: str) -> str:
+    """A file's path in its store, from the log's."""
+    if "://" in path or path.startswith(("/", "file:")):
+        raise DataError(
+            f"The Delta table {label} has files outside of its folder, which are not read.",
+            hint="Copy the table whole rather than as a shallow clone.",
+        )
+    return f"{place.path}/{unquote(path)}"
+
+
+def _values(adds: pa.Table, name: str, label: str) -> Any:
+    """A partition's value for each file, in the types of those that folders' names give."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    structs = adds["partition"].combine_chunks()
+    values = pc.struct_field(structs, structs.type.get_field_index(name))
+    sort = family(values.type)
+    held = {
+        "integer": pa.int64(),
+        "float": pa.float64(),
+        "bool": pa.bool_(),
+        "text": pa.string(),
+        "time": pa.timestamp("us"),
+    }
+    if sort not in SQL_TYPES:
+        raise DataError(
+            f"The Delta table {label} is partitioned by {name} of type {values.type}, which is not "
+            "supported.",
+            hint="Partition it by whole numbers, text or times.",
+        )
+    return values.cast(held[sort])
+
+
+def _deleted(table: Any, paths: Sequence[str], label: str) -> tuple[tuple[int, ...], ...]:
+    """For each file the rows that its deletion vector takes away.
+
+    Raises:
+        DataError: There are more of them than can be held.
+    """
+    import pyarrow as pa
+
+    none: tuple[tuple[int, ...], ...] = ((),) * len(paths)
+    if "deletionVectors" not in (table.protocol().reader_features or ()):
+        return none
+    with translated(label):
+        vectors = pa.table(table.deletion_vectors())
+    depths = {path.count("/") + 1 for path in paths}
+    rows: dict[str, tuple[int, ...]] = {}
+    left = DELETED_ROWS_MAX
+    for uri, kept in zip(vectors["filepath"], vectors["selection_vector"], strict=True):
+        gone = [at for at, keeps in enumerate(kept.as_py()) if not keeps]
+        left -= len(gone)
+        # Its path in the table is some end of it.
+        parts = uri.as_py().split("/")
+        rows |= {"/".join(parts[-depth:]): tuple(gone) for depth in depths}
+        if left < 0:
+            raise DataError(
+                f"The Delta table {label} has more than {DELETED_ROWS_MAX:,} rows that are deleted "
+                "and still in its files.",
+                hint="Rewrite these files:  REORG TABLE ... APPLY (PURGE)  in Spark.",
+            )
+    found = tuple(rows.get(path, ()) for path in paths)
+    if sum(bool(each) for each in found) < vectors.num_rows:
+        raise DataError(
+            f"The Delta table {label} has deletion vectors that belong to none of its files.",
+            hint="Rewrite its files:  REORG TABLE ... APPLY (PURGE)  in Spark.",
+        )
+    return found
+
+
+def _typed_sql(column: pa.Field) -> str:
+    """A column; a time in the table's type, since other writers' files have it without a zone."""
+    import pyarrow as pa
+
+    name = quoted(column.name)
+    if not pa.types.is_timestamp(column.type):
+        return name
+    kind = "TIMESTAMP" if column.type.tz is None else "TIMESTAMPTZ"
+    return f"CAST({name} AS {kind}) AS {name}"
+
+
+def _null_sql(columns: Sequence[pa.Field] | pa.Schema) -> list[str]:
+    """Columns of nulls, in their types."""
+    import pyarrow as pa
+
+    from tallystick.offline_store.duckdb_connection import connect
+
+    fields = list(columns)
+    if not fields:
+        return []
+    connection = connect()
+    try:
+        kinds = connection.from_arrow(pa.schema(fields).empty_table()).types
+    finally:
+        connection.close()
+    return [
+        f"CAST(NULL AS {kind}) AS {quoted(each.name)}"
+        for each, kind in zip(fields, kinds, strict=True)
+    ]

@@ -1,0 +1,341 @@
+"""The files behind a Feast ``FileSource``: which they are, and what columns they have."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import compress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from tallystick.errors import DataError, DefinitionError
+from tallystick.offline_store.sources.hive_partitions import Partitions, folder_values, list_sql
+from tallystick.offline_store.sources.snapshot import Snapshots
+from tallystick.storage.locations import (
+    LOCAL,
+    Place,
+    Store,
+    make_readable,
+    place_of,
+    translated,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+POSITION = ("file_position", "row_position")
+"""Columns by which the rows of a source ascend: files by name, then rows within a file."""
+
+DELTA: Final = "DeltaFormat"
+"""Feast's format of a source that is a Delta table."""
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """The files of a source as they are now.
+
+    Attributes:
+        label: The source's path as its owner wrote it, for messages.
+        signature: Path, time of change in ns and size in bytes of each file, ordered by path.
+        schema: Columns of all files together, and those that folders' names give.
+        store: What they are in.
+        partitions: Column that the folders' names give → its value for each file.
+    """
+
+    label: str
+    signature: tuple[tuple[str, int, int], ...]
+    schema: pa.Schema
+    store: Store = LOCAL
+    partitions: Partitions = field(default_factory=dict)
+
+    are_fixed: ClassVar[bool] = False
+    """Whether no file is ever written under the name of one that was there."""
+
+    @property
+    def footers(self) -> list[Any]:
+        """What each file says of itself: ``pyarrow.parquet.FileMetaData``."""
+        if self.store.is_local:
+            return [footer(self.store, each) for each in self.signature]
+        return footers_of(self.store, self.signature)
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows in all files."""
+        return sum(each.num_rows for each in self.footers)
+
+    @property
+    def relation(self) -> str:
+        """The files as a DuckDB relation, in source order."""
+        if not self.partitions:
+            return self.read_sql
+        given = ", ".join(list_sql(name, values) for name, values in self.partitions.items())
+        return f"(SELECT *, file_index, file_row_number, {given} FROM {self.read_sql}) AS files"
+
+    @property
+    def read_sql(self) -> str:
+        """DuckDB's call that reads the files, with the columns that they have."""
+        paths = ", ".join(
+            "'" + self.store.address(path).replace("'", "''") + "'" for path, _, _ in self.signature
+        )
+        union = ", union_by_name = true" if len(self.signature) > 1 else ""
+        return f"read_parquet([{paths}], hive_partitioning = false{union})"
+
+    def only(self, wanted: list[bool]) -> SourceFiles:
+        """Some of the files, in their order; the schema stays that of all."""
+        import pyarrow as pa
+
+        mask = pa.array(wanted, pa.bool_())
+        return SourceFiles(
+            label=self.label,
+            signature=tuple(compress(self.signature, wanted)),
+            schema=self.schema,
+            store=self.store,
+            partitions={name: values.filter(mask) for name, values in self.partitions.items()},
+        )
+
+    def told_nulls(self, column: str) -> list[int | None]:  # noqa: ARG002 - nothing tells it here
+        """Nulls of a column in each file, by what is known of it unopened; None for unknown."""
+        return [None] * len(self.signature)
+
+    def told_times(self, column: str) -> list[tuple[int, int] | None]:  # noqa: ARG002 - likewise
+        """Times between which a column is in each file, as :meth:`told_nulls`.
+
+        Both are included, in microseconds since 1970 in UTC.
+        """
+        return [None] * len(self.signature)
+
+    int96_unit: ClassVar[str | None] = None
+    """What Parquet's old times are read in; None for nanoseconds, which do not reach far."""
+
+    def conformed(self, part: pa.Table) -> pa.Table:
+        """Columns of one of the files, in types in which those of all fit together."""
+        return part
+
+
+def open_source(
+    source: Any,
+    repo_path: Path | str | None,
+    *,
+    declared: Mapping[str, str] | None = None,
+    snapshots: Snapshots | None = None,
+) -> SourceFiles:
+    """Look up the files of a Feast source.
+
+    A path is one Parquet file, a folder (its ``*.parquet`` files at any depth) or a glob, on this
+    machine or in an object store. Files are ordered by path; those whose name starts with a dot or
+    an underscore are left out. Where every file is in a folder called ``name=value``, ``name`` is a
+    column, unless the files have one of that name.
+
+    A folder that is a Delta table is read as one, whether or not its source says so: what its log
+    does not name does not count.
+
+    Args:
+        source: A Feast ``FileSource``.
+        repo_path: The repo's folder, from which relative paths are taken.
+        declared: Column → Feast type, for columns that folders' names give; the others are
+            integers, dates or text, by what fits all folders.
+        snapshots: The versions of Delta tables of which the answer is made; None for the newest.
+
+    Raises:
+        DataError: There is no file, one cannot be read, two differ in a column's type, or a
+            folder's name has no value of the declared type.
+        DefinitionError: The source is of a kind that is not read here.
+        MissingExtraError: It is a Delta table, and the package for these is not installed.
+        UnavailableError: The object store did not answer.
+    """
+    path = getattr(source, "path", None)
+    file_format = type(getattr(source, "file_format", None)).__name__
+    if not path or file_format not in {"NoneType", "ParquetFormat", DELTA}:
+        raise DefinitionError(
+            f"The source {getattr(source, 'name', source)!r} ({type(source).__name__}, "
+            f"{file_format}) is no FileSource that is read here.",
+            hint="DuckDBOfflineStore reads feast.FileSource with Parquet files or a Delta table.",
+        )
+    place = source_place(source, repo_path)
+    if is_delta(source, place):
+        from tallystick.offline_store.sources.delta_table import open_delta
+
+        return (snapshots or Snapshots()).files(place, lambda: open_delta(place, path))
+    make_readable(place.store)
+    signature = listed(place)
+    if not signature:
+        raise DataError(
+            f"The source {path} has no Parquet file: {place} does not exist or is empty.",
+            hint="Write the source's data first, or correct its path.",
+        )
+    schema = common_schema(place.store, signature)
+    partitions = folder_values(
+        place.path, [each for each, _, _ in signature], set(schema.names), declared or {}
+    )
+    for name, values in partitions.items():
+        schema = schema.append(_field(name, values.type))
+    return SourceFiles(path, signature, schema, place.store, partitions)
+
+
+def source_place(source: Any, repo_path: Path | str | None) -> Place:
+    """Where a Feast ``FileSource`` has its files.
+
+    Raises:
+        DefinitionError: Its path names a store that is not read here.
+    """
+    endpoint = getattr(source, "s3_endpoint_override", None)
+    return place_of(source.path, repo_path, endpoint=endpoint)
+
+
+def is_delta(source: Any, place: Place) -> bool:
+    """Whether a source is a Delta table, by its format or by what is at its place.
+
+    Args:
+        source: Has perhaps a ``file_format``, as Feast's sources and storages do.
+        place: Its place.
+
+    Raises:
+        DataError, UnavailableError: The object store refused, or did not answer.
+    """
+    if type(getattr(source, "file_format", None)).__name__ == DELTA:
+        return True
+    return not any(sign in place.path for sign in "*?[") and place.is_delta_table()
+
+
+def listed(place: Place) -> tuple[tuple[str, int, int], ...]:
+    """Path, time of change and size of the files at a place, ordered by path."""
+    if place.store.is_local:
+        files = [file for file in _local_files(place) if file.is_file()]
+        found = [
+            (file.as_posix(), stat.st_mtime_ns, stat.st_size)
+            for file in files
+            for stat in (file.stat(),)
+        ]
+    else:
+        with translated(str(place)):
+            found = _remote_files(place)
+    wanted = [each for each in found if each[0].rsplit("/", 1)[-1][0] not in "._"]
+    return tuple(sorted(wanted, key=lambda each: each[0].split("/")))
+
+
+def _local_files(place: Place) -> list[Path]:
+    path = place.local
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return list(path.rglob("*.parquet"))
+    # Path.glob refuses absolute patterns.
+    return [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+
+
+def _remote_files(place: Place) -> list[tuple[str, int, int]]:
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem = place.store.filesystem
+    if any(sign in place.path for sign in "*?["):
+        infos = filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(place.path))
+    else:
+        infos = filesystem.get_file_info([place.path])
+        if infos[0].type != FileType.File:
+            folder = FileSelector(place.path, recursive=True, allow_not_found=True)
+            infos = [
+                info for info in filesystem.get_file_info(folder) if info.path.endswith(".parquet")
+            ]
+    return [
+        (info.path, info.mtime_ns or 0, info.size) for info in infos if info.type == FileType.File
+    ]
+
+
+@lru_cache(maxsize=4096)
+def footer(store: Store, file: tuple[str, int, int]) -> Any:
+    """What a Parquet file says of itself: ``pyarrow.parquet.FileMetaData``.
+
+    Raises:
+        DataError: It is not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, _, size = file
+    if not size:
+        raise DataError(
+            f"{store.text(path)} is not a Parquet file that can be read: it is empty.",
+            hint="Remove it, or write it again.",
+        )
+    try:
+        return pq.read_metadata(path, filesystem=store.filesystem)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{store.text(path)} is not a Parquet file that can be read: {error}",
+            hint="Remove it, or write it again.",
+        ) from error
+
+
+def footers_of(store: Store, signature: Sequence[tuple[str, int, int]]) -> list[Any]:
+    """As :func:`footer`, of several files at once."""
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        return list(threads.map(lambda file: footer(store, file), signature))
+
+
+@lru_cache(maxsize=256)
+def common_schema(store: Store, signature: tuple[tuple[str, int, int], ...]) -> pa.Schema:
+    """The columns of all files together, the wider type where they differ.
+
+    Times whose zone differs are in UTC.
+
+    Raises:
+        DataError: A file is not Parquet, or two files do not fit together.
+    """
+    import pyarrow as pa
+
+    footers = footers_of(store, signature)
+    schemas = _in_utc([each.schema.to_arrow_schema().remove_metadata() for each in footers])
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise _unlike(store, signature, schemas, error) from error
+
+
+def _in_utc(schemas: list[pa.Schema]) -> list[pa.Schema]:
+    """Schemas in which a time column has one zone, UTC where files have several.
+
+    A time with a zone is the same moment in any. One without stays apart: beside the others nobody
+    knows whether it is UTC, or a clock of the zone of its writer.
+    """
+    import pyarrow as pa
+
+    zones: dict[str, set[str]] = {}
+    for column in (column for schema in schemas for column in schema):
+        if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+            zones.setdefault(column.name, set()).add(column.type.tz)
+
+    def alike(column: pa.Field) -> pa.Field:
+        if len(zones.get(column.name, ())) <= 1 or getattr(column.type, "tz", None) is None:
+            return column
+        return column.with_type(pa.timestamp(column.type.unit, tz="UTC"))
+
+    return [pa.schema([alike(column) for column in schema]) for schema in schemas]
+
+
+def _unlike(
+    store: Store, signature: tuple[tuple[str, int, int], ...], schemas: list[Any], error: Exception
+) -> DataError:
+    """The error that names the first file that does not fit those before it."""
+    import pyarrow as pa
+
+    so_far = schemas[0]
+    for (path, _, _), schema in zip(signature, schemas, strict=True):
+        try:
+            so_far = pa.unify_schemas([so_far, schema], promote_options="permissive")
+        except pa.ArrowException as found:
+            return DataError(
+                f"{store.text(path)} and the files beside it have columns of different types: "
+                f"{found}",
+                hint="Write its columns in the types of the other files.",
+            )
+    return DataError(f"The files beside {store.text(signature[0][0])} do not fit: {error}")
+
+
+def _field(name: str, kind: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.field(name, kind)

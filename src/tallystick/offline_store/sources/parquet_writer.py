@@ -1,0 +1,216 @@
+"""Writing so that no reader ever sees half of it, and no write gets lost."""
+
+from __future__ import annotations
+
+import fcntl
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tallystick.clock import SystemClock
+from tallystick.errors import DataError, Problem
+from tallystick.offline_store.column_casts import converted
+from tallystick.offline_store.sources.file_source import is_delta, listed, open_source, source_place
+from tallystick.storage.atomic_files import replacing
+from tallystick.storage.locations import Place, translated
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DATASET_FILE: Final = "dataset.parquet"
+"""Name of the file of a dataset that is a folder."""
+
+
+def write_file(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file beside ``path`` and put it in its place in one step.
+
+    What is written is on the disk, name and all, once this returns.
+    """
+    import pyarrow.parquet as pq
+
+    with replacing(path) as draft:
+        pq.write_table(table, draft)
+
+
+def put_file(table: pa.Table, place: Place) -> None:
+    """Write a Parquet file to a place; readers see none of it, or all.
+
+    Raises:
+        UnavailableError: The object store did not answer.
+        DataError: It refused.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if place.store.is_local:
+        write_file(table, place.local)
+        return
+    # Made whole before anything is sent: closing a stream publishes what was written to it.
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    with (
+        translated(str(place)),
+        place.store.filesystem.open_output_stream(place.path) as stream,
+    ):
+        stream.write(sink.getvalue())
+
+
+def add_file(table: pa.Table, folder: Place) -> Place:
+    """Add a file of its own to a folder; later ones sort behind earlier ones.
+
+    Raises:
+        UnavailableError: The object store did not answer.
+        DataError: It refused.
+    """
+    name = f"written-{SystemClock().now_us():018d}-{uuid.uuid4().hex}.parquet"
+    place = Place(folder.store, f"{folder.path}/{name}")
+    put_file(table, place)
+    return place
+
+
+def put_dataset(table: pa.Table, place: Place) -> None:
+    """Write a dataset whole; one that was there is replaced.
+
+    As with Feast's stores a path is a file if it ends in ``.parquet``, and else a folder, which
+    gets one file.
+
+    Raises:
+        DataError: The folder has Parquet files of others, or the object store refused.
+        UnavailableError: The object store did not answer.
+    """
+    found = listed(place)
+    is_file = place.path.endswith(".parquet") or place.path in {path for path, _, _ in found}
+    if is_file and not (place.store.is_local and place.is_folder()):
+        put_file(table, place)
+        return
+    file = Place(place.store, f"{place.path}/{DATASET_FILE}")
+    if any(path != file.path for path, _, _ in found):
+        raise DataError(
+            f"A dataset cannot be saved to {place}: the folder has other Parquet files, which "
+            "would be read as part of it.",
+            hint="Name a folder of its own, or remove them.",
+        )
+    put_file(table, file)
+
+
+def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> None:
+    """Append rows to a Feast ``FileSource``.
+
+    A folder gets one more file, a Delta table one more commit. A single file is written anew with
+    the rows at its end, under a lock that all writers of this kind respect; readers see the old
+    file or the new one. In an object store, where there are no locks, the path has to be a folder.
+
+    Args:
+        source: Its path is a file or a folder; a path without a file yet makes one.
+        table: The rows, with all columns of the source, under its names or those of the view.
+        repo_path: Folder from which a relative path is taken.
+
+    Raises:
+        DataError: The columns do not fit, or the path is a glob, a folder of partitions, or a file
+            in an object store.
+        MissingExtraError: It is a Delta table, and the package for these is not installed.
+        UnavailableError: The object store did not answer.
+    """
+    import pyarrow as pa
+
+    place = source_place(source, repo_path)
+    mapping: Mapping[str, str] = source.field_mapping or {}
+    if is_delta(source, place):
+        from tallystick.offline_store.sources.delta_writer import commit_rows
+
+        commit_rows(
+            place,
+            source.path,
+            table,
+            fitted=lambda rows, schema: fitted_to(schema, rows, mapping, source.path),
+        )
+        return
+    if any(sign in source.path for sign in "*?["):
+        raise DataError(
+            f"Rows cannot be written to {source.path}: a glob does not say into which file.",
+            hint="Make the source's path a folder.",
+        )
+    if place.is_folder():
+        is_new = not listed(place)
+        add_file(table if is_new else fitted(table, source, mapping, repo_path), place)
+        return
+    if not place.store.is_local:
+        raise DataError(
+            f"Rows cannot be added to the file {source.path}: an object store has no locks, so "
+            "that of two writers one would be lost.",
+            hint="Make the source's path a folder.",
+        )
+    path = place.local
+    with locked(path):
+        if path.exists():
+            import pyarrow.parquet as pq
+
+            rows = fitted(table, source, mapping, repo_path)
+            table = pa.concat_tables([pq.read_table(path, partitioning=None), rows])
+        write_file(table, path)
+
+
+def fitted(
+    table: pa.Table, source: Any, mapping: Mapping[str, str], repo_path: Path | str | None
+) -> pa.Table:
+    """Rows in the source's columns, order and types.
+
+    Raises:
+        DataError: With every column that is missing or not of the source.
+    """
+    files = open_source(source, repo_path)
+    if files.partitions:
+        raise DataError(
+            f"Rows cannot be added to {source.path}: its folders give "
+            f"{', '.join(files.partitions)}, and rows for several could not be added in one step.",
+            hint="Write them to the folder of their partition.",
+        )
+    return fitted_to(files.schema, table, mapping, source.path)
+
+
+def fitted_to(
+    schema: pa.Schema, table: pa.Table, mapping: Mapping[str, str], label: str
+) -> pa.Table:
+    """Rows in the columns, order and types of a schema.
+
+    Args:
+        schema: What they are to be.
+        table: The rows, under the schema's names or those that ``mapping`` gives.
+        mapping: Name in the schema → name in the rows.
+        label: What the schema is of, for messages.
+
+    Raises:
+        DataError: With every column that is missing or not in the schema.
+    """
+    import pyarrow as pa
+
+    names = {
+        name: name if name in table.column_names else mapping.get(name, name)
+        for name in schema.names
+    }
+    lacking = [name for name, given in names.items() if given not in table.column_names]
+    extra = [name for name in table.column_names if name not in names.values()]
+    problems = [
+        *(Problem(f"column {name}", "a column", "no such column") for name in lacking),
+        *(Problem(f"column {name}", "no column of this name", "a column") for name in extra),
+    ]
+    if problems:
+        raise DataError(f"The rows do not fit the source {label}.", problems)
+    columns = {
+        field.name: converted(
+            table[names[field.name]], field.type, where=f"Column {field.name} for {label}"
+        )
+        for field in schema
+    }
+    return pa.table(columns, schema=schema)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only writer of ``path``, among processes and threads; a file beside it is the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,213 @@
+"""Which rows cannot matter to any request, so that their files and row groups are not read.
+
+A row that becomes visible after the last request answers none. Nor does one whose event is older
+than the first request less the ttl: if such a row wins, its answer is null, as it is if there is no
+row at all. Only the winner's times and status tell the two apart, so where these are asked for old
+rows are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tallystick.offline_store.sources.file_source import SourceFiles
+from tallystick.point_in_time.rule import TTL_US_MAX, VisibilityClock, quoted
+
+NS_SAFE_US: Final = 9_000_000_000_000_000
+"""Times before 1684 and after 2255 are no bounds: in nanoseconds they might overflow."""
+
+_US_PER: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_US_PER_DAY: Final = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Span:
+    """When requests are made, and what is asked of their answers.
+
+    Attributes:
+        first_us: The first request time, in microseconds since 1970 in UTC.
+        last_us: The last one.
+        with_times: Whether the winning row's times and status are asked for.
+    """
+
+    first_us: int
+    last_us: int
+    with_times: bool
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The times of a column that can matter, both included; None for no bound."""
+
+    first_us: int | None = None
+    last_us: int | None = None
+
+
+def span_of(request_us: Any, *, with_times: bool) -> Span | None:
+    """The span of some request times; None if there are none.
+
+    Args:
+        request_us: Arrow column of integers.
+        with_times: Whether the winning row's times and status are asked for.
+    """
+    import pyarrow.compute as pc
+
+    ends = pc.min_max(request_us).as_py()
+    if ends["min"] is None:
+        return None
+    return Span(ends["min"], ends["max"], with_times)
+
+
+def bounds_of(
+    span: Span,
+    *,
+    clock: VisibilityClock,
+    ttl_us: int | None,
+    event: str,
+    created: str | None,
+    written: str | None,
+) -> dict[str, Bounds]:
+    """Time column of a source → its times that can matter.
+
+    Args:
+        span: The requests.
+        clock: When a row counts as visible.
+        ttl_us: Microseconds after which a row is too old; None or 0 for never.
+        event: Column of the event time.
+        created: Column of the created time.
+        written: Column of the write time.
+    """
+    first = None
+    if ttl_us and ttl_us < TTL_US_MAX and not span.with_times:
+        first = span.first_us - ttl_us
+    last = span.last_us
+    if clock is VisibilityClock.SERVED:
+        # What was written online may be from the future.
+        found = {event: Bounds(first)}
+        return found | ({written: Bounds(None, last)} if written and written != event else {})
+    found = {event: Bounds(first, last)}
+    if clock is VisibilityClock.KNOWLEDGE and created and created != event:
+        found[created] = Bounds(None, last)
+    return found
+
+
+def bounds_sql(bounds: Mapping[str, Bounds]) -> str:
+    """The condition on a source's own columns, in a form that DuckDB compares with statistics."""
+    conditions = []
+    for column, each in bounds.items():
+        if each.first_us is not None and abs(each.first_us) < NS_SAFE_US:
+            conditions.append(f"{quoted(column)} >= make_timestamp({each.first_us})")
+        if each.last_us is not None and abs(each.last_us) < NS_SAFE_US:
+            # Finer times are cut, so the whole microsecond counts.
+            conditions.append(f"{quoted(column)} < make_timestamp({each.last_us + 1})")
+    return " AND ".join(conditions) or "true"
+
+
+def pruned(files: SourceFiles, bounds: Mapping[str, Bounds]) -> SourceFiles:
+    """The files that may have rows within all bounds; of some, one is always kept."""
+    # What is known of files unopened comes first, so that only the others are opened.
+    unopened = _within(files, bounds, files.told_times)
+    return _within(unopened, bounds, lambda column: _file_times(unopened, column))
+
+
+def _within(
+    files: SourceFiles,
+    bounds: Mapping[str, Bounds],
+    times_of: Callable[[str], list[tuple[int, int] | None]],
+) -> SourceFiles:
+    wanted = [True] * len(files.signature)
+    for column, each in bounds.items():
+        told = _folder_times(files, column) or times_of(column)
+        for at, times in enumerate(told):
+            if times is not None and not _meets(times, each):
+                wanted[at] = False
+    if wanted and not any(wanted):
+        wanted[0] = True
+    return files if all(wanted) else files.only(wanted)
+
+
+def have_no_nulls(files: SourceFiles, columns: Sequence[str]) -> bool:
+    """Whether the files say that none of some columns has a null; False if they do not say it."""
+    if not files.signature:  # rows of something that is no file
+        return False
+    for column in columns:
+        if column in files.partitions:
+            if files.partitions[column].null_count:
+                return False
+            continue
+        told = files.told_nulls(column)
+        if any(told):
+            return False
+        untold = files.only([nulls is None for nulls in told]) if 0 in told else files
+        if not all(_has_no_null(footer, column) for footer in untold.footers):
+            return False
+    return True
+
+
+def _has_no_null(footer: Any, column: str) -> bool:
+    at = _place_of(footer, column)
+    for group in range(footer.num_row_groups):
+        statistics = None if at is None else footer.row_group(group).column(at).statistics
+        if statistics is None or not statistics.has_null_count or statistics.null_count:
+            return False
+    return True
+
+
+def _meets(times: tuple[int, int], bounds: Bounds) -> bool:
+    first, last = times
+    return (bounds.first_us is None or last >= bounds.first_us) and (
+        bounds.last_us is None or first <= bounds.last_us
+    )
+
+
+def _file_times(files: SourceFiles, column: str) -> list[tuple[int, int] | None]:
+    """First and last time of a column in each file; None where the file does not say them."""
+    return [_times_in(footer, column) for footer in files.footers]
+
+
+def _folder_times(files: SourceFiles, column: str) -> list[tuple[int, int] | None] | None:
+    """As :func:`_file_times`, of a column that folders' names give; None for another."""
+    if column not in files.partitions:
+        return None
+    values = files.partitions[column].cast("int64").to_pylist()
+    return [None if value is None else (value, value) for value in values]
+
+
+def _times_in(footer: Any, column: str) -> tuple[int, int] | None:
+    """First and last time in a file, in microseconds since 1970."""
+    at = _place_of(footer, column)
+    if at is None:
+        return None
+    kind = footer.schema.to_arrow_schema().field(column).type
+    ends = []
+    for group in range(footer.num_row_groups):
+        chunk = footer.row_group(group).column(at)
+        statistics = chunk.statistics
+        if (
+            chunk.physical_type not in {"INT32", "INT64"}
+            or statistics is None
+            or not statistics.has_min_max
+        ):
+            return None
+        ends += [_us(statistics.min_raw, kind), _us(statistics.max_raw, kind)]
+    known = [end for end in ends if end is not None]
+    return (min(known), max(known)) if known and len(known) == len(ends) else None
+
+
+def _us(raw: int, kind: Any) -> int | None:
+    """A Parquet file's own number for a time, in microseconds since 1970."""
+    import pyarrow as pa
+
+    if pa.types.is_date32(kind):
+        return raw * _US_PER_DAY
+    if not pa.types.is_timestamp(kind):
+        return None
+    return raw // 1000 if kind.unit == "ns" else raw * _US_PER[kind.unit]
+
+
+def _place_of(footer: Any, column: str) -> int | None:
+    """The number of a column that is no list and no struct."""
+    schema = footer.schema
+    return next((at for at in range(len(schema)) if schema.column(at).path == column), None)

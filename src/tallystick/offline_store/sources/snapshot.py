@@ -1,0 +1,29 @@
+"""What one answer is made of: the files of each table, looked up once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tallystick.offline_store.sources.file_source import SourceFiles
+    from tallystick.storage.locations import Place
+
+
+class Snapshots:
+    """The version of each table that an answer is made of, however many views read it.
+
+    Safe to share among threads; made anew for each answer.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Place, SourceFiles] = {}
+        self._lock = threading.Lock()
+
+    def files(self, place: Place, look_up: Callable[[], SourceFiles]) -> SourceFiles:
+        """The files of the table at a place, as when they were first asked for."""
+        with self._lock:
+            if place not in self._found:
+                self._found[place] = look_up()
+            return self._found[place]

@@ -1,0 +1,245 @@
+"""A source as a Spark relation with the columns, and the order of rows, that DuckDB would see."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.errors import DefinitionError
+from tallystick.offline_store.column_casts import Dialect, family
+from tallystick.offline_store.sources.file_source import (
+    SourceFiles,
+    common_schema,
+    is_delta,
+    open_source,
+    source_place,
+)
+from tallystick.offline_store.spark.spark_session import in_spark
+from tallystick.storage.locations import LOCAL
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class SparkRows(SourceFiles):
+    """A source in Spark.
+
+    Attributes:
+        view: The temporary view with its columns, ``file_index`` and ``file_row_number``. Times in
+            nanoseconds, which Spark does not have, are integers in it.
+    """
+
+    view: str = ""
+
+    @property
+    def relation(self) -> str:
+        """The view's name."""
+        return self.view
+
+
+def ticked(name: str) -> str:
+    """``name`` as an identifier of Spark's SQL.
+
+    >>> ticked("a`b")
+    '`a``b`'
+    """
+    return "`" + name.replace("`", "``") + "`"
+
+
+def time_us_sql(column: str, kind: pa.DataType) -> str:
+    """The expression for a time column in microseconds since 1970 in UTC, cut, not rounded."""
+    import pyarrow.types as pt
+
+    if pt.is_timestamp(kind) and kind.unit == "ns":
+        return f"{column} div 1000"
+    return f"unix_micros(CAST({column} AS TIMESTAMP))"
+
+
+def key_sql(column: str, dtype: str, found: pa.DataType) -> str:
+    """The expression for a key, in the one type in which keys of ``dtype`` are compared."""
+    kind = family(arrow_type(dtype))
+    if family(found) == "null":
+        return "CAST(NULL AS STRING)" if kind == "text" else "CAST(NULL AS BIGINT)"
+    if kind == "time":
+        return time_us_sql(column, found)
+    if kind == "integer" and family(found) == "float":
+        refuse = f"raise_error('a key of type {dtype} holds a fraction')"
+        whole = f"{column} = rint({column}) AND abs({column}) < 9.3e18D"
+        return (
+            f"CASE WHEN {column} IS NULL THEN CAST(NULL AS BIGINT) "
+            f"WHEN {whole} THEN CAST({column} AS BIGINT) ELSE CAST({refuse} AS BIGINT) END"
+        )
+    kinds = {"integer": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN", "text": "STRING"}
+    return f"CAST({column} AS {kinds[kind]})" if kind in kinds else column
+
+
+SPARK: Final = Dialect(quoted=ticked, time_us_sql=time_us_sql, key_sql=key_sql)
+
+
+def open_rows(session: Any, source: Any, repo_path: Path | str | None) -> SparkRows:
+    """Make a source a temporary view of a session.
+
+    A ``FileSource`` is read as on DuckDB, in the order of its files' paths and of the rows within
+    them. So is a ``SparkSource`` whose rows know their file. Another one, a query for example, has
+    no order that could be relied on: among rows that tie in everything, any may win.
+
+    Raises:
+        DataError: A file cannot be read, or two differ in a column's type.
+        DefinitionError: The source is of a kind that is not read here.
+    """
+    if type(source).__name__ == "SparkSource":
+        return _spark_rows(session, source)
+    if is_delta(source, source_place(source, repo_path)):
+        raise DefinitionError(
+            f"Spark does not read the FileSource {source.path}: it is a Delta table.",
+            hint="Declare it as a SparkSource with its path and file_format='delta'.",
+        )
+    files = open_source(source, repo_path)
+    if files.store != LOCAL or files.partitions:
+        raise DefinitionError(
+            f"Spark does not read the FileSource {files.label}: it is in an object store, or its "
+            "folders give columns.",
+            hint="Declare it as a SparkSource with its path.",
+        )
+    groups: dict[Any, list[str]] = {}
+    for entry in files.signature:
+        groups.setdefault(common_schema(files.store, (entry,)), []).append(entry[0])
+    order = {path: at for at, (path, _, _) in enumerate(files.signature)}
+    parts = []
+    for schema, paths in groups.items():
+        frame = _reader(session, paths)
+        columns = _columns(files.schema, schema, dict(frame.dtypes))
+        parts.append(_placed(session, frame, order, columns, files.label))
+    frame = reduce(lambda one, other: one.unionByName(other), parts)
+    return SparkRows(files.label, files.signature, files.schema, view=_view(frame))
+
+
+def _view(frame: Any) -> str:
+    name = f"tallystick_{uuid.uuid4().hex}"
+    frame.createOrReplaceTempView(name)
+    return name
+
+
+def _reader(session: Any, paths: Sequence[str]) -> Any:
+    """Files as a frame; signs of a glob in their names are only signs."""
+    plain = [re.sub(r"([\[\]{}*?\\])", r"\\\1", path) for path in paths]
+    return in_spark(lambda: session.read.parquet(*plain), what=f"{paths[0]} and those like it")
+
+
+def _placed(
+    session: Any, frame: Any, order: dict[str, int] | None, columns: Sequence[str], label: str
+) -> Any:
+    """Columns of a frame with the place of each row: its file's in ``order``, and its own."""
+    # Spark escapes paths, and does not agree with itself on the number of slashes before them.
+    names = {re.sub("^file:/+", "/", uri): uri for uri in frame.inputFiles()}
+    if order is None:
+        ordered = sorted(names, key=lambda name: Path(unquote(name)))
+        order = {unquote(name): at for at, name in enumerate(ordered)}
+    place = "regexp_replace(_metadata.file_path, '^file:/+', '/') AS tallystick_file"
+    rows = frame.selectExpr(*columns, place, "_metadata.row_index AS file_row_number")
+    files = session.createDataFrame(
+        [(name, order[unquote(name)]) for name in names],
+        "tallystick_file string, file_index bigint",
+    )
+    return in_spark(
+        lambda: rows.join(files.hint("broadcast"), "tallystick_file").drop("tallystick_file"),
+        what=label,
+    )
+
+
+def _columns(common: pa.Schema, own: pa.Schema, read_as: Mapping[str, str]) -> list[str]:
+    """The expressions for all files' columns from those of some files, by the types Spark reads."""
+    import pyarrow.types as pt
+
+    columns = []
+    for field in common:
+        name, kind = ticked(field.name), field.type
+        have = own.field(field.name).type if field.name in own.names else None
+        if pt.is_null(kind):
+            value = "NULL"
+        elif have is None or pt.is_null(have):
+            value = f"CAST(NULL AS {spark_type(kind)})"
+        elif pt.is_timestamp(kind) and kind.unit == "ns" and read_as[field.name] != "bigint":
+            value = f"unix_micros(CAST({name} AS TIMESTAMP)) * 1000"
+        elif have != kind:
+            value = f"CAST({name} AS {spark_type(kind)})"
+        else:
+            value = name
+        columns.append(f"{value} AS {name}")
+    return columns
+
+
+def spark_type(kind: pa.DataType) -> str:
+    """The type in which Spark reads an Arrow type from Parquet."""
+    import pyarrow as pa
+    import pyarrow.types as pt
+    from pyspark.sql.pandas.types import from_arrow_type
+
+    if pt.is_dictionary(kind):
+        return spark_type(kind.value_type)
+    if pt.is_timestamp(kind) and kind.unit == "ns":
+        return "bigint"
+    unsigned = {
+        pa.uint8(): "smallint",
+        pa.uint16(): "int",
+        pa.uint32(): "bigint",
+        pa.uint64(): "decimal(20,0)",
+    }
+    if kind in unsigned:
+        return unsigned[kind]
+    if pt.is_list(kind):
+        return f"array<{spark_type(kind.value_type)}>"
+    return str(from_arrow_type(kind, prefer_timestamp_ntz=True).simpleString())
+
+
+def restored(column: Any, kind: pa.DataType) -> Any:
+    """What Spark returned of a source's column, in the source's own type."""
+    import pyarrow as pa
+    import pyarrow.types as pt
+
+    if pt.is_dictionary(kind):
+        return restored(column, kind.value_type)
+    if column.type == kind or pt.is_null(kind) or pt.is_null(column.type):
+        return column
+    try:
+        return column.cast(kind)
+    except pa.ArrowNotImplementedError:
+        return column
+
+
+def _spark_rows(session: Any, source: Any) -> SparkRows:
+    """A ``SparkSource``: a table, a query or a path, as Spark reads it."""
+    from pyspark.errors import AnalysisException
+
+    label = source.table or source.query or source.path
+    if not label:
+        raise DefinitionError(f"The source {source.name} has no table, query or path; give it one.")
+
+    def frame_of() -> Any:
+        if source.table:
+            return session.table(source.table)
+        if source.query:
+            return session.sql(source.query)
+        if source.table_format is None:
+            return session.read.format(source.file_format).load(source.path)
+        reader = session.read.format(source.table_format.format_type.value)
+        return reader.options(**source.table_format.properties).load(source.path)
+
+    frame = in_spark(frame_of, what=f"the source {label}")
+    columns = [ticked(name) for name in frame.columns]
+    try:
+        placed = _placed(session, frame, None, columns, label)
+    except AnalysisException:
+        placed = frame.selectExpr(
+            *columns, "0L AS file_index", "monotonically_increasing_id() AS file_row_number"
+        )
+    schema = in_spark(lambda: frame.limit(0).toArrow().schema, what=f"the source {label}")
+    return SparkRows(label, (), schema, view=_view(placed))

@@ -1,0 +1,197 @@
+"""Feast's offline store on Spark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+from feast.data_source import DataSource
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from pydantic import Field
+
+from tallystick.clock import to_us
+from tallystick.offline_store.feast_interface import FoldOfflineStore
+from tallystick.offline_store.point_in_time_join import (
+    changes_found,
+    changes_sql,
+    check_spine,
+    in_order,
+    spine_keys,
+    that_change,
+)
+from tallystick.offline_store.pull import Pull, all_rows_sql, answered, latest_rows_sql
+from tallystick.offline_store.sources.file_source import SourceFiles
+from tallystick.offline_store.spark.as_of_join import as_of_sql
+from tallystick.offline_store.spark.spark_session import open_session, read_table
+from tallystick.offline_store.spark.spark_source import SPARK, SparkRows, open_rows, restored
+from tallystick.offline_store.view_history import (
+    History,
+    ViewRead,
+    history_of,
+    require_placed,
+    typed,
+)
+from tallystick.point_in_time.rule import VisibilityClock
+
+FEW_REQUESTS: Final = 100_000
+"""Up to so many requests their keys are sent to every reader of a history, to leave out others."""
+
+
+class SparkOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
+    """``offline_store`` in ``feature_store.yaml``."""
+
+    type: Literal["tallystick.offline_store.SparkOfflineStore"] = (
+        "tallystick.offline_store.SparkOfflineStore"
+    )
+    clock: Literal["knowledge", "event"] = Field(
+        default="knowledge",
+        description="When a row counts as visible in get_historical_features: once it was known, "
+        "or from its event time on.",
+    )
+    spark_conf: dict[str, str] | None = Field(
+        default=None,
+        description="Settings of the Spark application; unused where one is running already.",
+    )
+
+
+class SparkOfflineStore(FoldOfflineStore):
+    """Parquet files and Spark's tables, read by the fold on Spark.
+
+    Answers are those of ``DuckDBOfflineStore``, value for value. Entity rows and answers pass
+    through the driver; histories do not.
+    """
+
+    @classmethod
+    def engine(cls, config: RepoConfig) -> SparkEngine:
+        """A session of the running Spark application, or of one by ``spark_conf``."""
+        return SparkEngine(open_session(config.offline_store.spark_conf), config.repo_path)
+
+
+@dataclass(frozen=True)
+class SparkEngine:
+    """The fold on Spark.
+
+    Attributes:
+        session: By :func:`tallystick.offline_store.spark.spark_session.open_session`.
+        repo_path: Folder from which relative source paths are taken.
+    """
+
+    session: Any = field(repr=False)
+    repo_path: Path | str | None
+
+    def point_in_time(
+        self,
+        spine: pa.Table,
+        *,
+        request_time: str,
+        reads: Sequence[ViewRead],
+        clock: VisibilityClock,
+    ) -> pa.Table:
+        """As :func:`tallystick.offline_store.point_in_time_join.point_in_time`."""
+        check_spine(spine, request_time, reads, with_times=False)
+        answer = spine
+        for read in reads:
+            keys = spine_keys(spine, request_time, read)
+            for name, column in self._answer(keys, read, clock).items():
+                answer = answer.append_column(f"{read.name}__{name}", column)
+        return answer
+
+    def _answer(self, keys: pa.Table, read: ViewRead, clock: VisibilityClock) -> dict[str, Any]:
+        with self._opened(read.source) as rows, self._registered(keys) as spine:
+            history = history_of(read, rows, clock=clock, dialect=SPARK)
+            require_placed(self._runner(history.what), history, read, clock)
+            sql = as_of_sql(
+                history.sql,
+                spine=spine,
+                keys=history.keys,
+                values=history.values,
+                position=history.position,
+                ttl_us=read.spec.ttl_us,
+                few_requests=keys.num_rows <= FEW_REQUESTS,
+            )
+            found = in_order(read_table(self.session, sql, what=history.what))
+        return typed(_restored_history(found, history), history, read)
+
+    def changes_between(
+        self,
+        reads: Sequence[ViewRead],
+        *,
+        start: datetime,
+        end: datetime,
+        time: str,
+        clock: VisibilityClock,
+    ) -> pa.Table:
+        """As :func:`tallystick.offline_store.point_in_time_join.changes_between`."""
+        rows = [open_rows(self.session, read.source, self.repo_path) for read in that_change(reads)]
+        try:
+            histories = [
+                history_of(read, each, clock=clock, dialect=SPARK)
+                for read, each in zip(that_change(reads), rows, strict=True)
+            ]
+            sql = changes_sql(
+                reads, histories, start_us=to_us(start), end_us=to_us(end), dialect=SPARK
+            )
+            found = read_table(self.session, sql, what="the views' sources")
+        finally:
+            for each in rows:
+                self.session.catalog.dropTempView(each.view)
+        return changes_found(found, reads, time=time)
+
+    def pull_latest(self, source: DataSource, pull: Pull) -> pa.Table:
+        """As :func:`tallystick.offline_store.pull.pull_latest`."""
+        with self._opened(source) as rows:
+            return self._pulled(latest_rows_sql(rows, pull, SPARK), rows, pull)
+
+    def pull_all(self, source: DataSource, pull: Pull) -> pa.Table:
+        """As :func:`tallystick.offline_store.pull.pull_all`."""
+        with self._opened(source) as rows:
+            return self._pulled(all_rows_sql(rows, pull, SPARK), rows, pull)
+
+    def query(self, sql: str) -> pa.Table:
+        """The answer to a query for entity rows, in Spark's SQL."""
+        return read_table(self.session, sql, what="the entity query")
+
+    def _pulled(self, sql: str, rows: SparkRows, pull: Pull) -> pa.Table:
+        found = read_table(self.session, sql, what=f"the source {rows.label}")
+        names = {f"key_{at}": name for at, name in enumerate(pull.keys)}
+        names |= {f"value_{at}": name for at, name in enumerate(pull.features)}
+        return answered(_restored(found, names, rows), rows, pull)
+
+    def _runner(self, what: str) -> Callable[[str], pa.Table]:
+        return lambda sql: read_table(self.session, sql, what=what)
+
+    @contextmanager
+    def _opened(self, source: Any) -> Iterator[SparkRows]:
+        rows = open_rows(self.session, source, self.repo_path)
+        try:
+            yield rows
+        finally:
+            self.session.catalog.dropTempView(rows.view)
+
+    @contextmanager
+    def _registered(self, keys: pa.Table) -> Iterator[str]:
+        self.session.createDataFrame(keys).createOrReplaceTempView("tallystick_spine")
+        try:
+            yield "tallystick_spine"
+        finally:
+            self.session.catalog.dropTempView("tallystick_spine")
+
+
+def _restored_history(found: pa.Table, history: History) -> pa.Table:
+    names = dict(zip(history.values, history.columns, strict=True))
+    return _restored(found, names, history.files)
+
+
+def _restored(found: pa.Table, names: dict[str, str], files: SourceFiles) -> pa.Table:
+    """With columns in the types that their sources have."""
+    for inner, name in names.items():
+        if inner in found.column_names and name in files.schema.names:
+            at = found.column_names.index(inner)
+            column = restored(found[inner], files.schema.field(name).type)
+            found = found.set_column(at, inner, column)
+    return found

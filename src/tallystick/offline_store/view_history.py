@@ -1,0 +1,370 @@
+"""The history of a view: its source, checked against the definition and normalised for the fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
+from tallystick.errors import DataError, DefinitionError, InputError, Problem, did_you_mean
+from tallystick.offline_store.column_casts import (
+    DUCKDB,
+    Dialect,
+    converted,
+    declared_type,
+    family,
+    fits,
+)
+from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, open_source
+from tallystick.offline_store.sources.pruning import (
+    Span,
+    bounds_of,
+    bounds_sql,
+    have_no_nulls,
+    pruned,
+)
+from tallystick.offline_store.sources.snapshot import Snapshots
+from tallystick.point_in_time.rule import VisibilityClock, visible_sql
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+NO_TIME = "CAST(NULL AS BIGINT)"
+
+
+@dataclass(frozen=True)
+class ViewRead:
+    """A view as one retrieval reads it.
+
+    Attributes:
+        spec: The view.
+        source: Its Feast ``FileSource``.
+        name: Prefix of its columns in the answer.
+        key_map: Key column of the view → column of the spine; keys left out map to themselves.
+        columns: Features to read.
+        written_column: Column of the source with the time at which a row was written online; only
+            the served clock asks for it, which otherwise replays the journal of online writes.
+    """
+
+    spec: ViewSpec
+    source: Any
+    name: str
+    key_map: Mapping[str, str]
+    columns: tuple[str, ...]
+    written_column: str | None = None
+
+    @property
+    def keys(self) -> tuple[Column, ...]:
+        """The key columns that exist in data."""
+        return tuple(key for key in self.spec.join_keys if key.name != NO_ENTITY_KEY)
+
+    @property
+    def features(self) -> tuple[Column, ...]:
+        """The features to read, with types.
+
+        Raises:
+            InputError: The view has no such feature.
+        """
+        known = {column.name: column for column in self.spec.columns}
+        unknown = [name for name in self.columns if name not in known]
+        if unknown:
+            raise InputError(
+                f"View {self.spec.name} does not have every feature that is asked for.",
+                [Problem(name, did_you_mean(name, known), "no such feature") for name in unknown],
+            )
+        return tuple(known[name] for name in self.columns)
+
+    def spine_key(self, key: str) -> str:
+        """The spine's column for a key column of the view."""
+        return self.key_map.get(key, key)
+
+
+@dataclass(frozen=True)
+class History:
+    """A normalised history, ready for :mod:`tallystick.point_in_time.rule`.
+
+    Its rows have a value in every key. Columns: ``key_0…``, ``value_0…``, ``event_us``,
+    ``created_us``, ``visible_us`` and the position columns.
+
+    Attributes:
+        sql: The relation, in parentheses.
+        keys: Names of its key columns; at least one, a constant where a view has no entity.
+        values: Names of its value columns, one per feature.
+        columns: The source's columns that these are.
+        types: Arrow type of each feature in the answer.
+        files: Where it comes from.
+        whole: The source with all its files.
+        whole_sql: Makes the relation with all rows of the source.
+        what: Its name in messages.
+    """
+
+    sql: str
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    columns: tuple[str, ...]
+    types: tuple[pa.DataType, ...]
+    files: SourceFiles
+    whole: SourceFiles
+    whole_sql: Callable[[], str]
+    what: str
+
+    position = POSITION
+    created = "created_us"
+    """The column with the created time as it is told."""
+
+    def asked(self, spine: pa.Table) -> pa.Table:
+        """The spine's keys and request times, with every column that the fold joins by."""
+        return spine
+
+    def told(self, matched: str) -> str:
+        """What ``as_of_sql`` found, with the created time as it is told."""
+        return matched
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What of the position tells a row from all others."""
+        return POSITION if len(self.files.signature) > 1 else POSITION[1:]
+
+
+def open_history(
+    read: ViewRead,
+    *,
+    clock: VisibilityClock,
+    repo_path: Path | str | None,
+    span: Span | None = None,
+    snapshots: Snapshots | None = None,
+) -> History:
+    """Check a view's source against its definition, and say how to read it.
+
+    Args:
+        read: What is read.
+        clock: When a row counts as visible.
+        repo_path: Folder from which relative source paths are taken.
+        span: The requests that are to be answered; files and row groups that cannot matter to them
+            are not read. None for the whole history.
+        snapshots: The versions of tables of which the answer is made; None for the newest.
+
+    Raises:
+        DataError: A file or column is missing or has a type that the declared one cannot come from,
+            or the clock needs a time that the view does not have. All mismatches at once.
+    """
+    if clock is VisibilityClock.SERVED and read.written_column is None:
+        from tallystick.offline_store.journal_history import open_journal
+
+        return open_journal(read, repo_path)
+    original = {new: old for old, new in read.spec.field_mapping.items()}
+    try:
+        files = open_source(
+            read.source,
+            repo_path,
+            declared=declared_columns(read, original),
+            snapshots=snapshots,
+        )
+    except (DataError, DefinitionError) as error:
+        what = f"View {read.spec.name}: {error.what}"
+        raise type(error)(what, error.problems, hint=error.hint) from error
+    return history_of(read, files, clock=clock, span=span)
+
+
+def history_of(
+    read: ViewRead,
+    files: SourceFiles,
+    *,
+    clock: VisibilityClock,
+    span: Span | None = None,
+    dialect: Dialect = DUCKDB,
+) -> History:
+    """As :func:`open_history`, of a source that was opened, in an engine's dialect."""
+    spec = read.spec
+    require_clock(read, clock)
+    original = {new: old for old, new in spec.field_mapping.items()}
+    whole = files
+    check_columns(read, files, original)
+
+    def found(name: str) -> pa.DataType:
+        return files.schema.field(original.get(name, name)).type
+
+    def named(name: str) -> str:
+        return dialect.quoted(original.get(name, name))
+
+    def time_sql(name: str | None) -> str:
+        return NO_TIME if name is None else dialect.time_us_sql(named(name), found(name))
+
+    keys = {
+        f"key_{at}": dialect.key_sql(named(key.name), key.dtype, found(key.name))
+        for at, key in enumerate(read.keys)
+    } or {"key_0": "0"}
+    values = {
+        f"value_{at}": "NULL" if family(found(name)) == "null" else named(name)
+        for at, name in enumerate(read.columns)
+    }
+    columns = {
+        **keys,
+        **values,
+        "event_us": time_sql(spec.event_column),
+        "created_us": time_sql(spec.created_column),
+        "written_us": time_sql(read.written_column),
+        POSITION[0]: "file_index",
+        POSITION[1]: "file_row_number",
+    }
+    visible = visible_sql(clock, event="event_us", created="created_us", written="written_us")
+    selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
+    complete = " AND ".join(f"{key} IS NOT NULL" for key in keys)
+
+    def rows_sql(of: SourceFiles, condition: str) -> str:
+        return (
+            f"(SELECT *, {visible} AS visible_us FROM (SELECT {selected} FROM {of.relation} "
+            f"WHERE {condition}) AS source WHERE {complete})"
+        )
+
+    condition = "true"
+    if span is not None:
+        times = {
+            role: None if name is None else original.get(name, name)
+            for role, name in (("created", spec.created_column), ("written", read.written_column))
+        }
+        event = original.get(spec.event_column, spec.event_column)
+        bounds = bounds_of(span, clock=clock, ttl_us=spec.ttl_us, event=event, **times)
+        files = pruned(whole, bounds)
+        condition = bounds_sql(bounds)
+    return History(
+        sql=rows_sql(files, condition),
+        whole=whole,
+        # Made when it is asked for: it may have to open every file.
+        whole_sql=lambda: rows_sql(whole, "true"),
+        keys=tuple(keys),
+        values=tuple(values),
+        columns=tuple(original.get(name, name) for name in read.columns),
+        types=tuple(declared_type(each.dtype, found(each.name)) for each in read.features),
+        files=files,
+        what=f"view {spec.name} from {files.label}",
+    )
+
+
+def declared_columns(read: ViewRead, original: Mapping[str, str]) -> dict[str, str]:
+    """Column of the source → the type in which the view has it."""
+    declared = {column.name: column.dtype for column in (*read.keys, *read.features)}
+    times = (read.spec.event_column, read.spec.created_column, read.written_column)
+    declared |= {name: "UNIX_TIMESTAMP" for name in times if name is not None}
+    return {original.get(name, name): dtype for name, dtype in declared.items()}
+
+
+def require_clock(read: ViewRead, clock: VisibilityClock) -> None:
+    """Refuse a clock for which the view has no time.
+
+    Raises:
+        DataError: The knowledge clock without created time.
+    """
+    name = read.spec.name
+    if clock is VisibilityClock.KNOWLEDGE and read.spec.created_column is None:
+        raise DataError(
+            f"View {name} has no created_timestamp_column; "
+            "give its source one, or ask for the event clock."
+        )
+
+
+def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str]) -> None:
+    """Compare the source's columns with the definition.
+
+    Raises:
+        DataError: With every column that is missing or of a wrong type.
+    """
+    spec = read.spec
+    times = [spec.event_column, spec.created_column, read.written_column]
+    wanted = [
+        *(("key", key.name, key.dtype) for key in read.keys),
+        *(("feature", each.name, each.dtype) for each in read.features),
+        *(("time", time, "UNIX_TIMESTAMP") for time in times if time is not None),
+    ]
+    problems = []
+    for role, name, dtype in wanted:
+        column = original.get(name, name)
+        if column not in files.schema.names:
+            problems.append(Problem(f"{role} {name}", f"column {column}", "no such column"))
+            continue
+        found = files.schema.field(column).type
+        # A null created time says nothing about visibility, so a column of nulls is no time column.
+        if not fits(dtype, found) or (role == "time" and family(found) == "null"):
+            problems.append(Problem(f"{role} {name}", dtype, f"column {column} of type {found}"))
+    if problems:
+        raise DataError(
+            f"View {spec.name} does not fit its source {files.label}.",
+            problems,
+            hint="Correct the source's columns, or the view's schema, and run apply again.",
+        )
+
+
+def require_times(
+    connection: Any, history: History, read: ViewRead, clock: VisibilityClock
+) -> None:
+    """As :func:`require_placed`, on DuckDB.
+
+    Args:
+        connection: By :func:`tallystick.offline_store.duckdb_connection.connect`.
+        history: The history.
+        read: What is read.
+        clock: The clock of the fold.
+
+    Raises:
+        DataError: With the number of such rows per column.
+    """
+    from tallystick.offline_store.duckdb_connection import read_table
+
+    def run(sql: str) -> pa.Table:
+        return read_table(connection, sql, what=history.what)
+
+    require_placed(run, history, read, clock)
+
+
+def require_placed(
+    run: Callable[[str], pa.Table], history: History, read: ViewRead, clock: VisibilityClock
+) -> None:
+    """Refuse rows that cannot be placed in time.
+
+    A row without event time has no place in any order. One without created time might have been
+    known at any moment, so that the knowledge clock must not guess; other clocks let it lose ties.
+    Rows are only read if the files do not say that they have no null.
+
+    Args:
+        run: Answers a query.
+        history: The history.
+        read: What is read.
+        clock: The clock of the fold.
+
+    Raises:
+        DataError: With the number of such rows per column.
+    """
+    columns = {"event_us": read.spec.event_column}
+    if clock is VisibilityClock.KNOWLEDGE:
+        columns["created_us"] = str(read.spec.created_column)
+    original = {new: old for old, new in read.spec.field_mapping.items()}
+    if have_no_nulls(history.whole, [original.get(name, name) for name in columns.values()]):
+        return
+    counted = ", ".join(f"count(*) - count({column}) AS {column}" for column in columns)
+    nulls = run(f"SELECT {counted} FROM {history.whole_sql()} AS history").to_pylist()[0]
+    problems = [
+        Problem(f"column {name}", "a time in every row", f"{nulls[column]} nulls")
+        for column, name in columns.items()
+        if nulls[column]
+    ]
+    if problems:
+        raise DataError(
+            f"View {read.spec.name} has rows in {history.files.label} that no clock can place.",
+            problems,
+            hint="Fill these times, or remove the rows.",
+        )
+
+
+def typed(table: pa.Table, history: History, read: ViewRead) -> dict[str, Any]:
+    """Feature name → its column of ``table`` (``value_0…``) in the declared type."""
+    return {
+        name: converted(
+            table[value].combine_chunks(),
+            kind,
+            where=f"Feature {name} of {history.what}",
+        )
+        for name, value, kind in zip(read.columns, history.values, history.types, strict=True)
+    }

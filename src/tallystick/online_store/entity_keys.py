@@ -1,0 +1,201 @@
+"""The names under which entities lie in Redis.
+
+``ts2:PROJECT:EE:KEY``: the project is percent-encoded, so that no name can end where another goes
+on, and a scan for one project matches no other. ``EE`` are two letters of a hash over the names of
+the join keys, short because they stand in every key. ``KEY`` is the values of the join keys, in the
+order of their names, each with its type and its end: ``i42;`` or ``s3:ATL``. An integer never
+equals a string, and no two tuples of values have the same text.
+
+All views with the same join keys share the value under this name. Should the letters of two tuples
+of join keys be the same, they share values as well, and nothing is mistaken: a row's tag says of
+which view and by which keys it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from functools import lru_cache
+from operator import index
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from tallystick.clock import to_us
+from tallystick.definitions.feature_view import Column
+from tallystick.errors import DefinitionError, InputError, Problem
+
+if TYPE_CHECKING:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+
+_LAYOUT: Final = "ts2"
+"""Version of this module's layout; two layouts never see each other's rows."""
+
+
+def project_prefix(project: str) -> bytes:
+    """What all keys of a project start with, and no other key does."""
+    return f"{_LAYOUT}:{quote(project, safe='')}:".encode()
+
+
+def entity_prefix(project: str, join_keys: Iterable[str]) -> bytes:
+    """What all keys of entities with these join keys start with."""
+    return _entity_prefix(project, tuple(sorted(join_keys)))
+
+
+@lru_cache(maxsize=1024)
+def _entity_prefix(project: str, names: tuple[str, ...]) -> bytes:
+    letters = base64.urlsafe_b64encode(hashlib.sha256(json.dumps(names).encode()).digest())[:2]
+    return project_prefix(project) + letters + b":"
+
+
+def definitions_key(project: str) -> bytes:
+    """Key of the project's definitions; no value has it, since theirs have two letters there."""
+    return project_prefix(project) + b":definitions"
+
+
+def ttls_key(project: str) -> bytes:
+    """Key of the ttl of each definition that has one."""
+    return project_prefix(project) + b":ttls"
+
+
+def store_key(project: str) -> bytes:
+    """Key of what tells one store of the project from another, or from itself once emptied."""
+    return project_prefix(project) + b":store"
+
+
+def _integer(value: Any) -> bytes:
+    if isinstance(value, bool):
+        raise TypeError("bool")
+    return b"i%d;" % index(value)
+
+
+def _text(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise TypeError(type(value).__name__)
+    raw = value.encode()
+    return b"s%d:%b" % (len(raw), raw)
+
+
+def _binary(value: Any) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(type(value).__name__)
+    raw = bytes(value)
+    return b"b%d:%b" % (len(raw), raw)
+
+
+def _moment(value: Any) -> bytes:
+    """Whole seconds, as Feast keeps times in keys."""
+    if not isinstance(value, datetime):
+        raise TypeError(type(value).__name__)
+    return _seconds(to_us(value) // 1_000_000)
+
+
+def _seconds(value: int) -> bytes:
+    return b"t%d;" % value
+
+
+_BY_DTYPE: Final[dict[str, Callable[[Any], bytes]]] = {
+    "INT32": _integer,
+    "INT64": _integer,
+    "STRING": _text,
+    "BYTES": _binary,
+    "UNIX_TIMESTAMP": _moment,
+}
+_BY_PROTO_FIELD: Final[dict[str, Callable[[Any], bytes]]] = {
+    "int32_val": _integer,
+    "int64_val": _integer,
+    "string_val": _text,
+    "bytes_val": _binary,
+    "unix_timestamp_val": _seconds,
+}
+
+
+class EntityKeys:
+    """Makes Redis keys from columns of key values.
+
+    Args:
+        project: Feast project.
+        join_keys: The key columns, in the order in which :meth:`of` is given their values.
+
+    Raises:
+        DefinitionError: A key has a type that cannot be a key.
+    """
+
+    def __init__(self, project: str, join_keys: Sequence[Column]) -> None:
+        problems = [
+            Problem(f"key {key.name}", " or ".join(_BY_DTYPE), key.dtype)
+            for key in join_keys
+            if key.dtype not in _BY_DTYPE
+        ]
+        if problems:
+            raise DefinitionError("A view has keys that the online store cannot use.", problems)
+        self._join_keys = tuple(join_keys)
+        self._order = sorted(range(len(join_keys)), key=lambda place: join_keys[place].name)
+        self._start = entity_prefix(project, [key.name for key in join_keys])
+
+    def of(self, columns: Sequence[Sequence[Any]]) -> list[bytes | None]:
+        """One Redis key per row; None where a key value is None.
+
+        Args:
+            columns: Values of each join key, in the order given to the constructor.
+
+        Raises:
+            InputError: A value has another type than its key; every such column is listed.
+        """
+        parts = [self._column(self._join_keys[place], columns[place]) for place in self._order]
+        problems = [part for part in parts if isinstance(part, Problem)]
+        if problems:
+            raise InputError("Entity keys have the wrong type.", problems)
+        encoded = [part for part in parts if not isinstance(part, Problem)]
+        start = self._start
+        if len(encoded) == 1:
+            return [None if one is None else b"%b%b" % (start, one) for one in encoded[0]]
+        return [
+            None if None in row else b"%b%b" % (start, b"".join(part for part in row if part))
+            for row in zip(*encoded, strict=True)
+        ]
+
+    @staticmethod
+    def _column(key: Column, values: Sequence[Any]) -> list[bytes | None] | Problem:
+        encode = _BY_DTYPE[key.dtype]
+        if encode is _integer and {*map(type, values)} == {int}:
+            return [b"i%d;" % value for value in values]  # mostly so, and four times as quick
+        try:
+            return [None if value is None else encode(value) for value in values]
+        except (TypeError, ValueError):
+            for row, value in enumerate(values):
+                try:
+                    if value is not None:
+                        encode(value)
+                except (TypeError, ValueError):
+                    return Problem(f"{key.name}, row {row}", key.dtype, repr(value))
+            raise
+
+
+def proto_key(project: str, entity_key: EntityKey) -> bytes | None:
+    """The Redis key of an entity from Feast's entity key; None where a key value is null.
+
+    Args:
+        project: Feast project.
+        entity_key: Join keys and values, in any order.
+
+    Raises:
+        InputError: A value has a type that cannot be a key.
+    """
+    parts = []
+    for name, value in sorted(
+        zip(entity_key.join_keys, entity_key.entity_values, strict=True),
+        key=lambda pair: pair[0],
+    ):
+        field = value.WhichOneof("val")
+        if field is None or field == "null_val":
+            return None
+        encode = _BY_PROTO_FIELD.get(field)
+        if encode is None:
+            raise InputError(
+                "An entity key cannot be used.", [Problem(name, " or ".join(_BY_DTYPE), field)]
+            )
+        parts.append(encode(getattr(value, field)))
+    return b"%b%b" % (entity_prefix(project, entity_key.join_keys), b"".join(parts))

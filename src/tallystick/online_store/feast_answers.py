@@ -1,0 +1,245 @@
+"""Reads as Feast asks for them and as it wants them answered; importing this imports Feast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from feast import RepoConfig, utils
+from feast.infra.online_stores.helpers import compute_versioned_name
+from feast.protos.feast.serving.ServingService_pb2 import (
+    FieldStatus,
+    GetOnlineFeaturesResponse,
+)
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick.clock import from_us, process_clock
+from tallystick.definitions.feature_view import Column, ViewSpec
+from tallystick.errors import InputError, Problem
+from tallystick.online_store.entity_keys import proto_key
+from tallystick.online_store.entity_value import SectionReader
+from tallystick.online_store.row_decoder import Status, ViewDecoder, ViewRows
+
+Answer: TypeAlias = tuple[datetime | None, dict[str, Value] | None]
+
+
+class MissingKeyError(InputError, KeyError):
+    """A request lacks a join key; Feast's contract has a KeyError for it."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRead:
+    """One view of one read.
+
+    Attributes:
+        table: Feast's view.
+        columns: Features that were asked for.
+        decoder: How its rows are decoded.
+        keys: Redis keys of its entities, each once.
+        places: For each row of the answer its place in ``keys``, None where a key value is null.
+    """
+
+    table: Any
+    columns: Sequence[str]
+    decoder: ViewDecoder
+    keys: list[bytes]
+    places: list[int | None]
+
+    def rows(self, found: Mapping[bytes, bytes | None]) -> list[bytes | None]:
+        """The packed row of each key, from what Redis has of all entities."""
+        view = self.decoder.view
+        return SectionReader([view]).rows([found[key] for key in self.keys])[view]
+
+
+def stored_name(config: RepoConfig, table: Any) -> str:
+    """The view's name online: with its version, if the repo keeps versions apart.
+
+    The version comes behind a character that no name has: a view may be named like another's.
+    """
+    versioned = bool(getattr(config.registry, "enable_online_feature_view_versioning", False))
+    version = str(compute_versioned_name(table, versioned)).removeprefix(table.name)
+    return f"{table.name}\0{version}" if version else str(table.name)
+
+
+def spec_of(table: Any, entity_keys: Sequence[EntityKey] = ()) -> ViewSpec:
+    """The definition of anything that Feast writes online, also of what has no history.
+
+    Args:
+        table: Feast's view, which may not be registered and then does not know its join keys.
+        entity_keys: Keys of rows of the view, which do.
+    """
+    if getattr(table, "batch_source", None) is not None:
+        spec = ViewSpec.from_feast(table)
+    else:
+        spec = ViewSpec(
+            name=table.name,
+            join_keys=_columns(getattr(table, "entity_columns", ())),
+            columns=_columns(table.features),
+            ttl_us=None,
+            event_column="",
+            created_column=None,
+        )
+    if spec.join_keys or not entity_keys:
+        return spec
+    pairs = zip(entity_keys[0].join_keys, entity_keys[0].entity_values, strict=True)
+    named = tuple(
+        Column(name=name, dtype=(value.WhichOneof("val") or "").removesuffix("_val").upper())
+        for name, value in pairs
+    )
+    return ViewSpec(**{**dict(spec), "join_keys": named})
+
+
+def _columns(fields: Iterable[Any]) -> tuple[Column, ...]:
+    return tuple(
+        Column(name=field.name, dtype=field.dtype.to_value_type().name) for field in fields
+    )
+
+
+def read_of(
+    config: RepoConfig,
+    table: Any,
+    entity_keys: Sequence[EntityKey],
+    requested: Sequence[str] | None,
+) -> ViewRead:
+    """What has to be read of one view; each entity is asked for once."""
+    spec = spec_of(table, entity_keys)
+    # Feast's own stores take no names for all of them, and answer with nulls for unknown ones.
+    columns = list(requested or spec.column_names)
+    known = [name for name in columns if name in spec.column_names]
+    keys = [proto_key(config.project, entity_key) for entity_key in entity_keys]
+    unique = {key: place for place, key in enumerate(dict.fromkeys(key for key in keys if key))}
+    return ViewRead(
+        table=table,
+        columns=columns,
+        decoder=ViewDecoder(spec, known, protos=True, name=stored_name(config, table)),
+        keys=list(unique),
+        places=[None if key is None else unique[key] for key in keys],
+    )
+
+
+def reads_of(
+    config: RepoConfig,
+    grouped_refs: Sequence[tuple[Any, Sequence[str]]],
+    join_key_values: Mapping[str, Sequence[Value]],
+    join_keys_of_entities: Mapping[str, str],
+) -> list[ViewRead]:
+    """What has to be read of several views, as Feast groups what was asked for.
+
+    Raises:
+        InputError: A key is missing, or a feature is not one of its view's.
+    """
+    reads = []
+    for table, requested in grouped_refs:
+        columns = utils._get_table_entity_values(  # noqa: SLF001 - Feast has no public form of it
+            table, join_keys_of_entities, join_key_values
+        )
+        needed = [join_keys_of_entities[entity] for entity in table.entities]
+        if missing := [name for name in needed if name not in columns]:
+            raise MissingKeyError(
+                f"Missing join key values for keys: {missing}. View {table.name} needs them.",
+                [Problem(name, "a value in each row", "none") for name in missing],
+            )
+        entity_keys = [
+            EntityKey(join_keys=list(columns), entity_values=values)
+            for values in zip(*columns.values(), strict=True)
+        ]
+        reads.append(read_of(config, table, entity_keys, requested))
+    return reads
+
+
+def keys_of(reads: Sequence[ViewRead]) -> list[bytes]:
+    """The Redis keys of several reads, each once."""
+    return list(dict.fromkeys(key for read in reads for key in read.keys))
+
+
+def learn(reads: Sequence[ViewRead], tag: bytes, written: bytes | None) -> None:
+    """Give a definition to the reads of its view.
+
+    Raises:
+        DamagedError: Redis has none of that tag.
+    """
+    for read in reads:
+        if tag.startswith(read.decoder.view):
+            read.decoder.learn(tag, written)
+
+
+def decoded(reads: Sequence[ViewRead], found: Mapping[bytes, bytes | None]) -> list[ViewRows]:
+    """The rows of each read, as of now.
+
+    Raises:
+        UnknownDefinitionError: A row's definition has to be learnt first: :func:`learn`.
+        DamagedError: Something that is no row lies in Redis.
+    """
+    now_us = process_clock().now_us()
+    return [read.decoder.decode(read.rows(found), request_time_us=now_us) for read in reads]
+
+
+def answers_of(read: ViewRead, rows: ViewRows) -> list[Answer]:
+    """What ``online_read`` answers: event time and values of each row, or two times None."""
+    answers: list[Answer] = []
+    for place in read.places:
+        event_us = None if place is None else rows.event_us[place]
+        if place is None or event_us is None or rows.status[place] is not Status.PRESENT:
+            answers.append((None, None))
+            continue
+        values = {
+            name: rows.values[name][place] or Value() if name in rows.values else Value()
+            for name in read.columns
+        }
+        answers.append((from_us(event_us), values))
+    return answers
+
+
+_STATUS = {
+    Status.NOT_FOUND: FieldStatus.NOT_FOUND,
+    Status.OUTSIDE_MAX_AGE: FieldStatus.OUTSIDE_MAX_AGE,
+}
+
+
+def fill(
+    response: GetOnlineFeaturesResponse, read: ViewRead, rows: ViewRows, *, full_names: bool
+) -> None:
+    """Append one view's columns to Feast's answer."""
+    view = read.table.projection.name_to_use()
+    times = []
+    for place in read.places:
+        time = Timestamp()
+        event_us = None if place is None else rows.event_us[place]
+        if event_us is not None:
+            time.FromMicroseconds(event_us)
+        times.append(time)
+    null = Value()
+    for name in read.columns:
+        response.metadata.feature_names.val.append(f"{view}__{name}" if full_names else name)
+        own = rows.values.get(name)
+        values, statuses = [], []
+        for place in read.places:
+            status = Status.NOT_FOUND if place is None else rows.status[place]
+            value = null if place is None or own is None else own[place] or null
+            values.append(value)
+            if status is Status.PRESENT:
+                empty = value.WhichOneof("val") is None
+                statuses.append(FieldStatus.NULL_VALUE if empty else FieldStatus.PRESENT)
+            else:
+                statuses.append(_STATUS[status])
+        response.results.append(
+            GetOnlineFeaturesResponse.FeatureVector(
+                values=values, statuses=statuses, event_timestamps=times
+            )
+        )
+
+
+def add_version(response: GetOnlineFeaturesResponse, table: Any) -> None:
+    """Say in Feast's answer which version of a view it has."""
+    name = table.projection.name_alias or table.projection.name
+    if all(view.name != name for view in response.metadata.feature_view_metadata):
+        response.metadata.feature_view_metadata.add(
+            name=name, version=getattr(table, "current_version_number", 0) or 0
+        )

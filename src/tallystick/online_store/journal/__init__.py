@@ -1,0 +1,1 @@
+"""The journal of online writes: what went online, and when."""

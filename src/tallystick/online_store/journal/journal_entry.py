@@ -1,0 +1,120 @@
+"""The rows of an online write as the journal has them: by name and type, with all three times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from tallystick.definitions.feature_types import JSON_TEXT, arrow_type, json_text
+from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_layout import TAG, VALUES
+from tallystick.online_store.row_times import times_of_row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EVENT: Final = "event_time"
+CREATED: Final = "created_time"
+WRITTEN: Final = "write_time"
+TIMES: Final = (EVENT, CREATED, WRITTEN)
+"""Columns of an entry besides keys and features; these have a colon in their names."""
+
+
+def key_column(name: str) -> str:
+    """The column of an entry that holds a key."""
+    return f"key::{name}"
+
+
+def feature_column(column: Column) -> str:
+    """The column of an entry that holds a feature: of another type it is another column."""
+    return f"{column.name}:{column.dtype}"
+
+
+def keys_of(spec: ViewSpec) -> tuple[Column, ...]:
+    """The key columns that exist in data."""
+    return tuple(key for key in spec.join_keys if key.name != NO_ENTITY_KEY)
+
+
+def entry_of_table(spec: ViewSpec, table: pa.Table, *, write_us: int) -> pa.Table:
+    """Rows of a table with a view's columns, as an entry has them.
+
+    Args:
+        spec: The view.
+        table: Its keys, features, event time and, if the view has one, created time.
+        write_us: Write time of all rows.
+    """
+    import pyarrow as pa
+
+    moment = arrow_type("UNIX_TIMESTAMP")
+    created = spec.created_column
+    columns = {
+        **{key_column(key.name): _key_cells(table[key.name], key) for key in keys_of(spec)},
+        **{feature_column(each): _cells(table[each.name], each.dtype) for each in spec.columns},
+        EVENT: table[spec.event_column].cast(moment),
+        CREATED: pa.nulls(table.num_rows, moment) if created is None else table[created],
+        WRITTEN: pa.repeat(pa.scalar(write_us, moment), table.num_rows),
+    }
+    return pa.table(columns)
+
+
+def entry_of_rows(
+    codec: RowCodec, keys: Mapping[str, Sequence[Any]], rows: Sequence[bytes]
+) -> pa.Table:
+    """Packed rows, as an entry has them.
+
+    Args:
+        codec: What they were packed by.
+        keys: Key column → a value per row; times in microseconds.
+        rows: The rows, all with a value in each key.
+    """
+    import pyarrow as pa
+
+    moment = arrow_type("UNIX_TIMESTAMP")
+    spec = codec.spec
+    # Rows whose values lie alike are read together.
+    kinds = [row[TAG] & VALUES for row in rows]
+    values: dict[str, list[Any]] = {name: [None] * len(rows) for name in spec.column_names}
+    for kind in set(kinds):
+        places = [place for place, other in enumerate(kinds) if other == kind]
+        decoded = codec.decode([rows[place] for place in places])
+        for name, column in decoded.values.items():
+            for place, value in zip(places, column, strict=True):
+                values[name][place] = value
+    times = [times_of_row(row) for row in rows]
+    columns = {
+        key_column(key.name): pa.array(keys[key.name], arrow_type(key.dtype))
+        for key in keys_of(spec)
+    }
+    for each in spec.columns:
+        cells = values[each.name]
+        if each.dtype in JSON_TEXT:
+            cells = [json_text(value) for value in cells]
+        elif each.dtype.endswith("_SET"):
+            cells = [None if value is None else list(value) for value in cells]
+        elif each.dtype in {"UUID", "TIME_UUID", "DECIMAL"}:
+            cells = [None if value is None else str(value) for value in cells]
+        columns[feature_column(each)] = pa.array(cells, arrow_type(each.dtype))
+    for place, name in enumerate(TIMES):
+        columns[name] = pa.array([row_times[place] for row_times in times], moment)
+    return pa.table(columns)
+
+
+def _key_cells(column: pa.ChunkedArray, key: Column) -> pa.ChunkedArray:
+    """Keys as the online store tells them apart: times by whole seconds."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = arrow_type(key.dtype)
+    if key.dtype != "UNIX_TIMESTAMP":
+        return column.cast(kind)
+    return pc.floor_temporal(column.cast(pa.timestamp("us", tz="UTC")), unit="second")
+
+
+def _cells(column: pa.ChunkedArray, dtype: str) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    kind = arrow_type(dtype)
+    if dtype in JSON_TEXT:
+        return pa.chunked_array([[json_text(value) for value in column.to_pylist()]], kind)
+    return column.cast(kind)

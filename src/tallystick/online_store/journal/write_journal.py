@@ -1,0 +1,367 @@
+"""A journal of online writes: what went online, and when, in Parquet files.
+
+The served clock replays it. Files lie in ``STATE/journal/<view>/<definition hash>``, are whole or
+absent, and are named ``<first write>_<last write>_<moment>_<id>.parquet``, so that by their names
+they are in the order in which they were written. docs/adr/0009-the-journal.md says what holds when
+a write is cut off.
+
+An entry is there before its rows go to Redis, under a name that no reader looks at, and gets its
+name once Redis has answered. An entry that was left behind in between is settled by the next write
+of its view: rows that Redis holds with this very write time were written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import quote
+
+from tallystick.clock import SystemClock, process_clock
+from tallystick.definitions.feature_view import NO_ENTITY_KEY, ViewSpec
+from tallystick.errors import DamagedError
+from tallystick.online_store.entity_keys import EntityKeys, definitions_key
+from tallystick.online_store.entity_value import SectionReader
+from tallystick.online_store.journal.journal_entry import TIMES, WRITTEN, key_column
+from tallystick.online_store.redis_commands import mget
+from tallystick.online_store.redis_connection import SyncClient, redis_errors
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_layout import TAG
+from tallystick.online_store.row_times import times_of_row
+from tallystick.storage.atomic_files import drafted, replacing, sync_folder, unheld, write_text
+from tallystick.storage.background_writer import BufferedWriter
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PENDING: Final = ".pending"
+_DEFINITION: Final = "definition.json"
+_REMOVED: Final = "removed_"
+_KEYS_AT_ONCE: Final = 1_000
+
+
+def journal_dir(state_dir: Path) -> Path:
+    """Folder of the journal."""
+    return state_dir / "journal"
+
+
+def view_folder(state_dir: Path, name: str) -> Path:
+    """Folder of one view's entries.
+
+    Args:
+        state_dir: The repo's state folder.
+        name: The view's name online.
+    """
+    return journal_dir(state_dir) / quote(name, safe="")
+
+
+def definitions_in(folder: Path) -> dict[str, ViewSpec]:
+    """Hash → definition, of all under which a view was written; may be empty.
+
+    Raises:
+        DamagedError: A definition cannot be read.
+    """
+    found = {}
+    for file in sorted(folder.glob(f"*/{_DEFINITION}")):
+        try:
+            found[file.parent.name] = ViewSpec.model_validate_json(file.read_text("utf-8"))
+        except ValueError as error:
+            raise DamagedError(
+                f"{file} does not hold the definition of a view.",
+                hint="Restore it from a backup; the entries beside it cannot be read without it.",
+            ) from error
+    return found
+
+
+def removals_in(folder: Path) -> list[int]:
+    """The moments at which all rows of a view went, in microseconds; ascending."""
+    return sorted(int(file.name.removeprefix(_REMOVED)) for file in folder.glob(f"{_REMOVED}*"))
+
+
+def cut_off_in(folder: Path) -> list[Path]:
+    """Entries that were left behind by a write that is no longer under way."""
+    left = []
+    for path in sorted(folder.glob(f"*/.*{_PENDING}")):
+        with unheld(path) as handle:
+            if handle is not None:
+                left.append(path)
+    return left
+
+
+class Entry(Protocol):
+    """What is noted of one write that is under way."""
+
+    def commit(self) -> None:
+        """Redis has answered: the rows are written."""
+
+    def abandon(self) -> None:
+        """The write failed, maybe in its midst: leave the entry to be settled."""
+
+
+class Journal:
+    """Notes online writes, each in a file of its own.
+
+    Args:
+        state_dir: The repo's state folder.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+
+    def begin(self, client: SyncClient, project: str, codec: RowCodec, table: pa.Table) -> Entry:
+        """Note rows that are about to be written; what was left behind is settled first.
+
+        Args:
+            client: Redis.
+            project: Feast project.
+            codec: The definition, and the view's name online.
+            table: The rows, by :mod:`tallystick.online_store.journal.journal_entry`.
+
+        Raises:
+            UnavailableError: Redis did not answer.
+            OSError: The entry could not be written; nothing may be written to Redis then.
+        """
+        self._look_back(client, project, codec.name)
+        return self._noted(codec, table)
+
+    def removed(self, view: str, *, version: str | None = None) -> None:
+        """Note that all online rows of a view went.
+
+        Args:
+            view: The view's name.
+            version: Its name online, where only one version went; None for all.
+        """
+        names = {quote(version if version is not None else view, safe="")}
+        for folder in self._folders():
+            if folder.name in names or (
+                version is None and folder.name.startswith(f"{quote(view, safe='')}%00")
+            ):
+                self._note_removal(folder)
+
+    def all_removed(self) -> None:
+        """Note that all online rows of the project went."""
+        for folder in self._folders():
+            self._note_removal(folder)
+
+    def _folders(self) -> list[Path]:
+        top = journal_dir(self._state_dir)
+        return [folder for folder in sorted(top.glob("*")) if any(folder.glob("*/*.parquet"))]
+
+    @staticmethod
+    def _note_removal(folder: Path) -> None:
+        write_text(folder / f"{_REMOVED}{process_clock().now_us():020d}", "")
+
+    def _look_back(self, client: SyncClient, project: str, name: str) -> None:
+        """Settle what was left behind, and notice a store that was emptied."""
+        self._settle(client, project, name)
+        with redis_errors(client):
+            is_filled = client.exists(definitions_key(project))
+        if not is_filled:
+            self.all_removed()
+
+    def _settle(self, client: SyncClient, project: str, name: str) -> None:
+        folder = view_folder(self._state_dir, name)
+        for path in sorted(folder.glob(f"*/.*{_PENDING}")):
+            with unheld(path) as handle:
+                if handle is None:
+                    continue
+                import pyarrow as pa
+                import pyarrow.parquet as pq
+
+                codec = RowCodec(definitions_in(folder)[path.parent.name], name)
+                table = pq.read_table(path)
+                held = _are_held(client, project, codec, table)
+                kept = table.filter(pa.array(held, pa.bool_()))
+                if kept.num_rows:
+                    _write(kept, _settled_name(path))
+                path.unlink()
+
+    def _folder_of(self, codec: RowCodec) -> Path:
+        folder = view_folder(self._state_dir, codec.name) / codec.spec.definition_hash
+        # Looked for each time: whoever clears old entries away may take it along.
+        if not (folder / _DEFINITION).is_file():
+            write_text(folder / _DEFINITION, codec.spec.canonical_json())
+        return folder
+
+    def _noted(self, codec: RowCodec, table: pa.Table) -> _Pending:
+        """An entry under the name that no reader looks at, claimed by this process."""
+        path = self._folder_of(codec) / f".{_name_of(table)}{_PENDING}"
+        with drafted(path) as (temporary, lock):
+            _write_parquet(table, temporary)
+            handle = os.dup(lock)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        return _Pending(path, handle)
+
+
+class BufferedJournal(Journal):
+    """Notes online writes in memory once they are done; a thread writes them to files.
+
+    For a process that answers requests: no file is written for a row. The entry of a write that
+    failed is written at once, to be settled.
+
+    Args:
+        state_dir: The repo's state folder.
+        rows_max: See :class:`tallystick.storage.background_writer.BufferedWriter`.
+        flush_rows: See there.
+        flush_s: See there.
+    """
+
+    def __init__(self, state_dir: Path, *, rows_max: int, flush_rows: int, flush_s: float) -> None:
+        super().__init__(state_dir)
+        self.buffer: BufferedWriter[tuple[RowCodec, pa.Table]] = BufferedWriter(
+            write=self._write_items,
+            group_of=lambda item: item[0].tag,
+            rows_of=lambda item: int(item[1].num_rows),
+            rows_max=rows_max,
+            flush_rows=flush_rows,
+            flush_s=flush_s,
+        )
+
+    def begin(self, client: SyncClient, project: str, codec: RowCodec, table: pa.Table) -> Entry:
+        """See :meth:`Journal.begin`."""
+        self._look_back(client, project, codec.name)
+        return _Gathered(self, codec, table)
+
+    def all_removed(self) -> None:
+        """See :meth:`Journal.all_removed`."""
+        self.buffer.flush()
+        super().all_removed()
+
+    def removed(self, view: str, *, version: str | None = None) -> None:
+        """See :meth:`Journal.removed`."""
+        self.buffer.flush()
+        super().removed(view, version=version)
+
+    def leave(self, codec: RowCodec, table: pa.Table) -> None:
+        """Write an entry that is to be settled."""
+        self._noted(codec, table).abandon()
+
+    def _write_items(self, items: Sequence[tuple[RowCodec, pa.Table]]) -> None:
+        import pyarrow as pa
+
+        table = pa.concat_tables([table for _, table in items]).combine_chunks()
+        _write(table, self._folder_of(items[0][0]) / f"{_name_of(table)}.parquet")
+
+
+class _Pending:
+    """An entry that has a file, and this process's claim on it."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self._path = path
+        self._handle = handle
+
+    def commit(self) -> None:
+        try:
+            self._path.rename(_settled_name(self._path))
+            sync_folder(self._path.parent)
+        finally:
+            os.close(self._handle)
+
+    def abandon(self) -> None:
+        os.close(self._handle)
+
+
+class _Gathered:
+    """An entry that is only in memory."""
+
+    def __init__(self, journal: BufferedJournal, codec: RowCodec, table: pa.Table) -> None:
+        self._journal, self._codec, self._table = journal, codec, table
+
+    def commit(self) -> None:
+        if self._table.num_rows:
+            self._journal.buffer.append((self._codec, self._table))
+
+    def abandon(self) -> None:
+        self._journal.leave(self._codec, self._table)
+
+
+@contextmanager
+def noted(entry: Entry | None) -> Iterator[None]:
+    """Commit an entry once the block has written its rows; without an entry do nothing."""
+    try:
+        yield
+    except BaseException:
+        if entry is not None:
+            entry.abandon()
+        raise
+    if entry is not None:
+        entry.commit()
+
+
+_in_process: dict[Path, Journal] = {}
+
+
+@contextmanager
+def journal_in_use(state_dir: Path, journal: Journal) -> Iterator[None]:
+    """Have all writes of this process to the repo of ``state_dir`` noted in one journal."""
+    _in_process[state_dir.resolve()] = journal
+    try:
+        yield
+    finally:
+        del _in_process[state_dir.resolve()]
+
+
+def journal_of(state_dir: Path) -> Journal:
+    """The journal in which this process notes writes to the repo of ``state_dir``."""
+    return _in_process.get(state_dir.resolve()) or Journal(state_dir)
+
+
+def _are_held(client: SyncClient, project: str, codec: RowCodec, table: pa.Table) -> list[bool]:
+    """Which rows Redis holds, with their very write time."""
+    import pyarrow as pa
+
+    count = table.num_rows
+    columns: list[Any] = [
+        [""] * count if key.name == NO_ENTITY_KEY else table[key_column(key.name)].to_pylist()
+        for key in codec.spec.join_keys
+    ]
+    keys = EntityKeys(project, codec.spec.join_keys).of(columns)
+    times = list(zip(*(table[name].cast(pa.int64()).to_pylist() for name in TIMES), strict=True))
+    sections = SectionReader([codec.view])
+    held = []
+    for start in range(0, count, _KEYS_AT_ONCE):
+        asked = keys[start : start + _KEYS_AT_ONCE]
+        with redis_errors(client):
+            found = mget(client, [key or b"" for key in asked])
+        rows = sections.rows(found)[codec.view]
+        held += [
+            key is not None
+            and row is not None
+            and row[:TAG] == codec.tag
+            and times_of_row(row) == wanted
+            for key, row, wanted in zip(
+                asked, rows, times[start : start + _KEYS_AT_ONCE], strict=True
+            )
+        ]
+    return held
+
+
+def _name_of(table: pa.Table) -> str:
+    """The name of an entry; later ones sort behind earlier ones."""
+    import pyarrow.compute as pc
+
+    if not table.num_rows:
+        first = last = process_clock().now_us()
+    else:
+        span: Any = pc.min_max(table[WRITTEN])
+        first, last = span["min"].value, span["max"].value
+    return f"{first:018d}_{last:018d}_{SystemClock().now_us():018d}_{uuid.uuid4().hex[:12]}"
+
+
+def _settled_name(path: Path) -> Path:
+    return path.with_name(f"{path.name.removeprefix('.').removesuffix(_PENDING)}.parquet")
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    with replacing(path) as temporary:
+        _write_parquet(table, temporary)
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, path, compression="zstd", compression_level=1)

@@ -1,0 +1,407 @@
+"""Feast's view of the online store; importing this imports Feast."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias, cast
+from weakref import WeakKeyDictionary
+
+from feast import Entity, FeatureView, RepoConfig
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.protos.feast.serving.ServingService_pb2 import (
+    GetOnlineFeaturesResponse,
+)
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.repo_config import FeastConfigBaseModel
+from pydantic import Field, model_validator
+
+from tallystick.clock import process_clock, to_us
+from tallystick.definitions.feature_repo import state_dir
+from tallystick.definitions.feature_view import ViewSpec
+from tallystick.errors import DataError, Problem
+from tallystick.online_store.entity_keys import definitions_key, proto_key
+from tallystick.online_store.feast_answers import (
+    Answer,
+    ViewRead,
+    add_version,
+    answers_of,
+    decoded,
+    fill,
+    keys_of,
+    learn,
+    read_of,
+    reads_of,
+    spec_of,
+    stored_name,
+)
+from tallystick.online_store.journal.journal_entry import entry_of_rows
+from tallystick.online_store.journal.write_journal import Entry, Journal, journal_of, noted
+from tallystick.online_store.redis_address import JOURNAL_WITHOUT_TTL, RedisType
+from tallystick.online_store.redis_commands import mget, mget_async
+from tallystick.online_store.redis_connection import (
+    CONNECT_TIMEOUT_S,
+    EMBEDDED,
+    READ_TIMEOUT_S,
+    AsyncClient,
+    SyncClient,
+    connect,
+    redis_errors,
+)
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_decoder import UnknownDefinitionError, ViewRows
+from tallystick.online_store.row_writer import (
+    WriteCounts,
+    delete_project,
+    delete_view,
+    write_rows,
+    write_rows_async,
+)
+
+logger = logging.getLogger(__name__)
+
+Row: TypeAlias = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
+
+
+class RedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
+    """The ``online_store`` part of ``feature_store.yaml``."""
+
+    type: Literal["tallystick.online_store.RedisOnlineStore"] = (
+        "tallystick.online_store.RedisOnlineStore"
+    )
+    connection_string: str = Field(
+        default=EMBEDDED,
+        description="host:port[,host2:port2…][,option=value…], unix:///path, or embedded for a "
+        "private server in the repo's state folder; docs/settings.md has the options.",
+    )
+    redis_type: RedisType = Field(
+        default="redis",
+        description="redis_cluster for a cluster of which one node is named."
+        " Several nodes are a cluster anyway.",
+    )
+    key_ttl_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        description="Seconds after its last write at which an entity's value goes in any case; "
+        "rows are forgotten by their views' ttl anyway.",
+    )
+    journal: bool = Field(
+        default=False,
+        description="Whether every write is noted in the state folder, for the served clock.",
+    )
+    connect_timeout_s: float = Field(default=CONNECT_TIMEOUT_S, gt=0)
+    read_timeout_s: float = Field(default=READ_TIMEOUT_S, gt=0)
+
+    @model_validator(mode="after")
+    def _check_journal(self) -> Self:
+        if self.journal and self.key_ttl_seconds is not None:
+            raise ValueError(JOURNAL_WITHOUT_TTL)
+        return self
+
+
+class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
+    """Packed rows in Redis, folded as they are written; the ttl holds when they are read.
+
+    Attributes:
+        counts: What became of all rows that this object wrote.
+    """
+
+    def __init__(self) -> None:
+        self.counts = WriteCounts()
+        self._client: SyncClient | None = None
+        self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = (
+            WeakKeyDictionary()
+        )
+
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        """Reads and writes both have an asynchronous form."""
+        return SupportedAsyncMethods(read=True, write=True)
+
+    async def initialize(self, config: RepoConfig) -> None:
+        """Make the asynchronous client of the running loop."""
+        self._asynchronous(config)
+
+    async def close(self) -> None:
+        """Close the connections of the running loop."""
+        client = self._async_clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[Row],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Fold rows into Redis.
+
+        Raises:
+            DataError: A value does not fit its column; nothing of the batch is written.
+            UnavailableError: Redis did not answer; the same batch may be written again.
+        """
+        codec, rows = _packed(config, table, data)
+        with noted(self._begun(config, codec, data, rows)):
+            counts = write_rows(
+                self._synchronous(config),
+                config.project,
+                codec,
+                rows,
+                key_ttl_s=config.online_store.key_ttl_seconds,
+            )
+        self._written(codec, counts, progress)
+
+    async def online_write_batch_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[Row],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Fold rows into Redis, as :meth:`online_write_batch`."""
+        codec, rows = _packed(config, table, data)
+        entry = await asyncio.to_thread(self._begun, config, codec, data, rows)
+        with noted(entry):
+            counts = await write_rows_async(
+                self._asynchronous(config),
+                config.project,
+                codec,
+                rows,
+                key_ttl_s=config.online_store.key_ttl_seconds,
+            )
+        self._written(codec, counts, progress)
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[Answer]:
+        """Rows of one view; a row past its ttl is as absent as one that never was.
+
+        Raises:
+            DamagedError: Something that is no row lies in Redis.
+            UnavailableError: Redis did not answer.
+        """
+        read = read_of(config, table, entity_keys, requested_features)
+        return answers_of(read, self._fetch(config, [read])[0])
+
+    async def online_read_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[Answer]:
+        """Rows of one view, as :meth:`online_read`."""
+        read = read_of(config, table, entity_keys, requested_features)
+        return answers_of(read, (await self._fetch_async(config, [read]))[0])
+
+    def update(  # noqa: PLR0917 - Feast's signature
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+        partial: bool,  # noqa: FBT001
+    ) -> None:
+        """Remove the rows of views that are no longer defined."""
+        del entities_to_delete, entities_to_keep, partial
+        kept = {table.name for table in tables_to_keep}
+        for table in tables_to_delete:
+            # One version of a view that stays is removed alone.
+            version = stored_name(config, table) if table.name in kept else None
+            deleted = delete_view(
+                self._synchronous(config), config.project, table.name, version=version
+            )
+            logger.info("removed %d online rows of view %s", deleted, table.name)
+            if (journal := _journal(config)) is not None:
+                journal.removed(table.name, version=version)
+
+    def teardown(
+        self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]
+    ) -> None:
+        """Remove everything of this project, and nothing of another."""
+        del tables, entities
+        deleted = delete_project(self._synchronous(config), config.project)
+        logger.info("removed %d keys of project %s", deleted, config.project)
+        if (journal := _journal(config)) is not None:
+            journal.all_removed()
+
+    def _is_versioned_read_supported(self) -> bool:
+        return True
+
+    def _read_features_per_fv(  # noqa: PLR0917 - Feast's signature
+        self,
+        config: RepoConfig,
+        grouped_refs: list[tuple[Any, list[str]]],
+        join_key_values: Mapping[str, Sequence[Value]],
+        entity_name_to_join_key_map: Mapping[str, str],
+        online_features_response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,  # noqa: FBT001
+        include_feature_view_version_metadata: bool,  # noqa: FBT001
+    ) -> None:
+        """Fill Feast's answer from all views with one round trip."""
+        reads = reads_of(config, grouped_refs, join_key_values, entity_name_to_join_key_map)
+        for read, rows in zip(reads, self._fetch(config, reads), strict=True):
+            fill(online_features_response, read, rows, full_names=full_feature_names)
+            if include_feature_view_version_metadata:
+                add_version(online_features_response, read.table)
+
+    async def _read_features_per_fv_async(  # noqa: PLR0917 - Feast's signature
+        self,
+        config: RepoConfig,
+        grouped_refs: list[tuple[Any, list[str]]],
+        join_key_values: Mapping[str, Sequence[Value]],
+        entity_name_to_join_key_map: Mapping[str, str],
+        online_features_response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,  # noqa: FBT001
+        include_feature_view_version_metadata: bool,  # noqa: FBT001
+    ) -> None:
+        """Fill Feast's answer from all views with one round trip."""
+        reads = reads_of(config, grouped_refs, join_key_values, entity_name_to_join_key_map)
+        for read, rows in zip(reads, await self._fetch_async(config, reads), strict=True):
+            fill(online_features_response, read, rows, full_names=full_feature_names)
+            if include_feature_view_version_metadata:
+                add_version(online_features_response, read.table)
+
+    def _fetch(self, config: RepoConfig, reads: Sequence[ViewRead]) -> list[ViewRows]:
+        client = self._synchronous(config)
+        keys = keys_of(reads)
+        with redis_errors(client):
+            found = dict(zip(keys, mget(client, keys), strict=True))
+            while True:
+                try:
+                    return decoded(reads, found)
+                except UnknownDefinitionError as error:
+                    (written,) = client.hmget(definitions_key(config.project), [error.tag])
+                    learn(reads, error.tag, written)
+
+    async def _fetch_async(self, config: RepoConfig, reads: Sequence[ViewRead]) -> list[ViewRows]:
+        client = self._asynchronous(config)
+        keys = keys_of(reads)
+        with redis_errors(client):
+            found = dict(zip(keys, await mget_async(client, keys), strict=True))
+            while True:
+                try:
+                    return decoded(reads, found)
+                except UnknownDefinitionError as error:
+                    (written,) = await client.hmget(definitions_key(config.project), [error.tag])
+                    learn(reads, error.tag, written)
+
+    def _synchronous(self, config: RepoConfig) -> SyncClient:
+        if self._client is None:
+            self._client = connect(
+                config.online_store.connection_string,
+                _repo_path(config),
+                redis_type=config.online_store.redis_type,
+                connect_timeout_s=config.online_store.connect_timeout_s,
+                read_timeout_s=config.online_store.read_timeout_s,
+            )
+        return self._client
+
+    def _asynchronous(self, config: RepoConfig) -> AsyncClient:
+        """The client of the running loop: connections cannot be shared between loops."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._async_clients:
+            self._async_clients[loop] = connect(
+                config.online_store.connection_string,
+                _repo_path(config),
+                redis_type=config.online_store.redis_type,
+                asynchronous=True,
+                connect_timeout_s=config.online_store.connect_timeout_s,
+                read_timeout_s=config.online_store.read_timeout_s,
+            )
+        return self._async_clients[loop]
+
+    def _begun(
+        self,
+        config: RepoConfig,
+        codec: RowCodec,
+        data: Sequence[Row],
+        rows: Sequence[tuple[bytes | None, bytes]],
+    ) -> Entry | None:
+        """What is noted of a write before it; None where nothing is."""
+        journal = _journal(config)
+        places = [place for place, (key, _) in enumerate(rows) if key is not None]
+        if journal is None or not places:
+            return None
+        keys: dict[str, list[Any]] = {}
+        for place in places:
+            entity_key = data[place][0]
+            for name, value in zip(entity_key.join_keys, entity_key.entity_values, strict=True):
+                field = value.WhichOneof("val")
+                content = getattr(value, field)
+                is_time = field == "unix_timestamp_val"  # in whole seconds
+                keys.setdefault(name, []).append(content * 1_000_000 if is_time else content)
+        entry = entry_of_rows(codec, keys, [rows[place][1] for place in places])
+        return journal.begin(self._synchronous(config), config.project, codec, entry)
+
+    def _written(
+        self, codec: RowCodec, counts: WriteCounts, progress: Callable[[int], Any] | None
+    ) -> None:
+        self.counts += counts
+        logger.info(
+            "view %s: %d rows won, %d lost, %d repeated, %d without key",
+            codec.name,
+            counts.won,
+            counts.lost,
+            counts.repeated,
+            counts.unkeyed,
+        )
+        if progress is not None:
+            progress(counts.won + counts.lost + counts.repeated + counts.unkeyed)
+
+
+def _repo_path(config: RepoConfig) -> Path | None:
+    return None if config.repo_path is None else Path(config.repo_path)
+
+
+def _journal(config: RepoConfig) -> Journal | None:
+    """Where writes are noted; None where they are not."""
+    if not config.online_store.journal:
+        return None
+    return journal_of(state_dir(_repo_path(config) or Path()))
+
+
+def _is_missing(moment: Any) -> bool:
+    """Whether there is no time: None, or the NaT that pandas has in its place."""
+    return moment is None or bool(moment != moment)  # noqa: PLR0124 - only NaT differs from itself
+
+
+def _event_us(spec: ViewSpec, event: Any) -> int:
+    if _is_missing(event):
+        raise DataError(
+            f"A row of view {spec.name} cannot be stored.",
+            [Problem(f"column {spec.event_column}", "a time", repr(event))],
+        )
+    return to_us(event)
+
+
+def _packed(
+    config: RepoConfig, table: Any, data: Sequence[Row]
+) -> tuple[RowCodec, list[tuple[bytes | None, bytes]]]:
+    spec = spec_of(table, [entity_key for entity_key, *_ in data[:1]])
+    codec = RowCodec(spec, stored_name(config, table))
+    write_us = process_clock().now_us()
+    rows = [
+        (
+            proto_key(config.project, entity_key),
+            codec.encode_protos(
+                values,
+                event_us=_event_us(spec, event),
+                created_us=None if _is_missing(created) else to_us(cast("datetime", created)),
+                write_us=write_us,
+            ),
+        )
+        for entity_key, values, event, created in data
+    ]
+    return codec, rows

@@ -1,0 +1,268 @@
+"""The fold, run forward: a write replaces a row only if its (event time, created time) is larger.
+
+Redis does it, one entity at a time and atomically, by the scripts of
+:mod:`tallystick.online_store.lua_scripts`: concurrent writers, repeated and shuffled writes end in
+the same row. Redis also forgets: an entity's value goes one ttl after the last of its rows has run
+out, by Redis' own clock, unless a view without ttl is among them. Not while the clock is simulated.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, TypeAlias
+
+from tallystick.clock import is_simulated
+from tallystick.online_store.definition_tags import (
+    Registered,
+    forget_identity,
+    register,
+    register_async,
+    stored_under,
+)
+from tallystick.online_store.entity_keys import definitions_key, entity_prefix, project_prefix
+from tallystick.online_store.lua_scripts import FOLD, REMOVE
+from tallystick.online_store.redis_commands import run_script, run_script_async, scan
+from tallystick.online_store.redis_connection import (
+    AsyncClient,
+    SyncClient,
+    redis_errors,
+)
+from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_layout import view_tag
+from tallystick.online_store.row_times import order_of
+
+Folded: TypeAlias = "tuple[dict[bytes, bytes], WriteCounts]"
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_ROUND_TRIP: Final = 5_000
+_KEYS_PER_SCAN: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCounts:
+    """What became of the rows of a write.
+
+    Attributes:
+        won: Rows that now are in Redis.
+        lost: Rows older than the one in Redis, or than another one of the same write.
+        repeated: Rows with the same event and created time as one that was there before.
+        unkeyed: Rows with a null in their key, which nobody could ask for.
+    """
+
+    won: int = 0
+    lost: int = 0
+    repeated: int = 0
+    unkeyed: int = 0
+
+    def __add__(self, other: WriteCounts) -> WriteCounts:
+        return WriteCounts(
+            self.won + other.won,
+            self.lost + other.lost,
+            self.repeated + other.repeated,
+            self.unkeyed + other.unkeyed,
+        )
+
+
+def write_rows(
+    client: SyncClient,
+    project: str,
+    codec: RowCodec,
+    rows: Iterable[tuple[bytes | None, bytes]],
+    *,
+    key_ttl_s: int | None = None,
+) -> WriteCounts:
+    """Fold packed rows into Redis.
+
+    Args:
+        client: Redis.
+        project: Feast project.
+        codec: What the rows were packed by; its definition is registered before them.
+        rows: Redis key (None for a row without key) and packed row, in order of writing.
+        key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
+
+    Raises:
+        DefinitionError: The view's tag stands for another view or definition.
+        UnavailableError: Redis did not answer. Part of the rows may be written; writing all of them
+            again does no harm.
+    """
+    counts = WriteCounts()
+    registered: Registered | None = None
+    for winners, folded in _ahead(map(_fold, _batches(rows))):
+        counts += folded
+        if not winners:
+            continue
+        registered = registered or register(client, project, codec)
+        with redis_errors(client):
+            counts += _summed(
+                run_script(
+                    client, FOLD, list(winners.items()), shared=_shared(registered, key_ttl_s)
+                )
+            )
+    logger.debug("view %s of project %s: %s", codec.name, project, counts)
+    return counts
+
+
+async def write_rows_async(
+    client: AsyncClient,
+    project: str,
+    codec: RowCodec,
+    rows: Iterable[tuple[bytes | None, bytes]],
+    *,
+    key_ttl_s: int | None = None,
+) -> WriteCounts:
+    """Fold packed rows into Redis, as :func:`write_rows`."""
+    counts = WriteCounts()
+    registered: Registered | None = None
+    for batch in _batches(rows):
+        winners, folded = _fold(batch)
+        counts += folded
+        if not winners:
+            continue
+        registered = registered or await register_async(client, project, codec)
+        with redis_errors(client):
+            counts += _summed(
+                await run_script_async(
+                    client, FOLD, list(winners.items()), shared=_shared(registered, key_ttl_s)
+                )
+            )
+    logger.debug("view %s of project %s: %s", codec.name, project, counts)
+    return counts
+
+
+def delete_view(client: SyncClient, project: str, view: str, *, version: str | None = None) -> int:
+    """Remove all rows of one view, of all its versions and keys; give their number.
+
+    The store is another one from then on: what was noted of this one no longer holds.
+
+    Args:
+        client: Redis.
+        project: Feast project.
+        view: The view's name.
+        version: The name online of the only version that goes; None for all.
+
+    Raises:
+        UnavailableError: Redis did not answer.
+    """
+    forget_identity(client, project)
+    removed = 0
+    with redis_errors(client):
+        definitions = client.hgetall(definitions_key(project))
+        for name, join_keys in sorted(stored_under(definitions, view)):
+            if version not in {None, name}:
+                continue
+            tag = view_tag(name, join_keys)
+            found = scan(client, entity_prefix(project, join_keys) + b"*")
+            while keys := list(islice(found, _KEYS_PER_SCAN)):
+                calls = [(key, None) for key in keys]
+                removed += sum(run_script(client, REMOVE, calls, shared=[tag]))
+    return removed
+
+
+def delete_project(client: SyncClient, project: str) -> int:
+    """Remove all rows and definitions of one project; give the number of keys.
+
+    Raises:
+        UnavailableError: Redis did not answer.
+    """
+    removed = 0
+    with redis_errors(client):
+        # The prefix has no character that is special to SCAN.
+        found = scan(client, project_prefix(project) + b"*")
+        while keys := list(islice(found, _KEYS_PER_SCAN)):
+            pipeline = client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.unlink(key)
+            removed += sum(pipeline.execute())
+    return removed
+
+
+def _shared(registered: Registered, key_ttl_s: int | None) -> list[bytes]:
+    """What the script takes before the rows."""
+    return [registered.ttls, b"0" if is_simulated() else b"1", b"%d" % ((key_ttl_s or 0) * 1000)]
+
+
+def _batches(
+    rows: Iterable[tuple[bytes | None, bytes]],
+) -> Iterator[list[tuple[bytes | None, bytes]]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, ROWS_PER_ROUND_TRIP)):
+        yield batch
+
+
+def _ahead(items: Iterator[Folded]) -> Iterator[Folded]:
+    """The items; while one is used, a thread makes the next one."""
+    item = next(items, None)
+    following = next(items, None)
+    while following is not None:  # most writes are small, and need no thread
+        making = _Making(items)
+        assert item is not None
+        yield item
+        item, following = following, making.result()
+    if item is not None:
+        yield item
+
+
+class _Making:
+    """The next of some items, made by a thread of its own.
+
+    Not one of a pool: pools take nothing any more once the main thread has ended, and have to be
+    waited for where the items are given up.
+    """
+
+    def __init__(self, items: Iterator[Folded]) -> None:
+        self._items = items
+        self._made: Folded | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._make, name="rows-ahead", daemon=True)
+        self._thread.start()
+
+    def _make(self) -> None:
+        try:
+            self._made = next(self._items, None)
+        except BaseException as error:  # noqa: BLE001 raised where the item is asked for
+            self._error = error
+
+    def result(self) -> Folded | None:
+        """The item; None at the end."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._made
+
+
+def _fold(
+    batch: Sequence[tuple[bytes | None, bytes]],
+) -> tuple[dict[bytes, bytes], WriteCounts]:
+    """Keep of each key the row that would be left of the batch, by the rule of the script.
+
+    All rows of a batch have the same definition.
+    """
+    winners: dict[bytes, bytes] = {}
+    lost = repeated = unkeyed = 0
+    for key, row in batch:
+        if key is None:
+            unkeyed += 1
+            continue
+        before = winners.setdefault(key, row)
+        if before is row:
+            continue
+        order, order_before = order_of(row), order_of(before)
+        if order == order_before:
+            repeated += 1
+            continue
+        lost += 1
+        if order > order_before:
+            winners[key] = row
+    return winners, WriteCounts(lost=lost, repeated=repeated, unkeyed=unkeyed)
+
+
+def _summed(answers: Iterable[Sequence[int]]) -> WriteCounts:
+    counts = WriteCounts()
+    for answer in answers:
+        counts += WriteCounts(*answer)
+    return counts

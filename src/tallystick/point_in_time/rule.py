@@ -1,0 +1,229 @@
+"""The one point-in-time rule, as SQL.
+
+The value of a view for a key at time t is the row with the largest (event time, created time) among
+the rows *visible* at t; null if its event time is older than t - ttl, both ends of the window
+included. Of rows equal in both times the first to become visible wins, and of these the first in
+source order, as it does online, where a write replaces a row only if its times are larger. See
+docs/adr/0002-the-folds-window.md.
+
+The rule is computed in two steps. :func:`folded_sql` orders a key's rows by when they became
+visible and keeps those that were the winner at that moment, so that at most one row per key and
+moment remains and its rank only rises. :func:`as_of_sql` joins requests to the last of these. Both
+take O(n log n), and are DuckDB's SQL, which has ``ASOF JOIN``. Spark has none and does both in one:
+:mod:`tallystick.offline_store.spark.as_of_join`.
+
+All times in here are integers: microseconds since 1970-01-01 in UTC, so that no session's time zone
+can matter. A history is any relation with these columns:
+
+===============  ===============================================================
+key columns      as named by the caller; rows with a null in one must be left out
+``event_us``     event time
+``created_us``   created time; null where the history has none
+``visible_us``   when the row became visible: :func:`visible_sql`
+position         one or more columns that ascend in source order
+===============  ===============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final
+
+PRESENT: Final = "PRESENT"
+"""A row is visible and inside the window."""
+
+NOT_FOUND: Final = "NOT_FOUND"
+"""No row of the key is visible."""
+
+OUTSIDE_MAX_AGE: Final = "OUTSIDE_MAX_AGE"
+"""The winning row's event time is older than the request time less the ttl."""
+
+TTL_US_MAX: Final = 1 << 62
+"""From this ttl on (146,000 years) nothing expires, so that no subtraction can overflow."""
+
+
+class VisibilityClock(StrEnum):
+    """When a row counts as visible."""
+
+    EVENT = "event"
+    """From its event time on: the classic point-in-time join."""
+
+    KNOWLEDGE = "knowledge"
+    """From the later of event time and created time on: what could have been known."""
+
+    SERVED = "served"
+    """From the moment on at which it was written online."""
+
+
+ORDER_SQL: Final = (
+    "(event_us::HUGEINT * 18446744073709551616 + coalesce(created_us, -9223372036854775808))"
+)
+"""One value that orders rows as ``event_us`` and ``created_us``; without created time, first."""
+
+
+def quoted(name: str) -> str:
+    """``name`` as an SQL identifier.
+
+    >>> print(quoted('a "b" c'))
+    "a ""b"" c"
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
+def visible_sql(clock: VisibilityClock, *, event: str, created: str, written: str) -> str:
+    """The expression for when a row became visible.
+
+    Args:
+        clock: Which clock.
+        event: Expression of the event time.
+        created: Expression of the created time; must not be null under the knowledge clock.
+        written: Expression of the write time; a row in which it is null was never visible.
+    """
+    if clock is VisibilityClock.EVENT:
+        return event
+    if clock is VisibilityClock.KNOWLEDGE:
+        return f"greatest({event}, {created})"
+    return written
+
+
+def folded_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
+    """The rows of ``history`` that were a key's winner from the moment they became visible.
+
+    Args:
+        history: A relation with the columns in the module's text, as a name or in parentheses.
+        keys: Its key columns, as SQL identifiers; at least one.
+        position: Its position columns, as SQL identifiers, most significant first.
+
+    Returns:
+        A query with keys, times and position of these rows. No two share key and ``visible_us``.
+    """
+    partition = ", ".join(keys)
+    columns = ", ".join((*keys, "event_us", "created_us", "visible_us", *position))
+    order = ", ".join(("visible_us", "fold_order DESC", *position))
+    return f"""
+    SELECT {columns} FROM (
+      SELECT *, max(fold_order) OVER (
+        PARTITION BY {partition} ORDER BY {order}
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+      ) AS fold_before
+      FROM (
+        SELECT {columns}, {ORDER_SQL} AS fold_order
+        FROM {history} AS history WHERE visible_us IS NOT NULL
+      ) AS ordered
+    ) AS running
+    WHERE fold_before IS NULL OR fold_order > fold_before"""
+
+
+def latest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
+    """The winner of each key among all rows of ``history``, in source order.
+
+    It is the fold's last row per key: what an online store holds once all rows were written.
+
+    Args:
+        history: A relation with the columns in the module's text, as a name or in parentheses.
+        keys: Its key columns, as SQL identifiers; at least one.
+        position: Its position columns, as SQL identifiers, most significant first.
+
+    Returns:
+        A query with all columns of the history, and one more, ``fold_place``.
+    """
+    order = ", ".join(position)
+    return f"""
+    SELECT * FROM (
+      SELECT *, row_number() OVER (
+        PARTITION BY {", ".join(keys)}
+        ORDER BY event_us DESC, created_us DESC NULLS LAST, visible_us, {order}
+      ) AS fold_place
+      FROM {history} AS history
+    ) AS placed
+    WHERE fold_place = 1 ORDER BY {order}"""
+
+
+def ranked_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
+    """All rows that are ever visible, in the order in which they became so, with their rank.
+
+    Args:
+        history: A relation with the columns in the module's text, as a name or in parentheses.
+        keys: Its key columns, as SQL identifiers; at least one.
+        position: Its position columns, as SQL identifiers, most significant first.
+
+    Returns:
+        A query with all columns of the history, and two more: ``fold_key``, a number that is the
+        same for rows of one key, and ``fold_rank``, which orders all rows by key, and rows of one
+        key so that of any two the greater wins.
+    """
+    first_wins = ", ".join(f"{column} DESC" for column in ("visible_us", *position))
+    return f"""
+    SELECT *,
+      dense_rank() OVER (ORDER BY {", ".join(keys)}) AS fold_key,
+      row_number() OVER (
+        ORDER BY {", ".join(keys)}, event_us, created_us NULLS FIRST, {first_wins}
+      ) AS fold_rank
+    FROM {history} AS history
+    WHERE visible_us IS NOT NULL
+    ORDER BY visible_us, {", ".join(position)}"""
+
+
+def as_of_sql(
+    history: str,
+    *,
+    spine: str,
+    keys: Sequence[str],
+    position: Sequence[str],
+    ttl_us: int | None,
+    wanted: Sequence[str] | None = None,
+) -> str:
+    """For every row of ``spine`` which row of the history is its value at its request time.
+
+    Only which row it is: its values are fetched by its position. So the sort stays narrow, and
+    values keep every bit (sorted along in a join, DuckDB turned -0.0 into 0.0).
+
+    Args:
+        history: A relation with the columns in the module's text, as a name or in parentheses.
+        spine: A relation with the same key columns, ``spine_row`` (an integer) and ``request_us``.
+        keys: Key columns of both, as SQL identifiers; at least one.
+        position: Its position columns, as SQL identifiers, most significant first.
+        ttl_us: Microseconds after which a row is too old; None or 0 for never.
+        wanted: Columns of the winning row to return, of its position, ``event_us`` and
+            ``created_us``; all by default. Each one has to be sorted along.
+
+    Returns:
+        A query with ``spine_row``, the columns of the winning row, null where there is none, and
+        ``too_old``; in no order.
+    """
+    too_old = "false"
+    if ttl_us and ttl_us < TTL_US_MAX:
+        too_old = f"fold.event_us < spine.request_us - {ttl_us}"
+    matches = " AND ".join(f"spine.{key} = fold.{key}" for key in keys)
+    columns = (*position, "event_us", "created_us") if wanted is None else wanted
+    found = ", ".join(f"fold.{column}" for column in columns)
+    return f"""
+    SELECT spine.spine_row, {found}, {too_old} AS too_old
+    FROM {spine} AS spine
+    ASOF LEFT JOIN ({folded_sql(history, keys=keys, position=position)}) AS fold
+      ON {matches} AND spine.request_us >= fold.visible_us"""
+
+
+def values_sql(
+    history: str, matched: str, *, values: Sequence[str], position: Sequence[str]
+) -> str:
+    """The values of the rows that :func:`as_of_sql` found, in the spine's order.
+
+    Args:
+        history: The relation that was asked.
+        matched: Its answer, as a name or in parentheses.
+        values: Columns of the history to return, as SQL identifiers.
+        position: Its position columns, as SQL identifiers.
+
+    Returns:
+        A query with the values (null unless there is a row that is not too old), ``event_us``,
+        ``created_us`` and ``too_old``.
+    """
+    places = " AND ".join(f"history.{column} = matched.{column}" for column in position)
+    fetched = "".join(f"history.{value}, " for value in values)
+    return f"""
+    SELECT {fetched}matched.event_us, matched.created_us, matched.too_old
+    FROM {matched} AS matched
+    LEFT JOIN {history} AS history ON {places} AND NOT matched.too_old
+    ORDER BY matched.spine_row"""

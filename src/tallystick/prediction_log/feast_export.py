@@ -1,0 +1,119 @@
+"""What Feast's tools expect of a feature service with a ``LoggingConfig``: a copy in its layout.
+
+The copy lies where the service's destination says and is written through Feast's own interface, so
+that ``FeatureStore.validate_logged_features`` and the like find it. Of the config's ``sample_rate``
+whole entities are taken, as of Tallystick's own log.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from tallystick.prediction_log.compaction import export_files
+from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.log_writer import are_sampled
+from tallystick.prediction_log.parquet_files import read_file
+from tallystick.prediction_log.streams import PREDICTIONS, sink_contract
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.contract import ModelContract
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.prediction_log.manifest import LogFile
+
+STATUSES: Final = {"PRESENT": 1, "NULL": 2, "NOT_FOUND": 3, "OUTSIDE_MAX_AGE": 4}
+"""Feast's numbers for them, in ``feast.protos.feast.serving.ServingService_pb2.FieldStatus``."""
+
+
+def export_log(repo: Repo) -> dict[str, int]:
+    """Copy what was not copied yet to the destinations of the models' feature services.
+
+    A copy is marked once it is there: if the process is killed in between, the next run copies that
+    file again, and ``__request_id`` tells the same prediction twice.
+
+    Args:
+        repo: The repo, applied.
+
+    Returns:
+        Model → rows copied, for the models whose service has a logging config.
+
+    Raises:
+        DefinitionError: A destination is none that the offline store writes to.
+        DamagedError: A file of the log cannot be read.
+    """
+    sink = Sink.of(repo.state_dir)
+    done: dict[str, int] = {}
+    for name, model in sorted(repo.models.items()):
+        service = repo.store.get_feature_service(model.features.name)
+        # Feast does not register a config that is added to a service later.
+        service.logging_config = model.features.logging_config or service.logging_config
+        if service.logging_config is None:
+            continue
+
+        def copy(file: LogFile, service: Any = service) -> int:
+            contract = sink_contract(sink, PREDICTIONS, file.model, file.contract)
+            schema = PREDICTIONS.schema(contract)
+            rows = read_file(sink, file.path, schema, footer=file.footer)
+            table = as_feast_logs(repo, service, contract, rows)
+            if table.num_rows:
+                repo.store.write_logged_features(table, service)
+            return int(table.num_rows)
+
+        done[name] = export_files(repo.state_dir, PREDICTIONS, name, copy, sink=sink)
+    return done
+
+
+def as_feast_logs(repo: Repo, service: Any, contract: ModelContract, rows: pa.Table) -> pa.Table:
+    """Logged predictions in the layout of Feast's logs of a feature service.
+
+    Args:
+        repo: The repo, applied.
+        service: Feast's feature service, with a logging config.
+        contract: The contract of the rows.
+        rows: The rows, by ``record.log_schema``.
+
+    Returns:
+        The sampled ones, by ``FeatureServiceLoggingSource.get_schema``; a column that the contract
+        does not have is null.
+    """
+    import pyarrow as pa
+    from feast.feature_logging import FeatureServiceLoggingSource
+
+    schema = FeatureServiceLoggingSource(service, repo.project).get_schema(repo.store.registry)
+    share = float(service.logging_config.sample_rate)
+    if share < 1:
+        keys = [rows[f"entity.{key.name}"].to_pylist() for key in contract.entity_keys]
+        rows = rows.filter(pa.array(are_sampled(keys, share), pa.bool_()))
+    columns = _columns(contract, rows)
+    nulls = pa.nulls(rows.num_rows)
+    return pa.table(
+        [columns.get(field.name, nulls).cast(field.type) for field in schema], schema=schema
+    )
+
+
+def _columns(contract: ModelContract, rows: pa.Table) -> dict[str, Any]:
+    """Feast's name of a column → its values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    asked = rows["request_time"]
+    columns = {
+        "__log_timestamp": asked,
+        "__log_date": asked.cast(pa.timestamp("us")).cast(pa.date32()),
+        "__request_id": rows["prediction_id"],
+    }
+    columns |= {key.name: rows[f"entity.{key.name}"] for key in contract.entity_keys}
+    columns |= {field.name: rows[f"request.{field.name}"] for field in contract.request_fields}
+    of_view = {f"{use.name}__{each}": use.name for use in contract.views for each in use.columns}
+    for name in contract.value_columns:
+        values = rows[f"feature.{name}"]
+        present = pc.if_else(pc.is_valid(values), STATUSES["PRESENT"], STATUSES["NULL"])
+        times, status = asked, present
+        if view := of_view.get(name):
+            times = rows[f"view.{view}.event_time"]
+            told = rows[f"view.{view}.status"]
+            for each in ("NOT_FOUND", "OUTSIDE_MAX_AGE"):
+                status = pc.if_else(pc.equal(told, each), STATUSES[each], status)
+        columns |= {name: values, f"{name}__timestamp": times, f"{name}__status": status}
+    return columns

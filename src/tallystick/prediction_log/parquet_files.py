@@ -1,0 +1,128 @@
+"""The log's Parquet files: written with checksums, and compared with their schema when read."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Final
+
+from tallystick.errors import ContractError, DamagedError, Problem, UnavailableError
+from tallystick.storage.locations import has_no_answer, translated
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.prediction_log.log_location import Sink
+
+_END_BYTES: Final = 1 << 16
+"""Bytes that are read at once to find where a file's metadata begin."""
+
+
+def write_rows(sink: Sink, name: str, table: pa.Table) -> int:
+    """Write a file of the log, and give its size in bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Numbers seldom repeat, and looking for a dictionary of them takes most of the time.
+    dictionary = [
+        field.name
+        for field in table.schema
+        if pa.types.is_string(field.type) and field.name != "prediction_id"
+    ]
+
+    def content(to: Any) -> None:
+        pq.write_table(
+            table,
+            to,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=dictionary,
+            write_page_checksum=True,
+        )
+
+    return sink.write(name, content)
+
+
+def footer_of(sink: Sink, name: str) -> int:
+    """The checksum of a file's end, which its own checksums do not cover."""
+    with translated(sink.text(name)):
+        return zlib.crc32(_end_of(sink, name))
+
+
+def read_file(
+    sink: Sink,
+    name: str,
+    expected: pa.Schema,
+    columns: Collection[str] | None = None,
+    *,
+    footer: int | None = None,
+) -> pa.Table:
+    """Read a file, or some columns of it, after comparing its schema with the expected one.
+
+    Args:
+        sink: Where it is.
+        name: Its path there.
+        expected: Its schema.
+        columns: Which columns; all by default.
+        footer: The checksum of its end; it is compared if it is given.
+
+    Raises:
+        FileNotFoundError: It is gone.
+        UnavailableError: The sink did not answer.
+        DamagedError: It cannot be read, or fails a checksum.
+        ContractError: It has other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        end = _end_of(sink, name)
+        with pq.ParquetFile(
+            sink.path(name),
+            metadata=pq.read_metadata(pa.BufferReader(end)),
+            filesystem=sink.filesystem,
+            page_checksum_verification=True,
+        ) as file:
+            if not file.schema_arrow.equals(expected):
+                _check_schema(sink.text(name), expected, file.schema_arrow)
+            _check_end(end, footer)
+            table = file.read(columns=None if columns is None else list(columns))
+            return table if columns is None else table.select(list(columns))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if has_no_answer(error):
+            raise UnavailableError(f"The store of {sink.text(name)}", str(error)) from error
+        raise DamagedError(
+            f"Log file {sink.text(name)} cannot be read: {error}",
+            hint="Restore it from a backup; or take it out of the log:  tally log forget FILE",
+        ) from error
+
+
+def _end_of(sink: Sink, name: str) -> bytes:
+    """The bytes from the metadata of a Parquet file on."""
+    with sink.filesystem.open_input_file(sink.path(name)) as file:
+        size = file.size()
+        start = max(0, size - _END_BYTES)
+        end: bytes = file.read_at(size - start, start)
+        wanted = int.from_bytes(end[-8:-4], "little") + 8
+        if len(end) < wanted <= size:
+            end = file.read_at(wanted, size - wanted)
+        return end[-wanted:]
+
+
+def _check_end(end: bytes, footer: int | None) -> None:
+    if footer is not None and zlib.crc32(end) != footer:
+        raise ValueError("its end fails its checksum")
+
+
+def _check_schema(name: str, expected: pa.Schema, got: pa.Schema) -> None:
+    ours = {field.name: str(field.type) for field in expected}
+    theirs = {field.name: str(field.type) for field in got}
+    problems = [
+        Problem(f"column {column}", ours.get(column, "absent"), theirs.get(column, "absent"))
+        for column in sorted(ours.keys() | theirs.keys())
+        if ours.get(column) != theirs.get(column)
+    ]
+    if problems:
+        raise ContractError(f"Log file {name} does not fit the contract beside it.", problems)

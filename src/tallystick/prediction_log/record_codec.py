@@ -1,0 +1,350 @@
+"""How predictions are packed within the request, and how frames of them become columns."""
+
+from __future__ import annotations
+
+import gc
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import cache
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from tallystick.definitions.columns import joined, plain
+from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.feature_types import JSON_TEXT, json_text
+from tallystick.errors import DamagedError
+from tallystick.prediction_log.record import (
+    RECORD_VERSION,
+    VIEW_FIELDS,
+    VIEW_TIMES,
+    Predictions,
+    log_schema,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_MANY: Final = 16
+"""Rows of a request from which they are packed as columns."""
+_NUMBERS: Final = 1
+_STEP_LARGE: Final = 4_000
+_VIEW_TEXTS: Final = ("status", "definition")
+
+
+class RecordLayout:
+    """How predictions by one contract are packed, and made columns again.
+
+    A request with few rows is one array in MessagePack: the values of fixed width of all rows, one
+    after the other as C has them; a bit for each that is null, or nothing if none is; and the other
+    values in a list. One with many rows is a number of rows and a list of columns, of which those
+    without null are arrays.
+
+    Args:
+        inputs: What the model takes.
+
+    Attributes:
+        schema: The Arrow schema of a log file.
+    """
+
+    def __init__(self, inputs: ModelInputs) -> None:
+        self.schema = log_schema(inputs)
+        self._keys = [key.name for key in inputs.entity_keys]
+        self._keys += [field.name for field in inputs.request_fields]
+        self._views = [use.name for use in inputs.views]
+        self._values = list(inputs.value_columns)
+        converts = {
+            f"feature.{name}": _converter(dtype) for name, dtype in inputs.value_columns.items()
+        }
+        for prefix, columns in (("entity", inputs.entity_keys), ("request", inputs.request_fields)):
+            converts |= {f"{prefix}.{each.name}": _converter(each.dtype) for each in columns}
+        self._converts = {name: each for name, each in converts.items() if each is not None}
+        # Times of features and of requests are objects, those of the record itself are numbers.
+        times = [f"view.{view}.{time}" for view in self._views for time in VIEW_TIMES]
+        texts_of_views = [f"view.{view}.{text}" for view in self._views for text in _VIEW_TEXTS]
+        kinds = {field.name: field.type for field in self.schema}
+        keys = {name: f"entity.{name}" for name in self._keys[: len(inputs.entity_keys)]}
+        keys |= {name: f"request.{name}" for name in self._keys[len(inputs.entity_keys) :]}
+        self._fixed_keys = [name for name in self._keys if _code(kinds[keys[name]])]
+        self._other_keys = [name for name in self._keys if not _code(kinds[keys[name]])]
+        self._fixed_values = [name for name in self._values if _code(kinds[f"feature.{name}"])]
+        self._other_values = [name for name in self._values if not _code(kinds[f"feature.{name}"])]
+        self._fixed_of = _getter(self._fixed_values)
+        self._fixed = ["request_time", "latency_us", "prediction"]
+        self._fixed += [keys[name] for name in self._fixed_keys]
+        self._fixed += [*times, *(f"feature.{name}" for name in self._fixed_values)]
+        self._others = ["model_version", "prediction_id"]
+        self._others += [keys[name] for name in self._other_keys]
+        self._others += [*texts_of_views, *(f"feature.{name}" for name in self._other_values)]
+        self._names = ["request_time", "model_version", "latency_us", "prediction_id", "prediction"]
+        self._names += [keys[name] for name in self._keys]
+        self._names += [f"view.{view}.{field}" for view in self._views for field in VIEW_FIELDS]
+        self._names += [f"feature.{name}" for name in self._values]
+        own = {"request_time", *times}
+        formats = ["q" if name in own else _code(kinds[name]) for name in self._fixed]
+        self._packer = struct.Struct("<" + "".join(formats))
+        self._kinds = _kinds_of(self._fixed, formats)
+        self._null_bytes = (len(formats) + 7) // 8
+
+    def packed(self, part: Predictions) -> bytes:
+        """The predictions of one request; within the request, and so quick."""
+        whole: tuple[Any, ...] = ()
+        if len(part.prediction_id) < ROWS_MANY:
+            # Arrow makes a double beyond a float's range infinite and 7.0 an integer; C does not.
+            with suppress(OverflowError, struct.error):
+                whole = self._few(part)
+        packed: bytes = _encoder().encode(whole or self._many(part))
+        return packed
+
+    def _few(self, part: Predictions) -> tuple[Any, ...]:
+        rows: list[list[Any]] = []
+        others: list[Any] = []
+        for at, prediction_id in enumerate(part.prediction_id):
+            fixed = [part.request_us, part.latency_us, part.prediction[at]]
+            fixed += [part.keys[name][at] for name in self._fixed_keys]
+            others += (part.model_version, prediction_id)
+            others += [part.keys[name][at] for name in self._other_keys]
+            for view in self._views:
+                read = part.views[view]
+                fixed += (read.event_us[at], read.created_us[at], read.write_us[at])
+                others += (read.status[at], read.definition[at])
+            values = part.values
+            fixed += [column[at] for column in self._fixed_of(values)]
+            others += [values[name][at] for name in self._other_values]
+            rows.append(fixed)
+        try:
+            return b"".join([self._packer.pack(*row) for row in rows]), b"", others
+        except struct.error:
+            return (*self._with_nulls(rows), others)
+
+    def _many(self, part: Predictions) -> tuple[Any, ...]:
+        count = len(part.prediction_id)
+        of_request = (part.request_us, part.model_version, part.latency_us)
+        columns: list[Any] = [[value] * count for value in of_request]
+        columns += [part.prediction_id, part.prediction]
+        columns += [part.keys[name] for name in self._keys]
+        for view in self._views:
+            read = part.views[view]
+            columns += (
+                read.status,
+                read.event_us,
+                read.created_us,
+                read.write_us,
+                read.definition,
+            )
+        columns += [part.values[name] for name in self._values]
+        return count, columns
+
+    def _with_nulls(self, rows: Sequence[Sequence[Any]]) -> tuple[bytes, bytes]:
+        fixed, nulls = [], []
+        for values in rows:
+            bits = sum(1 << place for place, value in enumerate(values) if value is None)
+            filled = [0 if value is None else value for value in values]
+            fixed.append(self._packer.pack(*filled))
+            nulls.append(bits.to_bytes(self._null_bytes, "little"))
+        return b"".join(fixed), b"".join(nulls)
+
+    def table(self, payloads: Sequence[bytes | memoryview]) -> pa.Table:
+        """The predictions of several frames as one table, in no order.
+
+        Args:
+            payloads: Of each frame; an array of what :meth:`packed` made.
+
+        Raises:
+            DamagedError: They are not in this layout, though their checksum is right.
+        """
+        import msgspec
+        import pyarrow as pa
+
+        try:
+            with _uncollected():
+                few, many = _sorted_out(payloads)
+                parts = [self._of_few(few)] if few else []
+                parts += [
+                    self._batch(
+                        self._named([joined(column) for column in zip(*several, strict=True)])
+                    )
+                    for several in _together(many)
+                ]
+                del few, many
+                return pa.Table.from_batches(parts, schema=self.schema)
+        except (msgspec.DecodeError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
+            raise DamagedError(
+                f"A frame of the log is not in layout {RECORD_VERSION}: {error}",
+                hint="Read it with the version of Tallystick that wrote it.",
+            ) from error
+
+    def _named(self, columns: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self._names, columns, strict=True))
+
+    def _of_few(self, parts: Sequence[tuple[bytes, bytes, list[Any]]]) -> pa.RecordBatch:
+        import numpy as np
+        import pyarrow as pa
+
+        fixed = np.frombuffer(b"".join(part[0] for part in parts), self._kinds)
+        masks = self._masks(parts, len(fixed))
+        columns: dict[str, Any] = {}
+        for place, name in enumerate(self._fixed):
+            values = np.ascontiguousarray(fixed[name])
+            if pa.types.is_boolean(self.schema.field(name).type):
+                values = values.astype(bool)
+            mask = None if masks is None else np.ascontiguousarray(masks[:, place])
+            columns[name] = pa.array(values, mask=mask)
+        others = [value for part in parts for value in part[2]]
+        for place, name in enumerate(self._others):
+            columns[name] = others[place :: len(self._others)]
+        return self._batch(columns)
+
+    def _masks(self, parts: Sequence[tuple[bytes, bytes, list[Any]]], rows: int) -> Any:
+        """Which values are null, of shape (rows, columns); None if none is."""
+        import numpy as np
+
+        if not any(part[1] for part in parts):
+            return None
+        size = self._packer.size
+        none = bytes(self._null_bytes)
+        bits = b"".join(part[1] or none * (len(part[0]) // size) for part in parts)
+        each = np.frombuffer(bits, np.uint8).reshape(rows, self._null_bytes)
+        return np.unpackbits(each, axis=1, bitorder="little").astype(bool)
+
+    def _batch(self, columns: Mapping[str, Any]) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        arrays = []
+        for field in self.schema:
+            column = columns[field.name]
+            if isinstance(column, pa.Array):
+                arrays.append(column.cast(field.type))
+                continue
+            if convert := self._converts.get(field.name):
+                column = convert(column)
+            arrays.append(pa.array(column, type=field.type))
+        return pa.record_batch(arrays, schema=self.schema)
+
+
+def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """What gives a mapping's values by name, quicker than one by one."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda values: [values[name] for name in names]
+
+
+def _code(kind: pa.DataType) -> str:
+    """How :mod:`struct` calls a type of fixed width; empty for others. None fits none of them."""
+    import pyarrow as pa
+
+    return {
+        pa.int32(): "i",
+        pa.int64(): "q",
+        pa.float32(): "f",
+        pa.float64(): "d",
+        pa.bool_(): "b",
+    }.get(kind, "")
+
+
+def _kinds_of(names: Sequence[str], formats: Sequence[str]) -> Any:
+    """A row of values as :mod:`struct` packs them, as a NumPy type."""
+    import numpy as np
+
+    return np.dtype([(name, f"<{each}") for name, each in zip(names, formats, strict=True)])
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no cycles of garbage: among many new objects without any it takes long."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _sorted_out(
+    payloads: Sequence[bytes | memoryview],
+) -> tuple[list[tuple[bytes, bytes, list[Any]]], list[list[Any]]]:
+    """The requests with few rows, and the columns of those with many."""
+    few, many = [], []
+    for payload in payloads:
+        for request in _decoder().decode(payload):
+            if isinstance(request[0], bytes):
+                few += [request] if request[0] else []
+            else:
+                many.append(request[1])
+    return few, many
+
+
+def _packable(value: Any) -> Any:
+    """What is no plain value as one that MessagePack has; an array of numbers as its bytes."""
+    import msgspec
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            return value.tolist()
+        return msgspec.msgpack.Ext(_NUMBERS, value.dtype.str.encode() + b" " + value.tobytes())
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not among the types of a record")
+
+
+def _unpackable(code: int, content: memoryview) -> Any:
+    """What :func:`_packable` made of an array."""
+    import numpy as np
+
+    if code != _NUMBERS:
+        raise ValueError(f"a record has no extension {code}")
+    kind, numbers = bytes(content).split(b" ", 1)
+    return np.frombuffer(numbers, dtype=kind.decode())
+
+
+@cache
+def _encoder() -> Any:
+    import msgspec
+
+    return msgspec.msgpack.Encoder(enc_hook=_packable)
+
+
+@cache
+def _decoder() -> Any:
+    import msgspec
+
+    return msgspec.msgpack.Decoder(ext_hook=_unpackable)
+
+
+def _converter(dtype: str) -> Callable[[Any], Any] | None:
+    """What makes of a column of a type what Arrow takes; None if Arrow takes it as it is."""
+    if dtype in JSON_TEXT:
+        return _texts
+    return _moments if dtype.startswith("UNIX_TIMESTAMP") else None
+
+
+def _texts(column: Any) -> list[str | None]:
+    return list(map(json_text, plain(column)))
+
+
+def _moments(column: Any) -> Any:
+    """Times; MessagePack has those without a zone as text."""
+    return list(map(_moment, column)) if isinstance(column, list | tuple) else column
+
+
+def _moment(value: Any) -> Any:
+    if isinstance(value, str):
+        return datetime.fromisoformat(value)
+    return list(map(_moment, value)) if isinstance(value, list) else value
+
+
+def _together(parts: Sequence[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    """Columns of several requests, about :data:`_STEP_LARGE` rows at a time."""
+    several: list[Sequence[Any]] = []
+    rows = 0
+    for columns in parts:
+        several.append(columns)
+        rows += len(columns[0])
+        if rows >= _STEP_LARGE:
+            yield several
+            several, rows = [], 0
+    if several:
+        yield several

@@ -1,0 +1,1 @@
+"""What the areas tell each other: looks, incidents, quarantine, decisions."""

@@ -1,0 +1,99 @@
+"""The values that a model should see for given requests, from history, by its inputs.
+
+Training builds its data sets with this, and the audit its expected values: one function, so that
+neither can drift from the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tallystick.definitions.contract import ModelInputs, ViewUse
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.point_in_time.on_demand import Transforms
+from tallystick.point_in_time.rule import VisibilityClock
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.offline_store.view_history import ViewRead
+
+REQUEST_TIME = "request_time"
+"""Column of a spine's request times."""
+
+
+def stored_values(
+    repo: Repo,
+    uses: Sequence[ViewUse],
+    spine: pa.Table,
+    *,
+    clock: VisibilityClock,
+    with_times: bool = False,
+) -> pa.Table:
+    """The spine with the stored features of ``uses``, point in time.
+
+    Args:
+        repo: Where the views' sources are.
+        uses: Views to read.
+        spine: Entity keys and :data:`REQUEST_TIME`, with anything else.
+        clock: When a row of history counts as visible.
+        with_times: Whether to add ``view__event_time``, ``view__created_time``, ``view__status``.
+
+    Returns:
+        The spine's columns and rows, in order, then ``view__feature`` columns.
+
+    Raises:
+        DataError: A source cannot be read as declared.
+        InputError: The spine lacks a key.
+    """
+    from tallystick.offline_store.point_in_time_join import point_in_time
+
+    return point_in_time(
+        spine=spine,
+        request_time=REQUEST_TIME,
+        reads=view_reads(repo, uses),
+        clock=clock,
+        config=offline_config(repo),
+        repo_path=repo.path,
+        with_times=with_times,
+    )
+
+
+def view_reads(repo: Repo, uses: Sequence[ViewUse]) -> list[ViewRead]:
+    """How the offline store reads the views of ``uses``."""
+    from tallystick.offline_store.view_history import ViewRead
+
+    return [
+        ViewRead(
+            spec=use.spec,
+            source=repo.view_source(use.spec.name),
+            name=use.name,
+            key_map=use.key_map,
+            columns=use.columns,
+        )
+        for use in uses
+    ]
+
+
+def computed_values(inputs: ModelInputs, transforms: Transforms, table: pa.Table) -> pa.Table:
+    """Add the on-demand features to a table that has stored features and request fields."""
+    import pyarrow as pa
+
+    if not inputs.transforms:
+        return table
+    needed = {source for spec in inputs.transforms for source in spec.inputs.values()}
+    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in needed}
+    for name, values in transforms.compute(inputs, columns).items():
+        dtype = arrow_type(inputs.value_columns[name])
+        table = table.append_column(name, pa.array(values, type=dtype))
+    return table
+
+
+def offline_config(repo: Repo) -> Any:
+    """The offline store's settings; Tallystick's defaults where the repo uses another store."""
+    from tallystick.offline_store import DuckDBOfflineStoreConfig
+
+    config = repo.store.config.offline_store
+    return config if isinstance(config, DuckDBOfflineStoreConfig) else DuckDBOfflineStoreConfig()

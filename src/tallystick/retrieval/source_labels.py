@@ -1,0 +1,151 @@
+"""Labels from their source, as they were known at a moment."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.errors import DataError, Problem
+from tallystick.retrieval.model_features import REQUEST_TIME
+from tallystick.retrieval.source_rows import SourceRows, source_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.definitions.model import Model
+
+
+def known_labels(
+    repo: Repo,
+    model: Model,
+    inputs: ModelInputs,
+    *,
+    known_until: datetime,
+    between: tuple[datetime, datetime] | None = None,
+) -> pa.Table:
+    """The labels of a model that were known by ``known_until``; of corrections the last known.
+
+    Args:
+        repo: Where the label source is.
+        model: Whose labels.
+        inputs: What the model takes, for the types of the keys.
+        known_until: Labels known later are left out.
+        between: Only requests of [first, last); all by default.
+
+    Returns:
+        One row per labelled request: the label's keys, ``request_time``, ``label`` (int8, 0 or 1),
+        ``known_time``, and ``first_known_time``, when the first of its labels became known.
+
+    Raises:
+        DataError: The source cannot be read, lacks a column, or holds other labels than 0 and 1.
+    """
+    table = label_rows(repo, model).table(between=between and (REQUEST_TIME, *between))
+    # Of corrections the last known counts: the first of each group once sorted that way.
+    ordered = usable_labels(model, inputs, table, known_until=known_until).sort_by(
+        [("known_time", "descending")]
+    )
+    keys = [*model.label.keys, REQUEST_TIME]
+    return (
+        ordered.group_by(keys, use_threads=False)
+        .aggregate([("label", "first"), ("known_time", "first"), ("known_time", "last")])
+        .rename_columns([*keys, "label", "known_time", "first_known_time"])
+    )
+
+
+def label_rows(repo: Repo, model: Model) -> SourceRows:
+    """The source of a model's labels: their keys, ``request_time``, ``label``, ``known_time``.
+
+    Raises:
+        DataError: The source cannot be read or lacks a column.
+    """
+    label = model.label
+    return source_rows(
+        repo,
+        label.source,
+        what=f"The label source of model {model.name!r}",
+        columns={
+            **{name: name for name in label.keys},
+            REQUEST_TIME: label.source.timestamp_field,
+            "label": label.column,
+            "known_time": label.source.created_timestamp_column,
+        },
+    )
+
+
+def usable_labels(
+    model: Model, inputs: ModelInputs, table: pa.Table, *, known_until: datetime
+) -> pa.Table:
+    """Rows of :func:`label_rows` that were known by ``known_until``, in the types wanted.
+
+    Args:
+        model: Whose labels.
+        inputs: What the model takes, for the types of the keys.
+        table: All rows, or some.
+        known_until: Labels known later are left out.
+
+    Returns:
+        The same columns, with ``label`` as int8; corrections and what they correct are all there.
+
+    Raises:
+        DataError: A column has another type, or there are other labels than 0 and 1.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    types = {column.name: column.dtype for column in (*inputs.entity_keys, *inputs.request_fields)}
+    keys = {name: arrow_type(types[name]) for name in model.label.keys}
+    _check_label_types(model, table, keys)
+    table = table.filter(
+        pc.and_(
+            pc.less_equal(table["known_time"], pa.scalar(known_until)),
+            pc.is_valid(table["label"]),
+        )
+    )
+    values = table["label"].cast(pa.float64(), safe=False)
+    odd = table.filter(pc.invert(pc.is_in(values, pa.array([0.0, 1.0]))))
+    if odd.num_rows:
+        raise DataError(
+            f"The labels of model {model.name!r} must be 0 or 1.",
+            [Problem(f"column {model.label.column}", "0 or 1", str(odd["label"][0].as_py()))],
+        )
+    table = table.set_column(table.schema.get_field_index("label"), "label", values.cast("int8"))
+    for name, kind in keys.items():
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, name, table[name].cast(kind))
+    return table
+
+
+def _check_label_types(model: Model, table: pa.Table, keys: dict[str, pa.DataType]) -> None:
+    """Compare the types of a label source with what they must be.
+
+    Raises:
+        DataError: With every column of another type.
+    """
+    import pyarrow as pa
+    import pyarrow.types as pt
+
+    label = model.label
+    kind = table["label"].type
+    problems = []
+    if not any(test(kind) for test in (pt.is_integer, pt.is_floating, pt.is_boolean, pt.is_null)):
+        problems.append(Problem(f"column {label.column}", "0 or 1", str(kind)))
+    for name, column in (
+        (REQUEST_TIME, label.source.timestamp_field),
+        ("known_time", label.source.created_timestamp_column),
+    ):
+        if not pt.is_timestamp(table[name].type):
+            problems.append(Problem(f"column {column}", "a timestamp", str(table[name].type)))
+    for name, wanted in keys.items():
+        try:
+            table[name].cast(wanted)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            problems.append(Problem(f"column {name}", str(wanted), str(table[name].type)))
+    if problems:
+        raise DataError(
+            f"The label source of model {model.name!r} has columns of other types.",
+            problems,
+            hint="Mend the source, or name its columns in the model's Label.",
+        )

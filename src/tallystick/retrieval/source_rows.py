@@ -1,0 +1,183 @@
+"""Rows of a Feast file source that holds requests or labels: all at once, or a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from tallystick.clock import to_us
+from tallystick.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.feature_repo import Repo
+
+_UNIT_IN_US: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_INT64_MAX: Final = (1 << 63) - 1
+
+Between = tuple[str, datetime, datetime]
+"""A time column, under its name in the result, and the first and last time [first, last) of it."""
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """Columns of a source under other names; times in UTC at microseconds.
+
+    Attributes:
+        dataset: The files, as a ``pyarrow.dataset.Dataset``.
+        columns: Name in the result → name in the source.
+        what: What the source is, and where, for messages.
+    """
+
+    dataset: Any
+    columns: dict[str, str]
+    what: str
+
+    def table(self, *, between: Between | None = None) -> pa.Table:
+        """All rows, in the source's order.
+
+        Raises:
+            DataError: The source cannot be read.
+        """
+        with self._reading():
+            table = self.dataset.to_table(**self._asked(between))
+        return self._named(table, between)
+
+    def batches(self, *, rows_max: int, between: Between | None = None) -> Iterator[pa.Table]:
+        """All rows, in the source's order, in tables of at most ``rows_max`` rows.
+
+        Raises:
+            DataError: The source cannot be read.
+        """
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        # Read only what is asked for next: the rest would wait in memory.
+        little_ahead = {
+            "batch_size": rows_max,
+            "batch_readahead": 1,
+            "fragment_readahead": 1,
+            "fragment_scan_options": ds.ParquetFragmentScanOptions(
+                use_buffered_stream=True, pre_buffer=False
+            ),
+        }
+        with self._reading():
+            for batch in self.dataset.to_batches(**self._asked(between), **little_ahead):
+                yield self._named(pa.Table.from_batches([batch]), between)
+
+    def nulls(self, name: str) -> int:
+        """Number of rows without a value in a column of the result.
+
+        Raises:
+            DataError: The source cannot be read.
+        """
+        import pyarrow.compute as pc
+
+        with self._reading():
+            return int(self.dataset.count_rows(filter=pc.field(self.columns[name]).is_null()))
+
+    def type_of(self, name: str) -> pa.DataType:
+        """The source's type of a column of the result."""
+        return self.dataset.schema.field(self.columns[name]).type
+
+    def empty(self) -> pa.Table:
+        """The result without its rows."""
+        return self._named(self.dataset.schema.empty_table(), None)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{self.what} cannot be read: {error}") from error
+
+    def _asked(self, between: Between | None) -> dict[str, Any]:
+        return {
+            "columns": sorted(set(self.columns.values())),
+            "filter": None if between is None else self._about(*between),
+        }
+
+    def _about(self, name: str, start: datetime, end: datetime) -> Any:
+        """A filter for [start, end) in the column's own type, which lets a unit more through."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        kind = self.type_of(name)
+        if not pa.types.is_timestamp(kind):
+            return None
+        column = pc.field(self.columns[name])
+        wanted = None
+        for sign, time_us in ((1, to_us(start)), (-1, to_us(end))):
+            time = time_us * 1_000 if kind.unit == "ns" else time_us // _UNIT_IN_US[kind.unit]
+            if abs(time) > _INT64_MAX:
+                continue
+            bound = pa.scalar(time, kind)
+            half = column >= bound if sign == 1 else column <= bound
+            wanted = half if wanted is None else wanted & half
+        return wanted
+
+    def _named(self, table: pa.Table, between: Between | None) -> pa.Table:
+        """A table under the result's names, cut to the times asked for."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = table.select(list(self.columns.values())).rename_columns(list(self.columns))
+        moment = pa.timestamp("us", tz="UTC")
+        for position, field in enumerate(table.schema):
+            if pa.types.is_timestamp(field.type):
+                column = table[position].cast(pa.timestamp("us", tz=field.type.tz), safe=False)
+                table = table.set_column(position, field.name, column.cast(moment))
+        if between is None or not pa.types.is_timestamp(table.schema.field(between[0]).type):
+            return table
+        name, start, end = between
+        times = table[name]
+        return table.filter(
+            pc.and_(
+                pc.greater_equal(times, pa.scalar(to_us(start), moment)),
+                pc.less(times, pa.scalar(to_us(end), moment)),
+            )
+        )
+
+
+def source_rows(repo: Repo, source: object, *, what: str, columns: dict[str, str]) -> SourceRows:
+    """Open a Feast file source of requests or labels.
+
+    Args:
+        repo: Relative paths are resolved against its folder.
+        source: Feast ``FileSource``.
+        what: What the source is, for messages.
+        columns: Name in the result → name in the source.
+
+    Raises:
+        DataError: The source cannot be read or lacks a column; all missing ones are listed.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    path = str(getattr(source, "path", ""))
+    location = path if "://" in path else str(repo.path / path)
+    what = f"{what} ({location})"
+    try:
+        dataset = ds.dataset(location)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{what} cannot be read: {error}") from error
+    names = set(dataset.schema.names)
+    missing = [name for name in columns.values() if name not in names]
+    if missing:
+        raise DataError(
+            f"{what} lacks columns.",
+            [Problem(f"column {name}", "present", "absent") for name in missing],
+            hint=f"It has: {', '.join(sorted(names))}",
+        )
+    return SourceRows(dataset, columns, what)
+
+
+def read_source(repo: Repo, source: object, *, what: str, columns: dict[str, str]) -> pa.Table:
+    """All rows of a source, as :func:`source_rows` and :meth:`SourceRows.table` say."""
+    return source_rows(repo, source, what=what, columns=columns).table()

@@ -1,0 +1,1 @@
+"""Where bytes lie: locations, atomic files, locks, the background writer."""

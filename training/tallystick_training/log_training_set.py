@@ -1,0 +1,229 @@
+"""Training sets from the prediction log: what the model saw, with what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tallystick.clock import from_us, to_us
+from tallystick.definitions.contract import ModelContract, ModelInputs
+from tallystick.definitions.feature_types import arrow_type
+from tallystick.errors import StateError
+from tallystick.prediction_log.log_reader import LogPart, first_time, read_log
+from tallystick.records.quarantine import Quarantine
+from tallystick.records.record_store import Incident
+from tallystick.retrieval.model_features import REQUEST_TIME
+from tallystick.retrieval.prediction_labels import labels_of, logged_as
+from tallystick.storage.atomic_files import replacing
+from tallystick_training.entity_rows_file import LABEL, Counts
+from tallystick_training.log_repair import logged_quarantine, repaired, touched_rows
+from tallystick_training.training_set import require_rows
+from tallystick_training.training_set_file import DatasetFile, room_for
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.definitions.model import Model
+
+_STEP: Final = timedelta(days=1)
+
+
+def write_served_dataset(
+    repo: Repo,
+    model: Model,
+    *,
+    out: Path,
+    start: datetime | None,
+    end: datetime,
+    known_until: datetime,
+    incidents: Sequence[Incident] = (),
+    repair: bool = False,
+    inputs: ModelInputs | None = None,
+    progress: Callable[[str, float], None] = lambda *_: None,
+) -> DatasetFile:
+    """Write a training set of logged predictions to a Parquet file, whole or not at all.
+
+    Its columns are those of :func:`tallystick_training.training_set_file.write_dataset`; its values
+    are those that the model saw, and nothing is computed again, unless it is to be repaired. Each
+    prediction is a row. The log is read a day at a time.
+
+    Args:
+        repo: The repo, applied.
+        model: What to learn.
+        out: The file.
+        start: First request time, included; None for the first that was logged.
+        end: Last request time, excluded.
+        known_until: Labels that became known later are not used.
+        incidents: Spells of skew; requests that those of this model's views touched are left out,
+            also those of on-demand views.
+        repair: Whether to keep these requests where history is not in doubt, with the values that
+            should have been served: the fold's under the knowledge clock, by the definitions and
+            functions of the contract under which they were logged.
+        inputs: What the model takes; read from the registry by default. Predictions under a
+            contract that has not all of it, in the same types, are left out, and counted.
+        progress: Called with what is done now, and the share that is behind, from 0 to 1.
+
+    Raises:
+        InputError: The end is not after the start.
+        StateError: Nothing was logged, or there is no room on the disk; or, to repair, a bundle is
+            not there.
+        DamagedError: The log cannot be read; or, to repair, a contract's bundle.
+        DataError: The label source is not as declared; or, to repair, a view's.
+        DefinitionError: An on-demand view fails.
+    """
+    import pyarrow.parquet as pq
+
+    logged = first_time(repo.state_dir, model.name)
+    if logged is None:
+        raise StateError(
+            f"Model {model.name!r} has no logged predictions.",
+            hint="Serve it first, or build the training set from history:  "
+            f"tally dataset {model.name} --out {out}",
+        )
+    start = logged if start is None else max(start, logged)
+    require_rows(model, start=start, end=end)
+    inputs = repo.inputs(model) if inputs is None else inputs
+    mature_until = known_until - model.label.matures_after
+    counts = _none(repair=repair)
+    schema = _schema(inputs)
+    with (
+        room_for(out, None),
+        replacing(out) as draft,
+        pq.ParquetWriter(draft, schema, compression="zstd") as writer,
+    ):
+        for first in _days(start, end):
+            progress(f"{first.date().isoformat()}", (first - start) / (end - start))
+            parts = read_log(
+                repo.state_dir, model.name, start=max(first, start), end=min(first + _STEP, end)
+            )
+            tables = []
+            for part in parts:
+                table, found = _rows(
+                    repo,
+                    inputs,
+                    part,
+                    logged_quarantine(part, inputs, incidents, repair=repair),
+                    known_until=known_until,
+                    until=mature_until,
+                )
+                counts = _sum(counts, found)
+                tables.append(table)
+            _write(writer, tables, [key.name for key in inputs.entity_keys])
+    return DatasetFile(path=out, counts=counts, start=start, end=min(end, mature_until))
+
+
+def _days(start: datetime, end: datetime) -> Iterator[datetime]:
+    """The beginnings of all days that [start, end) touches, in UTC."""
+    day_us = _STEP // timedelta(microseconds=1)
+    for moment in range(to_us(start) // day_us * day_us, to_us(end), day_us):
+        yield from_us(moment)
+
+
+def _rows(
+    repo: Repo,
+    inputs: ModelInputs,
+    part: LogPart,
+    quarantine: Quarantine,
+    *,
+    known_until: datetime,
+    until: datetime,
+) -> tuple[pa.Table, Counts]:
+    """The labelled rows of a part, and what became of the others."""
+    import numpy as np
+    import pyarrow as pa
+
+    total = part.table.num_rows
+    schema = _schema(inputs)
+    if not _is_alike(part.contract, inputs):
+        counts = replace(_none(repair=quarantine.repairs), population=total, unlike=total)
+        return schema.empty_table(), counts
+    times = part.table[REQUEST_TIME].cast(pa.int64()).to_numpy()
+    left_out = touched_rows(quarantine.left_out, part)
+    young = ~left_out & (times >= to_us(until))
+    kept = LogPart(part.contract, part.table.filter(pa.array(~left_out & ~young)))
+    labels = labels_of(repo, kept, at=known_until).values
+    found = LogPart(part.contract, kept.table.filter(pa.array(~np.isnan(labels))))
+    labelled = repaired(repo, found, quarantine.repaired)
+    columns = {
+        field.name: labelled[_column(inputs, field.name)] for field in schema if field.name != LABEL
+    }
+    values = labels[~np.isnan(labels)].astype(np.int8)
+    table = pa.table({**columns, LABEL: pa.array(values)}, schema=schema)
+    return table, Counts(
+        population=total,
+        quarantined=int(left_out.sum()),
+        immature=int(young.sum()),
+        unlabelled=kept.table.num_rows - table.num_rows,
+        rows=table.num_rows,
+        repaired=(
+            int(touched_rows(quarantine.repaired, found).sum()) if quarantine.repairs else None
+        ),
+    )
+
+
+def _is_alike(contract: ModelContract, inputs: ModelInputs) -> bool:
+    """Whether what was logged under a contract has all that the model takes, in the same types."""
+
+    def asked(of: ModelInputs) -> set[tuple[str, str]]:
+        return {(each.name, each.dtype) for each in (*of.entity_keys, *of.request_fields)}
+
+    return asked(contract) == asked(inputs) and (
+        contract.value_columns.items() >= inputs.value_columns.items()
+    )
+
+
+def _schema(inputs: ModelInputs) -> pa.Schema:
+    """Keys, fields, request time, values and label, in the order of a training set."""
+    import pyarrow as pa
+
+    fields = [
+        *(
+            pa.field(each.name, arrow_type(each.dtype))
+            for each in (*inputs.entity_keys, *inputs.request_fields)
+        ),
+        pa.field(REQUEST_TIME, pa.timestamp("us", tz="UTC")),
+        *(pa.field(name, arrow_type(dtype)) for name, dtype in inputs.value_columns.items()),
+        pa.field(LABEL, pa.int8()),
+    ]
+    return pa.schema(fields)
+
+
+def _column(inputs: ModelInputs, name: str) -> str:
+    return name if name == REQUEST_TIME else logged_as(inputs, name)
+
+
+def _write(writer: Any, tables: Sequence[pa.Table], keys: Sequence[str]) -> None:
+    """Write a day, by request time, then by the keys."""
+    import pyarrow as pa
+
+    rows = [table for table in tables if table.num_rows]
+    if rows:
+        order = [(name, "ascending") for name in (REQUEST_TIME, *keys)]
+        writer.write_table(pa.concat_tables(rows).sort_by(order))
+
+
+def _none(*, repair: bool) -> Counts:
+    return Counts(
+        population=0,
+        quarantined=0,
+        immature=0,
+        unlabelled=0,
+        rows=0,
+        repaired=0 if repair else None,
+    )
+
+
+def _sum(one: Counts, other: Counts) -> Counts:
+    return Counts(
+        population=one.population + other.population,
+        quarantined=one.quarantined + other.quarantined,
+        immature=one.immature + other.immature,
+        unlabelled=one.unlabelled + other.unlabelled,
+        rows=one.rows + other.rows,
+        unlike=one.unlike + other.unlike,
+        repaired=None if one.repaired is None else one.repaired + (other.repaired or 0),
+    )

@@ -1,0 +1,269 @@
+"""What the command line asks of training; every result says in ``str`` what was done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tallystick.clock import from_us, process_clock
+from tallystick.errors import InputError, StateError
+from tallystick.model_bundle.bundle import Champion
+from tallystick.model_bundle.compiled.form_comparison import Compilation
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.progress import progress
+from tallystick.records.record_store import Decision, Incident, MonitorReport, load_records
+from tallystick.retrieval.model_features import offline_config
+from tallystick.signals import ending_on_signals
+from tallystick_training import model_registry
+from tallystick_training import retrain as retraining
+from tallystick_training import train as training
+from tallystick_training.entity_rows_file import Counts
+from tallystick_training.log_training_set import write_served_dataset
+from tallystick_training.training_set import require_expected
+from tallystick_training.training_set_file import DatasetFile, write_dataset
+from tallystick_training.training_window import training_start
+
+if TYPE_CHECKING:
+    from tallystick.definitions.feature_repo import Repo
+
+STEPS = 1000
+"""Units of the progress bar."""
+
+
+@dataclass(frozen=True)
+class TrainedVersion:
+    """A trained and registered model."""
+
+    model: str
+    version: str
+    contract_hash: str
+    promoted: bool
+    rows: int
+    counts: Counts
+    metrics: dict[str, float]
+    compilation: Compilation
+
+    def __str__(self) -> str:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
+        text = (
+            f"Trained {self.model} version {self.version} (contract {self.contract_hash[:12]}) on "
+            f"{self.rows:,} rows; on the holdout, the newest part, which it was not fitted to: "
+            f"{scores}; {self.counts}\n{_form(self.compilation)}\n"
+        )
+        if self.promoted:
+            return text + "It is the champion."
+        return text + f"To make it answer:  tally promote {self.model} --version {self.version}"
+
+
+@dataclass(frozen=True)
+class NewChampion:
+    """A change of champion."""
+
+    champion: Champion
+
+    def __str__(self) -> str:
+        return (
+            f"Version {self.champion.version} of {self.champion.model} is the champion "
+            f"(contract {self.champion.contract_hash[:12]})."
+        )
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision about retraining."""
+
+    decision: Decision
+
+    def __str__(self) -> str:
+        decision = self.decision
+        lines = [f"{decision.outcome}: {decision.reason}"]
+        if decision.quarantined_rows or decision.repaired_rows:
+            lines.append(
+                f"  of the rows that incidents touched {decision.quarantined_rows:,} were left "
+                f"out, {decision.repaired_rows:,} repaired"
+            )
+        for result in decision.gates:
+            before = "" if result.champion is None else f", champion {result.champion:.4f}"
+            lines.append(
+                f"  {'✓' if result.passed else '✗'} {result.where}: {result.gate}: challenger "
+                f"{result.challenger:.4f}{before}"
+            )
+        return "\n".join(lines)
+
+
+def dataset(
+    repo: Repo,
+    model: str,
+    *,
+    out: Path,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_until: datetime | None = None,
+    clock: str = VisibilityClock.KNOWLEDGE,
+    memory_limit: str | None = None,
+    spill_dir: Path | None = None,
+    source: str = "history",
+    repair: bool = False,
+) -> DatasetFile:
+    """Write a training set; by default all requests until now, with labels known by the end.
+
+    From history, or from the log, where clock and limits do not matter. The limits are those of
+    ``offline_store`` in ``feature_store.yaml``, unless others are given. What incidents touched is
+    left out, or, where that can be done, repaired.
+
+    Raises:
+        InputError: There is no repairing under the clock.
+    """
+    definition = repo.model(model)
+    end = _now() if end is None else end
+    incidents = load_records(repo.state_dir, Incident, model=model)
+    if source == "log":
+        _require_no_clock(clock, repair=repair)
+        with progress(STEPS, lines=False) as bar, ending_on_signals():
+            return write_served_dataset(
+                repo,
+                definition,
+                out=out,
+                start=start,
+                end=end,
+                known_until=end if known_until is None else known_until,
+                incidents=incidents,
+                repair=repair,
+                progress=lambda text, share: bar.step(text, done=int(share * STEPS)),
+            )
+    require_expected(VisibilityClock(clock), repair=repair)
+    if clock == VisibilityClock.SERVED:
+        _require_journal(repo)
+    given = {"memory_limit": memory_limit, "spill_dir": spill_dir and spill_dir.as_posix()}
+    with progress(STEPS, lines=False) as bar, ending_on_signals():
+        return write_dataset(
+            repo,
+            definition,
+            out=out,
+            start=training_start(repo, definition, end=end) if start is None else start,
+            end=end,
+            known_until=end if known_until is None else known_until,
+            clock=VisibilityClock(clock),
+            incidents=incidents,
+            repair=repair,
+            config=offline_config(repo).model_copy(
+                update={name: value for name, value in given.items() if value is not None}
+            ),
+            progress=lambda text, share: bar.step(text, done=int(share * STEPS)),
+        )
+
+
+def train(
+    repo: Repo,
+    model: str,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_until: datetime | None = None,
+    clock: str = VisibilityClock.KNOWLEDGE,
+    promote: bool = False,
+    repair: bool = False,
+) -> TrainedVersion:
+    """Train a model, register it, and make it the champion if so asked."""
+    definition = repo.model(model)
+    end = _now() if end is None else end
+    trained = training.train(
+        repo,
+        definition,
+        start=training_start(repo, definition, end=end) if start is None else start,
+        end=end,
+        known_until=end if known_until is None else known_until,
+        clock=VisibilityClock(clock),
+        incidents=load_records(repo.state_dir, Incident, model=model),
+        repair=repair,
+    )
+    version = model_registry.register(repo, trained).version
+    if promote:
+        model_registry.promote(repo, model, version)
+    return TrainedVersion(
+        model=model,
+        version=version,
+        contract_hash=trained.contract.contract_hash,
+        promoted=promote,
+        rows=trained.contract.data.rows,
+        counts=trained.counts,
+        metrics=trained.evaluation.metrics,
+        compilation=trained.compilation,
+    )
+
+
+def retrain(
+    repo: Repo,
+    model: str,
+    *,
+    at: datetime | None = None,
+    force: bool = False,
+    repair: bool = False,
+) -> Decided:
+    """Decide by the last recorded look whether to train again, and carry it out."""
+    definition = repo.model(model)
+    looks = load_records(repo.state_dir, MonitorReport, model=model)
+    if not looks:
+        raise StateError(
+            f"Nobody has looked at model {model!r} yet.", hint=f"Look first:  tally monitor {model}"
+        )
+    moment = _now() if at is None else at
+    return Decided(
+        retraining.retrain(repo, definition, looks[-1], at=moment, force=force, repair=repair)
+    )
+
+
+def promote(repo: Repo, model: str, *, version: str) -> NewChampion:
+    """Make a registered version the champion."""
+    return NewChampion(model_registry.promote(repo, repo.model(model).name, version))
+
+
+def rollback(repo: Repo, model: str) -> NewChampion:
+    """Make the champion before the present one the champion again."""
+    return NewChampion(model_registry.rollback(repo, repo.model(model).name))
+
+
+def _require_no_clock(clock: str, *, repair: bool) -> None:
+    """Refuse to repair logged rows by a clock of one's choice.
+
+    Raises:
+        InputError: It is not the audit's.
+    """
+    if repair and clock != VisibilityClock.KNOWLEDGE:
+        raise InputError(
+            "Logged rows are repaired as the audit expects them, under the knowledge clock: leave "
+            "--clock out, or --repair."
+        )
+
+
+def _require_journal(repo: Repo) -> None:
+    """Refuse the served clock where online writes are not noted.
+
+    Raises:
+        StateError: The online store keeps no journal.
+    """
+    if not getattr(repo.store.config.online_store, "journal", False):
+        raise StateError(
+            "No journal of online writes is kept, so that what was served cannot be told.",
+            hint="Set  journal: true  in the online_store of feature_store.yaml (which has to be "
+            "Tallystick's), and write all that is online once more:  tally materialize --again",
+        )
+
+
+def _now() -> datetime:
+    return from_us(process_clock().now_us())
+
+
+def _form(compilation: Compilation) -> str:
+    """Which form answers requests, and why."""
+    spec = compilation.spec
+    if spec is None:
+        return f"The original estimator answers requests: {compilation.reason}."
+    differed = f"by more than {spec.difference_max:.1e}" if spec.difference_max else "at all"
+    return (
+        f"Its compiled form ({spec.library} {spec.version}) answers requests: on {spec.rows:,} "
+        f"real and {spec.probes:,} made-up rows no decision differed, and no probability "
+        f"{differed} (allowed: {spec.tolerance:g})."
+    )
