@@ -13,7 +13,7 @@ PACKAGES := src serving training monitoring simulation
 CODE     := $(PACKAGES) feature_repo tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-kills test-spark lint format bench bench-online bench-log bench-offline bench-audit lock clean
+.PHONY: help setup data demo test test-kills test-spark lint format bench bench-online bench-log bench-offline bench-audit bench-quick lock clean
 
 help:  ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,12 @@ bench-offline: $(BENCH)  ## Measure training sets against Feast's stores and the
 
 bench-audit: $(READY)  ## Inject each cause of skew and measure the audit
 	@$(BIN)/python -m benchmarks.audit
+
+bench-quick: $(BENCH)  ## Run the four benches above in a quick form, to compare two versions
+	@$(BIN)/python -m benchmarks.online --quick
+	@$(BIN)/python -m benchmarks.log --quick
+	@$(BIN)/python -m benchmarks.offline --quick
+	@$(BIN)/python -m benchmarks.audit --quick
 
 $(BENCH): $(READY) requirements-bench.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock

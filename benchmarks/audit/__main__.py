@@ -1,6 +1,6 @@
 """Measures whether the audit names each cause, and how fast; writes reports/bench-audit.json.
 
-    python -m benchmarks.audit [--requests N] [--rates SHARE...] [--part NAME]...
+    python -m benchmarks.audit [--quick] [--requests N] [--rates SHARE...] [--part NAME]...
 
 A generated repo with four views is served for four days by Tallystick's own stores and server under
 a clock that is set, once clean and once with each fault, done for real: a run of materialization
@@ -11,6 +11,9 @@ ttl, history edited. What differs between the two logs is wrong, and its cause i
   requests wrong; findings on the clean log; damage to the log (counted in predictions);
 - ``speed``: a larger log, clean and with 1% wrong: values per second and peak memory of the audit,
   beside a join that only compares and counts, in processes of their own and in turns.
+
+``--quick`` takes a few minutes and writes the same report from smaller logs: for a comparison of
+two versions of the code, not for the figures of the documentation.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ from tallystick.signals import ending_on_signals
 PARTS: Final = ("accuracy", "speed")
 TIMED_RATE: Final = 0.01
 TIMED_BATCH_ROWS: Final = 256
+FULL: Final = {"requests": 50_000, "hours": 96, "timed_requests": 200_000}
+QUICK: Final = {"requests": 8_000, "hours": 48, "timed_requests": 80_000}
 
 
 def main() -> None:
@@ -56,7 +61,7 @@ def main() -> None:
         try:
             with simulated(folder) as clock:
                 if "accuracy" in parts:
-                    sizes = Sizes(requests=options.requests)
+                    sizes = Sizes(requests=options.requests, hours=options.hours)
                     scene = make_scene(folder / "scene", sizes, address=address)
                     bench = Bench(scene, folder, clock=clock)
                     for case in _cases(bench, options.rates):
@@ -88,13 +93,19 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=50_000, help="of each case")
+    parser.add_argument("--quick", action="store_true", help="smaller logs, fewer hours")
+    parser.add_argument("--requests", type=int, help="of each case")
+    parser.add_argument("--hours", type=int, help="length of each case's log")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), choices=RATES)
-    parser.add_argument("--timed-requests", type=int, default=200_000, help="of the timed logs")
+    parser.add_argument("--timed-requests", type=int, help="of the timed logs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part", action="append", choices=PARTS, help="only this")
     parser.add_argument("--out", type=Path, default=ROOT / "reports" / "bench-audit.json")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name, value in (QUICK if options.quick else FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
 def _cases(bench: Bench, rates: list[float]) -> Iterator[Case]:

@@ -1,6 +1,6 @@
 """Measures the prediction log and writes reports/bench-log.json.
 
-    python -m benchmarks.log [--requests N] [--rounds N]
+    python -m benchmarks.log [--quick] [--requests N] [--rounds N] [--records N]
 
 On one machine, one Redis and one repo, one core for the server that answers (the client and Redis
 have another), the predictions of ``make bench-online`` for one entity each, with logging off, fast
@@ -16,6 +16,9 @@ over rounds of 1 - fast/off, and of the difference of the 99th percentiles in ms
 
 Then, in processes of their own, records of this model's kind: bytes of each in a segment and in
 Parquet, and how long it takes to check and to compact those of a worker that was killed.
+
+``--quick`` takes a few minutes and writes the same report from fewer requests and records: for a
+comparison of two versions of the code, not for the figures of the documentation.
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ from benchmarks.online.servers import (
 ENTITIES: Final = 10_000
 CLIENTS: Final = 8
 POOL: Final = 64
-RECORDS: Final = 1_000_000
+FULL: Final = {"requests": 20_000, "rounds": 5, "records": 1_000_000}
+QUICK: Final = {"requests": 5_000, "rounds": 3, "records": 300_000}
 MODES: Final = {
     "off": {"TALLYSTICK_LOG_SHARE": "0"},
     "fast": {},
@@ -85,11 +89,16 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=20_000, help="in each cell and round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--records", type=int, default=RECORDS)
+    parser.add_argument("--quick", action="store_true", help="fewer requests and records")
+    parser.add_argument("--requests", type=int, help="in each cell and round")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--records", type=int)
     parser.add_argument("--out", type=Path, default=ROOT / "reports" / "bench-log.json")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name, value in (QUICK if options.quick else FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
 def _served(stack: ExitStack, folder: Path, requests: int, rounds: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,6 @@ from benchmarks.offline.scene import KEY, feature_names, write_history
 from benchmarks.online.installation import QUIET, start_redis
 from benchmarks.online.servers import ROOT
 
-ENTITIES: Final = {"tallystick": 1_000_000, "feast": 400_000}
 _DECLARED = """\
 from datetime import timedelta
 
@@ -61,11 +61,16 @@ _STORES: Final = {
 }
 
 
-def measure_materialize(folder: Path) -> dict[str, Any]:
-    """Rows a second of each, by its own command, start of the process included."""
+def measure_materialize(folder: Path, engines: Mapping[str, int]) -> dict[str, Any]:
+    """Rows a second of each, by its own command, start of the process included.
+
+    Args:
+        folder: Where everything lies.
+        engines: Engine → how many entities it brings online.
+    """
     os.environ.update(QUIET)
     found: dict[str, Any] = {}
-    for name, entities in ENTITIES.items():
+    for name, entities in engines.items():
         rows = folder / f"materialize_{name}.parquet"
         write_history(rows, view=0, rows=2 * entities, keys=entities)
         with ExitStack() as stack:

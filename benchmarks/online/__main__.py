@@ -1,6 +1,7 @@
 """Measures online serving and writes reports/bench-online.json.
 
-    python -m benchmarks.online [--requests N] [--rounds N] [--engine NAME]... [--no-memory]
+    python -m benchmarks.online [--quick] [--requests N] [--rounds N] [--engine NAME]...
+                                [--no-memory]
 
 On one machine, one Redis, the same data and one core for the server that answers (the client and
 Redis have another): Feast's own Python server on its own Redis store, plain and precomputed; an
@@ -23,6 +24,9 @@ third of it; Feast's cells, being slow, three seconds and 67 requests a round, o
 Before anything is timed, our answers and Feast's precomputed ones are compared with Feast's: names,
 values, statuses. Exits with 1 if they differ, if any answer was wrong, or if something did not
 start.
+
+``--quick`` takes a few minutes and writes the same report from fewer requests and entities: for a
+comparison of two versions of the code, not for the figures of the documentation.
 """
 
 from __future__ import annotations
@@ -40,14 +44,15 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from benchmarks.online.bench import FULL_REQUESTS, Bench, Plan, described
+from benchmarks.online.bench import Bench, Plan, described
 from benchmarks.online.comparison import compare
 from benchmarks.online.engines import ENGINES
 from benchmarks.online.installation import Cores, install, start_redis
 from benchmarks.online.report import report, table
 from benchmarks.online.servers import ROOT, FailedError, run_together
 
-ENTITIES = 10_000
+FULL = {"requests": 20_000, "rounds": 3, "entities": 10_000}
+QUICK = {"requests": 2_400, "rounds": 3, "entities": 4_000}
 
 
 def main() -> None:
@@ -77,14 +82,20 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=FULL_REQUESTS, help="in a cell of ours")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="fewer requests and entities")
+    parser.add_argument("--requests", type=int, help="in a cell of ours")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--entities", type=int, help="that have rows")
     parser.add_argument(
         "--engine", action="append", choices=[engine.name for engine in ENGINES], help="only this"
     )
     parser.add_argument("--no-memory", action="store_true", help="leave bytes_per_entity out")
     parser.add_argument("--out", type=Path, default=ROOT / "reports" / "bench-online.json")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name, value in (QUICK if options.quick else FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
 def _measured(options: argparse.Namespace, load_before: float) -> dict[str, Any]:
@@ -93,11 +104,11 @@ def _measured(options: argparse.Namespace, load_before: float) -> dict[str, Any]
     cores = Cores.of_machine()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-online-")))
-        memory = None if options.no_memory else _memory(folder)
+        memory = None if options.no_memory else _memory(folder, options.entities)
         print("Making the repos, their rows and the model (about a minute)", flush=True)
-        installed = install(stack, folder, entities=ENTITIES, cores=cores)
-        answers_equal = compare(installed.ports, entities=ENTITIES)
-        bench = Bench(installed, plan, entities=ENTITIES)
+        installed = install(stack, folder, entities=options.entities, cores=cores)
+        answers_equal = compare(installed.ports, entities=options.entities)
+        bench = Bench(installed, plan, entities=options.entities)
         os.sched_setaffinity(0, {cores.client})
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(bench.run(chosen))
@@ -106,11 +117,11 @@ def _measured(options: argparse.Namespace, load_before: float) -> dict[str, Any]
             memory=memory,
             answers_equal=answers_equal,
             log=bench.log,
-            plan={"load_before": load_before, **described(plan, ENTITIES, installed)},
+            plan={"load_before": load_before, **described(plan, options.entities, installed)},
         )
 
 
-def _memory(folder: Path) -> dict[str, dict[str, float]]:
+def _memory(folder: Path, entities: int) -> dict[str, dict[str, float]]:
     """Bytes an entity, measured by a process of its own in a Redis of its own."""
     print("Measuring memory (about a minute)", flush=True)
     out = folder / "memory.json"
@@ -120,7 +131,7 @@ def _memory(folder: Path) -> dict[str, dict[str, float]]:
         port = start_redis(stack, "redis for memory", folder, core=Cores.of_machine().client)
         command = [
             *(sys.executable, "-m", "benchmarks.online.memory", "--redis-port", str(port)),
-            *("--entities", str(ENTITIES), "--folder", str(place), "--out", str(out)),
+            *("--entities", str(entities), "--folder", str(place), "--out", str(out)),
         ]
         run_together({"memory": command}, logs=folder)
     found: dict[str, dict[str, float]] = json.loads(out.read_text())

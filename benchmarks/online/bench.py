@@ -20,6 +20,7 @@ from benchmarks.online.scene import FEATURES, VIEWS
 from benchmarks.online.servers import FailedError, core_busy_s
 
 FULL_REQUESTS: Final = 20_000
+"""Requests of a cell of ours with which Feast's cells have all their time."""
 OPEN_SHARE: Final = 0.6
 LIMIT_SHARE: Final = 1 / 3
 FEAST_REQUESTS: Final = 67
@@ -46,8 +47,8 @@ class Plan:
         rounds: How often the engines take turns.
     """
 
-    requests: int = FULL_REQUESTS
-    rounds: int = 3
+    requests: int
+    rounds: int
 
     def budget(self, engine: Engine) -> Budget:
         """How long a closed loop of one round lasts."""
