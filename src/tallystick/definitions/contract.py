@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from tallystick.definitions.feature_view import Column, Frozen, ViewSpec, digest
 from tallystick.errors import ContractError, Problem
@@ -162,14 +162,6 @@ class TrainingData(Frozen):
     content_hash: str
     repaired_rows: int = 0
 
-    @model_serializer(mode="wrap")
-    def _leave_out_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> Any:
-        """Write data of which nothing was repaired as before there was repairing."""
-        content = handler(self)
-        if not self.repaired_rows:
-            content.pop("repaired_rows", None)
-        return content
-
 
 class CompiledSpec(Frozen):
     """The compiled form of the model's trees, and what training found when it compared the forms.
@@ -266,14 +258,6 @@ class ModelContract(ModelInputs):
     data: TrainingData
     packages: dict[str, str]
     compiled: CompiledSpec | None = None
-
-    @model_serializer(mode="wrap")
-    def _leave_out_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> Any:
-        """Write a contract without a compiled form as before there was one: its hash stays."""
-        content = handler(self)
-        if self.compiled is None:
-            content.pop("compiled", None)
-        return content
 
     @property
     def is_observed(self) -> bool:

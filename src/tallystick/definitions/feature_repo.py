@@ -1,4 +1,4 @@
-"""A Feast repo and the models declared in it; reached by path, never imported as a package."""
+"""A Feast repo and the models declared in it: opened by path, applied, read from the registry."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tallystick.definitions.contract import FeatureSpec, ModelInputs, TransformSpec, ViewUse
-from tallystick.definitions.feature_types import NUMERIC
-from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec, digest
+from tallystick.definitions.contract import ModelInputs
 from tallystick.definitions.model import Model
+from tallystick.definitions.model_inputs import model_inputs
 from tallystick.errors import (
     DamagedError,
     DefinitionError,
     InputError,
-    Problem,
     StateError,
     did_you_mean,
 )
@@ -139,7 +137,8 @@ class Repo:
             StateError: The repo has not been applied.
             DefinitionError: The definitions cannot serve a model; every reason is listed.
         """
-        return _InputsReader(self, model).read()
+        service = self.feature_service(model.features.name)
+        return model_inputs(self.store, service, model=model)
 
     def service_inputs(self, service: FeatureService) -> ModelInputs:
         """What a feature service takes, whatever the types; as a model's, without a model's name.
@@ -150,7 +149,7 @@ class Repo:
         Raises:
             DefinitionError: The definitions contradict each other; every reason is listed.
         """
-        return _InputsReader(self).read_service(service)
+        return model_inputs(self.store, service)
 
     def feature_service(self, name: str) -> FeatureService:
         """A feature service as it was applied.
@@ -323,158 +322,3 @@ def _mark(module: Any, folder: str) -> None:
     file = getattr(module, "__file__", None)
     if file and Path(file).is_relative_to(folder) and "site-packages" not in file:
         module.__tallystick_repo__ = folder
-
-
-class _InputsReader:
-    """Reads :class:`ModelInputs` from a registry and collects every problem on the way."""
-
-    def __init__(self, repo: Repo, model: Model | None = None) -> None:
-        self._repo = repo
-        self._model = model
-        self._problems: list[Problem] = []
-        self._entity_keys: dict[str, str] = {}
-        self._request_fields: dict[str, str] = {}
-        self._features: list[FeatureSpec] = []
-        self._uses: dict[str, ViewUse] = {}
-        self._transforms: list[TransformSpec] = []
-
-    def read(self) -> ModelInputs:
-        assert self._model is not None
-        self._add(self._repo.feature_service(self._model.features.name))
-        self._check_label(self._model)
-        return self._inputs(
-            f"Model {self._model.name!r}", self._model.name, frame=self._model.frame
-        )
-
-    def read_service(self, service: FeatureService) -> ModelInputs:
-        self._add(service)
-        return self._inputs(f"Feature service {service.name!r}", "", frame=True)
-
-    def _add(self, service: FeatureService) -> None:
-        on_demand = {view.name for view in self._repo.store.list_on_demand_feature_views()}
-        for projection in service.feature_view_projections:
-            if projection.name in on_demand:
-                self._add_on_demand(projection)
-            else:
-                self._add_stored(projection, to_model=True)
-
-    def _inputs(self, what: str, model: str, *, frame: bool) -> ModelInputs:
-        if self._problems:
-            raise DefinitionError(f"{what} cannot be built from these definitions.", self._problems)
-        return ModelInputs(
-            project=self._repo.project,
-            model=model,
-            entity_keys=_columns(self._entity_keys),
-            request_fields=_columns(self._request_fields),
-            features=tuple(self._features),
-            views=tuple(self._uses.values()),
-            transforms=tuple(self._transforms),
-            frame=frame,
-        )
-
-    def _add_stored(self, projection: Any, *, to_model: bool) -> None:
-        view = self._repo.store.get_feature_view(projection.name)
-        spec = ViewSpec.from_feast(view)
-        name = projection.name_to_use()
-        wanted = [field.name for field in projection.features]
-        key_map = {
-            key: (projection.join_key_map or {}).get(key, key)
-            for key in spec.key_names
-            if key != NO_ENTITY_KEY
-        }
-        known = self._uses.get(name)
-        if known is not None and (known.spec, known.key_map) != (spec, key_map):
-            self._problems.append(
-                Problem(f"view {name}", "one view, by one set of keys", "two; use with_name")
-            )
-        before = known.columns if known is not None else ()
-        self._uses[name] = ViewUse(
-            spec=spec,
-            name=name,
-            key_map=key_map,
-            columns=tuple(column for column in spec.column_names if column in {*before, *wanted}),
-        )
-        for key in spec.join_keys:
-            if key.name != NO_ENTITY_KEY:
-                self._declare(self._entity_keys, "entity key", key_map[key.name], key.dtype)
-        if to_model:
-            types = {column.name: column.dtype for column in spec.columns}
-            for feature in wanted:
-                self._add_feature(name, feature, types[feature], kind="view")
-
-    def _add_on_demand(self, projection: Any) -> None:
-        view = self._repo.on_demand_view(projection.name)
-        inputs: dict[str, str] = {}
-        for source in view.source_feature_view_projections.values():
-            self._add_stored(source, to_model=False)
-            for field in source.features:
-                full = f"{source.name_to_use()}__{field.name}"
-                inputs[field.name] = full
-                inputs[full] = full
-        for source in view.source_request_sources.values():
-            for field in source.schema:
-                dtype = field.dtype.to_value_type().name
-                self._declare(self._request_fields, "request field", field.name, dtype)
-                inputs[field.name] = field.name
-        mode = "python_singleton" if view.singleton else view.mode
-        if mode not in {"python", "python_singleton", "pandas"}:
-            self._problems.append(
-                Problem(f"on-demand view {view.name}", 'mode="python" or "pandas"', repr(mode))
-            )
-            return
-        outputs = tuple(
-            Column(name=field.name, dtype=field.dtype.to_value_type().name)
-            for field in view.features
-        )
-        self._transforms.append(
-            TransformSpec(
-                name=projection.name_to_use(),
-                mode=mode,
-                code_hash=digest(view.feature_transformation.udf_string),
-                inputs=inputs,
-                outputs=outputs,
-            )
-        )
-        types = {column.name: column.dtype for column in outputs}
-        for field in projection.features:
-            self._add_feature(
-                projection.name_to_use(), field.name, types[field.name], kind="on_demand"
-            )
-
-    def _add_feature(self, view: str, feature: str, dtype: str, *, kind: Any) -> None:
-        name = f"{view}__{feature}"
-        model = self._model
-        usable = model is None or dtype in NUMERIC or dtype == "UNIX_TIMESTAMP"
-        if model is not None and not usable and not (model.frame and dtype == "STRING"):
-            self._problems.append(
-                Problem(
-                    f"feature {name}",
-                    "a number" if model.frame else "a number (or text, with frame=True)",
-                    dtype,
-                )
-            )
-        self._features.append(
-            FeatureSpec(name=name, view=view, feature=feature, dtype=dtype, kind=kind)
-        )
-
-    def _declare(self, known: dict[str, str], kind: str, name: str, dtype: str) -> None:
-        if known.setdefault(name, dtype) != dtype:
-            self._problems.append(Problem(f"{kind} {name}", known[name], f"{dtype} elsewhere"))
-
-    def _check_label(self, model: Model) -> None:
-        known = self._entity_keys.keys() | self._request_fields.keys()
-        self._problems += [
-            Problem(f"label key {key}", "an entity key or request field", "neither")
-            for key in model.label.keys
-            if key not in known
-        ]
-        computed = {feature.name for feature in self._features} | known
-        self._problems += [
-            Problem(f"slice {name}", f"one of {', '.join(sorted(computed))}", "unknown")
-            for name in model.slices
-            if name not in computed
-        ]
-
-
-def _columns(types: dict[str, str]) -> tuple[Column, ...]:
-    return tuple(Column(name=name, dtype=dtype) for name, dtype in types.items())
