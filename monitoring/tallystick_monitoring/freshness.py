@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tallystick.definitions.contract import ModelContract
+from tallystick.point_in_time.feature_status import Status
 from tallystick.records.record_store import ViewFreshness
 from tallystick_monitoring.audit.causes import NO_TIME
 from tallystick_monitoring.audit.findings import microseconds
@@ -51,7 +52,7 @@ def freshness(contract: ModelContract, tables: Sequence[pa.Table]) -> dict[str, 
         if not having:
             continue
         present = np.concatenate(
-            [np.array(table[status].to_pylist()) == "PRESENT" for table in having]
+            [np.array(table[status].to_pylist()) == Status.PRESENT for table in having]
         )
         ages_us = np.concatenate(
             [microseconds(table["request_time"]) - _or_zero(table[event]) for table in having]

@@ -26,7 +26,8 @@ from tallystick.errors import (
     TallystickError,
     UnavailableError,
 )
-from tallystick.online_store.online_reader import Status, ViewRows
+from tallystick.online_store.online_reader import ViewRows
+from tallystick.point_in_time.feature_status import Status
 from tallystick_serving.feast_protos import EntityProtos, FeatureValues, values_of
 from tallystick_serving.thread_pool import Workers
 

@@ -17,7 +17,8 @@ import orjson
 
 from tallystick.definitions.contract import ViewUse
 from tallystick.online_store.online_reader import OnlineReader
-from tallystick.online_store.row_decoder import Status, ViewRows
+from tallystick.online_store.row_decoder import ViewRows
+from tallystick.point_in_time.feature_status import Status
 from tallystick_serving.json_columns import COLUMNS, NUMBERS, moments
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _KEY_TYPES: Final = frozenset({"INT32", "INT64", "STRING"})
 """Types of keys that are in JSON what they are in the store."""
-_NULL: Final = "NULL_VALUE"
 PLANS_MAX: Final = 1_000
 
 
@@ -264,7 +264,7 @@ def _of_keys(count: int) -> bytes:
 
 
 def _all_present(count: int) -> bytes:
-    return _same(b'"PRESENT"', count)
+    return _same(orjson.dumps(Status.PRESENT), count)
 
 
 def _same(text: bytes, count: int) -> bytes:
@@ -272,8 +272,8 @@ def _same(text: bytes, count: int) -> bytes:
     return b"[%b%b]" % (text, (b"," + text) * (count - 1))
 
 
-def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> list[str]:
+def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> list[Status]:
     return [
-        _NULL if value is None and status is Status.PRESENT else status
+        Status.NULL_VALUE if value is None and status is Status.PRESENT else status
         for status, value in zip(statuses, values, strict=True)
     ]

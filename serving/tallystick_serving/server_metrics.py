@@ -11,9 +11,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from tallystick.model_bundle.bundle import Champion
+from tallystick.point_in_time.feature_status import Status
 from tallystick.prediction_log.write_ahead_log import Ledger
 
-_PRESENT = "PRESENT"
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -97,8 +97,8 @@ class Measures:
         """Count predictions and, for each view, the statuses of its rows."""
         self._child(self._predictions, champion.model, champion.version).inc(rows)
         for view, listed in statuses.items():
-            if listed.count(_PRESENT) == rows:
-                self._child(self._statuses, champion.model, view, _PRESENT).inc(rows)
+            if listed.count(Status.PRESENT) == rows:
+                self._child(self._statuses, champion.model, view, Status.PRESENT).inc(rows)
                 continue
             for status, count in Tally(listed).items():
                 self._child(self._statuses, champion.model, view, str(status)).inc(count)

@@ -13,9 +13,10 @@ from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.definition_tags import store_identity
-from tallystick.online_store.online_reader import OnlineReader, Status
+from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect, connect_for_reads
 from tallystick.online_store.row_writer import WriteCounts, delete_project, delete_view
+from tallystick.point_in_time.feature_status import Status
 
 # The rows here are of 1970, which Redis would have forgotten at once by its own clock.
 pytestmark = pytest.mark.usefixtures("simulated_clock")

@@ -15,10 +15,11 @@ from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError, DataError, DefinitionError, InputError, UnavailableError
 from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.entity_keys import definitions_key
-from tallystick.online_store.online_reader import OnlineReader, Status
+from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect_for_reads
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_writer import WriteCounts, delete_project, delete_view
+from tallystick.point_in_time.feature_status import Status
 
 # The rows here are of 1970, which Redis would have forgotten at once by its own clock.
 pytestmark = pytest.mark.usefixtures("simulated_clock")

@@ -16,8 +16,9 @@ from tallystick.clock import to_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import ContractError, InputError, UnavailableError
-from tallystick.online_store.online_reader import OnlineReader, Status
+from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect
+from tallystick.point_in_time.feature_status import Status
 from tallystick_serving.feast_sdk_reader import SDKReaders
 
 NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)

@@ -17,10 +17,11 @@ from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.entity_keys import EntityKeys
 from tallystick.online_store.entity_value import joined
-from tallystick.online_store.online_reader import OnlineReader, Status
+from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect_for_reads
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_writer import WriteCounts, write_rows
+from tallystick.point_in_time.feature_status import Status
 
 SPEC = ViewSpec(
     name="view",

@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from tallystick.cli.commands import main
 from tallystick.model_bundle.bundle import Champion
 from tallystick.online_store.embedded_redis import server_program
-from tallystick.online_store.row_decoder import Status
+from tallystick.point_in_time.feature_status import Status
 from tallystick.prediction_log.write_ahead_log import Ledger
 from tallystick.settings import Settings
 from tallystick_serving.app import PATHS

@@ -28,8 +28,9 @@ from tallystick.model_bundle.bundle import Bundle, write_bundle
 from tallystick.model_bundle.compiled.form_comparison import Compilation, compile_model
 from tallystick.model_bundle.evaluation_metrics import slice_labels
 from tallystick.model_bundle.reference import feature_reference
+from tallystick.point_in_time.feature_status import Status
 from tallystick.point_in_time.on_demand import Transforms
-from tallystick.point_in_time.rule import PRESENT, VisibilityClock
+from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.records.record_store import Incident
 from tallystick.retrieval.model_features import REQUEST_TIME
 from tallystick_training.entity_rows_file import LABEL, Counts
@@ -259,7 +260,7 @@ def _check_views(inputs: ModelInputs, times: pa.Table, clock: VisibilityClock) -
     empty = [
         use.name
         for use in inputs.views
-        if PRESENT not in set(times[f"{use.name}__status"].unique().to_pylist())
+        if Status.PRESENT not in set(times[f"{use.name}__status"].unique().to_pylist())
     ]
     if not empty:
         return
@@ -282,7 +283,7 @@ def _view_reference(use: ViewUse, rows: pa.Table, times: pa.Table) -> ViewRefere
     import pyarrow.compute as pc
 
     view = use.name
-    is_present = pc.equal(times[f"{view}__status"], PRESENT)
+    is_present = pc.equal(times[f"{view}__status"], Status.PRESENT)
     asked = rows[REQUEST_TIME].filter(is_present)
     present = times[f"{view}__event_time"].filter(is_present)
     if not len(present):

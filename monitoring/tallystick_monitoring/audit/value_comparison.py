@@ -15,6 +15,7 @@ import numpy as np
 
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_types import arrow_type
+from tallystick.point_in_time.feature_status import Status
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.expected_values import expected_values, recomputed
 from tallystick_monitoring.audit.causes import NO_TIME, Int64s
@@ -109,7 +110,7 @@ def is_present(status: Any) -> Bools:
     """Which of a column of statuses are ``PRESENT``."""
     import pyarrow.compute as pc
 
-    present = pc.fill_null(pc.equal(status, "PRESENT"), False)
+    present = pc.fill_null(pc.equal(status, Status.PRESENT), False)
     return np.asarray(present.to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tallystick.definitions.feature_types import arrow_type
-from tallystick.point_in_time.rule import NOT_FOUND, OUTSIDE_MAX_AGE, PRESENT
+from tallystick.point_in_time.feature_status import Status
 from tallystick.retrieval.model_features import REQUEST_TIME
 from tallystick_monitoring.equality import Bools, equal_after_cast, same_bits
 from tallystick_monitoring.parity_check.parity_report import Compared, Example, Where
@@ -212,14 +212,14 @@ class _Comparison:
         view = self._subject.parts[name][0]
         status = self._ways.offline.statuses[view][row]
         found = online.values[name][row]
-        if status == OUTSIDE_MAX_AGE and found is not None:
+        if status == Status.OUTSIDE_MAX_AGE and found is not None:
             return (
                 "older than the view's ttl, and the online store gives it all the same: it does "
                 "not enforce the ttl"
             )
-        if status == NOT_FOUND and found is not None:
+        if status == Status.NOT_FOUND and found is not None:
             return "the online store has a value that history did not know at that moment"
-        if status == PRESENT and found is None and self._lacks_row(online, view, row):
+        if status == Status.PRESENT and found is None and self._lacks_row(online, view, row):
             return "the online store has no row of that key: it was not written, or was dropped"
         times = (self._time(self._ways.offline, view, row), self._time(online, view, row))
         if None not in times and times[0] != times[1]:

@@ -37,10 +37,8 @@ from tallystick.offline_store.view_history import (
     require_times,
     typed,
 )
+from tallystick.point_in_time.feature_status import Status
 from tallystick.point_in_time.rule import (
-    NOT_FOUND,
-    OUTSIDE_MAX_AGE,
-    PRESENT,
     VisibilityClock,
     as_of_sql,
     values_sql,
@@ -182,8 +180,8 @@ def times_of(found: pa.Table) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found_status = pc.if_else(found["too_old"], OUTSIDE_MAX_AGE, PRESENT)
-    status = pc.if_else(pc.is_null(found["event_us"]), NOT_FOUND, found_status)
+    found_status = pc.if_else(found["too_old"], Status.OUTSIDE_MAX_AGE, Status.PRESENT)
+    status = pc.if_else(pc.is_null(found["event_us"]), Status.NOT_FOUND, found_status)
     return {
         "event_time": as_times(found["event_us"]),
         "created_time": as_times(found["created_us"]),

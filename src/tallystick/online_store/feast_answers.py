@@ -22,7 +22,8 @@ from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import InputError, Problem
 from tallystick.online_store.entity_keys import proto_key
 from tallystick.online_store.entity_value import SectionReader
-from tallystick.online_store.row_decoder import Status, ViewDecoder, ViewRows
+from tallystick.online_store.row_decoder import ViewDecoder, ViewRows
+from tallystick.point_in_time.feature_status import Status
 
 Answer: TypeAlias = tuple[datetime | None, dict[str, Value] | None]
 
@@ -197,10 +198,7 @@ def answers_of(read: ViewRead, rows: ViewRows) -> list[Answer]:
     return answers
 
 
-_STATUS = {
-    Status.NOT_FOUND: FieldStatus.NOT_FOUND,
-    Status.OUTSIDE_MAX_AGE: FieldStatus.OUTSIDE_MAX_AGE,
-}
+_FIELD_STATUS = {status: FieldStatus.Value(status) for status in Status}
 
 
 def fill(
@@ -224,11 +222,9 @@ def fill(
             status = Status.NOT_FOUND if place is None else rows.status[place]
             value = null if place is None or own is None else own[place] or null
             values.append(value)
-            if status is Status.PRESENT:
-                empty = value.WhichOneof("val") is None
-                statuses.append(FieldStatus.NULL_VALUE if empty else FieldStatus.PRESENT)
-            else:
-                statuses.append(_STATUS[status])
+            if status is Status.PRESENT and value.WhichOneof("val") is None:
+                status = Status.NULL_VALUE
+            statuses.append(_FIELD_STATUS[status])
         response.results.append(
             GetOnlineFeaturesResponse.FeatureVector(
                 values=values, statuses=statuses, event_timestamps=times

@@ -13,13 +13,12 @@ from tallystick.online_store.entity_value import Found, SectionReader
 from tallystick.online_store.redis_commands import mget_async
 from tallystick.online_store.redis_connection import ReadClient, redis_errors
 from tallystick.online_store.row_decoder import (
-    Status,
     UnknownDefinitionError,
     ViewDecoder,
     ViewRows,
 )
 
-__all__ = ["OnlineReader", "Status", "ViewRows"]
+__all__ = ["OnlineReader", "ViewRows"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -18,19 +17,12 @@ from tallystick.online_store.entity_value import Found
 from tallystick.online_store.entity_value_batch import FROM, Rows
 from tallystick.online_store.row_codec import Decoded, RowCodec, RowReader
 from tallystick.online_store.row_layout import TAG, VALUES, view_tag
+from tallystick.point_in_time.feature_status import Status
 
 if TYPE_CHECKING:
     from tallystick.online_store.column_decoder import TableReader
 
 _VALUES: Final = [bytes((flags & VALUES,)) for flags in range(256)]
-
-
-class Status(StrEnum):
-    """Whether a view has a row for a key at the request's time."""
-
-    PRESENT = "PRESENT"
-    NOT_FOUND = "NOT_FOUND"
-    OUTSIDE_MAX_AGE = "OUTSIDE_MAX_AGE"
 
 
 @dataclass(slots=True)  # not frozen: that triples the time to make one, on the hottest path

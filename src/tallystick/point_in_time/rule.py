@@ -30,15 +30,6 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
-PRESENT: Final = "PRESENT"
-"""A row is visible and inside the window."""
-
-NOT_FOUND: Final = "NOT_FOUND"
-"""No row of the key is visible."""
-
-OUTSIDE_MAX_AGE: Final = "OUTSIDE_MAX_AGE"
-"""The winning row's event time is older than the request time less the ttl."""
-
 TTL_US_MAX: Final = 1 << 62
 """From this ttl on (146,000 years) nothing expires, so that no subtraction can overflow."""
 

@@ -7,8 +7,9 @@ whole entities are taken, as of Tallystick's own log.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from tallystick.point_in_time.feature_status import Status
 from tallystick.prediction_log.compaction import export_files
 from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.log_writer import are_sampled
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from tallystick.definitions.contract import ModelContract
     from tallystick.definitions.feature_repo import Repo
     from tallystick.prediction_log.manifest import LogFile
-
-STATUSES: Final = {"PRESENT": 1, "NULL": 2, "NOT_FOUND": 3, "OUTSIDE_MAX_AGE": 4}
-"""Feast's numbers for them, in ``feast.protos.feast.serving.ServingService_pb2.FieldStatus``."""
 
 
 def export_log(repo: Repo) -> dict[str, int]:
@@ -96,7 +94,9 @@ def _columns(contract: ModelContract, rows: pa.Table) -> dict[str, Any]:
     """Feast's name of a column → its values."""
     import pyarrow as pa
     import pyarrow.compute as pc
+    from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
+    number = FieldStatus.Value
     asked = rows["request_time"]
     columns = {
         "__log_timestamp": asked,
@@ -108,12 +108,12 @@ def _columns(contract: ModelContract, rows: pa.Table) -> dict[str, Any]:
     of_view = {f"{use.name}__{each}": use.name for use in contract.views for each in use.columns}
     for name in contract.value_columns:
         values = rows[f"feature.{name}"]
-        present = pc.if_else(pc.is_valid(values), STATUSES["PRESENT"], STATUSES["NULL"])
+        present = pc.if_else(pc.is_valid(values), number(Status.PRESENT), number(Status.NULL_VALUE))
         times, status = asked, present
         if view := of_view.get(name):
             times = rows[f"view.{view}.event_time"]
             told = rows[f"view.{view}.status"]
-            for each in ("NOT_FOUND", "OUTSIDE_MAX_AGE"):
-                status = pc.if_else(pc.equal(told, each), STATUSES[each], status)
+            for each in (Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE):
+                status = pc.if_else(pc.equal(told, each), number(each), status)
         columns |= {name: values, f"{name}__timestamp": times, f"{name}__status": status}
     return columns

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.errors import DataError, InputError, Problem, did_you_mean
+from tallystick.point_in_time.feature_status import Status
 from tallystick.prediction_log.compaction import add_rows
 from tallystick.prediction_log.record import log_schema
 from tallystick.prediction_log.streams import PREDICTIONS
@@ -137,7 +138,7 @@ def _missing(contract: ModelContract, given: pa.Table, field: pa.Field, name: st
             for column in use.columns:
                 values = given[f"feature.{use.name}__{column}"]
                 is_there = pc.or_(is_there, pc.is_valid(values))
-            return pc.if_else(is_there, "PRESENT", "NOT_FOUND")
+            return pc.if_else(is_there, Status.PRESENT, Status.NOT_FOUND)
     return pa.nulls(rows, field.type)
 
 
