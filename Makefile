@@ -34,8 +34,8 @@ data: $(READY)  ## Make the reference scenario's tables
 demo: $(READY) data  ## Play the year: serve, log, audit, decide, retrain
 	@$(BIN)/tally demo --out demo-out
 
-test: $(READY) data  ## Run every test
-	@$(BIN)/python -m pytest
+test: $(READY) data  ## Run every test, on all cores
+	@$(BIN)/python -m pytest -n logical --dist worksteal
 
 test-kills: $(READY)  ## Kill the log's workers and compactors 200 times
 	@LOG_KILLS=200 $(BIN)/python -m pytest tests/integration/test_log_kills.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from tallystick.settings import settings
 from tiny_repo import copy_tiny_repo, make_tiny_repo
 
 pytest_plugins = ["redis_servers", "s3_server"]
+
+# Before scikit-learn is loaded, here and in the processes that tests start. Its threads wait for
+# each other by spinning, and on cores that are busy with other tests take four times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long anything takes says nothing about whether it is right.
 hypothesis.settings.register_profile(
