@@ -9,7 +9,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import from_us, to_us
-from tallystick.definitions.feature_types import INTEGER_LIMITS
+from tallystick.definitions.feature_types import feature_type
 from tallystick.definitions.feature_view import Column
 from tallystick.errors import DefinitionError, InputError, Problem
 from tallystick.online_store.value_codec import PROTO_FIELD
@@ -26,7 +26,7 @@ _NULL_TIME: Final = -(2**63)
 
 
 def _integer(dtype: str) -> Callable[[Any], int]:
-    low, high = INTEGER_LIMITS[dtype]
+    low, high = feature_type(dtype).limits
 
     def take(value: Any) -> int:
         if isinstance(value, bool):

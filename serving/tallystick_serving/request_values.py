@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from tallystick.clock import utc
-from tallystick.definitions.feature_types import INTEGER_LIMITS
+from tallystick.definitions.feature_types import feature_type
 from tallystick.definitions.feature_view import Column
 from tallystick.errors import ContractError, Problem
 
@@ -143,7 +143,7 @@ def _list_of(convert: Callable[[Any], Any], value: Any) -> list[Any]:
 
 
 def _integers(dtype: str) -> ValueType:
-    low, high = INTEGER_LIMITS[dtype]
+    low, high = feature_type(dtype).limits
     return ValueType(
         partial(_integer, low=low, high=high),
         f"{dtype}: an integer from {low} to {high}",

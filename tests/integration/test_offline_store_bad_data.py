@@ -67,8 +67,8 @@ def test_files_folders_and_globs_are_found_from_the_repo(tmp_path, place):
     [
         ({"value": None}, "INT64", "feature value: expected column value, got no such column"),
         ({"value": ["x"]}, "INT64", "feature value: expected INT64, got column value of type str"),
-        ({"value": [1.5]}, "INT64", "Feature value of view stats from .* is no int64"),
-        ({"value": [2**31]}, "INT32", "Feature value of view stats from .* is no int32"),
+        ({"value": [1.5]}, "INT64", "Feature value of view stats from .* is not int64"),
+        ({"value": [2**31]}, "INT32", "Feature value of view stats from .* is not int32"),
         ({"key": ["1"]}, "INT64", "key key: expected INT64, got column key of type string"),
         ({"key": [1.5]}, "INT64", "a key of type INT64 holds a fraction"),
         ({"event": [3]}, "INT64", "time event: expected UNIX_TIMESTAMP, got column event of type"),

@@ -172,7 +172,7 @@ def test_rows_are_fitted_to_the_table(tmp_path):
     assert found["event"].to_pylist() == [NOON, NOON, NOON]
     with pytest.raises(DataError, match="column value: expected a column, got no such column"):
         append(source, given.drop_columns("renamed"), repo_path=None)
-    with pytest.raises(DataError, match=r"Column value for .* has a value that is no int64"):
+    with pytest.raises(DataError, match=r"Column value for .* has a value that is not int64"):
         append(source, given.set_column(3, "renamed", pa.array([1.5, 2.0])), repo_path=None)
     assert DeltaTable(source.path).version() == 1
 

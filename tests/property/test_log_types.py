@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from contracts import small_contract
 from tallystick.definitions.columns import plain
 from tallystick.definitions.contract import FeatureSpec, ViewUse
-from tallystick.definitions.feature_types import JSON_TEXT, json_text
+from tallystick.definitions.exact_cast import json_text
+from tallystick.definitions.feature_types import FEATURE_TYPES
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.row_decoder import ViewRows
 from tallystick.prediction_log.frames import Totals, packed_frame, read_frames
@@ -52,6 +53,7 @@ MEMBERS = st.recursive(
     max_leaves=5,
 )
 MAPS = st.dictionaries(TEXT, MEMBERS, max_size=3)
+DOCUMENTS = {each.name for each in FEATURE_TYPES.values() if each.is_document}
 JSON = MEMBERS | MAPS.map(lambda value: json.dumps(value, default=str))
 LISTED = {
     f"{dtype}_{kind}": st.lists(st.none() | values, max_size=4)
@@ -62,9 +64,11 @@ TEXTS = {
     dtype: st.lists(MAPS, max_size=3)
     if dtype.endswith("_LIST")
     else (JSON if dtype == "JSON" else MAPS)
-    for dtype in JSON_TEXT
+    for dtype in DOCUMENTS
 }
-VALUES = SCALARS | LISTED | TEXTS
+VALUES = {
+    dtype: each for dtype, each in (SCALARS | LISTED | TEXTS).items() if dtype in FEATURE_TYPES
+}
 ARRAYS = {
     "INT32": [np.int32, np.int64],
     "INT64": [np.int64, np.int32, ">i8"],
@@ -158,7 +162,7 @@ def expected_of(contract, part):
         "view.stats.definition": view.definition,
         "feature.stats__it": part.values["stats__it"],
     }
-    is_text = contract.value_columns["stats__it"] in JSON_TEXT
+    is_text = contract.value_columns["stats__it"] in DOCUMENTS
     arrays = []
     for field in log_schema(contract):
         column = plain(columns[field.name])

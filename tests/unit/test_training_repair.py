@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tallystick.definitions.exact_cast import log_column
 from tallystick.retrieval import expected_values
 from tallystick_training.log_repair import _replaced
 
@@ -42,7 +43,7 @@ def test_only_the_rows_named_have_other_values(dtype, old, new):
 
 def test_maps_are_text_in_the_log_and_maps_for_functions():
     maps = pa.chunked_array([pa.array([{"b": 1, "a": None}, {"b": 2, "a": 3}, None])])
-    logged = expected_values.as_logged(maps, "MAP")
+    logged = log_column(maps, "MAP")
     assert logged.to_pylist() == ['{"b":1}', '{"a":3,"b":2}', None]
     given = expected_values._as_given(logged, "MAP").to_pylist()
     assert given == [{"b": 1, "a": None}, {"b": 2, "a": 3}, None]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tallystick.definitions.contract import ViewUse
-from tallystick.definitions.feature_types import arrow_type
+from tallystick.definitions.exact_cast import log_column
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.retrieval.expected_values import as_logged, view_clock
+from tallystick.retrieval.expected_values import view_clock
 from tallystick_monitoring.audit.causes import NO_TIME, Int64s
 from tallystick_monitoring.audit.findings import (
     evidence_of,
@@ -229,9 +229,7 @@ def _versions_near(
         event_us=rows["event_us"].to_numpy(),
         created_us=rows["created_us"].to_numpy(),
         values={
-            column.name: flat(as_logged(rows[column.name], column.dtype)).cast(
-                arrow_type(column.dtype)
-            )
+            column.name: flat(log_column(rows[column.name], column.dtype))
             for column in source.read.features
         },
     )
@@ -294,10 +292,8 @@ def by_values(repo: Repo, use: ViewUse, log: pa.Table, *, among: Int64s) -> tupl
         values = typed(rows, history, source.read)
         texts = rows.select([*history.keys, "event_us", "created_us"])
         for place, column in enumerate(source.read.features):
-            logged = flat(as_logged(pa.chunked_array([values[column.name]]), column.dtype))
-            texts = texts.append_column(
-                f"text_{place}", textual(logged.cast(arrow_type(column.dtype)))
-            )
+            logged = flat(log_column(values[column.name], column.dtype))
+            texts = texts.append_column(f"text_{place}", textual(logged))
         connection.register("versions", texts)
         same = " AND ".join(
             ["versions.event_us <= asked.request_us"]

@@ -129,7 +129,7 @@ def key_columns(table: pa.Table, use: ViewUse) -> dict[str, Any]:
     """A view's keys, as history has them, from a table that has ``entity.<key>``."""
     import pyarrow as pa
 
-    from tallystick.offline_store.column_casts import key_type
+    from tallystick.offline_store.sql_dialect import key_type
 
     columns = {}
     wanted = [key for key in use.spec.join_keys if key.name in use.key_map]

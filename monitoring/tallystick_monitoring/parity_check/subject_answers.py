@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import from_us, to_us
 from tallystick.definitions.contract import ModelInputs
-from tallystick.definitions.feature_types import JSON_TEXT, json_text
+from tallystick.definitions.exact_cast import json_text, set_members
+from tallystick.definitions.feature_types import Kind, feature_type
 from tallystick.errors import DataError, DefinitionError
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.point_in_time.rule import VisibilityClock
@@ -301,10 +302,11 @@ def _from_proto(value: Any, dtype: str) -> Any:
 
 def _comparable(value: Any, dtype: str) -> Any:
     """A value in the form in which it can be compared: one text of JSON, one order of a set."""
-    if dtype in JSON_TEXT:
+    own = feature_type(dtype)
+    if own.is_document:
         return json_text(value)
-    if value is not None and dtype.endswith("_SET"):
-        return sorted(value, key=repr)
+    if value is not None and own.kind is Kind.SET:
+        return set_members(value)
     return value
 
 
@@ -327,7 +329,7 @@ def _from_json(value: Any, dtype: str) -> Any:
 
 
 def _from_json_list(value: Any, dtype: str) -> Any:
-    if dtype in JSON_TEXT:
+    if feature_type(dtype).is_document:
         return json_text(value)
     inner = dtype.removesuffix("_LIST").removesuffix("_SET")
     members = value.get("val", value) if isinstance(value, dict) else value

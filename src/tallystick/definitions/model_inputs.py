@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tallystick.definitions.contract import FeatureSpec, ModelInputs, TransformSpec, ViewUse
-from tallystick.definitions.feature_types import NUMERIC
+from tallystick.definitions.feature_types import Role, feature_type, type_problems
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec, digest
 from tallystick.definitions.model import Model
 from tallystick.errors import DefinitionError, Problem
@@ -139,7 +139,10 @@ class _InputsReader:
     def _add_feature(self, view: str, feature: str, dtype: str, *, kind: Any) -> None:
         name = f"{view}__{feature}"
         model = self._model
-        usable = model is None or dtype in NUMERIC or dtype == "UNIX_TIMESTAMP"
+        refused = type_problems("feature", {name: dtype})
+        self._problems += refused
+        own = None if refused or model is None else feature_type(dtype)
+        usable = own is None or own.is_number or own.is_time
         if model is not None and not usable and not (model.frame and dtype == "STRING"):
             self._problems.append(
                 Problem(
@@ -152,7 +155,9 @@ class _InputsReader:
             FeatureSpec(name=name, view=view, feature=feature, dtype=dtype, kind=kind)
         )
 
-    def _declare(self, known: dict[str, str], kind: str, name: str, dtype: str) -> None:
+    def _declare(self, known: dict[str, str], kind: Role, name: str, dtype: str) -> None:
+        if name not in known:
+            self._problems += type_problems(kind, {name: dtype})
         if known.setdefault(name, dtype) != dtype:
             self._problems.append(Problem(f"{kind} {name}", known[name], f"{dtype} elsewhere"))
 

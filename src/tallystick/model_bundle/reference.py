@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tallystick.definitions.contract import FeatureReference
-from tallystick.definitions.feature_types import NUMERIC
+from tallystick.definitions.feature_types import feature_type
 
 BINS = 10
 CATEGORIES_MAX = 50
@@ -18,7 +18,7 @@ def feature_reference(column: Any, dtype: str) -> FeatureReference:
     """Summarise an Arrow column: deciles of a number, or the most frequent texts."""
     rows = len(column)
     null_share = column.null_count / rows if rows else 0.0
-    if dtype in NUMERIC:
+    if feature_type(dtype).is_number:
         numbers = _numbers(column)
         if not len(numbers):
             return FeatureReference(rows=rows, null_share=null_share)

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.definitions.feature_repo import state_dir
-from tallystick.definitions.feature_types import arrow_type
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import StateError
-from tallystick.offline_store.column_casts import declared_type, key_sql
 from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, common_schema
+from tallystick.offline_store.sql_dialect import DUCKDB
 from tallystick.offline_store.view_history import History, ViewRead
 from tallystick.online_store.journal.journal_entry import (
     CREATED,
@@ -147,7 +146,6 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
         keys=names,
         values=tuple(values),
         columns=tuple(stored),
-        types=tuple(declared_type(each.dtype, arrow_type(each.dtype)) for each in features),
         files=files,
         what=f"view {spec.name} from its journal {folder}",
         removed_us=tuple(removed),
@@ -169,7 +167,7 @@ def _same_keys(one: ViewSpec, other: ViewSpec) -> bool:
 
 
 def _key_sql(files: SourceFiles, column: str, dtype: str) -> str:
-    return key_sql(quoted(column), dtype, files.schema.field(column).type)
+    return DUCKDB.key_sql(quoted(column), dtype, files.schema.field(column).type)
 
 
 def _rows_sql(

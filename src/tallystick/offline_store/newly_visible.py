@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tallystick.clock import to_us
-from tallystick.definitions.feature_types import arrow_type
+from tallystick.definitions.exact_cast import converted
 from tallystick.errors import InputError
-from tallystick.offline_store.column_casts import converted
 from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
 from tallystick.offline_store.history_cache import KeptHistory, kept_histories
 from tallystick.offline_store.point_in_time_join import as_times
@@ -103,7 +102,7 @@ def named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:
             hint="Rename them: these names stand for the row's own times.",
         )
     keys = {
-        key.name: converted(found[f"key_{at}"], arrow_type(key.dtype), where=f"Key {key.name}")
+        key.name: converted(found[f"key_{at}"], key.dtype, where=f"Key {key.name}")
         for at, key in enumerate(read.keys)
     }
     return pa.table(

@@ -10,16 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import to_us
+from tallystick.definitions.exact_cast import converted, family, fits
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError, InputError, Problem
-from tallystick.offline_store.column_casts import (
-    DUCKDB,
-    Dialect,
-    converted,
-    family,
-    fits,
-    key_type,
-)
 from tallystick.offline_store.duckdb_connection import (
     EngineLimits,
     connect,
@@ -30,6 +23,7 @@ from tallystick.offline_store.row_lookup import bytes_of, rows_at
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.pruning import span_of
 from tallystick.offline_store.sources.snapshot import Snapshots
+from tallystick.offline_store.sql_dialect import DUCKDB, Dialect, key_type
 from tallystick.offline_store.view_history import (
     History,
     ViewRead,

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tallystick.clock import to_us
+from tallystick.definitions.exact_cast import converted, family, fits
 from tallystick.definitions.feature_view import NO_ENTITY_KEY
 from tallystick.errors import DataError, Problem
-from tallystick.offline_store.column_casts import DUCKDB, Dialect, converted, family, fits
 from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
 from tallystick.offline_store.point_in_time_join import as_times
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, open_source
 from tallystick.offline_store.sources.pruning import Bounds, pruned
+from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.offline_store.view_history import NO_TIME
 from tallystick.point_in_time.rule import latest_sql
 

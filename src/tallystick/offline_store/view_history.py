@@ -7,16 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tallystick.definitions.exact_cast import converted, family, fits
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
 from tallystick.errors import DataError, DefinitionError, InputError, Problem, did_you_mean
-from tallystick.offline_store.column_casts import (
-    DUCKDB,
-    Dialect,
-    converted,
-    declared_type,
-    family,
-    fits,
-)
 from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, open_source
 from tallystick.offline_store.sources.pruning import (
     Span,
@@ -26,6 +19,7 @@ from tallystick.offline_store.sources.pruning import (
     pruned,
 )
 from tallystick.offline_store.sources.snapshot import Snapshots
+from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.point_in_time.rule import VisibilityClock, visible_sql
 
 if TYPE_CHECKING:
@@ -94,7 +88,6 @@ class History:
         keys: Names of its key columns; at least one, a constant where a view has no entity.
         values: Names of its value columns, one per feature.
         columns: The source's columns that these are.
-        types: Arrow type of each feature in the answer.
         files: Where it comes from.
         whole: The source with all its files.
         whole_sql: Makes the relation with all rows of the source.
@@ -105,7 +98,6 @@ class History:
     keys: tuple[str, ...]
     values: tuple[str, ...]
     columns: tuple[str, ...]
-    types: tuple[pa.DataType, ...]
     files: SourceFiles
     whole: SourceFiles
     whole_sql: Callable[[], str]
@@ -238,7 +230,6 @@ def history_of(
         keys=tuple(keys),
         values=tuple(values),
         columns=tuple(original.get(name, name) for name in read.columns),
-        types=tuple(declared_type(each.dtype, found(each.name)) for each in read.features),
         files=files,
         what=f"view {spec.name} from {files.label}",
     )
@@ -361,10 +352,10 @@ def require_placed(
 def typed(table: pa.Table, history: History, read: ViewRead) -> dict[str, Any]:
     """Feature name → its column of ``table`` (``value_0…``) in the declared type."""
     return {
-        name: converted(
+        feature.name: converted(
             table[value].combine_chunks(),
-            kind,
-            where=f"Feature {name} of {history.what}",
+            feature.dtype,
+            where=f"Feature {feature.name} of {history.what}",
         )
-        for name, value, kind in zip(read.columns, history.values, history.types, strict=True)
+        for feature, value in zip(read.features, history.values, strict=True)
     }

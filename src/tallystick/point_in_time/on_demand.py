@@ -7,15 +7,12 @@ declared types at once, so that what the model sees does not depend on which hal
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tallystick.clock import utc
 from tallystick.definitions.columns import plain
 from tallystick.definitions.contract import ModelInputs, TransformSpec
-from tallystick.definitions.feature_types import INTEGER_LIMITS
+from tallystick.definitions.exact_cast import exact_values
 from tallystick.errors import DamagedError, DefinitionError
 
 if TYPE_CHECKING:
@@ -98,11 +95,11 @@ class Transforms:
                         f"{output.name!r}, but returned {got}."
                     )
                 try:
-                    computed[f"{spec.name}__{output.name}"] = cast_values(values, output.dtype)
+                    computed[f"{spec.name}__{output.name}"] = exact_values(values, output.dtype)
                 except (TypeError, ValueError, OverflowError) as error:
                     raise DefinitionError(
                         f"On-demand view {spec.name!r} returned a value of {output.name!r} that "
-                        f"is no {output.dtype}: {error}"
+                        f"is not of type {output.dtype}: {error}"
                     ) from error
         return computed
 
@@ -141,87 +138,3 @@ def _call_pandas(
         str(name): [None if pd.isna(value) else value for value in column.tolist()]
         for name, column in returned.items()
     }
-
-
-def cast_values(values: Sequence[Any], dtype: str) -> list[Any]:
-    """Cast plain values to a Feast value type, exactly or not at all; None stays None.
-
-    >>> cast_values([1, None, 2.5], "DOUBLE")
-    [1.0, None, 2.5]
-    >>> cast_values([0.1], "FLOAT")
-    [0.10000000149011612]
-
-    Raises:
-        TypeError: A value is of another kind.
-        ValueError: A number has a fraction where an integer is declared.
-        OverflowError: An integer is out of range.
-    """
-    cast = _CASTS.get(dtype)
-    if cast is None or {*map(type, values)} <= _AS_THEY_ARE.get(dtype, _NOTHING):
-        return list(values)
-    if dtype in INTEGER_LIMITS and {*map(type, values)} == {int}:
-        low, high = INTEGER_LIMITS[dtype]
-        if low <= min(values) and max(values) <= high:
-            return list(values)
-    return [None if value is None else cast(value) for value in values]
-
-
-def _to_float(value: Any) -> float:
-    if isinstance(value, str | bytes):
-        raise TypeError(f"{value!r} is no number")
-    return float(value)
-
-
-def _to_float32(value: Any) -> float:
-    import numpy as np
-
-    return float(np.float32(_to_float(value)))
-
-
-def _to_bool(value: Any) -> bool:
-    if value not in (0, 1):
-        raise TypeError(f"{value!r} is neither true nor false")
-    return bool(value)
-
-
-def _to_moment(value: Any) -> datetime:
-    if not isinstance(value, datetime):
-        raise TypeError(f"{value!r} is no datetime")
-    return utc(value)
-
-
-def _to_integer(value: Any, dtype: str) -> int:
-    if isinstance(value, float) and not value.is_integer():
-        raise ValueError(f"{value!r} has a fraction" if math.isfinite(value) else f"{value!r}")
-    number = int(value)
-    if number != value:  # also a float32 or a decimal with a fraction, and text
-        raise ValueError(f"{value!r} is no whole number")
-    low, high = INTEGER_LIMITS[dtype]
-    if not low <= number <= high:
-        raise OverflowError(f"{number} is out of range")
-    return number
-
-
-def _to_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-_NOTHING: frozenset[type] = frozenset()
-_AS_THEY_ARE = {
-    "DOUBLE": frozenset({float, type(None)}),
-    "STRING": frozenset({str, type(None)}),
-    "BOOL": frozenset({bool, type(None)}),
-}
-"""Types whose values need no cast."""
-
-_CASTS: dict[str, Callable[[Any], Any]] = {
-    "DOUBLE": _to_float,
-    "FLOAT": _to_float32,
-    "INT32": lambda value: _to_integer(value, "INT32"),
-    "INT64": lambda value: _to_integer(value, "INT64"),
-    "BOOL": _to_bool,
-    "STRING": _to_text,
-    "UNIX_TIMESTAMP": _to_moment,
-}

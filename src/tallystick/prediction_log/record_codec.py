@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.definitions.columns import joined, plain
 from tallystick.definitions.contract import ModelInputs
-from tallystick.definitions.feature_types import JSON_TEXT, json_text
+from tallystick.definitions.exact_cast import log_values
+from tallystick.definitions.feature_types import feature_type
 from tallystick.errors import DamagedError
 from tallystick.prediction_log.record import (
     RECORD_VERSION,
@@ -316,13 +317,10 @@ def _decoder() -> Any:
 
 def _converter(dtype: str) -> Callable[[Any], Any] | None:
     """What makes of a column of a type what Arrow takes; None if Arrow takes it as it is."""
-    if dtype in JSON_TEXT:
-        return _texts
-    return _moments if dtype.startswith("UNIX_TIMESTAMP") else None
-
-
-def _texts(column: Any) -> list[str | None]:
-    return list(map(json_text, plain(column)))
+    own = feature_type(dtype)
+    if own.is_document:
+        return lambda column: log_values(plain(column), dtype)
+    return _moments if (own.member or own).is_time else None
 
 
 def _moments(column: Any) -> Any:

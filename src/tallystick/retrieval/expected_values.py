@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tallystick.definitions.contract import ModelContract, ViewUse
-from tallystick.definitions.feature_types import JSON_TEXT, arrow_type, json_text
+from tallystick.definitions.exact_cast import log_column
+from tallystick.definitions.feature_types import feature_type
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.model_features import REQUEST_TIME, computed_values, stored_values
@@ -70,7 +71,7 @@ def expected_values(
         folded = stored_values(repo, alike, spine, clock=each, with_times=with_times)
         for name in folded.column_names:
             if name in contract.stored_columns:
-                column = as_logged(folded[name], contract.stored_columns[name])
+                column = log_column(folded[name], contract.stored_columns[name])
                 expected = expected.append_column(name, column)
             elif name not in spine.column_names:
                 expected = expected.append_column(name, folded[name])
@@ -106,22 +107,12 @@ def recomputed(
     return computed_values(contract, transforms, pa.table(given))
 
 
-def as_logged(column: pa.ChunkedArray, dtype: str) -> pa.ChunkedArray:
-    """A column of history in the form in which the log holds its type."""
-    import pyarrow as pa
-
-    if dtype in JSON_TEXT:
-        texts = [json_text(value) for value in column.to_pylist()]
-        return pa.chunked_array([pa.array(texts, type=pa.string())])
-    return column.cast(arrow_type(dtype))
-
-
 def _as_given(column: pa.ChunkedArray, dtype: str | None) -> pa.ChunkedArray:
     """A column of the log in the form in which on-demand functions take its type."""
     import orjson
     import pyarrow as pa
 
-    if dtype not in JSON_TEXT or dtype == "JSON":
+    if dtype is None or dtype == "JSON" or not feature_type(dtype).is_document:
         return column
     values = [None if text is None else orjson.loads(text) for text in column.to_pylist()]
     return pa.chunked_array([pa.array(values)])

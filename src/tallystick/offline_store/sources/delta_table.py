@@ -16,8 +16,8 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import unquote
 
+from tallystick.definitions.exact_cast import family
 from tallystick.errors import DataError, MissingExtraError, TallystickError, UnavailableError
-from tallystick.offline_store.column_casts import family
 from tallystick.offline_store.sources.file_source import SourceFiles
 from tallystick.offline_store.sources.hive_partitions import SQL_TYPES, list_sql
 from tallystick.point_in_time.rule import quoted

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from tallystick.definitions.exact_cast import converted
 from tallystick.errors import DataError, Problem, UnavailableError
-from tallystick.offline_store.column_casts import converted
 from tallystick.offline_store.sources.delta_table import (
     opened,
     require_readable,

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
-from tallystick.definitions.feature_types import arrow_type
+from tallystick.definitions.exact_cast import family
+from tallystick.definitions.feature_types import ENGINE_TYPES, Kind, feature_type
 from tallystick.errors import DataError, Problem
-from tallystick.offline_store.column_casts import AS_IS, family
 from tallystick.point_in_time.rule import quoted
 
 Partitions = Mapping[str, Any]
@@ -94,14 +94,11 @@ def _kind(dtype: str | None) -> Any:
     """The Arrow type in which values of a Feast type are held; None where there is none."""
     import pyarrow as pa
 
-    held = {
-        "integer": pa.int64(),
-        "float": pa.float64(),
-        "bool": pa.bool_(),
-        "text": pa.string(),
-        "time": pa.timestamp("us"),
-    }
-    return held.get(family(arrow_type(dtype))) if dtype and dtype not in AS_IS else None
+    kind = Kind.DOCUMENT if dtype is None else feature_type(dtype).kind
+    types = ENGINE_TYPES[kind]
+    if types is None or kind is Kind.BYTES:
+        return None
+    return pa.timestamp("us") if kind is Kind.TIME else pa.type_for_alias(types.arrow)
 
 
 def _parsed(texts: Sequence[str | None], kind: Any) -> Any:

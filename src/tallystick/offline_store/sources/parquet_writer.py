@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import SystemClock
+from tallystick.definitions.exact_cast import converted
 from tallystick.errors import DataError, Problem
-from tallystick.offline_store.column_casts import converted
 from tallystick.offline_store.sources.file_source import is_delta, listed, open_source, source_place
 from tallystick.storage.atomic_files import replacing
 from tallystick.storage.locations import Place, translated

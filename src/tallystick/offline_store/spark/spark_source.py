@@ -7,13 +7,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DefinitionError
-from tallystick.offline_store.column_casts import Dialect, family
 from tallystick.offline_store.sources.file_source import (
     SourceFiles,
     common_schema,
@@ -22,6 +21,7 @@ from tallystick.offline_store.sources.file_source import (
     source_place,
 )
 from tallystick.offline_store.spark.spark_session import in_spark
+from tallystick.offline_store.sql_dialect import Dialect
 from tallystick.storage.locations import LOCAL
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def ticked(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
-def time_us_sql(column: str, kind: pa.DataType) -> str:
-    """The expression for a time column in microseconds since 1970 in UTC, cut, not rounded."""
+def _time_us_sql(column: str, kind: pa.DataType) -> str:
     import pyarrow.types as pt
 
     if pt.is_timestamp(kind) and kind.unit == "ns":
@@ -63,25 +62,7 @@ def time_us_sql(column: str, kind: pa.DataType) -> str:
     return f"unix_micros(CAST({column} AS TIMESTAMP))"
 
 
-def key_sql(column: str, dtype: str, found: pa.DataType) -> str:
-    """The expression for a key, in the one type in which keys of ``dtype`` are compared."""
-    kind = family(arrow_type(dtype))
-    if family(found) == "null":
-        return "CAST(NULL AS STRING)" if kind == "text" else "CAST(NULL AS BIGINT)"
-    if kind == "time":
-        return time_us_sql(column, found)
-    if kind == "integer" and family(found) == "float":
-        refuse = f"raise_error('a key of type {dtype} holds a fraction')"
-        whole = f"{column} = rint({column}) AND abs({column}) < 9.3e18D"
-        return (
-            f"CASE WHEN {column} IS NULL THEN CAST(NULL AS BIGINT) "
-            f"WHEN {whole} THEN CAST({column} AS BIGINT) ELSE CAST({refuse} AS BIGINT) END"
-        )
-    kinds = {"integer": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN", "text": "STRING"}
-    return f"CAST({column} AS {kinds[kind]})" if kind in kinds else column
-
-
-SPARK: Final = Dialect(quoted=ticked, time_us_sql=time_us_sql, key_sql=key_sql)
+SPARK: Final = Dialect(ticked, _time_us_sql, attrgetter("spark"), "raise_error")
 
 
 def open_rows(session: Any, source: Any, repo_path: Path | str | None) -> SparkRows:

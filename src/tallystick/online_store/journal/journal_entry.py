@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.definitions.feature_types import JSON_TEXT, arrow_type, json_text
+from tallystick.definitions.exact_cast import exact_column, log_column, log_values
+from tallystick.definitions.feature_types import arrow_type, feature_type
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_layout import TAG, VALUES
@@ -49,8 +50,8 @@ def entry_of_table(spec: ViewSpec, table: pa.Table, *, write_us: int) -> pa.Tabl
     moment = arrow_type("UNIX_TIMESTAMP")
     created = spec.created_column
     columns = {
-        **{key_column(key.name): _key_cells(table[key.name], key) for key in keys_of(spec)},
-        **{feature_column(each): _cells(table[each.name], each.dtype) for each in spec.columns},
+        **{key_column(key.name): _key_column(table[key.name], key) for key in keys_of(spec)},
+        **{feature_column(each): log_column(table[each.name], each.dtype) for each in spec.columns},
         EVENT: table[spec.event_column].cast(moment),
         CREATED: pa.nulls(table.num_rows, moment) if created is None else table[created],
         WRITTEN: pa.repeat(pa.scalar(write_us, moment), table.num_rows),
@@ -87,34 +88,18 @@ def entry_of_rows(
         for key in keys_of(spec)
     }
     for each in spec.columns:
-        cells = values[each.name]
-        if each.dtype in JSON_TEXT:
-            cells = [json_text(value) for value in cells]
-        elif each.dtype.endswith("_SET"):
-            cells = [None if value is None else list(value) for value in cells]
-        elif each.dtype in {"UUID", "TIME_UUID", "DECIMAL"}:
-            cells = [None if value is None else str(value) for value in cells]
-        columns[feature_column(each)] = pa.array(cells, arrow_type(each.dtype))
+        column = log_values(values[each.name], each.dtype)
+        columns[feature_column(each)] = pa.array(column, arrow_type(each.dtype))
     for place, name in enumerate(TIMES):
         columns[name] = pa.array([row_times[place] for row_times in times], moment)
     return pa.table(columns)
 
 
-def _key_cells(column: pa.ChunkedArray, key: Column) -> pa.ChunkedArray:
+def _key_column(column: pa.ChunkedArray, key: Column) -> pa.ChunkedArray:
     """Keys as the online store tells them apart: times by whole seconds."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    kind = arrow_type(key.dtype)
-    if key.dtype != "UNIX_TIMESTAMP":
-        return column.cast(kind)
-    return pc.floor_temporal(column.cast(pa.timestamp("us", tz="UTC")), unit="second")
-
-
-def _cells(column: pa.ChunkedArray, dtype: str) -> pa.ChunkedArray:
-    import pyarrow as pa
-
-    kind = arrow_type(dtype)
-    if dtype in JSON_TEXT:
-        return pa.chunked_array([[json_text(value) for value in column.to_pylist()]], kind)
-    return column.cast(kind)
+    column = exact_column(column, key.dtype)
+    if not feature_type(key.dtype).is_time:
+        return column
+    return pc.floor_temporal(column, unit="second")

@@ -1,0 +1,175 @@
+"""Every type of Feast is supported by every user of the registry, or refused by name."""
+
+from __future__ import annotations
+
+import decimal
+import uuid
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.value_type import ValueType
+
+from tallystick.definitions.exact_cast import (
+    exact_column,
+    exact_values,
+    fits,
+    json_text,
+    log_column,
+    log_values,
+)
+from tallystick.definitions.feature_types import (
+    FEATURE_TYPES,
+    REFUSED,
+    Kind,
+    arrow_type,
+    feature_type,
+    type_problems,
+)
+from tallystick.errors import DefinitionError
+from tallystick.offline_store.spark.spark_source import SPARK
+from tallystick.offline_store.sql_dialect import DUCKDB, key_type
+
+TYPES = sorted(FEATURE_TYPES)
+UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
+AT = datetime(2013, 7, 1, 12, 30, 0, 250_000, UTC)
+
+SAMPLES = {
+    "INT32": 2**31 - 1,
+    "INT64": -(2**63),
+    "FLOAT": 0.5,
+    "DOUBLE": 0.1,
+    "BOOL": True,
+    "UNIX_TIMESTAMP": AT,
+    "STRING": "ä\0",
+    "UUID": UUID,
+    "TIME_UUID": UUID,
+    "DECIMAL": "1.50",
+    "BYTES": b"\0\xff",
+    "IMAGE_BYTES": b"\0\xff",
+    "PDF_BYTES": b"\0\xff",
+    "MAP": {"a": 1, "b": {"c": "x"}},
+    "MAP_LIST": [{"a": 1}],
+    "SCALAR_MAP": {1: "x"},
+    "JSON": '{"a":[1,null]}',
+    "JSON_LIST": ['{"a":1}'],
+    "STRUCT": {"a": 1.5},
+    "STRUCT_LIST": [{"a": 1.5}],
+    "VALUE_LIST": [[1, 2], [3]],
+    "VALUE_SET": [[1, 2], [3]],
+}
+"""One value of each type that is not made of another, in Python; none that float32 would round."""
+
+
+def sample(name):
+    own = FEATURE_TYPES[name]
+    return SAMPLES[name] if own.member is None else [SAMPLES[own.member.name]]
+
+
+def test_each_type_of_feast_is_supported_or_refused():
+    assert FEATURE_TYPES.keys() | REFUSED.keys() == {each.name for each in ValueType}
+    assert not FEATURE_TYPES.keys() & REFUSED.keys()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_proto_field_is_feasts(name):
+    assert FEATURE_TYPES[name].proto_field in {field.name for field in Value.DESCRIPTOR.fields}
+
+
+@pytest.mark.parametrize("name", sorted([*REFUSED, "TENSOR"]))
+def test_other_types_are_refused_by_name(name):
+    with pytest.raises(DefinitionError, match=f"Feast's type {name} is not supported; declare "):
+        feature_type(name)
+    with pytest.raises(DefinitionError, match=name):
+        arrow_type(name)
+    (problem,) = type_problems("feature", {"x": name})
+    assert (problem.where, problem.got) == ("feature x", name)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_value_is_cast_to_itself(name):
+    assert exact_values([sample(name), None], name) == [sample(name), None]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_column_holds_a_value_and_null(name):
+    values = log_values([sample(name), None], name)
+    column = pa.chunked_array([pa.array(values, arrow_type(name))])
+    assert fits(name, column.type)
+    assert fits(name, pa.null())
+    assert exact_column(column, name) == column
+    assert log_column(column, name).to_pylist() == column.to_pylist()
+    assert column.to_pylist() == list(values)
+
+
+@pytest.mark.parametrize("dialect", [DUCKDB, SPARK], ids=["duckdb", "spark"])
+@pytest.mark.parametrize("name", TYPES)
+def test_a_key_has_an_expression_and_a_type(name, dialect):
+    assert "k" in dialect.key_sql("k", name, arrow_type(name))
+    assert key_type(name) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "taken"),
+    [
+        (pa.array([2, None], pa.float16()), "INT64", [2, None]),
+        (pa.array([True]), "INT32", [1]),
+        (pa.array([7], pa.uint64()), "INT64", [7]),
+        (pa.array([7], pa.int64()).cast(pa.decimal256(25, 2)), "DOUBLE", [7.0]),
+        (pa.array([decimal.Decimal("1.50")]), "DECIMAL", ["1.50"]),
+        (pa.array(["x"]).dictionary_encode(), "STRING", ["x"]),
+        (pa.array(["x"], pa.string_view()), "STRING", ["x"]),
+        (pa.array([b"x"], pa.binary(1)), "BYTES", [b"x"]),
+        (pa.array([uuid.UUID(UUID).bytes], pa.uuid()), "UUID", [UUID]),
+        (pa.array([UUID.upper(), None]), "TIME_UUID", [UUID, None]),
+        (pa.array([[UUID.upper()]]), "UUID_LIST", [[UUID]]),
+        (pa.array([1], pa.timestamp("ns")), "UNIX_TIMESTAMP", [datetime(1970, 1, 1, tzinfo=UTC)]),
+        (pa.array([[3, 1, 3]], pa.large_list(pa.int64())), "INT32_SET", [[1, 3]]),
+        (pa.nulls(1), "STRING_LIST", [None]),
+    ],
+    ids=str,
+)
+def test_physical_types_become_the_declared_one(given, name, taken):
+    assert fits(name, given.type)
+    cast = exact_column(given, name)
+    assert (cast.type, cast.to_pylist()) == (arrow_type(name), taken)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (pa.array([1.5]), "INT64"),
+        (pa.array([2**31]), "INT32"),
+        (pa.array([2**63], pa.uint64()), "INT64"),
+        (pa.array([1e39]), "FLOAT"),
+        (pa.array(["x"]), "UUID"),
+        (pa.array([[1.5]]), "INT64_SET"),
+    ],
+    ids=str,
+)
+def test_a_column_is_cast_exactly_or_not_at_all(given, name):
+    with pytest.raises(pa.ArrowInvalid):
+        exact_column(given, name)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_roles(name):
+    own = FEATURE_TYPES[name]
+    assert type_problems("feature", {"x": name}) == []
+    assert (type_problems("entity key", {"x": name}) == []) is own.is_key
+    assert (type_problems("request field", {"x": name}) == []) is (own.kind is not Kind.DOCUMENT)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"b": [1, {"c": None}], "a": None}, '{"b":[1,{}]}'),
+        ('{"b": 1,  "a": 2}', '{"a":2,"b":1}'),
+        ("not json", '"not json"'),
+        (None, None),
+        ({"x": b"1"}, '{"x":"b\'1\'"}'),
+    ],
+)
+def test_json_text_is_canonical(value, text):
+    assert json_text(value) == text
