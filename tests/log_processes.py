@@ -22,7 +22,7 @@ from tallystick.prediction_log import log_reader
 from tallystick.prediction_log.compaction import compact
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record_codec import RecordLayout
-from tallystick.prediction_log.write_ahead_log import WalOptions
+from tallystick.settings import Settings
 
 _GIVE_UP_S = 60.0
 
@@ -124,7 +124,7 @@ def work(*, reports, state, worker, durable, pause_s=0.002, requests=10**9, opti
         durable: Whether each request waits until it is on disk.
         pause_s: Seconds between requests.
         requests: How many there are at most.
-        options: Of the write-ahead log.
+        options: Settings of the write-ahead log.
     """
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
@@ -133,8 +133,9 @@ def work(*, reports, state, worker, durable, pause_s=0.002, requests=10**9, opti
     contract = CONTRACTS[worker % len(CONTRACTS)]
     log = PredictionLog(
         Path(state),
-        WalOptions(
-            **{"window_s": 0.01, "segment_bytes": 30_000, "segment_s": 0.3} | (options or {})
+        Settings(
+            **{"log_window_s": 0.01, "log_segment_bytes": 30_000, "log_segment_s": 0.3}
+            | (options or {})
         ),
     )
     for number in range(requests):
@@ -148,7 +149,7 @@ def work(*, reports, state, worker, durable, pause_s=0.002, requests=10**9, opti
                 answers.append(is_written)
                 told.set()
 
-            assert log.append(contract, request(worker, number), told=tell)
+            assert log.append(contract, request(worker, number), on_written=tell)
             told.wait()
             if answers[0]:
                 report.say(acknowledged=number + 1)

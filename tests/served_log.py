@@ -33,7 +33,7 @@ from tallystick.online_store.row_decoder import ViewRows
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions
-from tallystick.prediction_log.write_ahead_log import WalOptions
+from tallystick.settings import Settings
 from tiny_repo import END, MATURES_AFTER, MODEL, START
 
 HOUR_US = 3_600_000_000
@@ -211,7 +211,7 @@ def serve(
     """Answer and log the requests of [start, end), and say how many they were."""
     transforms = Transforms.from_repo(repo, contract)
     online = {use.name: OnlineCopy(repo, use, faults) for use in contract.views}
-    log = PredictionLog(repo.state_dir, WalOptions(window_s=60, rows_max=100_000))
+    log = PredictionLog(repo.state_dir, Settings(log_window_s=60, log_buffer_rows_max=100_000))
     requests = read_requests(repo, start, end)
     for request in requests:
         reads = {

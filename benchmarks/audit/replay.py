@@ -37,8 +37,7 @@ from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.log_reader import read_log
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions
-from tallystick.prediction_log.write_ahead_log import WalOptions
-from tallystick.settings import override
+from tallystick.settings import Settings, override
 from tallystick_serving.feature_readers import PackedReaders
 from tallystick_serving.predictor import Predictor
 from tallystick_serving.store_config import read_project
@@ -53,7 +52,7 @@ Cell: TypeAlias = tuple[str, str]
 HOUR: Final = timedelta(hours=1)
 TIMEOUT_S: Final = 30.0
 LATENCY_US: Final = 1_000
-_WAL: Final = WalOptions(window_s=60.0, rows_max=10**9, budget_bytes=1 << 40)
+_WAL: Final = Settings(log_window_s=60.0, log_buffer_rows_max=10**9, log_budget_bytes=1 << 40)
 
 
 @dataclass(frozen=True)

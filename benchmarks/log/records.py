@@ -26,7 +26,8 @@ from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions
 from tallystick.prediction_log.streams import PREDICTIONS, stream_dir
-from tallystick.prediction_log.write_ahead_log import WalOptions, bytes_in
+from tallystick.prediction_log.write_ahead_log import bytes_in
+from tallystick.settings import Settings
 
 START_US: Final = 1_700_000_000_000_000
 DAY_US: Final = 86_400_000_000
@@ -44,7 +45,12 @@ def main() -> None:
 
 def write(state: Path, contract: ModelContract, records: int) -> dict[str, Any]:
     """One request per record, over a day; the worker does not end its last segment."""
-    options = WalOptions(window_s=0.05, rows_max=records, budget_bytes=1 << 40, segment_s=3_600)
+    options = Settings(
+        log_window_s=0.05,
+        log_buffer_rows_max=records,
+        log_budget_bytes=1 << 40,
+        log_segment_s=3_600,
+    )
     log = PredictionLog(state, options)
     rng = np.random.default_rng(SEED)
     numbers = rng.normal(size=records)

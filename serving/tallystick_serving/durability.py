@@ -22,21 +22,21 @@ class Acknowledgement:
         self._loop = asyncio.get_running_loop()
         self._written: asyncio.Future[bool] = self._loop.create_future()
 
-    def told(self, is_written: bool) -> None:  # noqa: FBT001 - the log's callback
-        """What the log's thread says."""
+    def on_written(self, is_written: bool) -> None:  # noqa: FBT001 - the log's callback
+        """Called by the log's thread."""
         self._loop.call_soon_threadsafe(self._set, is_written)
 
     async def of(self, append: Callable[[Callable[[bool], None]], bool]) -> None:
         """Hand rows to a log, and return once they are on disk.
 
         Args:
-            append: Hands them over, given what is to be told; whether they were taken.
+            append: Hands them over with the callback; returns whether they were taken.
 
         Raises:
             BusyError: The log's buffer is full, and none was taken.
             NotLoggedError: They could not be written in time.
         """
-        if not append(self.told):
+        if not append(self.on_written):
             raise BusyError(self._what, "its buffer is full, and none of these was taken")
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from tallystick.model_bundle.bundle import Champion
 from tallystick.point_in_time.feature_status import Status
-from tallystick.prediction_log.write_ahead_log import Ledger
+from tallystick.storage.background_writer import Ledger
 
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -23,10 +23,6 @@ class HasLedger(Protocol):
     @property
     def ledger(self) -> Ledger:
         """Where they are."""
-
-    @property
-    def dropped(self) -> Mapping[str, int]:
-        """Why rows were dropped → how many."""
 
 
 class Measures:
@@ -150,8 +146,8 @@ class _Ledgers(Collector):
         dropped = CounterMetricFamily(
             "tallystick_log_dropped", "Log rows dropped, by reason.", labels=["log", "reason"]
         )
-        for name, log in self._ledgers.items():
-            for reason, rows in log.dropped.items():
+        for name, ledger in read.items():
+            for reason, rows in ledger.dropped_by.items():
                 dropped.add_metric([name, reason], rows)
         yield dropped
         for state in ("accepted", "durable"):

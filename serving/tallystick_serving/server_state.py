@@ -12,7 +12,6 @@ from fastapi import Request
 from tallystick.errors import UnavailableError
 from tallystick.online_store.journal.write_journal import BufferedJournal, journal_in_use
 from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
-from tallystick.prediction_log.write_ahead_log import WalOptions
 from tallystick.settings import Settings
 from tallystick_serving.champion_watcher import ChampionWatcher
 from tallystick_serving.feast_server import FeastStore, open_feast
@@ -77,15 +76,8 @@ async def open_service(
         store = await asyncio.to_thread(open_feast, project.path)
         readers = await sdk_readers(project, store)
         plans = FeaturePlans(None)
-    options = WalOptions(
-        window_s=settings.log_window_s,
-        rows_max=settings.log_buffer_rows_max,
-        segment_bytes=settings.log_segment_bytes,
-        segment_s=settings.log_segment_s,
-        budget_bytes=settings.log_budget_bytes,
-    )
-    predictions = PredictionLog(project.state_dir, options, share=settings.log_share)
-    labels = LabelLog(project.state_dir, options)
+    predictions = PredictionLog(project.state_dir, settings)
+    labels = LabelLog(project.state_dir, settings)
     ledgers: dict[str, HasLedger] = {"predictions": predictions.wal, "labels": labels.wal}
     journal = None
     if project.journal:
@@ -93,7 +85,7 @@ async def open_service(
             project.state_dir,
             rows_max=settings.log_buffer_rows_max,
             flush_rows=settings.journal_flush_rows,
-            flush_s=settings.journal_flush_s,
+            interval_s=settings.journal_flush_s,
         )
         ledgers["journal"] = journal.buffer
     measures.add_ledgers(ledgers)

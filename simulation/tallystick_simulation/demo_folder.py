@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tallystick.errors import InputError
+from tallystick.storage.locks import file_lock
 
 LOCK = ".replay.lock"
 STATE = "state"
@@ -27,15 +27,11 @@ def taken(out: Path) -> Iterator[Path]:
             changed.
     """
     _check(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("a") as lock:
-        # The kernel lets go of it, however the replay ends.
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with file_lock(out / LOCK, timeout_s=0) as is_acquired:
+        if not is_acquired:
             raise InputError(
                 f"Another replay is running in {out}: wait for it, or name another folder."
-            ) from error
+            )
         _empty(out)
         state = out.resolve() / STATE
         state.mkdir()

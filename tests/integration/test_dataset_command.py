@@ -328,7 +328,7 @@ FEATURES = ["shop_stats:load", "shop_stats:orders", "item_stats:price", "item_st
 def test_under_the_served_clock_it_is_what_was_served(journaled_repo, simulated_clock, tmp_path):
     repo = journaled_repo
     entities = [{"shop": shop, "item": item} for shop in SHOPS for item in ITEMS[:2]]
-    buffered = BufferedJournal(repo.state_dir, rows_max=100, flush_rows=100, flush_s=60)
+    buffered = BufferedJournal(repo.state_dir, rows_max=100, flush_rows=100, interval_s=60)
     served = []
 
     def serve(at):

@@ -22,7 +22,8 @@ from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifest
 from tallystick.prediction_log.streams import PREDICTIONS, site_of, stream_dir
 from tallystick.prediction_log.write_ahead_log import CONTRACTS as CONTRACTS_FOLDER
-from tallystick.prediction_log.write_ahead_log import WalOptions, segments_in
+from tallystick.prediction_log.write_ahead_log import segments_in
+from tallystick.settings import Settings
 
 CONTRACT = CONTRACTS[0]
 
@@ -56,14 +57,14 @@ def ledger_of(log):
 
 def fill_segments(state, size):
     """Append under a limit of so many bytes, then without; gives what was told, and the ledger."""
-    log = PredictionLog(state, WalOptions(window_s=0.01))
+    log = PredictionLog(state, Settings(log_window_s=0.01))
     told = []
     log.append(CONTRACT, request(0, 0))
     log.wal.flush()
     limit(size)
     ledgers = []
     for number in range(1, 6):
-        log.append(CONTRACT, request(0, number), told=told.append)
+        log.append(CONTRACT, request(0, number), on_written=told.append)
         with_error = False
         try:
             log.wal.flush()
@@ -77,9 +78,9 @@ def fill_segments(state, size):
 
 def fill_contracts(state):
     limit(10)
-    log = PredictionLog(state, WalOptions(window_s=60.0))
+    log = PredictionLog(state, Settings(log_window_s=60.0))
     told = []
-    log.append(CONTRACT, request(0, 0), told=told.append)
+    log.append(CONTRACT, request(0, 0), on_written=told.append)
     code = 0
     try:
         log.wal.flush()
@@ -109,7 +110,7 @@ def fill_sink(state, size):
 
 @pytest.mark.parametrize("more", [0, 1, 84, 150])
 def test_full_for_segments(tmp_path, more):
-    probe = PredictionLog(tmp_path / "probe", WalOptions(window_s=60.0))
+    probe = PredictionLog(tmp_path / "probe", Settings(log_window_s=60.0))
     probe.append(CONTRACT, request(0, 0))
     probe.wal.flush()
     (path,) = segments_in(stream_dir(tmp_path / "probe", PREDICTIONS))
@@ -147,7 +148,7 @@ def test_full_for_the_sink(tmp_path, full_for):
     # A manifest of many workers is larger than a file of few rows, and the other way round.
     workers, requests = (100, 1) if full_for == "manifest" else (1, 400)
     for worker in range(workers):
-        log = PredictionLog(tmp_path, WalOptions(window_s=60.0))
+        log = PredictionLog(tmp_path, Settings(log_window_s=60.0))
         for number in range(requests):
             assert log.append(CONTRACT, request(worker, number))
         log.wal.close()
@@ -172,10 +173,10 @@ def manifest_of(state):
 
 
 def test_rows_beyond_the_budget_are_dropped_and_counted(tmp_path):
-    log = PredictionLog(tmp_path, WalOptions(window_s=60.0, budget_bytes=2_000))
+    log = PredictionLog(tmp_path, Settings(log_window_s=60.0, log_budget_bytes=2_000))
     told = {number: [] for number in range(12)}
     for number in range(12):
-        assert log.append(CONTRACT, request(0, number), told=told[number].append)
+        assert log.append(CONTRACT, request(0, number), on_written=told[number].append)
         log.wal.flush()
     kept = [number for number in told if told[number] == [True]]
     dropped = [number for number in told if told[number] == [False]]
@@ -184,7 +185,7 @@ def test_rows_beyond_the_budget_are_dropped_and_counted(tmp_path):
     assert sorted(kept + dropped) == list(range(12))
     rows, lacking = (sum(map(rows_of, numbers)) for numbers in (kept, dropped))
     assert ledger_of(log) == [rows, lacking, 0]
-    assert log.wal.dropped == {"full": 0, "budget": lacking, "refused": 0}
+    assert log.wal.ledger.dropped_by == {"full": 0, "budget": lacking, "refused": 0}
     log.wal.close()
     compact(tmp_path)
     assert read_ids(tmp_path) == {
@@ -196,7 +197,7 @@ def test_rows_beyond_the_budget_are_dropped_and_counted(tmp_path):
 
 
 def test_drops_after_the_last_segment_are_counted_as_well(tmp_path):
-    log = PredictionLog(tmp_path, WalOptions(window_s=60.0, budget_bytes=600))
+    log = PredictionLog(tmp_path, Settings(log_window_s=60.0, log_budget_bytes=600))
     assert log.append(CONTRACT, request(0, 0))
     log.wal.seal()
     assert log.append(CONTRACT, request(0, 6))
@@ -226,20 +227,20 @@ def failing(monkeypatch, name, times, code=errno.EIO):
 
 @pytest.mark.parametrize(("syncs", "cuts"), [(1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (6, 0)])
 def test_a_sync_that_fails(tmp_path, monkeypatch, syncs, cuts):
-    log = PredictionLog(tmp_path, WalOptions(window_s=0.01))
+    log = PredictionLog(tmp_path, Settings(log_window_s=0.01))
     told = []
-    assert log.append(CONTRACT, request(0, 0), told=told.append)
+    assert log.append(CONTRACT, request(0, 0), on_written=told.append)
     wait_until(lambda: told == [True])
     # Where cutting fails too, what was not synced stays in the segment and is written once more.
     failing(monkeypatch, "ftruncate", cuts)
     left = failing(monkeypatch, "fdatasync", syncs)
-    assert log.append(CONTRACT, request(0, 1), told=told.append)
+    assert log.append(CONTRACT, request(0, 1), on_written=told.append)
     wait_until(lambda: len(told) == 2)
     assert told == [True, False]
     assert read_ids(tmp_path) >= ids_of(0, 1)
     wait_until(lambda: log.wal.ledger.in_flight == 0)
     assert left == [0]
-    assert log.append(CONTRACT, request(0, 2), told=told.append)
+    assert log.append(CONTRACT, request(0, 2), on_written=told.append)
     wait_until(lambda: len(told) == 3)
     assert told == [True, False, True]
     log.wal.close()
@@ -251,7 +252,7 @@ def test_a_sync_that_fails(tmp_path, monkeypatch, syncs, cuts):
 
 
 def test_half_a_write_that_cannot_be_taken_back(tmp_path, monkeypatch):
-    log = PredictionLog(tmp_path, WalOptions(window_s=60.0))
+    log = PredictionLog(tmp_path, Settings(log_window_s=60.0))
     assert log.append(CONTRACT, request(0, 0))
     log.wal.flush()
     write = os.write
@@ -274,15 +275,15 @@ def test_half_a_write_that_cannot_be_taken_back(tmp_path, monkeypatch):
 
 
 def test_a_caller_that_cannot_be_told_costs_no_row(tmp_path):
-    log = PredictionLog(tmp_path, WalOptions(window_s=60.0, budget_bytes=1_000))
+    log = PredictionLog(tmp_path, Settings(log_window_s=60.0, log_budget_bytes=1_000))
 
     def gone(is_written):
         raise RuntimeError(f"Event loop is closed; {is_written}")
 
     told = []
     for number in range(4):
-        assert log.append(CONTRACT, request(0, number), told=gone)
-        assert log.append(CONTRACT, request(1, number), told=told.append)
+        assert log.append(CONTRACT, request(0, number), on_written=gone)
+        assert log.append(CONTRACT, request(1, number), on_written=told.append)
     log.wal.flush()
     durable, dropped, in_flight = ledger_of(log)
     assert in_flight == 0
@@ -294,7 +295,7 @@ def test_a_caller_that_cannot_be_told_costs_no_row(tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_costs_no_row(tmp_path, monkeypatch):
-    log = PredictionLog(tmp_path, WalOptions(window_s=60.0))
+    log = PredictionLog(tmp_path, Settings(log_window_s=60.0))
     assert log.append(CONTRACT, request(0, 0))
     with monkeypatch.context() as patched:
         patched.setattr(

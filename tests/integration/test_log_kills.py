@@ -18,7 +18,8 @@ from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifest
 from tallystick.prediction_log.streams import PREDICTIONS, site_of, stream_dir, wal_dir
-from tallystick.prediction_log.write_ahead_log import OPEN, WalOptions, segments_in
+from tallystick.prediction_log.write_ahead_log import OPEN, segments_in
+from tallystick.settings import Settings
 
 KILLS = int(os.environ.get("LOG_KILLS", "20"))
 SEED = int(os.environ.get("LOG_SEED", "1"))
@@ -158,7 +159,7 @@ WORKER_STEPS = {
     "open": ("os:open", ("before", "after")),
     "lock": ("fcntl:flock", ("before", "after")),
     "rename": ("pathlib:Path.rename", ("before", "after")),
-    "names": ("tallystick.prediction_log.write_ahead_log:sync_folder", ("before", "after")),
+    "names": ("tallystick.prediction_log.write_ahead_log:sync", ("before", "after")),
     "write": ("os:write", ("before", "half", "after")),
     "sync": ("os:fdatasync", ("before", "after")),
     "close": ("os:close", ("before", "after")),
@@ -177,7 +178,7 @@ def test_worker_killed_at_every_step(forger, tmp_path, step):
             state = tmp_path / f"{when}{call}"
             given = {"state": str(state), "worker": 1, "durable": True, "requests": requests}
             # A segment is full with two requests.
-            options = {"window_s": 0.001, "segment_bytes": 700}
+            options = {"log_window_s": 0.001, "log_segment_bytes": 700}
             killed = {"place": place, "call": call, "when": when}
             pid = forger.start("work", **given, options=options, kill_at=killed, pause_s=0)
             ending = forger.reports / f"{pid}.status"
@@ -216,7 +217,7 @@ COMPACTOR_STEPS = {
 
 
 def append(state, worker, requests, *, seals=False):
-    log = PredictionLog(state, WalOptions(window_s=60.0))
+    log = PredictionLog(state, Settings(log_window_s=60.0))
     for number in requests:
         assert log.append(CONTRACTS[worker % 2], request(worker, number))
         log.wal.seal() if seals else log.wal.flush()

@@ -16,8 +16,8 @@ from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifests
 from tallystick.prediction_log.streams import PREDICTIONS, stream_dir
-from tallystick.prediction_log.write_ahead_log import WalOptions, segments_in
-from tallystick.settings import settings
+from tallystick.prediction_log.write_ahead_log import segments_in
+from tallystick.settings import Settings, settings
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def sink(bucket, monkeypatch, tmp_path):
 
 
 def append(state, worker, requests=3):
-    log = PredictionLog(state, WalOptions(window_s=60.0))
+    log = PredictionLog(state, Settings(log_window_s=60.0))
     for number in range(requests):
         assert log.append(CONTRACTS[worker % 2], request(worker, number))
     log.wal.close()

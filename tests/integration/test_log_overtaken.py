@@ -15,11 +15,12 @@ from tallystick.prediction_log.log_reader import read_labels, read_log
 from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
 from tallystick.prediction_log.sent_labels import LabelRow
 from tallystick.prediction_log.streams import LABELS, PREDICTIONS, stream_dir
-from tallystick.prediction_log.write_ahead_log import WalOptions, segments_in
+from tallystick.prediction_log.write_ahead_log import segments_in
+from tallystick.settings import Settings
 
 
 def append(state, worker, requests=2):
-    log = PredictionLog(state, WalOptions(window_s=60.0))
+    log = PredictionLog(state, Settings(log_window_s=60.0))
     for number in range(requests):
         assert log.append(CONTRACTS[0], request(worker, number))
         log.wal.seal()
@@ -70,7 +71,7 @@ def test_a_damaged_file_keeps_no_label_from_being_compacted(tmp_path):
             (path, *_) = (tmp_path / "log").rglob("*.parquet")
             path.write_bytes(path.read_bytes()[:-20])
         if worker == MERGED_FILES - 1:
-            labels = LabelLog(tmp_path, WalOptions(window_s=60.0))
+            labels = LabelLog(tmp_path, Settings(log_window_s=60.0))
             assert labels.append(CONTRACTS[0], [LabelRow(1, request(0, 0).request_us, "a")])
             labels.wal.close()
         expected |= append(tmp_path, worker)

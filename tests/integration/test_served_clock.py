@@ -47,7 +47,7 @@ def pushed(repo, at, load):
 
 def test_a_dataset_under_the_served_clock_is_what_was_read_online(repo, simulated_clock):
     entities = [{"shop": shop, "item": item} for shop in SHOPS for item in ITEMS[:2]]
-    buffered = BufferedJournal(repo.state_dir, rows_max=100, flush_rows=100, flush_s=60)
+    buffered = BufferedJournal(repo.state_dir, rows_max=100, flush_rows=100, interval_s=60)
     reads = []
 
     def look(at):

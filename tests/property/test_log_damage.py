@@ -30,7 +30,8 @@ from tallystick.prediction_log.manifest import read_manifest
 from tallystick.prediction_log.record_codec import RecordLayout
 from tallystick.prediction_log.streams import PREDICTIONS, site_of, stream_dir
 from tallystick.prediction_log.write_ahead_log import CONTRACTS as CONTRACTS_FOLDER
-from tallystick.prediction_log.write_ahead_log import OPEN, SEALED, WalOptions
+from tallystick.prediction_log.write_ahead_log import OPEN, SEALED
+from tallystick.settings import Settings
 
 WORKER = "1-abcdef01"
 CONTRACT = CONTRACTS[0]
@@ -238,7 +239,7 @@ def test_a_segment_of_another_version_is_put_aside_and_not_removed(tmp_path):
 def compacted(tmp_path_factory):
     state = tmp_path_factory.mktemp("log")
     for numbers in (range(4), range(4, 9)):
-        log = PredictionLog(state, WalOptions(window_s=60.0))
+        log = PredictionLog(state, Settings(log_window_s=60.0))
         for number in numbers:
             assert log.append(CONTRACT, request(0, number))
         log.wal.close()
@@ -305,7 +306,7 @@ def test_a_file_that_is_gone_is_an_error(compacted, tmp_path):
 
 
 def test_a_damaged_contract_keeps_segments(tmp_path):
-    log = PredictionLog(tmp_path, WalOptions(window_s=60.0))
+    log = PredictionLog(tmp_path, Settings(log_window_s=60.0))
     assert log.append(CONTRACT, request(0, 0))
     log.wal.close()
     (path,) = tmp_path.rglob(f"{CONTRACTS_FOLDER}/*.json")

@@ -117,7 +117,7 @@ class Scene:
         self.redis, self.clock, self.folder = redis_server, clock, Path(folder)
         self.state = self.folder / ".tallystick"
         self.direct = Journal(self.state)
-        self.buffered = BufferedJournal(self.state, rows_max=10_000, flush_rows=5, flush_s=60)
+        self.buffered = BufferedJournal(self.state, rows_max=10_000, flush_rows=5, interval_s=60)
         self.reads = []
 
     def write(self, spec, table, journal):

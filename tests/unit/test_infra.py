@@ -20,15 +20,15 @@ from tallystick.cli.commands import main
 from tallystick.model_bundle.bundle import Champion
 from tallystick.online_store.embedded_redis import server_program
 from tallystick.point_in_time.feature_status import Status
-from tallystick.prediction_log.write_ahead_log import Ledger
 from tallystick.settings import Settings
+from tallystick.storage.background_writer import Ledger
 from tallystick_serving.app import PATHS
 from tallystick_serving.serve_command import DRAIN_S
 from tallystick_serving.server_metrics import Measures
 from tallystick_serving.store_config import read_project
 
 ROOT = Path(__file__).parents[2]
-LEDGER = SimpleNamespace(ledger=Ledger(0, 0, 0, 0), dropped={"full": 0})
+LEDGER = SimpleNamespace(ledger=Ledger(0, 0, {"full": 0}))
 INFRA = ROOT / "infra"
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file())
 YAMLS = [path for path in FILES if path.suffix in {".yaml", ".yml"}]

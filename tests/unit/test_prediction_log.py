@@ -22,7 +22,7 @@ from tallystick.prediction_log.manifest import read_manifests
 from tallystick.prediction_log.record import Predictions
 from tallystick.prediction_log.sent_labels import LabelRow
 from tallystick.prediction_log.streams import PREDICTIONS
-from tallystick.prediction_log.write_ahead_log import WalOptions
+from tallystick.settings import Settings
 
 START = datetime(2013, 7, 1, tzinfo=UTC)
 CONTRACT = small_contract()
@@ -51,7 +51,7 @@ def predictions(number, rows=2, moment=START):
 
 
 def open_log(folder, **changes):
-    return PredictionLog(folder, WalOptions(**{"window_s": 60.0} | changes))
+    return PredictionLog(folder, Settings(**{"log_window_s": 60.0} | changes))
 
 
 @pytest.fixture(params=["segments", "parquet"])
@@ -97,7 +97,7 @@ def test_only_the_time_asked_for_is_read(tmp_path, settled):
 
 
 def test_the_ledger_adds_up_and_the_buffer_is_bounded(tmp_path):
-    log = open_log(tmp_path, rows_max=5)
+    log = open_log(tmp_path, log_buffer_rows_max=5)
     taken = [log.append(CONTRACT, predictions(number)) for number in range(4)]
     assert taken == [True, True, False, False]
     ledger = log.wal.ledger
@@ -120,7 +120,7 @@ def test_a_write_that_fails_keeps_the_rows(tmp_path):
 
 
 def test_the_thread_writes_by_itself(tmp_path):
-    log = open_log(tmp_path, window_s=0.01)
+    log = open_log(tmp_path, log_window_s=0.01)
     log.append(CONTRACT, predictions(0))
     give_up = time.monotonic() + 10
     while log.wal.ledger.durable == 0 and time.monotonic() < give_up:
@@ -215,7 +215,7 @@ def test_small_and_large_requests_lie_in_one_file(tmp_path, settled):
 
 
 def test_of_a_share_of_the_entities_all_is_logged_and_of_others_nothing(tmp_path):
-    log = PredictionLog(tmp_path, WalOptions(window_s=60.0), share=0.3)
+    log = PredictionLog(tmp_path, Settings(log_window_s=60.0, log_share=0.3))
     for number in range(200):
         for row in range(2):
             one = predictions(number, rows=1)
@@ -277,12 +277,12 @@ def test_who_waits_is_told_once_it_is_on_disk(tmp_path):
         told.append((is_written, part.table.num_rows))
         written.set()
 
-    assert log.append(CONTRACT, predictions(0), told=tell)
+    assert log.append(CONTRACT, predictions(0), on_written=tell)
     assert written.wait(10)
     assert told == [(True, 2)]
     log.wal.close()
-    assert log.append(CONTRACT, predictions(1), told=tell) is False
-    assert log.wal.dropped == {"full": 0, "budget": 0, "refused": 2}
+    assert log.append(CONTRACT, predictions(1), on_written=tell) is False
+    assert log.wal.ledger.dropped_by == {"full": 0, "budget": 0, "refused": 2}
 
 
 def test_rows_that_no_column_takes_keep_nothing_else_from_parquet(tmp_path):
@@ -306,7 +306,7 @@ def test_rows_that_no_column_takes_keep_nothing_else_from_parquet(tmp_path):
 
 def test_workers_that_have_ended_are_summed_up(tmp_path):
     for number in range(3):
-        log = open_log(tmp_path, rows_max=2)
+        log = open_log(tmp_path, log_buffer_rows_max=2)
         log.append(CONTRACT, predictions(number))
         log.append(CONTRACT, predictions(number))
         log.wal.seal()

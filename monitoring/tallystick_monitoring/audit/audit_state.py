@@ -14,11 +14,8 @@ that cannot be read, or that other rules made, is.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tallystick.definitions.feature_view import digest
 from tallystick.errors import DataError, StateError
 from tallystick.storage.atomic_files import replacing, write_text
+from tallystick.storage.locks import file_lock
 from tallystick_monitoring.audit.findings import together
 
 if TYPE_CHECKING:
@@ -103,25 +101,15 @@ def held(folder: Path) -> Iterator[None]:
         StateError: It does not end.
         DataError: The folder cannot be made.
     """
-    with told(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        until = time.monotonic() + _WAIT_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise StateError(
-                        f"Another audit has been at work in {folder} for ten minutes.",
-                        hint="Wait until it has ended, or end it, and ask again.",
-                    ) from None
-                time.sleep(0.1)
+    with ExitStack() as stack:
+        with told(folder):
+            is_acquired = stack.enter_context(file_lock(folder / "lock", timeout_s=_WAIT_S))
+        if not is_acquired:
+            raise StateError(
+                f"Another audit has been at work in {folder} for ten minutes.",
+                hint="Wait until it has ended, or end it, and ask again.",
+            )
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

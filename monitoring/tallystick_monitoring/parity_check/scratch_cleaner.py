@@ -7,7 +7,6 @@ of it. If the keeper is killed as well, the next check does that.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ from typing import Final
 
 from tallystick.errors import TallystickError, UnavailableError
 from tallystick.online_store import embedded_redis
-from tallystick.storage.atomic_files import unheld
+from tallystick.storage.locks import abandoned, create_locked
 
 PREFIX: Final = "tallystick-parity-"
 STATE: Final = "state"
@@ -33,12 +32,7 @@ _POLL_S: Final = 0.02
 def make_folder() -> tuple[Path, int]:
     """A new scratch folder that nobody else may read, and the descriptor that holds its lock."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
-    unnamed = folder / "lock"
-    handle = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    # Held before it has the name by which others look for it.
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    unnamed.rename(folder / _LOCK)
-    return folder, handle
+    return folder, create_locked(folder / _LOCK, mode=0o600)
 
 
 def sockets_of(folder: Path) -> Path:
@@ -61,7 +55,7 @@ def remove(folder: Path, *, wait_s: float = 0.0) -> bool:
     """
     give_up = time.monotonic() + wait_s
     while True:
-        with unheld(folder / _LOCK) as handle:
+        with abandoned(folder / _LOCK) as handle:
             if handle is not None:
                 embedded_redis.stop(folder / STATE)
                 shutil.rmtree(sockets_of(folder), ignore_errors=True)

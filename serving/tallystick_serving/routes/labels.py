@@ -50,7 +50,7 @@ async def take_labels(request: Request, name: str) -> Response:
         )
     rows = _LabelReader(contract, now_us=process_clock().now_us()).read(labels)
     acknowledged = Acknowledgement("The label log", timeout_s=service.settings.log_timeout_s)
-    await acknowledged.of(lambda told: service.labels.append(contract, rows, told=told))
+    await acknowledged.of(lambda done: service.labels.append(contract, rows, on_written=done))
     return Response(
         orjson.dumps({"accepted": len(rows)}), status_code=202, media_type="application/json"
     )

@@ -38,7 +38,7 @@ async def predict(service: Service, name: str, body: bytes) -> bytes:
     if parameters.get("durable", settings.log_durable):
         acknowledged = Acknowledgement("The prediction log", timeout_s=settings.log_timeout_s)
         await acknowledged.of(
-            lambda told: service.predictions.append(predictor.contract, record, told=told)
+            lambda done: service.predictions.append(predictor.contract, record, on_written=done)
         )
     else:
         service.predictions.append(predictor.contract, record)

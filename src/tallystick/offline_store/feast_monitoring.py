@@ -30,7 +30,8 @@ from tallystick.errors import DataError
 from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
 from tallystick.offline_store.pull import Pull, rows_sql
 from tallystick.offline_store.sources.file_source import SourceFiles, open_source
-from tallystick.offline_store.sources.parquet_writer import locked, write_file
+from tallystick.offline_store.sources.parquet_writer import write_file
+from tallystick.storage.locks import writer_lock
 
 QUANTILES: Final = {"p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _COUNTS: Final = frozenset({"row_count", "null_count"})
@@ -189,7 +190,7 @@ class MetricFiles:
         """Make the files that are not there yet."""
         for kind in MONITORING_PARQUET_FILES:
             name, columns, _ = monitoring_parquet_meta(kind)
-            with locked(self._folder / name):
+            with writer_lock(self._folder / name):
                 if not (self._folder / name).exists():
                     write_file(_table([], columns), self._folder / name)
 
@@ -201,7 +202,7 @@ class MetricFiles:
             metrics: By Feast's columns.
         """
         name, columns, key = monitoring_parquet_meta(kind)
-        with locked(self._folder / name):
+        with writer_lock(self._folder / name):
             rows = {_key(row, key): row for row in self._read(name)}
             for metric in metrics:
                 row = {column: metric.get(column) for column in columns}
@@ -237,7 +238,7 @@ class MetricFiles:
         """Have no metrics of features be a baseline that match."""
         name, columns, _ = monitoring_parquet_meta("feature")
         wanted = {"project_id": project} | {at: is_ for at, is_ in matching.items() if is_}
-        with locked(self._folder / name):
+        with writer_lock(self._folder / name):
             rows = self._read(name)
             for row in rows:
                 if all(row[at] == is_ for at, is_ in wanted.items()):

@@ -9,14 +9,11 @@ to an append-only file, put on disk each second.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +25,7 @@ from redis.retry import Retry
 from tallystick.definitions.feature_view import digest
 from tallystick.errors import StateError, UnavailableError
 from tallystick.online_store.redis_connection import SyncClient
+from tallystick.storage.locks import file_lock, try_acquire
 
 _SOCKET_BYTES_MAX: Final = 100
 """Paths of Unix sockets are limited to 104 bytes on some systems, 108 on others."""
@@ -60,8 +58,8 @@ def start(state_dir: Path) -> Path:
     socket = socket_path(state_dir)
     if _answers(socket):
         return socket
-    with _locked(folder / "start.lock"), (folder / "server.lock").open("a") as server_lock:
-        if _try_lock(server_lock.fileno()):
+    with file_lock(folder / "start.lock"), (folder / "server.lock").open("a") as server_lock:
+        if try_acquire(server_lock.fileno()):
             _own_folder(socket.parent)
             _spawn(folder, socket, server_lock.fileno())
         _wait_until_answering(folder, socket)
@@ -82,8 +80,8 @@ def stop(state_dir: Path) -> bool:
     folder, socket = state_dir.resolve() / "redis", socket_path(state_dir)
     if not folder.is_dir():
         return False
-    with _locked(folder / "start.lock"), (folder / "server.lock").open("a") as server_lock:
-        if _try_lock(server_lock.fileno()):
+    with file_lock(folder / "start.lock"), (folder / "server.lock").open("a") as server_lock:
+        if try_acquire(server_lock.fileno()):
             return False
         client = _client(socket, timeout_s=_STOP_S)
         try:
@@ -93,7 +91,7 @@ def stop(state_dir: Path) -> bool:
         finally:
             client.close()
         deadline = time.monotonic() + _STOP_S
-        while not _try_lock(server_lock.fileno()):
+        while not try_acquire(server_lock.fileno()):
             if time.monotonic() > deadline:
                 raise UnavailableError(f"Redis at {socket}", f"still runs after {_STOP_S:.0f} s")
             time.sleep(_POLL_S)
@@ -188,19 +186,3 @@ def _own_folder(folder: Path) -> None:
             f"{folder} belongs to another user, and the embedded Redis needs it for its socket.",
             hint="Remove it, or set TMPDIR to a folder of your own.",
         )
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock at ``path``; wait for it."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

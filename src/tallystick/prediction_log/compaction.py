@@ -8,9 +8,6 @@ finds by the plan that it left, and removes.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +25,7 @@ from tallystick.prediction_log.streams import (
     Stream,
     wal_dir,
 )
+from tallystick.storage.locks import file_lock
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from tallystick.settings import Settings
 
 WAIT_S: Final = 60.0
-"""Seconds for which another compactor is waited for, by those who have something to commit."""
+"""Seconds that an import, an export or ``tally log forget`` waits for a running compactor."""
 _LOCK: Final = "compactor"
 
 
@@ -65,8 +63,8 @@ def compact(
         UnavailableError: The sink did not answer; segments stay until it does.
     """
     sink = sink or Sink.of(state_dir)
-    with _only_one(wal_dir(state_dir)) as is_mine:
-        if not is_mine:
+    with file_lock(wal_dir(state_dir) / _LOCK, timeout_s=0) as is_acquired:
+        if not is_acquired:
             return None
         compactors = [Compactor(state_dir, stream, sink) for stream in STREAMS]
         for compactor in compactors:
@@ -106,7 +104,7 @@ def add_rows(
         StateError: A compactor is at work for too long.
     """
     sink = sink or Sink.of(state_dir)
-    with _alone(state_dir):
+    with _only_compactor(state_dir):
         compactor = Compactor(state_dir, stream, sink)
         compactor.take_back()
         return compactor.add(contract, table, name)
@@ -128,7 +126,7 @@ def forget_file(state_dir: Path, path: str, *, sink: Sink | None = None) -> int:
         StateError: A compactor is at work for too long.
     """
     sink = sink or Sink.of(state_dir)
-    with _alone(state_dir):
+    with _only_compactor(state_dir):
         for stream in STREAMS:
             rows = Compactor(state_dir, stream, sink).forget(path)
             if rows is not None:
@@ -159,39 +157,22 @@ def export_files(
     Raises:
         StateError: A compactor is at work for too long.
     """
-    with _alone(state_dir):
+    with _only_compactor(state_dir):
         compactor = Compactor(state_dir, stream, sink or Sink.of(state_dir))
         return compactor.export(model, copy)
 
 
 @contextmanager
-def _alone(state_dir: Path) -> Iterator[None]:
-    """Be the only one who commits; whoever does so now is waited for."""
-    give_up = time.monotonic() + WAIT_S
-    while True:
-        with _only_one(wal_dir(state_dir)) as is_mine:
-            if is_mine:
-                yield
-                return
-        if time.monotonic() > give_up:
+def _only_compactor(state_dir: Path) -> Iterator[None]:
+    """Be the only process that commits; wait for another one to end.
+
+    Raises:
+        StateError: It does not end in time.
+    """
+    with file_lock(wal_dir(state_dir) / _LOCK, timeout_s=WAIT_S) as is_acquired:
+        if not is_acquired:
             raise StateError(
                 f"The compactor of {wal_dir(state_dir)} has been at work for {WAIT_S:.0f} s.",
                 hint="Try again once it is done.",
             )
-        time.sleep(0.1)
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[bool]:
-    """Whether this is the only compactor of a state folder; it is so within the block."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
+        yield

@@ -25,7 +25,7 @@ from tallystick.prediction_log.manifest import (
     write_manifest,
 )
 from tallystick.prediction_log.parquet_files import footer_of, read_file, write_rows
-from tallystick.prediction_log.segment import Segment, abandoned, read_segment
+from tallystick.prediction_log.segment import Segment, read_segment
 from tallystick.prediction_log.streams import (
     Stream,
     folder_of,
@@ -37,6 +37,7 @@ from tallystick.prediction_log.streams import (
 )
 from tallystick.prediction_log.write_ahead_log import OPEN, segments_in
 from tallystick.storage.atomic_files import write_text
+from tallystick.storage.locks import abandoned
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,9 +123,9 @@ class Compactor:
         for path in segments_in(self._folder):
             if path.parent.name in passed:
                 continue
-            with abandoned(path) as mine:
-                if mine is None:
-                    # Later ones of its worker would make it one that was compacted before them.
+            with abandoned(path) as handle:
+                if handle is None:
+                    # Its worker's later segments wait: their numbers would mark it as compacted.
                     passed.add(path.parent.name)
                     continue
                 before = workers.get(path.parent.name, WorkerRows())
@@ -375,10 +376,10 @@ class Compactor:
         for folder in self._folder.glob("*-*/"):
             with suppress(OSError):
                 for draft in folder.glob(f".*{OPEN}"):
-                    # One that a live worker is about to lock, it makes again.
-                    with abandoned(draft) as mine:
-                        if mine is not None:
-                            mine.unlink()
+                    # A live worker that was about to lock one creates it again.
+                    with abandoned(draft) as handle:
+                        if handle is not None:
+                            draft.unlink()
                 folder.rmdir()
 
 

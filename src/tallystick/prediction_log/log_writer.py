@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from tallystick.prediction_log.record import Predictions
 from tallystick.prediction_log.record_codec import RecordLayout
 from tallystick.prediction_log.sent_labels import LabelRow, packed_labels
 from tallystick.prediction_log.streams import LABELS, PREDICTIONS, stream_dir
-from tallystick.prediction_log.write_ahead_log import WalOptions, WriteAheadLog
+from tallystick.prediction_log.write_ahead_log import WriteAheadLog
+from tallystick.settings import Settings
+from tallystick.storage.background_writer import OnWritten, report
 
 
 def are_sampled(keys: Sequence[Sequence[Any]], share: float) -> list[bool]:
@@ -38,18 +40,16 @@ class PredictionLog:
 
     Args:
         state_dir: The repo's state folder.
-        options: See :class:`tallystick.prediction_log.write_ahead_log.WalOptions`.
-        share: Share of the entities whose predictions are logged: all of theirs, or none.
+        settings: Bounds of the write-ahead log, and the share of the entities that is logged.
 
     Attributes:
         wal: The write-ahead log behind it.
     """
 
-    def __init__(
-        self, state_dir: Path, options: WalOptions | None = None, *, share: float = 1.0
-    ) -> None:
-        self.wal = WriteAheadLog(stream_dir(state_dir, PREDICTIONS), options or WalOptions())
-        self._share = share
+    def __init__(self, state_dir: Path, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
+        self.wal = WriteAheadLog(stream_dir(state_dir, PREDICTIONS), settings)
+        self._share = settings.log_share
         self._layouts: dict[str, RecordLayout] = {}
 
     def append(
@@ -57,19 +57,15 @@ class PredictionLog:
         contract: ModelContract,
         predictions: Predictions,
         *,
-        told: Callable[[bool], None] | None = None,
+        on_written: OnWritten | None = None,
     ) -> bool:
-        """Log the predictions of one request; False if they had to be dropped.
+        """Log the predictions of one request; False if they were dropped.
 
         Args:
             contract: The contract under which they were made.
-            predictions: They.
-            told: See :meth:`tallystick.prediction_log.write_ahead_log.WriteAheadLog.append`.
+            predictions: The predictions.
+            on_written: See :meth:`tallystick.prediction_log.write_ahead_log.WriteAheadLog.append`.
         """
-        if not self._share:
-            if told is not None:
-                told(True)
-            return True
         layout = self._layouts.get(contract.contract_hash)
         if layout is None:
             layout = self._layouts[contract.contract_hash] = RecordLayout(contract)
@@ -77,11 +73,10 @@ class PredictionLog:
             keys = [plain(predictions.keys[key.name]) for key in contract.entity_keys]
             predictions = predictions.only(are_sampled(keys, self._share))
             if not predictions.prediction_id:
-                if told is not None:
-                    told(True)  # there is nothing to wait for
+                report([on_written], is_written=True)  # there is nothing to wait for
                 return True
         rows = len(predictions.prediction_id)
-        return self.wal.append(contract, rows, layout.packed(predictions), told=told)
+        return self.wal.append(contract, rows, layout.packed(predictions), on_written=on_written)
 
 
 class LabelLog:
@@ -89,21 +84,22 @@ class LabelLog:
 
     Args:
         state_dir: The repo's state folder.
-        options: As for predictions.
+        settings: Bounds of the write-ahead log.
 
     Attributes:
         wal: The write-ahead log behind it.
     """
 
-    def __init__(self, state_dir: Path, options: WalOptions | None = None) -> None:
-        self.wal = WriteAheadLog(stream_dir(state_dir, LABELS), options or WalOptions())
+    def __init__(self, state_dir: Path, settings: Settings | None = None) -> None:
+        self.wal = WriteAheadLog(stream_dir(state_dir, LABELS), settings or Settings())
 
     def append(
         self,
         contract: ModelContract,
         rows: Sequence[LabelRow],
         *,
-        told: Callable[[bool], None] | None = None,
+        on_written: OnWritten | None = None,
     ) -> bool:
         """Take labels for writing; False if the buffer is full and none was taken."""
-        return self.wal.append(contract, len(rows), packed_labels(contract, rows), told=told)
+        payload = packed_labels(contract, rows)
+        return self.wal.append(contract, len(rows), payload, on_written=on_written)

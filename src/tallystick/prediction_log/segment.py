@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tallystick.errors import DamagedError
 from tallystick.prediction_log.frames import Damage, Frame, Totals, read_frames
 from tallystick.prediction_log.write_ahead_log import OPEN, SEALED
-from tallystick.storage.atomic_files import unheld
+from tallystick.storage.locks import abandoned
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +106,9 @@ def read_segment(path: Path, *, expected: int = 0, totals: Totals | None = None)
     )
 
 
-@contextmanager
-def abandoned(path: Path) -> Iterator[Path | None]:
-    """Take over a segment whose worker is gone.
-
-    Within the block nobody else has it. An open one stays so by name, which says that its end may
-    be missing.
-
-    Args:
-        path: Its file.
-
-    Returns:
-        The path; None if its worker still writes to it, or somebody else has it or has had it.
-    """
-    with unheld(path) as handle:
-        yield None if handle is None else path
-
-
 def is_live(path: Path) -> bool:
     """Whether a worker still writes to a segment."""
     if path.suffix != OPEN:
         return False
-    with abandoned(path) as taken:
-        return taken is None and path.exists()
+    with abandoned(path) as handle:
+        return handle is None and path.exists()

@@ -1,1 +1,1 @@
-"""Where bytes lie: locations, atomic files, locks, the background writer."""
+"""Where bytes lie: locations, atomic files, file locks and the background writer."""

@@ -1,118 +1,153 @@
-"""A writer that keeps files off the request path.
+"""The background writer: a bounded buffer that a thread of its own writes to disk.
 
-A request only appends to a bounded list. A thread writes what has gathered to Parquet files, each
-whole or absent. At a clean stop everything accepted is written. The ledger adds up at all times:
-accepted = durable + dropped + in flight.
+A request only appends to a list. The prediction log and the journal of online writes share this
+writer. Its ledger adds up at all times: accepted = durable + dropped + in flight.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
-from collections.abc import Callable, Hashable, Sequence
-from typing import Generic, TypeVar
-
-from tallystick.prediction_log.write_ahead_log import Ledger, step_back
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Generic, TypeAlias, TypeVar
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+OnWritten: TypeAlias = Callable[[bool], None]
+"""Called by the writing thread: True once the rows are on disk, False if that failed.
+
+Rows of a failed write stay in memory and are written later; the caller is not called again.
+"""
+_NICENESS: Final = 5
 
 
-class BufferedWriter(Generic[Item]):
-    """A bounded buffer with a thread that empties it.
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Where the rows are that a writer was given: accepted = durable + dropped + in flight.
+
+    Attributes:
+        accepted: Rows that it was given.
+        durable: Rows on disk.
+        dropped_by: Reason → rows dropped.
+    """
+
+    accepted: int
+    durable: int
+    dropped_by: Mapping[str, int]
+
+    @property
+    def dropped(self) -> int:
+        """Rows dropped, for any reason."""
+        return sum(self.dropped_by.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Rows in memory."""
+        return self.accepted - self.durable - self.dropped
+
+
+_Entry: TypeAlias = tuple[Item, int, OnWritten | None]
+
+
+class BackgroundWriter(Generic[Item]):
+    """A bounded buffer, and the thread that empties it.
 
     Args:
-        write: Writes items of one group for good, all or none of them. An error keeps them for the
-            next try.
-        group_of: What items must share to be written together.
-        rows_of: How many rows an item stands for.
-        rows_max: Rows held in memory; beyond it new items are dropped, and counted.
-        flush_rows: Rows that start a write at once.
-        flush_s: Seconds between writes otherwise.
+        write: Writes items of one group durably, all or none. When it raises, the same items are
+            written again later, before any others of their group.
+        name: Of the thread.
+        rows_max: Rows held in memory; rows beyond it are dropped and counted as ``full``.
+        interval_s: Seconds between writes.
+        flush_rows: Rows that start a write at once; by default ``rows_max``.
+        group_of: What items that are written together have in common; by default all are one group.
+        after_write: Called by the thread after each write.
     """
 
     def __init__(
         self,
-        *,
         write: Callable[[Sequence[Item]], None],
-        group_of: Callable[[Item], Hashable],
-        rows_of: Callable[[Item], int],
+        *,
+        name: str,
         rows_max: int,
-        flush_rows: int,
-        flush_s: float,
+        interval_s: float,
+        flush_rows: int | None = None,
+        group_of: Callable[[Item], Hashable] = lambda _: None,
+        after_write: Callable[[], None] = lambda: None,
     ) -> None:
         self._write = write
-        self._group_of = group_of
-        self._rows_of = rows_of
         self._rows_max = rows_max
-        self._flush_rows = flush_rows
-        self._flush_s = flush_s
+        self._flush_rows = rows_max if flush_rows is None else flush_rows
+        self._interval_s = interval_s
+        self._group_of = group_of
+        self._after_write = after_write
         self._lock = threading.Lock()
-        self._wake = threading.Event()
         self._writing = threading.Lock()
-        self._items: list[Item] = []
-        self._accepted = self._durable = self._dropped = 0
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._wake = threading.Event()
+        self._ended = threading.Event()
+        self._entries: list[_Entry[Item]] = []
+        self._failed: dict[Hashable, list[_Entry[Item]]] = {}
+        self._accepted = self._durable = self._settled = 0
+        self._dropped = {"full": 0, "budget": 0, "refused": 0}
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def append(self, item: Item) -> bool:
-        """Take an item for writing; False if it had to be dropped, because the buffer is full."""
-        rows = self._rows_of(item)
+    def append(self, item: Item, rows: int, on_written: OnWritten | None = None) -> bool:
+        """Take an item that stands for so many rows; never waits.
+
+        Returns:
+            False if it was dropped, because the buffer is full or the writer is closed;
+            ``on_written`` is not called then.
+        """
+        with self._lock:
+            in_flight = self._accepted + rows - self._settled
+            if self._ended.is_set():
+                reason = "refused"
+            elif in_flight > self._rows_max:
+                reason = "full"
+            else:
+                self._accepted += rows
+                self._entries.append((item, rows, on_written))
+                reason = ""
+        if on_written is not None or in_flight >= self._flush_rows:
+            self._wake.set()
+        return self.drop(rows, reason) if reason else True
+
+    def drop(self, rows: int, reason: str) -> bool:
+        """Count rows as accepted and dropped; always False, as :meth:`append` returns then."""
         with self._lock:
             self._accepted += rows
-            in_flight = self._accepted - self._durable - self._dropped
-            if in_flight > self._rows_max or self._stopping:
-                self._dropped += rows
-                return False
-            self._items.append(item)
-        if in_flight >= self._flush_rows:
-            self._wake.set()
-        return True
+            self._dropped[reason] += rows
+            self._settled += rows
+        return False
 
     @property
     def ledger(self) -> Ledger:
         """Where the rows are."""
         with self._lock:
-            return Ledger(
-                accepted=self._accepted,
-                durable=self._durable,
-                dropped=self._dropped,
-                in_flight=self._accepted - self._durable - self._dropped,
-            )
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Why items were dropped → how many rows."""
-        return {"full": self._dropped}
+            return Ledger(self._accepted, self._durable, dict(self._dropped))
 
     def flush(self) -> None:
         """Write everything accepted so far, now.
 
         Raises:
-            OSError: It could not be written; it is kept.
+            OSError: Something could not be written; it stays in memory. Other groups are written.
         """
         with self._writing:
+            # The same items together again: if the failed write left them on disk after all, the
+            # reader recognizes the repetition.
+            failure = self._write_groups(dict(self._failed))
             with self._lock:
-                items, self._items = self._items, []
-            groups: dict[Hashable, list[Item]] = {}
-            for item in items:
-                groups.setdefault(self._group_of(item), []).append(item)
-            items.clear()
-            failure: BaseException | None = None
-            for group in groups.values():
-                # Each by itself: what is written is settled, whatever becomes of the rest.
-                try:
-                    self._write(group)
-                except BaseException as error:  # noqa: BLE001 raised below, the rows are kept
-                    failure = error
-                    with self._lock:
-                        self._items = group + self._items
-                else:
-                    with self._lock:
-                        self._durable += sum(map(self._rows_of, group))
-                    while group:  # one by one: to let all go at once would take the interpreter
-                        group.pop()
+                entries, self._entries = self._entries, []
+            groups: dict[Hashable, list[_Entry[Item]]] = {}
+            for entry in entries:
+                groups.setdefault(self._group_of(entry[0]), []).append(entry)
+            entries.clear()
+            self._put_back([groups.pop(key) for key in self._failed if key in groups])
+            failure = self._write_groups(groups) or failure
             if failure is not None:
                 raise failure
 
@@ -122,20 +157,73 @@ class BufferedWriter(Generic[Item]):
         Raises:
             OSError: What was left could not be written.
         """
-        with self._lock:
-            self._stopping = True
+        self._ended.set()
         self._wake.set()
         self._thread.join()
         self.flush()
 
+    def _write_groups(self, groups: dict[Hashable, list[_Entry[Item]]]) -> BaseException | None:
+        failure: BaseException | None = None
+        for key, group in groups.items():
+            waiting = [entry[2] for entry in group]
+            try:
+                self._write([entry[0] for entry in group])
+            except BaseException as error:  # noqa: BLE001 raised by the caller
+                failure = error
+                self._failed[key] = [(item, rows, None) for item, rows, _ in group]
+                report(waiting, is_written=False)
+                continue
+            self._failed.pop(key, None)
+            rows = sum(entry[1] for entry in group)
+            with self._lock:
+                self._durable += rows
+                self._settled += rows
+            while group:  # one by one: to free all at once would hold the interpreter's lock
+                group.pop()
+            report(waiting, is_written=True)
+        return failure
+
+    def _put_back(self, groups: Iterable[list[_Entry[Item]]]) -> None:
+        """Let items wait behind those of their group that cannot be written."""
+        for group in groups:
+            report([entry[2] for entry in group], is_written=False)
+            with self._lock:
+                self._entries[:0] = [(item, rows, None) for item, rows, _ in group]
+
     def _run(self) -> None:
-        step_back()
-        while not self._stopping:
-            self._wake.wait(self._flush_s)
+        _lower_priority()
+        is_well = True
+        while not self._ended.is_set():
+            self._wake.wait(self._interval_s)
             self._wake.clear()
             try:
                 self.flush()
+                self._after_write()
             except Exception:
-                # Whatever it was (a full disk, a bug), the rows are kept, the bound on the buffer
-                # holds, and the next try may succeed; a dead thread would lose all that follows.
-                logger.exception("The log cannot be written, and is kept in memory.")
+                # A full disk or a bug: the rows stay in memory, within its bound, and the next
+                # write may succeed. A dead thread would lose everything that follows.
+                if is_well:
+                    logger.exception("%s cannot write; rows stay in memory.", self._thread.name)
+                is_well = False
+                self._ended.wait(self._interval_s)
+            else:
+                if not is_well:
+                    logger.warning("%s can write again.", self._thread.name)
+                is_well = True
+
+
+def report(waiting: Sequence[OnWritten | None], *, is_written: bool) -> None:
+    """Notify callers that wait; an error of one concerns neither rows nor other callers."""
+    for on_written in waiting:
+        if on_written is not None:
+            try:
+                on_written(is_written)
+            except Exception:
+                logger.exception("A caller could not be notified whether its rows are on disk.")
+
+
+def _lower_priority() -> None:
+    """Run this thread only when requests leave the processor idle."""
+    if sys.platform == "linux":  # elsewhere this would apply to the whole process
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

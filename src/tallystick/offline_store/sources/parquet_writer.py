@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +13,7 @@ from tallystick.errors import DataError, Problem
 from tallystick.offline_store.sources.file_source import is_delta, listed, open_source, source_place
 from tallystick.storage.atomic_files import replacing
 from tallystick.storage.locations import Place, translated
+from tallystick.storage.locks import writer_lock
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,7 +142,7 @@ def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> Non
             hint="Make the source's path a folder.",
         )
     path = place.local
-    with locked(path):
+    with writer_lock(path):
         if path.exists():
             import pyarrow.parquet as pq
 
@@ -205,12 +204,3 @@ def fitted_to(
         for field in schema
     }
     return pa.table(columns, schema=schema)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Be the only writer of ``path``, among processes and threads; a file beside it is the lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -12,7 +12,6 @@ of its view: rows that Redis holds with this very write time were written.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -32,8 +31,9 @@ from tallystick.online_store.redis_connection import SyncClient, redis_errors
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_layout import TAG
 from tallystick.online_store.row_times import times_of_row
-from tallystick.storage.atomic_files import drafted, replacing, sync_folder, unheld, write_text
-from tallystick.storage.background_writer import BufferedWriter
+from tallystick.storage.atomic_files import drafted, replacing, sync, write_text
+from tallystick.storage.background_writer import BackgroundWriter
+from tallystick.storage.locks import abandoned
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,7 +86,7 @@ def cut_off_in(folder: Path) -> list[Path]:
     """Entries that were left behind by a write that is no longer under way."""
     left = []
     for path in sorted(folder.glob(f"*/.*{_PENDING}")):
-        with unheld(path) as handle:
+        with abandoned(path) as handle:
             if handle is not None:
                 left.append(path)
     return left
@@ -166,7 +166,7 @@ class Journal:
     def _settle(self, client: SyncClient, project: str, name: str) -> None:
         folder = view_folder(self._state_dir, name)
         for path in sorted(folder.glob(f"*/.*{_PENDING}")):
-            with unheld(path) as handle:
+            with abandoned(path) as handle:
                 if handle is None:
                     continue
                 import pyarrow as pa
@@ -192,8 +192,7 @@ class Journal:
         path = self._folder_of(codec) / f".{_name_of(table)}{_PENDING}"
         with drafted(path) as (temporary, lock):
             _write_parquet(table, temporary)
-            handle = os.dup(lock)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            handle = os.dup(lock)  # keeps the lock
         return _Pending(path, handle)
 
 
@@ -205,20 +204,22 @@ class BufferedJournal(Journal):
 
     Args:
         state_dir: The repo's state folder.
-        rows_max: See :class:`tallystick.storage.background_writer.BufferedWriter`.
+        rows_max: See :class:`tallystick.storage.background_writer.BackgroundWriter`.
         flush_rows: See there.
-        flush_s: See there.
+        interval_s: See there.
     """
 
-    def __init__(self, state_dir: Path, *, rows_max: int, flush_rows: int, flush_s: float) -> None:
+    def __init__(
+        self, state_dir: Path, *, rows_max: int, flush_rows: int, interval_s: float
+    ) -> None:
         super().__init__(state_dir)
-        self.buffer: BufferedWriter[tuple[RowCodec, pa.Table]] = BufferedWriter(
-            write=self._write_items,
-            group_of=lambda item: item[0].tag,
-            rows_of=lambda item: int(item[1].num_rows),
+        self.buffer: BackgroundWriter[tuple[RowCodec, pa.Table]] = BackgroundWriter(
+            self._write_items,
+            name="journal",
             rows_max=rows_max,
+            interval_s=interval_s,
             flush_rows=flush_rows,
-            flush_s=flush_s,
+            group_of=lambda item: item[0].tag,
         )
 
     def begin(self, client: SyncClient, project: str, codec: RowCodec, table: pa.Table) -> Entry:
@@ -257,7 +258,7 @@ class _Pending:
     def commit(self) -> None:
         try:
             self._path.rename(_settled_name(self._path))
-            sync_folder(self._path.parent)
+            sync(self._path.parent)
         finally:
             os.close(self._handle)
 
@@ -273,7 +274,7 @@ class _Gathered:
 
     def commit(self) -> None:
         if self._table.num_rows:
-            self._journal.buffer.append((self._codec, self._table))
+            self._journal.buffer.append((self._codec, self._table), self._table.num_rows)
 
     def abandon(self) -> None:
         self._journal.leave(self._codec, self._table)

@@ -5,21 +5,20 @@ import time
 
 import pytest
 
-from tallystick.storage.background_writer import BufferedWriter
+from tallystick.storage.background_writer import BackgroundWriter
 
 
 def test_many_threads_lose_nothing():
     written = []
-    writer = BufferedWriter(
-        write=written.extend,
-        group_of=lambda _: 0,
-        rows_of=lambda _: 1,
+    writer = BackgroundWriter(
+        written.extend,
+        name="test",
         rows_max=10**6,
         flush_rows=7,
-        flush_s=0.001,
+        interval_s=0.001,
     )
     threads = [
-        threading.Thread(target=lambda base=base: [writer.append(base + i) for i in range(1000)])
+        threading.Thread(target=lambda base=base: [writer.append(base + i, 1) for i in range(1000)])
         for base in range(0, 4000, 1000)
     ]
     for thread in threads:
@@ -39,15 +38,14 @@ def test_the_thread_outlives_a_failure():
             raise failure
         written.extend(items)
 
-    writer = BufferedWriter(
-        write=write,
-        group_of=lambda _: 0,
-        rows_of=lambda _: 1,
+    writer = BackgroundWriter(
+        write,
+        name="test",
         rows_max=10,
         flush_rows=1,
-        flush_s=0.005,
+        interval_s=0.005,
     )
-    writer.append("row")
+    writer.append("row", 1)
     give_up = time.monotonic() + 10
     while not written and time.monotonic() < give_up:
         time.sleep(0.005)
@@ -63,20 +61,38 @@ def test_what_is_written_is_settled_whatever_becomes_of_the_rest():
             raise OSError("disk full")
         written.extend(items)
 
-    writer = BufferedWriter(
-        write=write,
+    writer = BackgroundWriter(
+        write,
         group_of=lambda item: item[0],
-        rows_of=lambda _: 1,
+        name="test",
         rows_max=10,
         flush_rows=10,
-        flush_s=60.0,
+        interval_s=60.0,
     )
+    answers = []
     for item in ("a1", "b1", "a2", "c1"):
-        writer.append(item)
+        writer.append(item, 1, lambda is_written, item=item: answers.append((item, is_written)))
     with pytest.raises(OSError, match="disk full"):
         writer.flush()
     assert written == ["a1", "a2", "c1"]
     assert (writer.ledger.durable, writer.ledger.in_flight) == (3, 1)
+    assert sorted(answers) == [("a1", True), ("a2", True), ("b1", False), ("c1", True)]
+    writer.append("b2", 1)
+    writer.append("d1", 1)
+    with pytest.raises(OSError, match="disk full"):
+        writer.flush()
+    assert written == ["a1", "a2", "c1", "d1"]
     disk_full[0] = False
     writer.close()
-    assert written == ["a1", "a2", "c1", "b1"]
+    assert written == ["a1", "a2", "c1", "d1", "b1", "b2"]
+
+
+def test_rows_beyond_the_bound_are_dropped_and_counted_by_reason():
+    writer = BackgroundWriter(lambda _: None, name="test", rows_max=3, interval_s=60.0)
+    assert [writer.append("item", 2) for _ in range(2)] == [True, False]
+    assert writer.drop(5, "budget") is False
+    writer.close()
+    assert writer.append("item", 1) is False
+    ledger = writer.ledger
+    assert (ledger.accepted, ledger.durable, ledger.in_flight) == (10, 2, 0)
+    assert ledger.dropped_by == {"full": 2, "budget": 5, "refused": 1}
