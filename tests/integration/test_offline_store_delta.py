@@ -36,7 +36,7 @@ from tallystick.offline_store.sources.snapshot import Snapshots
 from tallystick.offline_store.spark.spark_source import open_rows
 from tallystick.offline_store.streaming_join import write_point_in_time
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.storage.locations import LOCAL, Place
+from tallystick.storage.locations import LOCAL, Location
 
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -276,7 +276,7 @@ def test_times_that_the_log_cuts_do_not_rule_out_a_file(place):
     add(place, rows(5))
     sleep(0.002)  # the log orders files by milliseconds
     add(place, pa.table({"key": [1], "value": [7], "event": time, "created": time}))
-    files = open_delta(Place(LOCAL, str(place)), "it")
+    files = open_delta(Location(LOCAL, str(place)), "it")
     told = pa.table(DeltaTable(str(place)).get_add_actions())["max"].combine_chunks()
     assert FIRST in told.field("event").to_pylist()
     assert None not in files.told_times("event")

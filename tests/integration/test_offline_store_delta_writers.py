@@ -30,9 +30,9 @@ from tallystick.errors import DataError, MissingExtraError, UnavailableError
 from tallystick.offline_store import DuckDBOfflineStore
 from tallystick.offline_store.duckdb_connection import connect
 from tallystick.offline_store.sources.delta_writer import commit_rows
-from tallystick.offline_store.sources.file_source import open_source, source_place
+from tallystick.offline_store.sources.file_source import open_source, source_location
 from tallystick.offline_store.sources.parquet_writer import append
-from tallystick.storage.locations import LOCAL, Place
+from tallystick.storage.locations import LOCAL, Location
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -79,7 +79,7 @@ def read(source):
 
 def numbers_in(source):
     """The numbers of whole appends that a reader sees; half of one fails."""
-    if not source_place(source, None).is_delta_table():  # nobody was first yet
+    if not source_location(source, None).is_delta_table():  # nobody was first yet
         return {}
     found = read(source)["number"].to_pylist()
     return {number: found.count(number) for number in set(found)}
@@ -120,7 +120,7 @@ def test_writers_to_an_object_store_lose_nothing(bucket):
 
 def test_a_commit_that_others_are_always_before_is_given_up(tmp_path, monkeypatch):
     """And is not in the table."""
-    place = Place(LOCAL, str(tmp_path / "table"))
+    place = Location(LOCAL, str(tmp_path / "table"))
     commit_rows(place, "it", rows(0))
     monkeypatch.setattr("tallystick.offline_store.sources.delta_writer.COMMIT_TRIES_MAX", 0)
     monkeypatch.setattr("tallystick.offline_store.sources.delta_writer.WRITE_TRIES_MAX", 2)
@@ -154,7 +154,7 @@ def test_rows_fit_a_table_that_another_writer_changes_meanwhile(tmp_path):
             }
         )
 
-    commit_rows(Place(LOCAL, source.path), "it", rows(2), fitted=fitted)
+    commit_rows(Location(LOCAL, source.path), "it", rows(2), fitted=fitted)
     assert seen == [["key", "value", "event", "created"], [*seen[0], "more"]]
     assert sorted(read(source)["value"].to_pylist()) == [1, 2]
 

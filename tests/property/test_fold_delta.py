@@ -28,7 +28,7 @@ from fold_oracle import (
 from tallystick.clock import from_us
 from tallystick.offline_store import point_in_time, point_in_time_join, visible_between
 from tallystick.offline_store.sources.delta_writer import commit_rows
-from tallystick.storage.locations import LOCAL, Place
+from tallystick.storage.locations import LOCAL, Location
 
 SOME = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -38,7 +38,7 @@ keys = st.sampled_from([("text",), ("number",), ("text", "number"), ()])
 
 def write_delta(history, folder, cut, partition):
     """One commit, or two whose rows follow each other; and one more that is undone."""
-    place = Place(LOCAL, str(Path(folder, "table")))
+    place = Location(LOCAL, str(Path(folder, "table")))
     table = source_table(history)
     if partition is not None:
         write_deltalake(

@@ -38,7 +38,7 @@ from tallystick.offline_store.retrieval_job import (
     spine_of,
     view_read,
 )
-from tallystick.offline_store.sources.file_source import is_delta, open_source, source_place
+from tallystick.offline_store.sources.file_source import is_delta, open_source, source_location
 from tallystick.offline_store.sources.parquet_writer import add_file, append
 from tallystick.point_in_time.rule import VisibilityClock
 
@@ -181,7 +181,7 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
             DataError: The source cannot be read.
         """
         if isinstance(data_source, FileSource) and is_delta(
-            data_source, source_place(data_source, config.repo_path)
+            data_source, source_location(data_source, config.repo_path)
         ):
             schema = open_source(data_source, config.repo_path).schema
             return [(field.name, str(field.type)) for field in schema]
@@ -229,10 +229,10 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
             )
         table = pq.read_table(data) if isinstance(data, Path) else data
         logs = destination.to_data_source()
-        if is_delta(logs, source_place(logs, config.repo_path)):
+        if is_delta(logs, source_location(logs, config.repo_path)):
             append(logs, table, repo_path=config.repo_path)
             return
-        add_file(table, source_place(logs, config.repo_path))
+        add_file(table, source_location(logs, config.repo_path))
 
     @classmethod
     def compute_monitoring_metrics(  # noqa: PLR0917 - Feast's signature

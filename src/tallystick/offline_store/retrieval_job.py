@@ -25,7 +25,7 @@ from tallystick.offline_store.sources.file_source import is_delta
 from tallystick.offline_store.sources.parquet_writer import put_dataset
 from tallystick.offline_store.view_history import ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.storage.locations import place_of
+from tallystick.storage.locations import location_of
 
 logger = logging.getLogger(__name__)
 
@@ -152,17 +152,19 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
                 hint="Use feast's SavedDatasetFileStorage.",
             )
         options = storage.file_options
-        place = place_of(options.uri, self._config.repo_path, endpoint=options.s3_endpoint_override)
-        if place.exists() and not allow_overwrite:
-            raise SavedDatasetLocationAlreadyExists(location=str(place))
-        if is_delta(options, place):
+        location = location_of(
+            options.uri, self._config.repo_path, endpoint=options.s3_endpoint_override
+        )
+        if location.exists() and not allow_overwrite:
+            raise SavedDatasetLocationAlreadyExists(location=str(location))
+        if is_delta(options, location):
             from tallystick.offline_store.sources.delta_writer import commit_rows
 
             rows = self.to_arrow(timeout=timeout)
             mode: Literal["replace", "create"] = "replace" if allow_overwrite else "create"
-            commit_rows(place, options.uri, rows, mode=mode)
+            commit_rows(location, options.uri, rows, mode=mode)
             return
-        put_dataset(self.to_arrow(timeout=timeout), place)
+        put_dataset(self.to_arrow(timeout=timeout), location)
 
 
 def view_read(view: FeatureView, feature_refs: Sequence[str]) -> ViewRead:

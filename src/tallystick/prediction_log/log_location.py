@@ -12,7 +12,7 @@ from typing import Any, Final
 from tallystick.errors import DataError
 from tallystick.settings import settings
 from tallystick.storage.atomic_files import replacing
-from tallystick.storage.locations import Place, place_of, translated
+from tallystick.storage.locations import Location, location_of, store_errors
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -40,14 +40,14 @@ class Sink:
         place: The folder.
     """
 
-    place: Place
+    place: Location
 
     @classmethod
     def of(cls, state_dir: Path) -> Sink:
         """The sink that the settings name, by default the folder ``log`` of the state folder."""
         given = settings()
         uri = given.log_sink or str(state_dir / "log")
-        return cls(place_of(uri, Path.cwd(), endpoint=given.log_sink_endpoint))
+        return cls(location_of(uri, Path.cwd(), endpoint=given.log_sink_endpoint))
 
     def path(self, name: str) -> str:
         """A file's path in the store."""
@@ -75,11 +75,11 @@ class Sink:
         """
         if self.place.store.is_local:
             path = Path(self.path(name))
-            with _told_if_full(str(path)), translated(str(path)):
+            with _told_if_full(str(path)), store_errors(str(path)):
                 with replacing(path) as draft:
                     content(draft)
                 return path.stat().st_size
-        with translated(self.text(name)):
+        with store_errors(self.text(name)):
             # What is not closed never appears.
             with self.filesystem.open_output_stream(self.path(name)) as stream:
                 content(stream)
@@ -112,7 +112,7 @@ class Sink:
         except FileNotFoundError:
             raise
         except OSError:
-            with translated(self.text(name)):
+            with store_errors(self.text(name)):
                 raise
         raise AssertionError
 
@@ -121,7 +121,7 @@ class Sink:
         from pyarrow.fs import FileSelector, FileType
 
         selector = FileSelector(self.path(folder), recursive=True, allow_not_found=True)
-        with translated(self.text(folder)):
+        with store_errors(self.text(folder)):
             infos = self.filesystem.get_file_info(selector)
         start = len(self.place.path) + 1
         return sorted(
@@ -134,7 +134,7 @@ class Sink:
         """Remove a file, and what one who was killed while writing it has left."""
         if self.place.store.is_local:
             path = Path(self.path(name))
-            with translated(str(path)):
+            with store_errors(str(path)):
                 for draft in path.parent.glob(f".{path.name}.*.tmp"):
                     draft.unlink(missing_ok=True)
         self.remove(name)
@@ -142,10 +142,10 @@ class Sink:
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         if self.place.store.is_local:
-            with translated(self.path(name)):
+            with store_errors(self.path(name)):
                 Path(self.path(name)).unlink(missing_ok=True)
             return
-        with translated(self.text(name)):
+        with store_errors(self.text(name)):
             try:
                 self.filesystem.delete_file(self.path(name))
             except FileNotFoundError:

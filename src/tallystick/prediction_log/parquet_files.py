@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.errors import ContractError, DamagedError, Problem, UnavailableError
-from tallystick.storage.locations import has_no_answer, translated
+from tallystick.storage.locations import has_no_answer, store_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,7 @@ def write_rows(sink: Sink, name: str, table: pa.Table) -> int:
 
 def footer_of(sink: Sink, name: str) -> int:
     """The checksum of a file's end, which its own checksums do not cover."""
-    with translated(sink.text(name)):
+    with store_errors(sink.text(name)):
         return zlib.crc32(_end_of(sink, name))
 
 

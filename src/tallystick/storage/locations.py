@@ -1,15 +1,16 @@
-"""Where files are: on this machine, or in an object store, each behind one interface.
+"""Locations: files and folders of this machine or of an object store, behind one interface.
 
-A place is written as a path or a URI: ``file://``, ``s3://``, ``gs://``, ``abfs://`` and
+A location is written as a path or a URI: ``file://``, ``s3://``, ``gs://``, ``abfs://`` and
 ``abfss://``. pyarrow opens it, with the credentials that it finds by itself (for S3 those of the
-AWS SDK), and DuckDB reads through the same connection, so that no extension has to be loaded.
+AWS SDK). DuckDB reads through the same connection, so no extension has to be loaded.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tallystick.errors import DataError, DefinitionError, TallystickError, UnavailableError
+from tallystick.storage.atomic_files import replacing
 
 SCHEMES: Final = ("s3", "gs", "abfs", "abfss")
 """Object stores that pyarrow opens."""
@@ -26,17 +28,19 @@ CONNECT_TIMEOUT_S: Final = 5.0
 REQUEST_TIMEOUT_S: Final = 60.0
 
 _NO_ANSWER: Final = ("NETWORK_CONNECTION", "curlCode", "Couldn't connect", "timed out")
-"""What pyarrow's messages have in them when nobody answered."""
+"""What pyarrow's messages contain when a store did not answer."""
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class Store:
-    """What files are in: this machine, or a bucket of an object store.
+    """The file system of this machine, or a bucket of an object store.
 
     Attributes:
         scheme: ``file``, or one of :data:`SCHEMES`.
         bucket: What a URI has between ``://`` and the next slash; empty for this machine.
-        endpoint: Where S3 is asked instead of at Amazon; empty for there.
+        endpoint: Address of S3; empty for Amazon's.
     """
 
     scheme: str = "file"
@@ -77,7 +81,7 @@ LOCAL: Final = Store()
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A file or folder, which need not exist.
 
     Attributes:
@@ -91,6 +95,9 @@ class Place:
     def __str__(self) -> str:
         return self.store.text(self.path)
 
+    def __truediv__(self, name: str) -> Location:
+        return Location(self.store, f"{self.path}/{name}")
+
     @property
     def local(self) -> Path:
         """Its path on this machine."""
@@ -98,20 +105,11 @@ class Place:
 
     def exists(self) -> bool:
         """Whether there is a file or folder."""
-        if self.store.is_local:
-            return self.local.exists()
-        with translated(str(self)):
-            (info,) = self.store.filesystem.get_file_info([self.path])
-        return bool(info.type.name != "NotFound")
+        return self._kind(self.path) != "NotFound"
 
     def is_delta_table(self) -> bool:
         """Whether it is the folder of a Delta table."""
-        log = f"{self.path}/_delta_log"
-        if self.store.is_local:
-            return Path(log).is_dir()
-        with translated(str(self)):
-            (info,) = self.store.filesystem.get_file_info([log])
-        return bool(info.type.name == "Directory")
+        return self._kind(f"{self.path}/_delta_log") == "Directory"
 
     def is_folder(self) -> bool:
         """Whether it is a folder; in an object store, where folders need not be made, by name."""
@@ -119,12 +117,81 @@ class Place:
             return self.local.is_dir()
         return not self.path.endswith(".parquet")
 
+    def files(self) -> list[Location]:
+        """All files of a folder, at any depth, by path; without hidden ones."""
+        from pyarrow.fs import FileSelector, FileType
 
-def place_of(uri: str, repo_path: Path | str | None, *, endpoint: str | None = "") -> Place:
-    """The place that a path or URI names; relative paths are taken from the repo's folder.
+        selector = FileSelector(self.path, recursive=True, allow_not_found=True)
+        with store_errors(str(self)):
+            infos = self.store.filesystem.get_file_info(selector)
+        return [
+            Location(self.store, info.path)
+            for info in sorted(infos, key=lambda info: info.path)
+            if info.type == FileType.File and not info.base_name.startswith(".")
+        ]
+
+    def read_bytes(self) -> bytes:
+        """Read a small file.
+
+        Raises:
+            FileNotFoundError: It does not exist.
+            UnavailableError: The store did not answer.
+        """
+        with (
+            store_errors(str(self), but=(FileNotFoundError,)),
+            self.store.filesystem.open_input_stream(self.path) as stream,
+        ):
+            content: bytes = stream.read()
+        return content
+
+    def write(self, content: Callable[[Any], object]) -> int:
+        """Write a file, whole or not at all, and return its size in bytes.
+
+        Args:
+            content: Writes to what it is given: a path of this machine, or an open stream.
+
+        Raises:
+            UnavailableError: The store did not answer.
+            DataError: It refused, or the disk is full.
+        """
+        with store_errors(str(self)):
+            if self.store.is_local:
+                with replacing(self.local) as draft:
+                    content(draft)
+            else:
+                import pyarrow as pa
+
+                # Whole before anything is sent: closing a stream publishes what it was given.
+                whole = pa.BufferOutputStream()
+                content(whole)
+                with self.store.filesystem.open_output_stream(self.path) as stream:
+                    stream.write(whole.getvalue())
+            (info,) = self.store.filesystem.get_file_info([self.path])
+        return int(info.size)
+
+    def write_bytes(self, content: bytes) -> None:
+        """Write a small file, whole or not at all; errors as for :meth:`write`."""
+        self.write(lambda to: (to.write_bytes if isinstance(to, Path) else to.write)(content))
+
+    def remove(self) -> None:
+        """Remove a file and drafts of it, if they exist."""
+        with store_errors(str(self)), suppress(FileNotFoundError):
+            if self.store.is_local:
+                for draft in self.local.parent.glob(f".{self.local.name}.*.tmp"):
+                    draft.unlink(missing_ok=True)
+            self.store.filesystem.delete_file(self.path)
+
+    def _kind(self, path: str) -> str:
+        with store_errors(str(self)):
+            (info,) = self.store.filesystem.get_file_info([path])
+        return str(info.type.name)
+
+
+def location_of(uri: str, repo_path: Path | str | None, *, endpoint: str | None = "") -> Location:
+    """The location that a path or URI names; relative paths are taken from the repo's folder.
 
     Args:
-        uri: A path of this machine, or a URI of one of the stores in the module's text.
+        uri: A path of this machine, or a URI of one of the stores above.
         repo_path: The repo's folder.
         endpoint: Feast's ``s3_endpoint_override``.
 
@@ -133,17 +200,17 @@ def place_of(uri: str, repo_path: Path | str | None, *, endpoint: str | None = "
     """
     scheme, sign, rest = uri.partition("://")
     if not sign or scheme == "file":
-        return Place(LOCAL, Path(repo_path or ".", rest if sign else uri).as_posix())
+        return Location(LOCAL, Path(repo_path or ".", rest if sign else uri).as_posix())
     bucket, _, path = rest.partition("/")
     if scheme not in SCHEMES or not bucket:
         raise DefinitionError(
-            f"The source {uri} is in no store that is read here.",
+            f"{uri} is not a path, nor a URI of a supported store.",
             hint=f"Give a local path, or a URI with a bucket: {', '.join(SCHEMES)}.",
         )
     store = Store(scheme, bucket, (endpoint or "") if scheme == "s3" else "")
-    with translated(uri):
+    with store_errors(uri):
         _, root = _opened(os.getpid(), store)
-    return Place(store, f"{root}/{path}".rstrip("/"))
+    return Location(store, f"{root}/{path}".rstrip("/"))
 
 
 @cache
@@ -204,17 +271,21 @@ def _without(prefix: str, path: Any) -> Any:
 
 
 def has_no_answer(error: BaseException) -> bool:
-    """Whether an error of pyarrow's says that nobody answered."""
+    """Whether an error of pyarrow says that the store did not answer."""
     return any(sign in str(error) for sign in _NO_ANSWER)
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
+def store_errors(what: str, *, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:
     """Turn pyarrow's errors into ours.
+
+    Args:
+        what: What is read or written, for messages.
+        but: Errors that are passed on as they are.
 
     Raises:
         UnavailableError: The store did not answer.
-        DataError: It refused.
+        DataError: It refused, or the disk is full.
     """
     import pyarrow as pa
 
@@ -222,11 +293,18 @@ def translated(what: str) -> Iterator[None]:
         yield
     except TallystickError:
         raise
+    except but:
+        raise
     except (pa.ArrowException, OSError) as error:
         text = " ".join(str(error).split())
         if has_no_answer(error):
             raise UnavailableError(f"The store of {what}", text) from error
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise DataError(
+                f"{what} cannot be written: {error.strerror or text}",
+                hint="Make room on the disk and try again; nothing was removed.",
+            ) from error
         raise DataError(
             f"{what} cannot be reached: {text}",
-            hint="Correct the path, or the credentials and rights with which it is asked for.",
+            hint="Correct the path, or the credentials and rights with which it is opened.",
         ) from error

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from tallystick.errors import DataError
 from tallystick.offline_store.sources.file_source import SourceFiles
-from tallystick.storage.locations import translated
+from tallystick.storage.locations import store_errors
 
 Opened = TypeVar("Opened")
 Answer = TypeVar("Answer")
@@ -61,7 +61,7 @@ def _changed(sources: Sequence[SourceFiles]) -> list[str]:
         if source.are_fixed:
             continue
         paths = [path for path, _, _ in source.signature]
-        with translated(source.label):
+        with store_errors(source.label):
             infos = source.store.filesystem.get_file_info(paths)
         now = [(info.path, info.mtime_ns or 0, info.size) for info in infos]
         found += [was[0] for was, each in zip(source.signature, now, strict=True) if was != each]

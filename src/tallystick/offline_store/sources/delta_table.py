@@ -24,7 +24,7 @@ from tallystick.point_in_time.rule import quoted
 from tallystick.storage.locations import (
     CONNECT_TIMEOUT_S,
     REQUEST_TIMEOUT_S,
-    Place,
+    Location,
     make_readable,
 )
 
@@ -173,11 +173,11 @@ class DeltaFiles(SourceFiles):
         return part
 
 
-def open_delta(place: Place, label: str) -> DeltaFiles:
+def open_delta(location: Location, label: str) -> DeltaFiles:
     """The files of the newest version of a Delta table, in the order in which they were written.
 
     Args:
-        place: The table's folder.
+        location: The table's folder.
         label: It, as its owner wrote it, for messages.
 
     Raises:
@@ -187,20 +187,20 @@ def open_delta(place: Place, label: str) -> DeltaFiles:
     """
     import pyarrow as pa
 
-    table = opened(place, label)
+    table = opened(location, label)
     if table is None:
         raise DataError(
-            f"The source {label} has no Delta table: {place} does not exist, or is none.",
+            f"The source {label} has no Delta table: {location} does not exist, or is none.",
             hint="Write the source's data first, or correct its path or its file_format.",
         )
-    make_readable(place.store)
+    make_readable(location.store)
     require_readable(table, label)
     with translated(label):
         schema = pa.schema(table.schema().to_arrow())
         adds = pa.table(table.get_add_actions(flatten=False))
         adds = adds.sort_by([("modification_time", "ascending"), ("path", "ascending")])
         by = table.metadata().partition_columns
-    paths = [_path(place, each, label) for each in adds["path"].to_pylist()]
+    paths = [_path(location, each, label) for each in adds["path"].to_pylist()]
     partitions = {name: _values(adds, name, label) for name in by}
     for name, values in partitions.items():
         kind = pa.field(name, values.type)
@@ -214,14 +214,14 @@ def open_delta(place: Place, label: str) -> DeltaFiles:
             for path, at, size in zip(paths, changed, sizes, strict=True)
         ),
         schema.remove_metadata(),
-        place.store,
+        location.store,
         partitions,
         adds,
         _deleted(table, adds["path"].to_pylist(), label),
     )
 
 
-def opened(place: Place, label: str) -> Any:
+def opened(location: Location, label: str) -> Any:
     """The newest version of a table as a ``deltalake.DeltaTable``; None if there is no table.
 
     Raises:
@@ -234,7 +234,7 @@ def opened(place: Place, label: str) -> Any:
         from deltalake.exceptions import TableNotFoundError
     except ImportError as error:
         raise MissingExtraError(f"The Delta table {label}", "delta") from error
-    if _UNOPENED.search(place.path):
+    if _UNOPENED.search(location.path):
         raise DataError(
             f"The Delta table {label} has a sign in its path that the package for Delta does not "
             "take.",
@@ -242,7 +242,7 @@ def opened(place: Place, label: str) -> Any:
         )
     with translated(label):
         try:
-            return DeltaTable(str(place), storage_options=storage_options(place))
+            return DeltaTable(str(location), storage_options=storage_options(location))
         except TableNotFoundError:
             return None
 
@@ -266,9 +266,9 @@ def require_readable(table: Any, label: str) -> None:
         )
 
 
-def storage_options(place: Place) -> dict[str, str] | None:
+def storage_options(location: Location) -> dict[str, str] | None:
     """How the table's log is reached: as its files are, but for credentials, which are found."""
-    store = place.store
+    store = location.store
     if store.is_local:
         return None
     options = {
@@ -308,14 +308,14 @@ def translated(label: str) -> Iterator[None]:
         ) from error
 
 
-def _path(place: Place, path: str, label: str) -> str:
+def _path(location: Location, path: str, label: str) -> str:
     """A file's path in its store, from the log's."""
     if "://" in path or path.startswith(("/", "file:")):
         raise DataError(
             f"The Delta table {label} has files outside of its folder, which are not read.",
             hint="Copy the table whole rather than as a shallow clone.",
         )
-    return f"{place.path}/{unquote(path)}"
+    return f"{location.path}/{unquote(path)}"
 
 
 def _values(adds: pa.Table, name: str, label: str) -> Any:

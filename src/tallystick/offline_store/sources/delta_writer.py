@@ -1,4 +1,4 @@
-"""Rows added to a Delta table, or put in the place of all of its rows: as one commit each."""
+"""Rows added to a Delta table, or replacing all of its rows: one commit each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tallystick.offline_store.sources.delta_table import (
     storage_options,
     translated,
 )
-from tallystick.storage.locations import Place
+from tallystick.storage.locations import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +26,7 @@ WRITE_TRIES_MAX: Final = 10
 
 
 def commit_rows(
-    place: Place,
+    location: Location,
     label: str,
     rows: pa.Table,
     *,
@@ -39,11 +39,11 @@ def commit_rows(
     numbers with a sign, since Delta has no others.
 
     Args:
-        place: The table's folder.
+        location: The table's folder.
         label: It, as its owner wrote it, for messages.
         rows: What is written.
-        mode: Add the rows to the table, which is made if there is none; make it; or have the rows
-            in the place of all that are there, in columns of their own.
+        mode: Add the rows to the table, which is made if there is none; make it; or replace all of
+            its rows and columns.
         fitted: Gives rows in the columns and types of the table to which they are added.
 
     Raises:
@@ -53,7 +53,7 @@ def commit_rows(
     """
     lost = ""
     for _ in range(WRITE_TRIES_MAX):
-        table = opened(place, label)
+        table = opened(location, label)
         how: dict[str, Any] = {"mode": "error"}
         if table is None or mode != "append":
             written = _as_delta_has_it(rows, label)
@@ -63,7 +63,7 @@ def commit_rows(
             how = {"mode": "append"}
         if mode == "replace" and table is not None:
             how = {"mode": "overwrite", "schema_mode": "overwrite"}
-        lost = _lost_to(place, label, written, table, how)
+        lost = _lost_to(location, label, written, table, how)
         if not lost:
             return
         if mode == "create":
@@ -71,7 +71,9 @@ def commit_rows(
     raise UnavailableError(f"The Delta table {label}", f"another writer was first: {lost}")
 
 
-def _lost_to(place: Place, label: str, rows: pa.Table, table: Any, how: dict[str, Any]) -> str:
+def _lost_to(
+    location: Location, label: str, rows: pa.Table, table: Any, how: dict[str, Any]
+) -> str:
     """Try to write rows; what kept them out if another writer made or changed the table."""
     from deltalake import CommitProperties, write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
@@ -79,16 +81,16 @@ def _lost_to(place: Place, label: str, rows: pa.Table, table: Any, how: dict[str
     with translated(label):
         try:
             write_deltalake(
-                str(place) if table is None else table,
+                str(location) if table is None else table,
                 rows,
-                storage_options=storage_options(place),
+                storage_options=storage_options(location),
                 commit_properties=CommitProperties(max_commit_retries=COMMIT_TRIES_MAX),
                 **how,
             )
         except CommitFailedError as error:
             return str(error)
         except DeltaError as error:
-            if table is None and opened(place, label) is not None:
+            if table is None and opened(location, label) is not None:
                 return str(error)
             raise
     return ""

@@ -16,11 +16,11 @@ from tallystick.offline_store.sources.hive_partitions import Partitions, folder_
 from tallystick.offline_store.sources.snapshot import Snapshots
 from tallystick.storage.locations import (
     LOCAL,
-    Place,
+    Location,
     Store,
+    location_of,
     make_readable,
-    place_of,
-    translated,
+    store_errors,
 )
 
 if TYPE_CHECKING:
@@ -154,70 +154,70 @@ def open_source(
             f"{file_format}) is no FileSource that is read here.",
             hint="DuckDBOfflineStore reads feast.FileSource with Parquet files or a Delta table.",
         )
-    place = source_place(source, repo_path)
-    if is_delta(source, place):
+    location = source_location(source, repo_path)
+    if is_delta(source, location):
         from tallystick.offline_store.sources.delta_table import open_delta
 
-        return (snapshots or Snapshots()).files(place, lambda: open_delta(place, path))
-    make_readable(place.store)
-    signature = listed(place)
+        return (snapshots or Snapshots()).files(location, lambda: open_delta(location, path))
+    make_readable(location.store)
+    signature = listed(location)
     if not signature:
         raise DataError(
-            f"The source {path} has no Parquet file: {place} does not exist or is empty.",
+            f"The source {path} has no Parquet file: {location} does not exist or is empty.",
             hint="Write the source's data first, or correct its path.",
         )
-    schema = common_schema(place.store, signature)
+    schema = common_schema(location.store, signature)
     partitions = folder_values(
-        place.path, [each for each, _, _ in signature], set(schema.names), declared or {}
+        location.path, [each for each, _, _ in signature], set(schema.names), declared or {}
     )
     for name, values in partitions.items():
         schema = schema.append(_field(name, values.type))
-    return SourceFiles(path, signature, schema, place.store, partitions)
+    return SourceFiles(path, signature, schema, location.store, partitions)
 
 
-def source_place(source: Any, repo_path: Path | str | None) -> Place:
+def source_location(source: Any, repo_path: Path | str | None) -> Location:
     """Where a Feast ``FileSource`` has its files.
 
     Raises:
         DefinitionError: Its path names a store that is not read here.
     """
     endpoint = getattr(source, "s3_endpoint_override", None)
-    return place_of(source.path, repo_path, endpoint=endpoint)
+    return location_of(source.path, repo_path, endpoint=endpoint)
 
 
-def is_delta(source: Any, place: Place) -> bool:
-    """Whether a source is a Delta table, by its format or by what is at its place.
+def is_delta(source: Any, location: Location) -> bool:
+    """Whether a source is a Delta table, by its format or by what is at its location.
 
     Args:
         source: Has perhaps a ``file_format``, as Feast's sources and storages do.
-        place: Its place.
+        location: Its location.
 
     Raises:
         DataError, UnavailableError: The object store refused, or did not answer.
     """
     if type(getattr(source, "file_format", None)).__name__ == DELTA:
         return True
-    return not any(sign in place.path for sign in "*?[") and place.is_delta_table()
+    return not any(sign in location.path for sign in "*?[") and location.is_delta_table()
 
 
-def listed(place: Place) -> tuple[tuple[str, int, int], ...]:
-    """Path, time of change and size of the files at a place, ordered by path."""
-    if place.store.is_local:
-        files = [file for file in _local_files(place) if file.is_file()]
+def listed(location: Location) -> tuple[tuple[str, int, int], ...]:
+    """Path, time of change and size of the files at a location, ordered by path."""
+    if location.store.is_local:
+        files = [file for file in _local_files(location) if file.is_file()]
         found = [
             (file.as_posix(), stat.st_mtime_ns, stat.st_size)
             for file in files
             for stat in (file.stat(),)
         ]
     else:
-        with translated(str(place)):
-            found = _remote_files(place)
+        with store_errors(str(location)):
+            found = _remote_files(location)
     wanted = [each for each in found if each[0].rsplit("/", 1)[-1][0] not in "._"]
     return tuple(sorted(wanted, key=lambda each: each[0].split("/")))
 
 
-def _local_files(place: Place) -> list[Path]:
-    path = place.local
+def _local_files(location: Location) -> list[Path]:
+    path = location.local
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -226,17 +226,17 @@ def _local_files(place: Place) -> list[Path]:
     return [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
 
 
-def _remote_files(place: Place) -> list[tuple[str, int, int]]:
+def _remote_files(location: Location) -> list[tuple[str, int, int]]:
     from fsspec.implementations.arrow import ArrowFSWrapper
     from pyarrow.fs import FileSelector, FileType
 
-    filesystem = place.store.filesystem
-    if any(sign in place.path for sign in "*?["):
-        infos = filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(place.path))
+    filesystem = location.store.filesystem
+    if any(sign in location.path for sign in "*?["):
+        infos = filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(location.path))
     else:
-        infos = filesystem.get_file_info([place.path])
+        infos = filesystem.get_file_info([location.path])
         if infos[0].type != FileType.File:
-            folder = FileSelector(place.path, recursive=True, allow_not_found=True)
+            folder = FileSelector(location.path, recursive=True, allow_not_found=True)
             infos = [
                 info for info in filesystem.get_file_info(folder) if info.path.endswith(".parquet")
             ]

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from tallystick.clock import SystemClock
 from tallystick.definitions.exact_cast import converted
 from tallystick.errors import DataError, Problem
-from tallystick.offline_store.sources.file_source import is_delta, listed, open_source, source_place
+from tallystick.offline_store.sources.file_source import (
+    is_delta,
+    listed,
+    open_source,
+    source_location,
+)
 from tallystick.storage.atomic_files import replacing
-from tallystick.storage.locations import Place, translated
+from tallystick.storage.locations import Location
 from tallystick.storage.locks import writer_lock
 
 if TYPE_CHECKING:
@@ -23,7 +28,7 @@ DATASET_FILE: Final = "dataset.parquet"
 
 
 def write_file(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file beside ``path`` and put it in its place in one step.
+    """Write a Parquet file beside ``path`` and rename it into place.
 
     What is written is on the disk, name and all, once this returns.
     """
@@ -33,30 +38,19 @@ def write_file(table: pa.Table, path: Path) -> None:
         pq.write_table(table, draft)
 
 
-def put_file(table: pa.Table, place: Place) -> None:
-    """Write a Parquet file to a place; readers see none of it, or all.
+def put_file(table: pa.Table, location: Location) -> None:
+    """Write a Parquet file to a location; readers see none of it, or all.
 
     Raises:
         UnavailableError: The object store did not answer.
         DataError: It refused.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if place.store.is_local:
-        write_file(table, place.local)
-        return
-    # Made whole before anything is sent: closing a stream publishes what was written to it.
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    with (
-        translated(str(place)),
-        place.store.filesystem.open_output_stream(place.path) as stream,
-    ):
-        stream.write(sink.getvalue())
+    location.write(lambda to: pq.write_table(table, to))
 
 
-def add_file(table: pa.Table, folder: Place) -> Place:
+def add_file(table: pa.Table, folder: Location) -> Location:
     """Add a file of its own to a folder; later ones sort behind earlier ones.
 
     Raises:
@@ -64,12 +58,12 @@ def add_file(table: pa.Table, folder: Place) -> Place:
         DataError: It refused.
     """
     name = f"written-{SystemClock().now_us():018d}-{uuid.uuid4().hex}.parquet"
-    place = Place(folder.store, f"{folder.path}/{name}")
-    put_file(table, place)
-    return place
+    location = folder / name
+    put_file(table, location)
+    return location
 
 
-def put_dataset(table: pa.Table, place: Place) -> None:
+def put_dataset(table: pa.Table, location: Location) -> None:
     """Write a dataset whole; one that was there is replaced.
 
     As with Feast's stores a path is a file if it ends in ``.parquet``, and else a folder, which
@@ -79,15 +73,15 @@ def put_dataset(table: pa.Table, place: Place) -> None:
         DataError: The folder has Parquet files of others, or the object store refused.
         UnavailableError: The object store did not answer.
     """
-    found = listed(place)
-    is_file = place.path.endswith(".parquet") or place.path in {path for path, _, _ in found}
-    if is_file and not (place.store.is_local and place.is_folder()):
-        put_file(table, place)
+    found = listed(location)
+    is_file = location.path.endswith(".parquet") or location.path in {path for path, _, _ in found}
+    if is_file and not (location.store.is_local and location.is_folder()):
+        put_file(table, location)
         return
-    file = Place(place.store, f"{place.path}/{DATASET_FILE}")
+    file = location / DATASET_FILE
     if any(path != file.path for path, _, _ in found):
         raise DataError(
-            f"A dataset cannot be saved to {place}: the folder has other Parquet files, which "
+            f"A dataset cannot be saved to {location}: the folder has other Parquet files, which "
             "would be read as part of it.",
             hint="Name a folder of its own, or remove them.",
         )
@@ -114,13 +108,13 @@ def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> Non
     """
     import pyarrow as pa
 
-    place = source_place(source, repo_path)
+    location = source_location(source, repo_path)
     mapping: Mapping[str, str] = source.field_mapping or {}
-    if is_delta(source, place):
+    if is_delta(source, location):
         from tallystick.offline_store.sources.delta_writer import commit_rows
 
         commit_rows(
-            place,
+            location,
             source.path,
             table,
             fitted=lambda rows, schema: fitted_to(schema, rows, mapping, source.path),
@@ -131,17 +125,17 @@ def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> Non
             f"Rows cannot be written to {source.path}: a glob does not say into which file.",
             hint="Make the source's path a folder.",
         )
-    if place.is_folder():
-        is_new = not listed(place)
-        add_file(table if is_new else fitted(table, source, mapping, repo_path), place)
+    if location.is_folder():
+        is_new = not listed(location)
+        add_file(table if is_new else fitted(table, source, mapping, repo_path), location)
         return
-    if not place.store.is_local:
+    if not location.store.is_local:
         raise DataError(
             f"Rows cannot be added to the file {source.path}: an object store has no locks, so "
             "that of two writers one would be lost.",
             hint="Make the source's path a folder.",
         )
-    path = place.local
+    path = location.local
     with writer_lock(path):
         if path.exists():
             import pyarrow.parquet as pq

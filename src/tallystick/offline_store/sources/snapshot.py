@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tallystick.offline_store.sources.file_source import SourceFiles
-    from tallystick.storage.locations import Place
+    from tallystick.storage.locations import Location
 
 
 class Snapshots:
@@ -18,12 +18,12 @@ class Snapshots:
     """
 
     def __init__(self) -> None:
-        self._found: dict[Place, SourceFiles] = {}
+        self._found: dict[Location, SourceFiles] = {}
         self._lock = threading.Lock()
 
-    def files(self, place: Place, look_up: Callable[[], SourceFiles]) -> SourceFiles:
-        """The files of the table at a place, as when they were first asked for."""
+    def files(self, location: Location, look_up: Callable[[], SourceFiles]) -> SourceFiles:
+        """The files of the table at a location, as when they were first asked for."""
         with self._lock:
-            if place not in self._found:
-                self._found[place] = look_up()
-            return self._found[place]
+            if location not in self._found:
+                self._found[location] = look_up()
+            return self._found[location]

@@ -18,7 +18,7 @@ from tallystick.offline_store.sources.file_source import (
     common_schema,
     is_delta,
     open_source,
-    source_place,
+    source_location,
 )
 from tallystick.offline_store.spark.spark_session import in_spark
 from tallystick.offline_store.sql_dialect import Dialect
@@ -78,7 +78,7 @@ def open_rows(session: Any, source: Any, repo_path: Path | str | None) -> SparkR
     """
     if type(source).__name__ == "SparkSource":
         return _spark_rows(session, source)
-    if is_delta(source, source_place(source, repo_path)):
+    if is_delta(source, source_location(source, repo_path)):
         raise DefinitionError(
             f"Spark does not read the FileSource {source.path}: it is a Delta table.",
             hint="Declare it as a SparkSource with its path and file_format='delta'.",
