@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.point_in_time.feature_status import Status
 from tallystick.records.record_store import ViewFreshness
@@ -26,8 +27,6 @@ MATERIALIZED_EVERY_S = 3_600.0
 
 ABSENT_MORE_MIN = 0.1
 """By how much more values must be absent than in training to matter."""
-
-MICROSECONDS = 1_000_000
 
 
 def freshness(contract: ModelContract, tables: Sequence[pa.Table]) -> dict[str, ViewFreshness]:
@@ -57,7 +56,7 @@ def freshness(contract: ModelContract, tables: Sequence[pa.Table]) -> dict[str, 
         ages_us = np.concatenate(
             [microseconds(table["request_time"]) - _or_zero(table[event]) for table in having]
         )
-        ages_s = ages_us[present] / MICROSECONDS
+        ages_s = ages_us[present] / SECOND_US
         median = float(np.median(ages_s)) if len(ages_s) else None
         limit = None if trained.age_s_p99 is None else trained.age_s_p99 + MATERIALIZED_EVERY_S
         requests = len(present)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tallystick.clock import HOUR_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_repo import Repo
 from tallystick.model_bundle.evaluation_metrics import (
@@ -33,7 +34,6 @@ LABELLED_MIN = 200
 DELAY_HOURS = (1, 2, 4, 8, 12, 24, 48, 96, 168, 336, 720)
 """Hours after a request at which the share of known labels is told."""
 
-HOUR_US = 3_600_000_000
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Int64s = np.ndarray[Any, np.dtype[np.int64]]

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.prediction_log.log_reader import LogPart
 from tallystick.records.record_store import AffectedKeys, Cause, KeyValue
@@ -32,7 +33,6 @@ from tallystick_monitoring.audit.findings import ENTITY, microseconds
 from tallystick_monitoring.equality import Bools
 from tallystick_monitoring.freshness import (
     MATERIALIZED_EVERY_S,
-    MICROSECONDS,
     REQUESTS_MIN,
     freshness,
 )
@@ -214,7 +214,7 @@ def _edges(request_us: Int64s) -> Int64s:
     edges = [int(request_us[0])]
     place = 0
     while True:
-        by_time = int(np.searchsorted(request_us, edges[-1] + WINDOW_S_MIN * MICROSECONDS))
+        by_time = int(np.searchsorted(request_us, edges[-1] + WINDOW_S_MIN * SECOND_US))
         last = max(by_time, place + WINDOW_REQUESTS_MIN) - 1
         if last >= len(request_us):
             break
@@ -282,7 +282,7 @@ def _affected(findings: pa.Table) -> dict[tuple[str, Cause], tuple[Int64s, Int64
         view, cause = pair["view"], pair["cause"]
         mine = _of(findings, view, cause)
         if cause == "correction_not_propagated":
-            mine &= known_for_us > MATERIALIZED_EVERY_S * MICROSECONDS
+            mine &= known_for_us > MATERIALIZED_EVERY_S * SECOND_US
         if mine.any():
             places = np.flatnonzero(mine)
             _, firsts = np.unique(requests[places], return_index=True)

@@ -8,7 +8,7 @@ from datetime import datetime
 from operator import index
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import from_us, to_us
+from tallystick.clock import SECOND_US, from_us, to_us
 from tallystick.definitions.feature_types import feature_type
 from tallystick.definitions.feature_view import Column
 from tallystick.errors import DefinitionError, InputError, Problem
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SECOND_US: Final = 1_000_000
 _NULL_TIME: Final = -(2**63)
 """What Feast writes for a null time."""
 
@@ -55,7 +54,7 @@ def _seconds(value: Any) -> int:
     """Whole seconds, as Feast keeps times in keys."""
     if not isinstance(value, datetime):
         raise TypeError(type(value).__name__)
-    return to_us(value) // _SECOND_US
+    return to_us(value) // SECOND_US
 
 
 _KEYS: Final[dict[str, Callable[[Any], Any]]] = {
@@ -173,7 +172,7 @@ class FeatureValues:
             return None
         content = getattr(value, field)
         if self._dtype == "UNIX_TIMESTAMP":
-            return None if content == _NULL_TIME else from_us(content * _SECOND_US)
+            return None if content == _NULL_TIME else from_us(content * SECOND_US)
         return content
 
     def _compound(self, value: Any) -> Any:

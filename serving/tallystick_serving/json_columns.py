@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import orjson
 
-from tallystick.clock import EPOCH, from_us, to_us
+from tallystick.clock import EPOCH, SECOND_US, from_us, to_us
 from tallystick.definitions.columns import plain
 
-_SECOND_US: Final = 1_000_000
 _MILLISECOND_US: Final = 1_000
 _AS_UTC: Final = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 
@@ -53,7 +52,7 @@ def base64_texts(values: list[bytes | None]) -> list[Any]:
 
 def seconds(values: list[datetime | None]) -> list[Any]:
     """Times as whole seconds since 1970, as Feast has them."""
-    return [None if value is None else to_us(value) // _SECOND_US for value in values]
+    return [None if value is None else to_us(value) // SECOND_US for value in values]
 
 
 def moments(times_us: Any) -> bytes:
@@ -64,10 +63,10 @@ def moments(times_us: Any) -> bytes:
     """
     # orjson writes times as wanted, but for whole milliseconds, of which it has six digits.
     if isinstance(times_us, list):
-        if any(us and us % _MILLISECOND_US == 0 and us % _SECOND_US for us in times_us):
+        if any(us and us % _MILLISECOND_US == 0 and us % SECOND_US for us in times_us):
             return orjson.dumps(list(map(_moment, times_us)))
         return orjson.dumps([from_us(us) if us else EPOCH for us in times_us], option=_AS_UTC)
-    if ((times_us % _MILLISECOND_US == 0) & (times_us % _SECOND_US != 0)).any():
+    if ((times_us % _MILLISECOND_US == 0) & (times_us % SECOND_US != 0)).any():
         return orjson.dumps(list(map(_moment, times_us.tolist())))
     return orjson.dumps(times_us.view("M8[us]"), option=_AS_UTC | orjson.OPT_SERIALIZE_NUMPY)
 
@@ -110,7 +109,7 @@ def _float(value: float | None) -> float | str | None:
 def _moment(time_us: int | None) -> str:
     time_us = time_us or 0
     text = from_us(time_us).replace(tzinfo=None).isoformat(timespec="seconds")
-    rest = time_us % _SECOND_US
+    rest = time_us % SECOND_US
     if rest:
         text += f".{rest // 1000:03d}" if rest % _MILLISECOND_US == 0 else f".{rest:06d}"
     return f"{text}Z"

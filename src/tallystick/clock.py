@@ -1,8 +1,9 @@
-"""The one place that reads the time.
+"""The clock, and times in microseconds since 1970-01-01 in UTC.
 
-Every component asks a :class:`Clock`. In production it is the system's. For a replay of history,
-several processes share one simulated time through a small file (``TALLYSTICK_CLOCK_FILE``): eight
-bytes, microseconds since 1970 in UTC, mapped into memory, so that reading it costs no system call.
+Every component reads the time from a :class:`Clock`. In production it is the system's. For a replay
+of history, several processes share one simulated time through a small file
+(``TALLYSTICK_CLOCK_FILE``): eight bytes, mapped into memory, so that reading it costs no system
+call.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import time
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from tallystick.errors import StateError
 from tallystick.settings import settings
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND_US: Final = 1_000_000
+HOUR_US: Final = 3_600 * SECOND_US
+DAY_US: Final = 24 * HOUR_US
+UNIT_US: Final = {"s": SECOND_US, "ms": 1_000, "us": 1}
+"""Arrow's units of time in microseconds."""
 _CELL = struct.Struct("<q")
 
 
@@ -98,7 +104,7 @@ def to_us(moment: datetime) -> int:
     >>> to_us(datetime(1970, 1, 1, 0, 0, 1))
     1000000
     """
-    return (utc(moment) - EPOCH) // timedelta(microseconds=1)
+    return duration_us(utc(moment) - EPOCH)
 
 
 def from_us(microseconds: int) -> datetime:
@@ -108,3 +114,27 @@ def from_us(microseconds: int) -> datetime:
     '1970-01-01T00:00:01+00:00'
     """
     return EPOCH + timedelta(microseconds=microseconds)
+
+
+def duration_us(duration: timedelta) -> int:
+    """A duration in microseconds.
+
+    >>> duration_us(timedelta(seconds=2))
+    2000000
+    """
+    return duration // timedelta(microseconds=1)
+
+
+def arrow_to_us(times: Any) -> Any:
+    """Arrow timestamps or dates as 64-bit integers; naive times are UTC, finer ones are cut."""
+    import pyarrow as pa
+
+    zone = getattr(times.type, "tz", None)
+    return times.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
+
+
+def arrow_from_us(microseconds: Any) -> Any:
+    """Arrow integers as timestamps in UTC."""
+    import pyarrow as pa
+
+    return microseconds.cast(pa.timestamp("us", tz="UTC"))

@@ -120,7 +120,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=re.escape(f"{torn} is not a Parquet file")):
         value_of(read_of(torn))
     for uri in ("hdfs://host/rows.parquet", "s3:///rows.parquet"):
-        with pytest.raises(DefinitionError, match=f"{uri} is in no store that is read here"):
+        with pytest.raises(DefinitionError, match=f"{uri} is not a path"):
             value_of(read_of(uri))
 
 

@@ -13,10 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tallystick.clock import to_us
+from tallystick.clock import arrow_from_us, arrow_to_us, to_us
 from tallystick.definitions.contract import ModelInputs
 from tallystick.definitions.feature_types import arrow_type
-from tallystick.offline_store.point_in_time_join import as_microseconds, as_times
 from tallystick.offline_store.streaming_join import Workshop, parquet_sql, text_sql
 from tallystick.records.quarantine import Quarantine, touched
 from tallystick.retrieval.model_features import REQUEST_TIME
@@ -180,7 +179,7 @@ class _Files:
         with pq.ParquetFile(chosen) as file, pq.ParquetWriter(out, schema) as writer:
             for batch in file.iter_batches(batch_size=batch_rows):
                 values = [_decoded(batch[f"key_{at}"], kind) for at, kind in enumerate(kinds)]
-                times = as_times(batch["request_us"])
+                times = arrow_from_us(batch["request_us"])
                 writer.write_batch(
                     pa.record_batch([*values, times, batch["label"].cast(pa.int8())], schema=schema)
                 )
@@ -279,7 +278,7 @@ def _encoded(table: pa.Table, columns: Sequence[Column], *, row: pa.Array) -> pa
         elif pt.is_timestamp(found.type):
             found = found.cast(pa.int64())
         values[f"key_{at}"] = found
-    values["request_us"] = as_microseconds(table[REQUEST_TIME])
+    values["request_us"] = arrow_to_us(table[REQUEST_TIME])
     values["row"] = row
     return pa.table(values)
 
@@ -298,7 +297,7 @@ def _with_quarantine(
 
 
 def _with_label(encoded: pa.Table, labels: pa.Table) -> pa.Table:
-    known = as_microseconds(labels["known_time"])
+    known = arrow_to_us(labels["known_time"])
     return encoded.append_column("label", labels["label"]).append_column("known_us", known)
 
 
@@ -308,7 +307,7 @@ def _decoded(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
     if pt.is_floating(kind):
         return column.view(kind)
-    return as_times(column) if pt.is_timestamp(kind) else column.cast(kind)
+    return arrow_from_us(column) if pt.is_timestamp(kind) else column.cast(kind)
 
 
 def _keys(columns: Sequence[Column]) -> list[str]:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import from_us, to_us
+from tallystick.clock import duration_us, from_us, to_us
 from tallystick.definitions.contract import ModelContract, ModelInputs
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import StateError
@@ -118,7 +118,7 @@ def write_served_dataset(
 
 def _days(start: datetime, end: datetime) -> Iterator[datetime]:
     """The beginnings of all days that [start, end) touches, in UTC."""
-    day_us = _STEP // timedelta(microseconds=1)
+    day_us = duration_us(_STEP)
     for moment in range(to_us(start) // day_us * day_us, to_us(end), day_us):
         yield from_us(moment)
 

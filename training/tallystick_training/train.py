@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import tallystick
+from tallystick.clock import duration_us
 from tallystick.definitions.contract import (
     LabelSpec,
     ModelContract,
@@ -22,7 +23,6 @@ from tallystick.definitions.contract import (
     ViewReference,
     ViewUse,
 )
-from tallystick.definitions.feature_view import MICROSECOND
 from tallystick.errors import DataError, DefinitionError, Problem
 from tallystick.model_bundle.bundle import Bundle, write_bundle
 from tallystick.model_bundle.compiled.form_comparison import Compilation, compile_model
@@ -137,7 +137,7 @@ def train(
         label=LabelSpec(
             column=model.label.column,
             keys=model.label.keys,
-            matures_after_us=model.label.matures_after // MICROSECOND,
+            matures_after_us=duration_us(model.label.matures_after),
         ),
         threshold=model.threshold,
         slices=model.slices,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tallystick.clock import HOUR_US
 from tallystick.definitions.contract import ModelContract, ViewUse
 from tallystick.prediction_log.log_reader import LogPart
 from tallystick_monitoring.audit.audit_scope import LogChanges, day_of
@@ -21,7 +22,6 @@ from tallystick_monitoring.audit.findings import (
     with_columns,
     with_entities,
 )
-from tallystick_monitoring.audit.hourly_counts import HOUR_US
 from tallystick_monitoring.audit.log_evidence import (
     doubted,
     seen_in_log,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tallystick.clock import from_us, to_us
+from tallystick.clock import HOUR_US, from_us, to_us
 from tallystick.definitions.contract import ModelContract
 from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.log_reader import DamagedFile, read_log
@@ -34,7 +34,7 @@ from tallystick_monitoring.audit.findings import (
     request_names,
     with_entities,
 )
-from tallystick_monitoring.audit.hourly_counts import HOUR_US, age_buckets, age_of
+from tallystick_monitoring.audit.hourly_counts import age_buckets, age_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

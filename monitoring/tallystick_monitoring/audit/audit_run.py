@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tallystick.clock import from_us, to_us
+from tallystick.clock import HOUR_US, from_us, to_us
 from tallystick.definitions.contract import ModelContract, ViewUse
 from tallystick.errors import DamagedError, StateError
 from tallystick.model_bundle.bundle import Bundle, load_bundle
@@ -44,7 +44,7 @@ from tallystick_monitoring.audit.findings import (
     request_names,
     with_columns,
 )
-from tallystick_monitoring.audit.hourly_counts import HOUR_US, counted
+from tallystick_monitoring.audit.hourly_counts import counted
 from tallystick_monitoring.audit.prediction_effect import scores
 from tallystick_monitoring.audit.request_evidence import computed_differently, differing
 from tallystick_monitoring.audit.value_comparison import Compared, compared

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tallystick.clock import from_us
+from tallystick.clock import HOUR_US, SECOND_US, from_us
 from tallystick.definitions.contract import ModelContract, ViewUse
 from tallystick.definitions.feature_view import digest
 from tallystick.point_in_time.rule import VisibilityClock
@@ -27,8 +27,7 @@ from tallystick.retrieval.expected_values import view_clock
 from tallystick_monitoring.audit.audit_state import AuditState
 from tallystick_monitoring.audit.causes import Int64s
 from tallystick_monitoring.audit.findings import microseconds
-from tallystick_monitoring.audit.hourly_counts import HOUR_US, schema
-from tallystick_monitoring.audit.row_provenance import SECOND_US
+from tallystick_monitoring.audit.hourly_counts import schema
 from tallystick_monitoring.audit.value_comparison import key_columns
 from tallystick_monitoring.equality import Bools
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.exact_cast import log_column
 from tallystick.point_in_time.rule import VisibilityClock
@@ -21,7 +22,7 @@ from tallystick_monitoring.audit.findings import (
     textual,
     with_columns,
 )
-from tallystick_monitoring.audit.row_provenance import NOWHERE, SECOND_US, Known, Wanted, identified
+from tallystick_monitoring.audit.row_provenance import NOWHERE, Known, Wanted, identified
 from tallystick_monitoring.audit.value_comparison import (
     flat,
     key_columns,

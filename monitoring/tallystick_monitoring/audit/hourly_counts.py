@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from tallystick.clock import HOUR_US
 from tallystick.definitions.contract import ModelContract
 from tallystick_monitoring.audit.causes import NO_TIME, Int64s
 from tallystick_monitoring.audit.findings import microseconds
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from tallystick.prediction_log.log_reader import LogPart
 
-HOUR_US: Final = 3_600_000_000
 _WIDTH: Final = log(1.05)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.definitions.feature_view import ViewSpec
@@ -20,7 +21,6 @@ from tallystick_monitoring.audit.findings import (
     textual,
     with_columns,
 )
-from tallystick_monitoring.audit.row_provenance import SECOND_US
 from tallystick_monitoring.audit.value_comparison import (
     flat,
     is_present,

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from tallystick.clock import SECOND_US
 from tallystick_monitoring.audit.causes import Int64s
 from tallystick_monitoring.equality import Bools
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SECOND_US: Final = 1_000_000
 NOWHERE: Final = -1
 """Stands for "no row of history"."""
 

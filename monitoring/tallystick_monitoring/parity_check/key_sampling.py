@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tallystick.clock import from_us
+from tallystick.clock import SECOND_US, arrow_from_us, from_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.offline_store.duckdb_connection import connect, read_table
-from tallystick.offline_store.point_in_time_join import as_times
 from tallystick.offline_store.view_history import History, ViewRead, open_history
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.model_features import offline_config, view_reads
@@ -33,7 +32,6 @@ NEVER_US: Final = -(1 << 62)
 
 _SHARE: Final = 10
 """One key in so many is of each kind that is not current."""
-_SECOND_US: Final = 1_000_000
 
 Key = tuple[Any, ...]
 Rng = np.random.Generator
@@ -45,7 +43,7 @@ _MADE_UP: Final[dict[str, Callable[[Rng], Any]]] = {
     "UUID": lambda rng: str(uuid.UUID(bytes=rng.bytes(16))),
     "TIME_UUID": lambda rng: str(uuid.UUID(bytes=rng.bytes(16))),
     "BYTES": lambda rng: rng.bytes(8),
-    "UNIX_TIMESTAMP": lambda rng: from_us(int(rng.integers(0, 1 << 30)) * _SECOND_US),
+    "UNIX_TIMESTAMP": lambda rng: from_us(int(rng.integers(0, 1 << 30)) * SECOND_US),
 }
 
 
@@ -145,7 +143,7 @@ def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) ->
         what=f"view {read.name}",
     )
     columns = [
-        as_times(found[name]) if key.dtype == "UNIX_TIMESTAMP" else found[name]
+        arrow_from_us(found[name]) if key.dtype == "UNIX_TIMESTAMP" else found[name]
         for name, key in zip(history.keys, read.keys, strict=True)
     ]
     typed = [

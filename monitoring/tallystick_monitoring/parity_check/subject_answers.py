@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import from_us, to_us
+from tallystick.clock import SECOND_US, from_us, to_us
 from tallystick.definitions.contract import ModelInputs
 from tallystick.definitions.exact_cast import json_text, set_members
 from tallystick.definitions.feature_types import Kind, feature_type
@@ -33,7 +33,6 @@ NO_KEY: Final = "any_request"
 """Column that is sent where a view has no entity, as Feast counts requests by their columns."""
 CARRIED: Final = frozenset({"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL", "STRING"})
 """Types of keys and request fields that Feast takes from JSON as what they are."""
-_SECOND_US: Final = 1_000_000
 _OK: Final = 200
 
 
@@ -161,7 +160,7 @@ def _add_protos(answers: Answers, subject: Subject, response: Any) -> None:
         values = [_from_proto(value, dtypes[name]) for value in result.values]
         answers.values.setdefault(name, []).extend(values)
         times[subject.parts[name][0]] = [
-            from_us(time.seconds * _SECOND_US + time.nanos // 1000) if time.seconds > 0 else None
+            from_us(time.seconds * SECOND_US + time.nanos // 1000) if time.seconds > 0 else None
             for time in result.event_timestamps
         ]
     for view, told in times.items():
@@ -296,7 +295,7 @@ def _from_proto(value: Any, dtype: str) -> Any:
     to_python: Any = feast_value_type_to_python_type
     if dtype == "UNIX_TIMESTAMP" and kind == "unix_timestamp_val":
         seconds = value.unix_timestamp_val
-        return None if seconds == -(1 << 63) else from_us(seconds * _SECOND_US)
+        return None if seconds == -(1 << 63) else from_us(seconds * SECOND_US)
     return _comparable(to_python(value, ValueType[dtype]), dtype)
 
 
@@ -341,7 +340,7 @@ def _from_json_list(value: Any, dtype: str) -> Any:
 def _moment(value: Any) -> datetime:
     if isinstance(value, str) and not value.lstrip("-").isdigit():
         return from_us(to_us(datetime.fromisoformat(value)))
-    return from_us(int(value) * _SECOND_US)
+    return from_us(int(value) * SECOND_US)
 
 
 _READ: Final[dict[str, Callable[[Any], Any]]] = {

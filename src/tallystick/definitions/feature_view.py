@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tallystick.clock import duration_us
+
 if TYPE_CHECKING:
     from feast import FeatureView
 
-MICROSECOND = timedelta(microseconds=1)
 
 NO_ENTITY_KEY = "__dummy_id"
 """Feast's stand-in for the key of a view without entities; its value is an empty text."""
@@ -102,7 +102,7 @@ class ViewSpec(Frozen):
                 Column(name=field.name, dtype=field.dtype.to_value_type().name)
                 for field in view.features
             ),
-            ttl_us=(view.ttl // MICROSECOND) or None if view.ttl else None,
+            ttl_us=duration_us(view.ttl) or None if view.ttl else None,
             event_column=mapping.get(source.timestamp_field, source.timestamp_field),
             created_column=mapping.get(
                 source.created_timestamp_column, source.created_timestamp_column

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.clock import to_us
+from tallystick.clock import SECOND_US, to_us
 from tallystick.definitions.columns import plain
 from tallystick.definitions.contract import FeatureSpec, ModelInputs
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-MICROSECONDS = 1_000_000
 _PLAIN = {list, tuple, np.ndarray}
 
 
@@ -72,7 +71,7 @@ def _matrix_of_plain(
 
 
 def _seconds(column: Sequence[Any] | pa.ChunkedArray) -> list[float | None]:
-    return [None if value is None else to_us(value) / MICROSECONDS for value in column]
+    return [None if value is None else to_us(value) / SECOND_US for value in column]
 
 
 def _numbers(column: Sequence[Any] | pa.ChunkedArray, feature: FeatureSpec) -> Any:
@@ -88,7 +87,7 @@ def _numbers_of_arrow(column: Any, feature: FeatureSpec) -> Any:
 
     if feature.dtype == "UNIX_TIMESTAMP":
         whole = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-        return whole.to_numpy(zero_copy_only=False).astype(np.float64) / MICROSECONDS
+        return whole.to_numpy(zero_copy_only=False).astype(np.float64) / SECOND_US
     # Not safe: an integer beyond 2^53 goes to the nearest double, as it does from plain values.
     numbers = column.cast(pa.int8() if feature.dtype == "BOOL" else column.type)
     return numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)

@@ -23,11 +23,10 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import RepoConfig
 from feast.utils import compute_non_entity_date_range
 
-from tallystick.clock import from_us
+from tallystick.clock import arrow_to_us, from_us
 from tallystick.errors import DefinitionError
 from tallystick.offline_store.duckdb_connection import EngineLimits
 from tallystick.offline_store.feast_monitoring import MetricFiles, feature_metrics, latest_event
-from tallystick.offline_store.point_in_time_join import as_microseconds
 from tallystick.offline_store.pull import Pull
 from tallystick.offline_store.retrieval_job import (
     SPINE_TIME,
@@ -105,7 +104,7 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
             table = engine.point_in_time(spine, request_time=request_time, reads=reads, clock=clock)
             return table if full_feature_names else short_names(table, spine, reads)
 
-        times = pc.min_max(as_microseconds(spine[request_time])).as_py()
+        times = pc.min_max(arrow_to_us(spine[request_time])).as_py()
         return FoldRetrievalJob(
             produce,
             config=config,

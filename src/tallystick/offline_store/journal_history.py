@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tallystick.clock import SECOND_US
 from tallystick.definitions.feature_repo import state_dir
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import StateError
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TIMES: Final = {"event_us": EVENT, "known_us": CREATED, "visible_us": WRITTEN}
-_SECOND_US: Final = 1_000_000
 _REMOVALS: Final = "key_removals"
 
 
@@ -71,7 +71,7 @@ class ServedHistory(History):
         for name in self.time_keys:
             cut: Any = spine[name].to_pandas(integer_object_nulls=True)
             place = spine.column_names.index(name)
-            seconds = [None if each is None else each // _SECOND_US * _SECOND_US for each in cut]
+            seconds = [None if each is None else each // SECOND_US * SECOND_US for each in cut]
             spine = spine.set_column(place, name, pa.array(seconds, pa.int64()))
         before = np.searchsorted(
             np.array(self.removed_us, np.int64), spine["request_us"].to_numpy(), side="right"

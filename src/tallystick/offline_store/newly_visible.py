@@ -6,12 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tallystick.clock import to_us
+from tallystick.clock import arrow_from_us, to_us
 from tallystick.definitions.exact_cast import converted
 from tallystick.errors import InputError
 from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
 from tallystick.offline_store.history_cache import KeptHistory, kept_histories
-from tallystick.offline_store.point_in_time_join import as_times
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.view_history import (
     History,
@@ -109,8 +108,8 @@ def named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:
         {
             **keys,
             **typed(found, history, read),
-            "event_time": as_times(found["event_us"]),
-            "created_time": as_times(found[history.created]),
+            "event_time": arrow_from_us(found["event_us"]),
+            "created_time": arrow_from_us(found[history.created]),
         }
     )
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import to_us
+from tallystick.clock import arrow_from_us, arrow_to_us, to_us
 from tallystick.definitions.exact_cast import converted, family, fits
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError, InputError, Problem
@@ -177,8 +177,8 @@ def times_of(found: pa.Table) -> dict[str, Any]:
     found_status = pc.if_else(found["too_old"], Status.OUTSIDE_MAX_AGE, Status.PRESENT)
     status = pc.if_else(pc.is_null(found["event_us"]), Status.NOT_FOUND, found_status)
     return {
-        "event_time": as_times(found["event_us"]),
-        "created_time": as_times(found["created_us"]),
+        "event_time": arrow_from_us(found["event_us"]),
+        "created_time": arrow_from_us(found["created_us"]),
         "status": status.cast(pa.string()),
     }
 
@@ -307,10 +307,10 @@ def changes_found(found: pa.Table, reads: Sequence[ViewRead], *, time: str) -> p
     import pyarrow as pa
 
     columns = {
-        name: as_times(found[name]) if pa.types.is_timestamp(kind) else found[name].cast(kind)
+        name: arrow_from_us(found[name]) if pa.types.is_timestamp(kind) else found[name].cast(kind)
         for name, kind in spine_types(reads).items()
     }
-    return pa.table({**columns, time: as_times(found["visible_us"])})
+    return pa.table({**columns, time: arrow_from_us(found["visible_us"])})
 
 
 def check_spine(
@@ -373,27 +373,12 @@ def spine_keys(
         column = spine[name]
         try:
             if family(column.type) == "time":
-                column = as_microseconds(column)
+                column = arrow_to_us(column)
             columns[f"key_{at}"] = converted(column, key_type(key.dtype), where=f"Key {name}")
         except DataError as error:
             raise InputError(str(error)) from error
     if not columns:
         columns["key_0"] = pa.array([0] * rows, pa.int64())
-    columns["request_us"] = as_microseconds(spine[request_time])
+    columns["request_us"] = arrow_to_us(spine[request_time])
     columns["spine_row"] = pa.array(np.arange(first_row, first_row + rows))
     return pa.table(columns)
-
-
-def as_microseconds(times: Any) -> Any:
-    """Timestamps or dates as microseconds since 1970 in UTC; naive ones are UTC."""
-    import pyarrow as pa
-
-    zone = getattr(times.type, "tz", None)
-    return times.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
-
-
-def as_times(microseconds: Any) -> Any:
-    """Microseconds since 1970 as timestamps in UTC."""
-    import pyarrow as pa
-
-    return microseconds.cast(pa.timestamp("us", tz="UTC"))

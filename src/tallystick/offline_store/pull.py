@@ -8,12 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tallystick.clock import to_us
+from tallystick.clock import arrow_from_us, to_us
 from tallystick.definitions.exact_cast import converted, family, fits
 from tallystick.definitions.feature_view import NO_ENTITY_KEY
 from tallystick.errors import DataError, Problem
 from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
-from tallystick.offline_store.point_in_time_join import as_times
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, open_source
 from tallystick.offline_store.sources.pruning import Bounds, pruned
@@ -183,9 +182,9 @@ def answered(found: pa.Table, files: SourceFiles, pull: Pull) -> pa.Table:
         name: converted(found[column], files.schema.field(name).type, where=f"Column {name}")
         for column, name in inner.items()
     }
-    columns[pull.event] = as_times(found["event_us"])
+    columns[pull.event] = arrow_from_us(found["event_us"])
     if pull.created:
-        columns[pull.created] = as_times(found["created_us"])
+        columns[pull.created] = arrow_from_us(found["created_us"])
     if not pull.keys:
         columns[NO_ENTITY_KEY] = pa.array([""] * found.num_rows, pa.string())
     return pa.table(columns)

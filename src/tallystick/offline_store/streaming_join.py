@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tallystick.clock import arrow_to_us
 from tallystick.errors import InputError, Problem
 from tallystick.offline_store.duckdb_connection import (
     DefaultLimits,
@@ -23,7 +24,6 @@ from tallystick.offline_store.duckdb_connection import (
     own_database,
 )
 from tallystick.offline_store.point_in_time_join import (
-    as_microseconds,
     asked_sql,
     check_spine,
     spine_keys,
@@ -274,7 +274,7 @@ def _span_of(file: Any, request_time: str, *, rows: int, with_times: bool) -> Sp
     for batch in file.iter_batches(batch_size=rows, columns=[request_time]):
         times = batch[request_time]
         nulls += times.null_count
-        both = pc.min_max(as_microseconds(times)).as_py()
+        both = pc.min_max(arrow_to_us(times)).as_py()
         ends += [end for end in both.values() if end is not None]
         ends = [min(ends), max(ends)] if ends else []
     if nulls:

@@ -15,7 +15,7 @@ from functools import cache
 from operator import index
 from typing import Any, Final
 
-from tallystick.clock import from_us, to_us
+from tallystick.clock import SECOND_US, from_us, to_us
 from tallystick.errors import DamagedError, Problem
 
 FIXED: Final = {
@@ -48,7 +48,6 @@ FIRST_US: Final = to_us(datetime.min.replace(tzinfo=UTC))
 LAST_US: Final = to_us(datetime.max.replace(tzinfo=UTC))
 """The first and last time that Python has, in microseconds."""
 _PROTO_NULL_TIME: Final = -(2**63)
-_SECOND_US: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ def _field_reader(dtype: str) -> Callable[[Any], Any]:
             raise TypeError(field)
         content = getattr(value, found)
         if dtype == "UNIX_TIMESTAMP":
-            return _told(content * _SECOND_US)
+            return _told(content * SECOND_US)
         if dtype in {"FLOAT", "DOUBLE"} and isinstance(content, int):
             return _exactly(content, FIXED[dtype])
         return content.encode() if dtype == "STRING" else content
@@ -204,7 +203,7 @@ def _field_writer(dtype: str) -> Callable[[Any], Any]:
         from feast.protos.feast.types.Value_pb2 import Value
 
         if dtype == "UNIX_TIMESTAMP":
-            content //= _SECOND_US
+            content //= SECOND_US
         elif dtype == "STRING":
             content = content.decode()
         return Value(**{field: content})

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import from_us, process_clock
+from tallystick.clock import duration_us, from_us, process_clock
 from tallystick.errors import DamagedError
 from tallystick.prediction_log.frames import Damage, Frame
 from tallystick.prediction_log.log_location import Sink
@@ -183,7 +183,7 @@ class Compactor:
         """Remove files whose time is over, and the oldest beyond the bound on their size."""
         gone = []
         if keeping.time is not None:
-            limit = process_clock().now_us() - keeping.time // timedelta(microseconds=1)
+            limit = process_clock().now_us() - duration_us(keeping.time)
             gone = [file for file in self._manifest.files if file.last_us < limit]
         left = self._manifest.bytes - sum(file.bytes for file in gone)
         if keeping.bytes is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
 
-from tallystick.clock import to_us
+from tallystick.clock import arrow_to_us, to_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.records.record_store import AffectedKeys, Cause, Incident, KeyValue
 
@@ -98,9 +98,7 @@ def touched(
     Returns:
         Of shape (requests,).
     """
-    from tallystick.offline_store.point_in_time_join import as_microseconds
-
-    request_us = np.asarray(as_microseconds(times).to_numpy(), dtype=np.int64)
+    request_us = np.asarray(arrow_to_us(times).to_numpy(), dtype=np.int64)
     parts: dict[str, _Part | None] = {}
     result = np.zeros(len(request_us), dtype=np.bool_)
     for incident in incidents:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import to_us
+from tallystick.clock import UNIT_US, to_us
 from tallystick.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from tallystick.definitions.feature_repo import Repo
 
-_UNIT_IN_US: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _INT64_MAX: Final = (1 << 63) - 1
 
 Between = tuple[str, datetime, datetime]
@@ -114,7 +113,7 @@ class SourceRows:
         column = pc.field(self.columns[name])
         wanted = None
         for sign, time_us in ((1, to_us(start)), (-1, to_us(end))):
-            time = time_us * 1_000 if kind.unit == "ns" else time_us // _UNIT_IN_US[kind.unit]
+            time = time_us * 1_000 if kind.unit == "ns" else time_us // UNIT_US[kind.unit]
             if abs(time) > _INT64_MAX:
                 continue
             bound = pa.scalar(time, kind)

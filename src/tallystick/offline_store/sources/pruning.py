@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tallystick.clock import DAY_US, UNIT_US
 from tallystick.offline_store.sources.file_source import SourceFiles
 from tallystick.point_in_time.rule import TTL_US_MAX, VisibilityClock, quoted
 
 NS_SAFE_US: Final = 9_000_000_000_000_000
 """Times before 1684 and after 2255 are no bounds: in nanoseconds they might overflow."""
-
-_US_PER: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_US_PER_DAY: Final = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -201,10 +199,10 @@ def _us(raw: int, kind: Any) -> int | None:
     import pyarrow as pa
 
     if pa.types.is_date32(kind):
-        return raw * _US_PER_DAY
+        return raw * DAY_US
     if not pa.types.is_timestamp(kind):
         return None
-    return raw // 1000 if kind.unit == "ns" else raw * _US_PER[kind.unit]
+    return raw // 1000 if kind.unit == "ns" else raw * UNIT_US[kind.unit]
 
 
 def _place_of(footer: Any, column: str) -> int | None:
