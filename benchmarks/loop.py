@@ -28,6 +28,7 @@ import httpx
 import orjson
 
 from tallystick.clock import SimulatedClock
+from tallystick.definitions.contract import REQUEST_TIME
 
 ROOT = Path(__file__).parents[1]
 REPO = ROOT / "feature_repo"
@@ -82,7 +83,7 @@ def measure(rounds: int, clock: SimulatedClock) -> dict[str, Any]:
 def bench_training_set(repo: Any, rounds: int) -> dict[str, float]:
     """Point-in-time features of many requests, from all views, under the knowledge clock."""
     from tallystick.point_in_time.rule import VisibilityClock
-    from tallystick.retrieval.model_features import REQUEST_TIME, stored_values
+    from tallystick.retrieval.model_features import stored_values
     from tallystick.retrieval.source_rows import read_source
 
     model = repo.model(MODEL)

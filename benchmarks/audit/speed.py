@@ -26,13 +26,13 @@ from benchmarks.audit.declared import MODEL
 from benchmarks.audit.found import found
 from benchmarks.audit.truth import differing
 
-from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.contract import REQUEST_TIME, ModelContract
 from tallystick.definitions.feature_repo import Repo, open_repo
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.model_bundle.bundle import load_transforms
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.log_reader import LogPart, read_log
-from tallystick.retrieval.model_features import REQUEST_TIME, computed_values, stored_values
+from tallystick.retrieval.model_features import computed_values, stored_values
 
 ROOT: Final = Path(__file__).parents[2]
 QUIET: Final = {"FEAST_USAGE": "False", "DO_NOT_TRACK": "true"}

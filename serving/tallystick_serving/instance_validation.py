@@ -21,7 +21,7 @@ class InstanceChecker:
     """
 
     def __init__(self, inputs: ModelInputs) -> None:
-        columns = (*inputs.entity_keys, *inputs.request_fields)
+        columns = inputs.request_columns
         keys = {key.name for key in inputs.entity_keys}
         self._types = {column.name: value_type(column) for column in columns}
         self._names = self._types.keys()

@@ -39,7 +39,7 @@ class Requests:
     """
 
     def __init__(self, repo: Repo, model: Model, inputs: ModelInputs) -> None:
-        columns = [column.name for column in (*inputs.entity_keys, *inputs.request_fields)]
+        columns = [column.name for column in inputs.request_columns]
         table = read_source(
             repo,
             model.requests,

@@ -12,8 +12,9 @@ from benchmarks.audit.replay import simulated
 from benchmarks.audit.scene import Sizes, make_scene
 from benchmarks.audit.truth import differing
 
+from tallystick.definitions.contract import REQUEST_TIME
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.retrieval.model_features import REQUEST_TIME, stored_values
+from tallystick.retrieval.model_features import stored_values
 
 SIZES = Sizes(requests=2_000, hours=36, batch_rows=32)
 RATE = 0.1

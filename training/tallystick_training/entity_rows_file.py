@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tallystick.clock import arrow_from_us, arrow_to_us, to_us
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.offline_store.streaming_join import Workshop, parquet_sql, text_sql
 from tallystick.records.quarantine import Quarantine, touched
-from tallystick.retrieval.model_features import REQUEST_TIME
 from tallystick.retrieval.source_labels import label_rows, usable_labels
 from tallystick_training.population import (
     in_input_types,
@@ -117,7 +116,7 @@ def write_spine(
         DataError: The population or the labels cannot be used, or ``memory_limit`` is too small.
         OSError: There is no room on the disk.
     """
-    columns = (*inputs.entity_keys, *inputs.request_fields)
+    columns = inputs.request_columns
     requests = _Files(place, f"The population of model {model.name!r}", columns)
     asked, labels, chosen = (
         place.folder / f"{name}.parquet" for name in ("population", "labels", "chosen")
@@ -209,7 +208,7 @@ def _write_population(
             *in_input_types(rows.empty(), model, inputs)[1],
         )
     }
-    columns = (*inputs.entity_keys, *inputs.request_fields)
+    columns = inputs.request_columns
     count = 0
     empty = _typed_empty(columns)
     form = _encoded(empty, columns, row=pa.array([], pa.int64()))
@@ -237,7 +236,7 @@ def _write_labels(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = _label_columns(model, inputs)
+    columns = inputs.label_key_columns(model.label.keys)
     rows = label_rows(repo, model)
     last = min(wanted.end, wanted.mature_until)
     count = 0
@@ -249,11 +248,6 @@ def _write_labels(
             numbers = pa.array(np.arange(count, count + table.num_rows))
             writer.write_table(_with_label(_encoded(table, columns, row=numbers), table))
             count += table.num_rows
-
-
-def _label_columns(model: Model, inputs: ModelInputs) -> list[Column]:
-    every = {column.name: column for column in (*inputs.entity_keys, *inputs.request_fields)}
-    return [every[name] for name in model.label.keys]
 
 
 def _typed_empty(columns: Sequence[Column]) -> pa.Table:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.errors import ContractError, Problem
 from tallystick.model_bundle.evaluation_metrics import Floats, scores, slice_labels, slice_scores
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.retrieval.model_features import REQUEST_TIME, computed_values, stored_values
+from tallystick.retrieval.model_features import computed_values, stored_values
 
 if TYPE_CHECKING:
     import pyarrow as pa

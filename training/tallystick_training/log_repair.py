@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.model_bundle.bundle import load_transforms
 from tallystick.prediction_log.log_reader import LogPart
 from tallystick.records.quarantine import Bools, Quarantine, touched, view_names
 from tallystick.records.record_store import Incident
 from tallystick.retrieval.expected_values import expected_values, recomputed
-from tallystick.retrieval.model_features import REQUEST_TIME
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import duration_us, from_us, to_us
-from tallystick.definitions.contract import ModelContract, ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelContract, ModelInputs
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import StateError
 from tallystick.prediction_log.log_reader import LogPart, first_time, read_log
 from tallystick.records.quarantine import Quarantine
 from tallystick.records.record_store import Incident
-from tallystick.retrieval.model_features import REQUEST_TIME
 from tallystick.retrieval.prediction_labels import labels_of, logged_as
 from tallystick.storage.atomic_files import replacing
 from tallystick_training.entity_rows_file import LABEL, Counts
@@ -169,7 +168,7 @@ def _is_alike(contract: ModelContract, inputs: ModelInputs) -> bool:
     """Whether what was logged under a contract has all that the model takes, in the same types."""
 
     def asked(of: ModelInputs) -> set[tuple[str, str]]:
-        return {(each.name, each.dtype) for each in (*of.entity_keys, *of.request_fields)}
+        return {(each.name, each.dtype) for each in of.request_columns}
 
     return asked(contract) == asked(inputs) and (
         contract.value_columns.items() >= inputs.value_columns.items()
@@ -181,10 +180,7 @@ def _schema(inputs: ModelInputs) -> pa.Schema:
     import pyarrow as pa
 
     fields = [
-        *(
-            pa.field(each.name, arrow_type(each.dtype))
-            for each in (*inputs.entity_keys, *inputs.request_fields)
-        ),
+        *(pa.field(each.name, arrow_type(each.dtype)) for each in inputs.request_columns),
         pa.field(REQUEST_TIME, pa.timestamp("us", tz="UTC")),
         *(pa.field(name, arrow_type(dtype)) for name, dtype in inputs.value_columns.items()),
         pa.field(LABEL, pa.int8()),

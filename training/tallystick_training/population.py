@@ -7,10 +7,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from tallystick.clock import utc
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError, Problem
-from tallystick.retrieval.model_features import REQUEST_TIME
 from tallystick.retrieval.source_rows import SourceRows, source_rows
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def read_population(repo: Repo, model: Model, inputs: ModelInputs) -> pa.Table:
     rows = population_rows(repo, model, inputs)
     table, problems = in_input_types(rows.table(), model, inputs)
     refuse(model, problems)
-    names = [column.name for column in (*inputs.entity_keys, *inputs.request_fields)]
+    names = [column.name for column in inputs.request_columns]
     if repeats_requests(model):
         table = table.group_by([*names, REQUEST_TIME], use_threads=False).aggregate([])
     return table.sort_by([(name, "ascending") for name in (REQUEST_TIME, *names)])
@@ -57,9 +56,7 @@ def population_rows(repo: Repo, model: Model, inputs: ModelInputs) -> SourceRows
         model.requests,
         what=_what(model),
         columns={
-            **{
-                column.name: column.name for column in (*inputs.entity_keys, *inputs.request_fields)
-            },
+            **{column.name: column.name for column in inputs.request_columns},
             REQUEST_TIME: model.requests.timestamp_field,
         },
     )
@@ -81,7 +78,7 @@ def in_input_types(
         inputs: What the model takes.
     """
     problems = []
-    for column in (*inputs.entity_keys, *inputs.request_fields):
+    for column in inputs.request_columns:
         cast = _cast(table[column.name], arrow_type(column.dtype))
         if isinstance(cast, str):
             problems.append(Problem(f"column {column.name}", column.dtype, cast))

@@ -15,6 +15,7 @@ import numpy as np
 import tallystick
 from tallystick.clock import duration_us
 from tallystick.definitions.contract import (
+    REQUEST_TIME,
     LabelSpec,
     ModelContract,
     ModelInputs,
@@ -32,7 +33,6 @@ from tallystick.point_in_time.feature_status import Status
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.records.record_store import Incident
-from tallystick.retrieval.model_features import REQUEST_TIME
 from tallystick_training.entity_rows_file import LABEL, Counts
 from tallystick_training.evaluation import Evaluation, evaluate
 from tallystick_training.training_set import KNOWLEDGE, Dataset, build_dataset, content_hash

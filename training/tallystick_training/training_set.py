@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs, label_identity
 from tallystick.errors import InputError, Problem
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.records.quarantine import Bools, Quarantine, touched, view_names
 from tallystick.records.record_store import Incident
-from tallystick.retrieval.model_features import REQUEST_TIME, computed_values, stored_values
+from tallystick.retrieval.model_features import computed_values, stored_values
 from tallystick.retrieval.source_labels import known_labels
 from tallystick_training.entity_rows_file import LABEL, Counts
 from tallystick_training.population import read_population
@@ -217,6 +217,6 @@ def _labelled(
     )
     row = pa.array(range(requests.num_rows), pa.int64())
     joined = requests.append_column("__row", row).join(
-        labels, keys=[*model.label.keys, REQUEST_TIME], join_type="inner", use_threads=False
+        labels, keys=label_identity(model.label.keys), join_type="inner", use_threads=False
     )
     return joined.sort_by("__row").select([*requests.column_names, LABEL]).combine_chunks()

@@ -12,14 +12,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.errors import StateError
 from tallystick.offline_store.duckdb_connection import EngineLimits
 from tallystick.offline_store.streaming_join import BATCH, streamed, workshop
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.records.record_store import Incident
-from tallystick.retrieval.model_features import REQUEST_TIME, computed_values, view_reads
+from tallystick.retrieval.model_features import computed_values, view_reads
 from tallystick.storage.atomic_files import replacing
 from tallystick_training.entity_rows_file import LABEL, Counts, Wanted, write_spine
 from tallystick_training.training_set import (

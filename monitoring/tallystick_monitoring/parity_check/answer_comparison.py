@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from tallystick.definitions.contract import REQUEST_TIME
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.point_in_time.feature_status import Status
-from tallystick.retrieval.model_features import REQUEST_TIME
 from tallystick_monitoring.equality import Bools, equal_after_cast, same_bits
 from tallystick_monitoring.parity_check.parity_report import Compared, Example, Where
 from tallystick_monitoring.parity_check.subject_answers import Answers

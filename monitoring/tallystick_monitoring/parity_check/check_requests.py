@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tallystick.clock import from_us, to_us
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError
-from tallystick.retrieval.model_features import REQUEST_TIME
 from tallystick.retrieval.source_rows import source_rows
 from tallystick_monitoring.parity_check.key_sampling import Keys, Rng, made_up
 
@@ -66,7 +65,7 @@ class Requests:
         rows = [*drawn, *self._combined(inputs, drawn, rng)][: self._count]
         arrays = {
             column.name: pa.array([row[column.name] for row in rows], arrow_type(column.dtype))
-            for column in (*inputs.entity_keys, *inputs.request_fields)
+            for column in inputs.request_columns
         }
         times = pa.array([self._at] * len(rows), pa.timestamp("us", tz="UTC"))
         return pa.table({**arrays, REQUEST_TIME: times})
@@ -95,7 +94,7 @@ class Requests:
 
     def _populated(self, inputs: ModelInputs, rng: Rng) -> list[dict[str, Any]]:
         """Requests of the first model whose population has all that is asked for."""
-        columns = (*inputs.entity_keys, *inputs.request_fields)
+        columns = inputs.request_columns
         wanted = max(1, self._count // _POPULATION_SHARE)
         for _, model in sorted(self._repo.models.items()) if columns else ():
             try:

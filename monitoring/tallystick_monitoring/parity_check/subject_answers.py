@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import SECOND_US, from_us, to_us
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.definitions.exact_cast import json_text, set_members
 from tallystick.definitions.feature_types import Kind, feature_type
 from tallystick.errors import DataError, DefinitionError
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.retrieval.model_features import REQUEST_TIME, computed_values, stored_values
+from tallystick.retrieval.model_features import computed_values, stored_values
 from tallystick_monitoring.parity_check.key_sampling import clock_of
 from tallystick_monitoring.parity_check.scratch_repo import quiet
 from tallystick_monitoring.parity_check.scratch_server import Api

@@ -145,7 +145,7 @@ class Asking:
             )
         uncarried = [
             f"{column.name} ({column.dtype})"
-            for column in (*subject.inputs.entity_keys, *subject.inputs.request_fields)
+            for column in subject.inputs.request_columns
             if column.dtype not in CARRIED
         ]
         if uncarried:

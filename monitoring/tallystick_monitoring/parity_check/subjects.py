@@ -80,7 +80,7 @@ class Subject:
         python mode compute.
         """
         short = [self.parts[name][1] for name in self.asked]
-        short += [key.name for key in (*self.inputs.entity_keys, *self.inputs.request_fields)]
+        short += [key.name for key in self.inputs.request_columns]
         return len(set(short)) < len(short)
 
     @property

@@ -60,11 +60,9 @@ class _LabelReader:
     """Reads labels by a contract, and collects everything that is wrong with them."""
 
     def __init__(self, contract: ModelContract, *, now_us: int) -> None:
-        columns = {
-            column.name: column for column in (*contract.entity_keys, *contract.request_fields)
-        }
         self._keys: dict[str, ValueType] = {
-            name: value_type(columns[name]) for name in contract.label.keys
+            column.name: value_type(column)
+            for column in contract.label_key_columns(contract.label.keys)
         }
         self._now_us = now_us
         self._problems = ProblemList()

@@ -7,15 +7,18 @@ data looked like. Serving, log, audit and monitors carry its hash. Nobody recomp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from tallystick.definitions.feature_view import Column, Frozen, ViewSpec, digest
 from tallystick.errors import ContractError, Problem
 
+REQUEST_TIME: Final = "request_time"
+"""The column of request times, in entity rows, training sets, labels and the log."""
 CONTRACT_VERSION = 1
 """Version of the contract's own format."""
 
@@ -211,6 +214,16 @@ class ModelInputs(Frozen):
     frame: bool = False
 
     @cached_property
+    def request_columns(self) -> tuple[Column, ...]:
+        """What a request must carry: entity keys, then request fields."""
+        return (*self.entity_keys, *self.request_fields)
+
+    def label_key_columns(self, label_keys: Sequence[str]) -> tuple[Column, ...]:
+        """The keys of a label, in their order, with their types."""
+        columns = {column.name: column for column in self.request_columns}
+        return tuple(columns[name] for name in label_keys)
+
+    @cached_property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the model's inputs, in its order."""
         return tuple(feature.name for feature in self.features)
@@ -268,6 +281,11 @@ class ModelContract(ModelInputs):
     def contract_hash(self) -> str:
         """Thirty-two hexadecimal digits over the whole content."""
         return digest(self.canonical_json(), length=32)
+
+
+def label_identity(label_keys: Sequence[str]) -> list[str]:
+    """The columns by which a label finds its request: the label's keys and the request time."""
+    return [*label_keys, REQUEST_TIME]
 
 
 def check_same_inputs(ours: ModelInputs, theirs: ModelInputs, *, what: str) -> None:

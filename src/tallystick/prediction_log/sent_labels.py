@@ -38,16 +38,16 @@ def label_schema(contract: ModelContract) -> pa.Schema:
     import pyarrow as pa
 
     moment = pa.timestamp("us", tz="UTC")
-    types = {
-        column.name: column.dtype for column in (*contract.entity_keys, *contract.request_fields)
-    }
     return pa.schema(
         [
             pa.field("value", pa.int8(), nullable=False),
             pa.field("known_time", moment, nullable=False),
             pa.field("prediction_id", pa.string()),
             pa.field("request_time", moment),
-            *(pa.field(f"key.{name}", arrow_type(types[name])) for name in contract.label.keys),
+            *(
+                pa.field(f"key.{column.name}", arrow_type(column.dtype))
+                for column in contract.label_key_columns(contract.label.keys)
+            ),
         ]
     )
 

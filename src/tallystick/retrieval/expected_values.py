@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tallystick.definitions.contract import ModelContract, ViewUse
+from tallystick.definitions.contract import REQUEST_TIME, ModelContract, ViewUse
 from tallystick.definitions.exact_cast import log_column
 from tallystick.definitions.feature_types import feature_type
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.retrieval.model_features import REQUEST_TIME, computed_values, stored_values
+from tallystick.retrieval.model_features import computed_values, stored_values
 from tallystick.retrieval.prediction_labels import logged_as
 
 if TYPE_CHECKING:

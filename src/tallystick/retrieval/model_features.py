@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tallystick.definitions.contract import ModelInputs, ViewUse
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs, ViewUse
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
     from tallystick.offline_store.view_history import ViewRead
 
-REQUEST_TIME = "request_time"
 """Column of a spine's request times."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import ModelInputs, label_identity
 from tallystick.prediction_log.log_reader import LogPart, read_labels
 from tallystick.retrieval.source_labels import known_labels
 
@@ -65,14 +65,14 @@ def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> LoggedLabels:
         known_until=at,
         between=(times[0].as_py(), times[-1].as_py() + timedelta(microseconds=1)),
     )
-    labels = _joined(asked, known, [*keys, "request_time"])
+    labels = _joined(asked, known, label_identity(keys))
     sent = read_labels(repo.state_dir, contract.model, known_until=at)
     if sent is None:
         return labels
     sent = sent.rename_columns(
         [{"value": "label"}.get(name, name.removeprefix("key.")) for name in sent.column_names]
     )
-    for by in ([*keys, "request_time"], ["prediction_id"]):
+    for by in (label_identity(keys), ["prediction_id"]):
         found = _joined(asked, _last_known(sent, by), by)
         is_found = ~np.isnan(found.values)
         labels = LoggedLabels(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs, label_identity
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError, Problem
-from tallystick.retrieval.model_features import REQUEST_TIME
 from tallystick.retrieval.source_rows import SourceRows, source_rows
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def known_labels(
     ordered = usable_labels(model, inputs, table, known_until=known_until).sort_by(
         [("known_time", "descending")]
     )
-    keys = [*model.label.keys, REQUEST_TIME]
+    keys = label_identity(model.label.keys)
     return (
         ordered.group_by(keys, use_threads=False)
         .aggregate([("label", "first"), ("known_time", "first"), ("known_time", "last")])
@@ -95,8 +94,10 @@ def usable_labels(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    types = {column.name: column.dtype for column in (*inputs.entity_keys, *inputs.request_fields)}
-    keys = {name: arrow_type(types[name]) for name in model.label.keys}
+    keys = {
+        column.name: arrow_type(column.dtype)
+        for column in inputs.label_key_columns(model.label.keys)
+    }
     _check_label_types(model, table, keys)
     table = table.filter(
         pc.and_(
