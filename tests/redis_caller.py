@@ -6,15 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tallystick.online_store.redis_commands import (
-    Item,
-    mget,
-    mget_async,
-    run_script,
-    run_script_async,
-    scan,
-    scan_async,
-)
+from tallystick.online_store.redis_commands import Item, mget, run_script, scan
 from tallystick.online_store.redis_connection import connect, connect_for_reads, redis_errors
 
 _WAIT_S = 30.0
@@ -24,69 +16,60 @@ class Caller:
     """Asks Redis in one of the ways that there are, with one client for all calls.
 
     Args:
-        way: ``sync``; ``async``; or ``serving``, which reads with a client of its own.
+        way: ``sync``; or ``serving``, which reads with a client of its own.
     """
 
     def __init__(self, way: str) -> None:
         self._way = way
         self._runner = asyncio.Runner()
-        self._clients: dict[tuple[str, float, bool], Any] = {}
+        self._clients: dict[tuple[Any, ...], Any] = {}
 
-    def call(
-        self,
-        text: str,
-        work: Callable[[Any], Any],
-        *,
-        read_timeout_s: float = 5.0,
-        writes: bool = True,
-    ) -> Any:
-        """What ``work`` gives for the client of a connection string, awaited if it has to be."""
-        for_reads = self._way == "serving" and not writes
-        known = (text, read_timeout_s, for_reads)
-        if known not in self._clients:
-            self._clients[known] = (
-                connect_for_reads(text, read_timeout_s=read_timeout_s)
-                if for_reads
-                else connect(text, asynchronous=self._way != "sync", read_timeout_s=read_timeout_s)
-            )
-        client = self._clients[known]
+    def call(self, text: str, work: Callable[[Any], Any], **options: Any) -> Any:
+        """What ``work`` returns for the synchronous client of a connection string."""
+        client = self._client(connect, text, options)
+        with redis_errors(client):
+            return work(client)
+
+    def read(self, text: str, work: Callable[[Any], Any], **options: Any) -> Any:
+        """What ``work`` returns for a client that reads, awaited if it has to be."""
+        if self._way == "sync":
+            return self.call(text, work, **options)
+        client = self._client(connect_for_reads, text, options)
 
         async def awaited() -> Any:
             with redis_errors(client):
                 return await work(client)
 
-        if self._way != "sync":
-            return self._runner.run(awaited())
-        with redis_errors(client):
-            return work(client)
+        return self._runner.run(awaited())
 
     def ping(self, text: str, **options: Any) -> None:
-        self.call(text, lambda client: client.ping(), writes=False, **options)
+        self.read(text, lambda client: client.ping(), **options)
 
     def mget(self, text: str, keys: Sequence[bytes], **options: Any) -> list[bytes | None]:
-        function: Any = mget if self._way == "sync" else mget_async
-        return self.call(text, lambda client: function(client, keys), writes=False, **options)
+        if self._way == "sync":
+            return self.call(text, lambda client: mget(client, keys), **options)
+        return self.read(text, lambda client: client.mget(keys), **options)
 
     def run_script(
         self, text: str, script: str, items: Sequence[Item], **options: Any
     ) -> list[Any]:
-        function: Any = run_script if self._way == "sync" else run_script_async
-        return self.call(text, lambda client: function(client, script, items, **options))
+        return self.call(text, lambda client: run_script(client, script, items, **options))
 
     def scan(self, text: str, pattern: bytes) -> list[bytes]:
-        async def listed(client: Any) -> list[bytes]:
-            return [key async for key in scan_async(client, pattern)]
+        return self.call(text, lambda client: list(scan(client, pattern)))
 
-        if self._way == "sync":
-            return self.call(text, lambda client: list(scan(client, pattern)))
-        return self.call(text, listed)
+    def _client(self, make: Callable[..., Any], text: str, options: dict[str, Any]) -> Any:
+        known = (make, text, *options.items())
+        if known not in self._clients:
+            self._clients[known] = make(text, **options)
+        return self._clients[known]
 
     def close(self) -> None:
         for client in self._clients.values():
-            if self._way == "sync":
-                client.close()
-            else:
+            if hasattr(client, "aclose"):
                 self._runner.run(client.aclose())
+            else:
+                client.close()
         self._runner.run(self._parted())
         self._runner.close()
 

@@ -28,6 +28,7 @@ from tallystick.online_store.redis_connection import connect
 from tls_relay import HOST, Certificates, Relay, make_certificates
 
 SLOTS = 16_384
+MASTER = "features"
 PASSWORD = "pass=word"
 USER = "tally"
 USER_PASSWORD = "another one"
@@ -87,8 +88,8 @@ class Server:
     def start(self) -> None:
         """Start it, with what it had before, and wait until it answers."""
         self.folder.mkdir(exist_ok=True)
-        own = ["--port", self.port, "--bind", HOST, "--dir", self.folder, "--save", ""]
-        own += ["--logfile", self.folder / "log", *self.options]
+        own = [*self.options, "--port", self.port, "--bind", HOST, "--dir", self.folder]
+        own += ["--save", "", "--logfile", self.folder / "log"]
         # The shell holds the pipe's other end; when it closes, so ends the server.
         self._process = subprocess.Popen(
             ["sh", "-c", '"$@" & cat; kill -9 $!', "sh", *map(str, [server_program(), *own])],
@@ -209,6 +210,59 @@ class RedisCluster:
         return (state["cluster_state"], covered, len(owners)) == ("ok", SLOTS, len(self.servers))
 
 
+@dataclass
+class SentinelRedis:
+    """A running Redis with a replica and a Sentinel that watches both."""
+
+    servers: list[Server]
+    sentinel: Server
+
+    @property
+    def connection_string(self) -> str:
+        """As in feature_store.yaml; the first Sentinel does not run."""
+        return f"{HOST}:1,{HOST}:{self.sentinel.port}"
+
+    @property
+    def primary(self) -> Server:
+        """The server that Sentinel names."""
+        _, port = self.sentinel.admin.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", MASTER)
+        return next(one for one in self.servers if one.port == int(port))
+
+    @property
+    def client(self) -> Any:
+        return self.primary.admin
+
+    def wait(self) -> None:
+        """Wait until the replica follows the primary, and Sentinel knows both."""
+        wait_until(
+            lambda: (
+                self.primary.admin.info("replication")["connected_slaves"] == 1
+                and self.sentinel.admin.execute_command("SENTINEL REPLICAS", MASTER)
+                and self.primary.admin.wait(1, 100) == 1
+            ),
+            "the replica follows",
+        )
+
+
+@contextmanager
+def running_sentinel(folder: Path) -> Iterator[SentinelRedis]:
+    """A Redis, its replica, and a Sentinel; Sentinel writes what it learns to its file."""
+    with ExitStack() as stack:
+        primary = stack.enter_context(Server(folder / "0").running())
+        following = ["--replicaof", HOST, str(primary.port), "--repl-diskless-sync-delay", "0"]
+        replica = stack.enter_context(Server(folder / "1", following).running())
+        file = folder / "sentinel.conf"
+        file.write_text(
+            f"sentinel monitor {MASTER} {HOST} {primary.port} 1\n"
+            f"sentinel down-after-milliseconds {MASTER} 1000\n"
+            f"sentinel failover-timeout {MASTER} 5000\n"
+        )
+        sentinel = Server(folder / "sentinel", [str(file), "--sentinel"])
+        redis = SentinelRedis([primary, replica], stack.enter_context(sentinel.running()))
+        redis.wait()
+        yield redis
+
+
 @contextmanager
 def running_cluster(folder: Path, context: ssl.SSLContext | None = None) -> Iterator[RedisCluster]:
     """A cluster; with a context, one that has TLS, a password and a user."""
@@ -240,7 +294,7 @@ _GUARDED = (
 )
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=["sync", "serving"])
 def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
     """The ways to ask; a module that asks in others has parameters of its own."""
     made = Caller(request.param)
@@ -272,6 +326,25 @@ def redis_cluster(redis_cluster_process: RedisCluster) -> Iterator[RedisCluster]
     redis_cluster_process.client = connect(redis_cluster_process.connection_string)
     yield redis_cluster_process
     redis_cluster_process.client.close()
+
+
+@pytest.fixture(scope="session")
+def sentinel_redis_process(redis_folder: Path) -> Iterator[SentinelRedis]:
+    """One Redis behind a Sentinel for all tests of the session."""
+    (redis_folder / "sentinel").mkdir()
+    with running_sentinel(redis_folder / "sentinel") as redis:
+        yield redis
+
+
+@pytest.fixture
+def sentinel_redis(sentinel_redis_process: SentinelRedis) -> SentinelRedis:
+    """The session's Redis behind a Sentinel, whole and emptied."""
+    for server in sentinel_redis_process.servers:
+        if not server.is_running:
+            server.start()
+    sentinel_redis_process.wait()
+    sentinel_redis_process.client.flushall()
+    return sentinel_redis_process
 
 
 @pytest.fixture(scope="session")

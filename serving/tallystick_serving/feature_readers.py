@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tallystick.definitions.contract import ModelContract
 from tallystick.errors import DefinitionError, UnavailableError
 from tallystick.online_store.online_reader import OnlineReader, ViewRows
-from tallystick.online_store.redis_connection import address, connect_for_reads, redis_errors
-from tallystick.online_store.redis_wire import Wire
+from tallystick.online_store.redis_connection import (
+    connect_for_reads,
+    redis_errors,
+    shown_address,
+)
 from tallystick_serving.store_config import Project
 
 if TYPE_CHECKING:
@@ -89,13 +92,14 @@ class PackedReaders:
             project.connection_string,
             project.path,
             redis_type=project.redis_type,
+            sentinel_master=project.sentinel_master,
             connect_timeout_s=min(timeout_s, project.connect_timeout_s),
             read_timeout_s=min(timeout_s, project.read_timeout_s),
             budget_s=timeout_s,
         )
-        self.keeps_time = isinstance(self.client, Wire)
+        self.keeps_time = True
         self._is_versioned = project.is_versioned
-        self.service = address(self.client)
+        self.service = shown_address(self.client)
 
     def reader(self, contract: ModelContract) -> OnlineReader:
         """The reader of a contract's views; rows say themselves how they were defined.

@@ -75,6 +75,7 @@ class PushedRows:
             self._project.connection_string,
             self._project.path,
             redis_type=self._project.redis_type,
+            sentinel_master=self._project.sentinel_master,
         )
 
 

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from tallystick.definitions.feature_repo import state_dir
 from tallystick.errors import DefinitionError, InputError, Problem
-from tallystick.online_store.redis_address import JOURNAL_WITHOUT_TTL
+from tallystick.online_store.redis_address import JOURNAL_WITHOUT_TTL, SENTINEL_MASTER
 from tallystick.online_store.redis_connection import CONNECT_TIMEOUT_S, EMBEDDED, READ_TIMEOUT_S
 
 ONLINE_STORE = "tallystick.online_store.RedisOnlineStore"
@@ -33,7 +33,8 @@ class Project:
         connection_string: Where its Redis is; nothing for another online store.
         state_dir: Folder of models and logs.
         online_store: Type of its online store, as Feast names it.
-        redis_type: ``redis`` or ``redis_cluster``.
+        redis_type: ``redis``, ``redis_cluster`` or ``redis_sentinel``.
+        sentinel_master: Name by which Sentinels know its Redis.
         connect_timeout_s: Seconds to connect to its Redis.
         read_timeout_s: Seconds to wait for an answer of its Redis.
         key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
@@ -47,6 +48,7 @@ class Project:
     state_dir: Path
     online_store: str = ONLINE_STORE
     redis_type: str = "redis"
+    sentinel_master: str = SENTINEL_MASTER
     connect_timeout_s: float = CONNECT_TIMEOUT_S
     read_timeout_s: float = READ_TIMEOUT_S
     key_ttl_s: int | None = None
@@ -109,6 +111,7 @@ def _read_redis(online: dict[str, Any], problems: list[Problem]) -> dict[str, An
     read = {
         "connection_string": online.get("connection_string", EMBEDDED),
         "redis_type": online.get("redis_type", "redis"),
+        "sentinel_master": online.get("sentinel_master", SENTINEL_MASTER),
     }
     problems += [
         Problem(f"online_store.{name}", "a text", "something else")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from redis_caller import Caller
 from redis_servers import (
     PASSWORD,
     POWERLESS_USER,
@@ -13,7 +12,7 @@ from redis_servers import (
 )
 from tallystick.errors import UnavailableError
 from tallystick.online_store.redis_commands import KEYS_PER_CALL
-from tallystick.online_store.redis_connection import address, connect
+from tallystick.online_store.redis_connection import connect, shown_address
 from tls_relay import HOST, Relay
 
 SET = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i]) end return #KEYS"
@@ -22,13 +21,6 @@ WRONG = "s3cret"
 
 def over_tls(port, authority, *options, host="localhost"):
     return ",".join([f"{host}:{port},ssl=true,ssl_ca_certs={authority}", *options])
-
-
-@pytest.fixture(params=["sync", "async", "serving"])
-def caller(request):
-    made = Caller(request.param)
-    yield made
-    made.close()
 
 
 @pytest.fixture(params=["one server", "cluster"])
@@ -92,7 +84,7 @@ def test_an_authority_that_did_not_sign(tls_redis, tls_cluster, certificates, ca
     ):
         told = refusal(caller, start + ending)
         assert shown in told
-        assert "over TLS did not answer (TLS failed: the certificate does not hold, " in told
+        assert "over TLS did not answer (TLS failed: the certificate is not valid, " in told
         caller.ping(f"{start}{ending},ssl_cert_reqs=none")
 
 
@@ -101,7 +93,7 @@ def test_a_certificate_for_another_host(guarded_redis, certificates, caller):
     text = over_tls(relay.port, certificates.authority, f"password={PASSWORD}")
     try:
         told = refusal(caller, text)
-        assert "TLS failed: the certificate does not hold, Hostname mismatch" in told
+        assert "TLS failed: the certificate is not valid, Hostname mismatch" in told
         unchecked = f"{text},ssl_check_hostname=false"
         caller.ping(unchecked)
     finally:
@@ -130,5 +122,5 @@ def test_a_server_with_tls_that_is_asked_without(tls_redis, caller):
 
 def test_the_address_of_a_client_says_tls(tls_redis, certificates):
     client = connect(over_tls(tls_redis.port, certificates.authority))
-    assert address(client) == f"Redis at localhost:{tls_redis.port} over TLS"
+    assert shown_address(client) == f"Redis at localhost:{tls_redis.port} over TLS"
     client.close()

@@ -222,7 +222,12 @@ class Materializer:
                 "Feast keeps the versions of a view apart online, which only Feast can fill.",
                 hint="Materialize with Feast:  feast materialize-incremental …",
             )
-        return connect(config.connection_string, self._repo.path, redis_type=config.redis_type)
+        return connect(
+            config.connection_string,
+            self._repo.path,
+            redis_type=config.redis_type,
+            sentinel_master=config.sentinel_master,
+        )
 
 
 def marks_path(state_dir: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import DefinitionError, Problem
 from tallystick.online_store.entity_keys import definitions_key, store_key, ttls_key
-from tallystick.online_store.redis_connection import AsyncClient, SyncClient, redis_errors
+from tallystick.online_store.redis_connection import SyncClient, redis_errors
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_layout import TAG, VIEW_TAG
 
@@ -43,28 +43,16 @@ def register(client: SyncClient, project: str, codec: RowCodec) -> Registered:
         DefinitionError: Another name or definition has the same tag.
         UnavailableError: Redis did not answer.
     """
-    with redis_errors(client):
-        pipeline = client.pipeline(transaction=False)
-        _queue(pipeline, project, codec)
-        return _registered(codec, pipeline.execute())
-
-
-async def register_async(client: AsyncClient, project: str, codec: RowCodec) -> Registered:
-    """Register a definition before its rows are written, as :func:`register`."""
-    with redis_errors(client):
-        pipeline = client.pipeline(transaction=False)
-        _queue(pipeline, project, codec)
-        return _registered(codec, await pipeline.execute())
-
-
-def _queue(pipeline: Any, project: str, codec: RowCodec) -> None:
     definitions, ttls = definitions_key(project), ttls_key(project)
-    pipeline.hsetnx(definitions, codec.view, codec.name)
-    pipeline.hsetnx(definitions, codec.tag, codec.spec.canonical_json())
-    pipeline.hmget(definitions, codec.view, codec.tag)
-    if codec.spec.ttl_us is not None:
-        pipeline.hset(ttls, codec.tag, _TTL.pack(codec.spec.ttl_us))
-    pipeline.hgetall(ttls)
+    with redis_errors(client):
+        pipeline = client.pipeline(transaction=False)
+        pipeline.hsetnx(definitions, codec.view, codec.name)
+        pipeline.hsetnx(definitions, codec.tag, codec.spec.canonical_json())
+        pipeline.hmget(definitions, codec.view, codec.tag)
+        if codec.spec.ttl_us is not None:
+            pipeline.hset(ttls, codec.tag, _TTL.pack(codec.spec.ttl_us))
+        pipeline.hgetall(ttls)
+        return _registered(codec, pipeline.execute())
 
 
 def _registered(codec: RowCodec, answers: Sequence[Any]) -> Registered:

@@ -10,7 +10,6 @@ from tallystick.definitions.contract import ViewUse
 from tallystick.errors import InputError, Problem
 from tallystick.online_store.entity_keys import EntityKeys, definitions_key
 from tallystick.online_store.entity_value import Found, SectionReader
-from tallystick.online_store.redis_commands import mget_async
 from tallystick.online_store.redis_connection import ReadClient, redis_errors
 from tallystick.online_store.row_decoder import (
     UnknownDefinitionError,
@@ -53,7 +52,7 @@ class OnlineReader:
     """
 
     def __init__(self, client: ReadClient, project: str, uses: Sequence[ViewUse]) -> None:
-        self._client: Any = client
+        self._client = client
         self._definitions_key = definitions_key(project)
         self._names = [use.name for use in uses]
         grouped: dict[Any, dict[str, ViewDecoder]] = {}
@@ -93,7 +92,7 @@ class OnlineReader:
         asked = [key for redis_keys in wanted for key in redis_keys if key is not None]
         if asked:
             with redis_errors(self._client):
-                found = iter(await mget_async(self._client, asked))
+                found = iter(await self._client.mget(asked))
         else:
             found = iter(())
         decoded: dict[str, ViewRows] = {}

@@ -1,8 +1,10 @@
-"""Where a Redis is and how to get in, as ``feature_store.yaml`` says it.
+"""The address of a Redis and how to log in, as ``feature_store.yaml`` states them.
 
 The form is that of Feast's own Redis store: ``host:port[,host2:port2…][,option=value…]``. Several
-addresses, or the option ``cluster=true``, or ``redis_type: redis_cluster`` mean a Redis Cluster, of
-which they are the nodes that are asked first. ``unix:///path[,option=value…]`` is a socket.
+addresses, the option ``cluster=true`` or ``redis_type: redis_cluster`` mean a Redis Cluster, and
+the addresses are its start nodes. With ``redis_type: redis_sentinel`` they are those of Sentinels,
+which know where the Redis named ``sentinel_master`` is. ``unix:///path[,option=value…]`` is a
+socket.
 """
 
 from __future__ import annotations
@@ -11,18 +13,20 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 from tallystick.errors import InputError, Problem
 
-RedisType: TypeAlias = Literal["redis", "redis_cluster"]
+RedisType: TypeAlias = Literal["redis", "redis_cluster", "redis_sentinel"]
 """Feast's field ``redis_type``."""
 
 FORM: Final = "host:port[,host2:port2…][,option=value…], unix:///path[,option=value…], or embedded"
 JOURNAL_WITHOUT_TTL: Final = (
     "journal: true needs key_ttl_seconds unset: what Redis forgets by it, the journal cannot know"
 )
-_REDIS_TYPES: Final = ("redis", "redis_cluster")
+SENTINEL_MASTER: Final = "mymaster"
+"""Name of the Redis behind Sentinels where the file gives none; Feast's default."""
+_REDIS_TYPES: Final = get_args(RedisType)
 _SOCKET: Final = "unix://"
 _PORT_MAX: Final = 65_535
 
@@ -52,43 +56,57 @@ _OPTIONS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "ssl_keyfile": ("a path", str),
     "ssl_cert_reqs": ("required, optional or none", _requirement),
     "ssl_check_hostname": ("true or false", _truth),
+    "sentinel_username": ("text", str),
+    "sentinel_password": ("text", str),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a Redis is and how to get in. As text it is what an error may show.
+class RedisAddress:
+    """The address of a Redis and how to log in. Its text form is safe to show in an error.
 
     Attributes:
-        addresses: Host and port; several for the start nodes of a cluster, none for a socket.
+        redis_type: One server, a cluster, or a server that Sentinels watch.
+        nodes: Host and port of the server, of the cluster's start nodes or of the Sentinels; empty
+            for a socket.
         socket: Path of a socket, or empty.
-        is_cluster: Whether it is a Redis Cluster.
-        options: What a client of redis-py has to be told besides. It may hold secrets.
+        sentinel_master: Name by which Sentinels know the Redis.
+        options: Further arguments of redis-py's client; may hold secrets.
+        sentinel_options: Those of a client of a Sentinel.
     """
 
-    addresses: tuple[tuple[str, int], ...] = ()
+    redis_type: RedisType = "redis"
+    nodes: tuple[tuple[str, int], ...] = ()
     socket: str = ""
-    is_cluster: bool = False
+    sentinel_master: str = SENTINEL_MASTER
     options: dict[str, Any] = field(default_factory=dict, repr=False)
+    sentinel_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
-        hosts = [f"[{host}]" if ":" in host else host for host, _ in self.addresses]
-        ports = [port for _, port in self.addresses]
+        hosts = [f"[{host}]" if ":" in host else host for host, _ in self.nodes]
+        ports = [port for _, port in self.nodes]
         listed = [f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)]
-        name = "Redis Cluster" if self.is_cluster else "Redis"
-        way = " over TLS" if self.options.get("ssl") else ""
-        return f"{name} at {', '.join(listed) or self.socket}{way}"
+        name = {
+            "redis": "Redis",
+            "redis_cluster": "Redis Cluster",
+            "redis_sentinel": f"Redis {self.sentinel_master} of the Sentinels",
+        }[self.redis_type]
+        tls = " over TLS" if self.options.get("ssl") else ""
+        return f"{name} at {', '.join(listed) or self.socket}{tls}"
 
 
-def read_place(connection_string: str, redis_type: str = "redis") -> Place:
-    """Read what ``feature_store.yaml`` says.
+def read_address(
+    connection_string: str, redis_type: str = "redis", sentinel_master: str = SENTINEL_MASTER
+) -> RedisAddress:
+    """Read the address that ``feature_store.yaml`` states.
 
     Args:
-        connection_string: As the module says.
-        redis_type: ``redis``, or ``redis_cluster`` for a cluster of which one node is named.
+        connection_string: See the module.
+        redis_type: A :data:`RedisType`.
+        sentinel_master: Name by which Sentinels know the Redis.
 
     Raises:
-        InputError: It cannot be used, or a file that it names cannot; every reason is listed, and
+        InputError: It cannot be used, or a file that it names cannot. All problems are listed, and
             nothing that may be secret is shown.
     """
     problems: list[Problem] = []
@@ -97,37 +115,50 @@ def read_place(connection_string: str, redis_type: str = "redis") -> Place:
     first, *others = connection_string.split(",")
     socket = first.removeprefix(_SOCKET) if first.startswith(_SOCKET) else ""
     # A part of a password behind a comma must not pass for an address, which errors show.
-    after = next((place for place, text in enumerate(others) if "=" in text), len(others))
-    addresses, found = _read_addresses([] if socket else [first, *others[:after]])
+    after = next((index for index, text in enumerate(others) if "=" in text), len(others))
+    nodes, found = _read_nodes([] if socket else [first, *others[:after]])
     problems += found
     options, found = _read_options(others if socket else others[after:])
     problems += found
-    wants_cluster = options.pop("cluster", None)
-    is_cluster = redis_type == "redis_cluster" or len(addresses) > 1
-    if is_cluster and wants_cluster is False:
-        problems.append(Problem("cluster", "true, as several nodes or their type say", "false"))
-    is_cluster = is_cluster or bool(wants_cluster)
-    problems += _contradictions(options, is_cluster=is_cluster, is_socket=bool(socket))
+    cluster_option = options.pop("cluster", None)
+    if redis_type == "redis" and (len(nodes) > 1 or cluster_option):
+        redis_type = "redis_cluster"
+    if cluster_option is not None and cluster_option != (redis_type == "redis_cluster"):
+        problems.append(Problem("cluster", f"none, as this is a {redis_type}", str(cluster_option)))
+    problems += _contradictions(options, redis_type, is_socket=bool(socket))
     problems += _unusable_files(options)
     if problems:
         raise InputError(
             "The online store's connection_string cannot be used.", problems, hint=f"Form: {FORM}"
         )
     if options.get("ssl_cert_reqs") == "none":
-        options["ssl_check_hostname"] = False  # a certificate that is not checked names nobody
-    return Place(tuple(addresses), socket, is_cluster, options)
+        options["ssl_check_hostname"] = False  # a host name in an unchecked certificate is no proof
+    login = {
+        name: options.pop(f"sentinel_{name}")
+        for name in ("username", "password")
+        if f"sentinel_{name}" in options
+    }
+    tls = {name: value for name, value in options.items() if name.startswith("ssl")}
+    return RedisAddress(
+        redis_type=cast("RedisType", redis_type),
+        nodes=tuple(nodes),
+        socket=socket,
+        sentinel_master=sentinel_master,
+        options=options,
+        sentinel_options={**login, **tls},
+    )
 
 
-def _read_addresses(texts: Sequence[str]) -> tuple[list[tuple[str, int]], list[Problem]]:
-    addresses, problems = [], []
+def _read_nodes(texts: Sequence[str]) -> tuple[list[tuple[str, int]], list[Problem]]:
+    nodes, problems = [], []
     for text in texts:
         host, _, port = text.strip().rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if host and port.isdecimal() and 0 < int(port) <= _PORT_MAX:
-            addresses.append((host, int(port)))
+            nodes.append((host, int(port)))
         else:
             problems.append(Problem("address", "host:port", "another text"))
-    return addresses, problems
+    return nodes, problems
 
 
 def _read_options(texts: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
@@ -152,12 +183,18 @@ def _read_options(texts: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
     return options, problems
 
 
-def _contradictions(options: dict[str, Any], *, is_cluster: bool, is_socket: bool) -> list[Problem]:
+def _contradictions(options: dict[str, Any], redis_type: str, *, is_socket: bool) -> list[Problem]:
     problems = []
-    if is_cluster and is_socket:
-        problems.append(Problem("address", "host:port for a node of the cluster", "a socket"))
-    if is_cluster and "db" in options:
+    if is_socket and redis_type != "redis":
+        problems.append(Problem("address", f"host:port, for {redis_type}", "a socket"))
+    if redis_type == "redis_cluster" and "db" in options:
         problems.append(Problem("db", "no db, as a cluster has one database", "a number"))
+    if redis_type != "redis_sentinel":
+        problems += [
+            Problem(name, "redis_type: redis_sentinel", redis_type)
+            for name in options
+            if name.startswith("sentinel_")
+        ]
     needing = [name for name in options if name.startswith("ssl_")]
     if needing and not options.get("ssl"):
         problems.append(Problem("ssl", f"true, for {', '.join(needing)}", "no TLS"))

@@ -1,61 +1,74 @@
-"""Connections to Redis; the one place where its errors become Tallystick's."""
+"""Clients of Redis, and the conversion of their errors into Tallystick's.
+
+Writers, the command line and Feast use redis-py's synchronous clients of a server, a cluster or a
+server behind Sentinels. Serving reads with a client of its own for each event loop: one shared
+connection to a server (:mod:`tallystick.online_store.shared_connection`), or to each node of a
+cluster (:mod:`tallystick.online_store.cluster_reader`).
+"""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, overload
+from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
 
 from redis import Redis
-from redis import asyncio as redis_asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import AskError, NoPermissionError, RedisClusterException, RedisError
+from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from tallystick.errors import InputError, Problem, UnavailableError
-from tallystick.online_store.redis_address import Place, read_place
-from tallystick.online_store.redis_cluster import AsyncCluster, Cluster
-from tallystick.online_store.redis_wire import Wire
+from tallystick.online_store.cluster_reader import ClusterReader
+from tallystick.online_store.redis_address import SENTINEL_MASTER, RedisAddress, read_address
+from tallystick.online_store.shared_connection import SharedConnection
 
 SyncClient: TypeAlias = Any
-"""A ``redis.Redis`` or ``Cluster``; the annotations of their
-commands mix answers and awaitables."""
-AsyncClient: TypeAlias = Any
-"""A ``redis.asyncio.Redis`` or :class:`tallystick.online_store.redis_cluster.AsyncCluster`."""
-
-ReadClient: TypeAlias = Wire | AsyncCluster
-"""What serving reads with."""
+"""A ``redis.Redis`` or ``redis.cluster.RedisCluster``; the annotations of their commands mix
+answers and awaitables."""
+ReadClient: TypeAlias = SharedConnection | ClusterReader
+"""An asynchronous client for the reads of serving."""
 
 EMBEDDED: Final = "embedded"
 CONNECT_TIMEOUT_S: Final = 1.0
 READ_TIMEOUT_S: Final = 5.0
+_ClusterNode: Final[Any] = ClusterNode
+_Sentinel: Final[Any] = Sentinel
 _ERRORS: Final = (RedisError, RedisClusterException, OSError)
-"""All that redis-py raises; its errors of a cluster are no RedisError."""
+"""All that redis-py raises; RedisClusterException is not a RedisError."""
+_addresses: WeakKeyDictionary[Any, RedisAddress] = WeakKeyDictionary()
+"""Client → its address, for errors."""
 
 
-def place_of(
-    connection_string: str, repo_path: Path | None = None, redis_type: str = "redis"
-) -> Place:
-    """Where a Redis is; starts the embedded server if that is meant.
+def redis_address(
+    connection_string: str,
+    repo_path: Path | None = None,
+    redis_type: str = "redis",
+    sentinel_master: str = SENTINEL_MASTER,
+) -> RedisAddress:
+    """The address of a Redis; starts the embedded server where that is configured.
 
     Args:
-        connection_string: As :mod:`tallystick.online_store.redis_address` has it, or ``embedded``.
-        repo_path: Folder of the Feast repo, of which an embedded server is part.
-        redis_type: ``redis``, or ``redis_cluster`` for a cluster of which one node is named.
+        connection_string: See :mod:`tallystick.online_store.redis_address`, or ``embedded``.
+        repo_path: Folder of the Feast repo, in whose state folder an embedded server lives.
+        redis_type: ``redis``, ``redis_cluster`` or ``redis_sentinel``.
+        sentinel_master: Name by which Sentinels know the Redis.
 
     Raises:
-        InputError: The connection string cannot be used, or a file that it names.
+        InputError: The connection string or a file that it names cannot be used.
         UnavailableError: The embedded server does not start.
     """
     if connection_string != EMBEDDED:
-        return read_place(connection_string, redis_type)
+        return read_address(connection_string, redis_type, sentinel_master)
     if repo_path is None:
-        raise InputError("An embedded Redis needs the folder in which it keeps its data.")
+        raise InputError("An embedded Redis needs the folder of a Feast repo for its data.")
     if redis_type != "redis":
         raise InputError(
             "The embedded Redis is one server.", [Problem("redis_type", "redis", repr(redis_type))]
@@ -63,82 +76,66 @@ def place_of(
     from tallystick.definitions.feature_repo import state_dir
     from tallystick.online_store.embedded_redis import start
 
-    return Place(socket=str(start(state_dir(repo_path))))
+    return RedisAddress(socket=str(start(state_dir(repo_path))))
 
 
-@overload
 def connect(
     connection_string: str,
     repo_path: Path | None = None,
     *,
     redis_type: str = "redis",
-    asynchronous: Literal[False] = False,
+    sentinel_master: str = SENTINEL_MASTER,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     read_timeout_s: float = READ_TIMEOUT_S,
-) -> SyncClient: ...
-@overload
-def connect(
-    connection_string: str,
-    repo_path: Path | None = None,
-    *,
-    redis_type: str = "redis",
-    asynchronous: Literal[True],
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    read_timeout_s: float = READ_TIMEOUT_S,
-) -> AsyncClient: ...
-def connect(
-    connection_string: str,
-    repo_path: Path | None = None,
-    *,
-    redis_type: str = "redis",
-    asynchronous: bool = False,
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    read_timeout_s: float = READ_TIMEOUT_S,
-) -> Any:
-    """A client of Redis or of a Redis Cluster, which connects when it is first used.
+) -> SyncClient:
+    """A synchronous client of redis-py.
 
-    A synchronous client of a cluster connects at once, to learn which nodes there are.
-
+    It connects at its first command; the client of a cluster connects at once, to learn the nodes.
     A command whose connection turns out to be closed is sent once more: every command that is used
-    here may be repeated. A command that times out is not.
+    here may be repeated.
 
     Args:
-        connection_string: As :mod:`tallystick.online_store.redis_address` has it, or ``embedded``.
-        repo_path: Folder of the Feast repo, of which an embedded server is part.
-        redis_type: ``redis``, or ``redis_cluster`` for a cluster of which one node is named.
-        asynchronous: Whether to give a client for asyncio.
+        connection_string: See :func:`redis_address`, as the other arguments.
+        repo_path: See there.
+        redis_type: See there.
+        sentinel_master: See there.
         connect_timeout_s: Seconds to connect.
         read_timeout_s: Seconds to wait for an answer.
 
     Raises:
-        InputError: The connection string cannot be used, or a file that it names.
+        InputError: The connection string or a file that it names cannot be used.
         UnavailableError: The embedded server does not start, or the cluster does not answer.
     """
-    place = place_of(connection_string, repo_path, redis_type)
-    options: dict[str, Any] = {
-        **place.options,
-        "socket_connect_timeout": connect_timeout_s,
-        "socket_timeout": read_timeout_s,
-    }
-    if place.is_cluster:
-        if asynchronous:
-            return AsyncCluster(place, **options)
+    address = redis_address(connection_string, repo_path, redis_type, sentinel_master)
+    timeouts = {"socket_connect_timeout": connect_timeout_s, "socket_timeout": read_timeout_s}
+    options: dict[str, Any] = {**address.options, **timeouts}
+    client: SyncClient
+    if address.redis_type == "redis_cluster":
         try:
-            return Cluster(place, **options)
+            client = RedisCluster(
+                startup_nodes=[_ClusterNode(*node) for node in address.nodes],
+                # All nodes may have other addresses one day, except the configured ones.
+                dynamic_startup_nodes=False,
+                retry=Retry(NoBackoff(), 1),
+                **options,
+            )
         except _ERRORS as error:
-            raise UnavailableError(str(place), _told(error, place)) from error
-    if place.socket:
-        options["unix_socket_path"] = place.socket
+            raise UnavailableError(str(address), _reason(error, address)) from error
     else:
-        ((options["host"], options["port"]),) = place.addresses
-    again: dict[str, Any] = {
-        "backoff": NoBackoff(),
-        "retries": 1,
-        "supported_errors": (RedisConnectionError,),
-    }
-    if asynchronous:
-        return redis_asyncio.Redis(retry=AsyncRetry(**again), **options)
-    return Redis(retry=Retry(**again), **options)
+        options["retry"] = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
+        if address.redis_type == "redis_sentinel":
+            once = {"retry": Retry(NoBackoff(), 0), **timeouts}
+            sentinels = _Sentinel(
+                address.nodes, sentinel_kwargs={**address.sentinel_options, **once}
+            )
+            client = sentinels.master_for(address.sentinel_master, **options)
+        elif address.socket:
+            client = Redis(unix_socket_path=address.socket, **options)
+        else:
+            ((host, port),) = address.nodes
+            client = Redis(host, port, **options)
+    _addresses[client] = address
+    return client
 
 
 def connect_for_reads(
@@ -146,75 +143,66 @@ def connect_for_reads(
     repo_path: Path | None = None,
     *,
     redis_type: str = "redis",
+    sentinel_master: str = SENTINEL_MASTER,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     read_timeout_s: float = READ_TIMEOUT_S,
     budget_s: float | None = None,
 ) -> ReadClient:
-    """What serving reads Redis with: the quickest that the place allows.
+    """The asynchronous client with which serving reads; it connects at its first command.
 
-    Args and errors are those of :func:`connect`, and ``budget_s``: seconds for a command in all,
-    which a cluster's client does not keep by itself.
+    Args:
+        connection_string: See :func:`connect`, as for the other arguments and the errors.
+        repo_path: See there.
+        redis_type: See there.
+        sentinel_master: See there.
+        connect_timeout_s: See there.
+        read_timeout_s: See there.
+        budget_s: Seconds for a command in all.
     """
-    place = place_of(connection_string, repo_path, redis_type)
-    if not place.is_cluster:
-        return Wire(
-            place,
-            connect_timeout_s=connect_timeout_s,
-            read_timeout_s=read_timeout_s,
-            budget_s=budget_s,
-        )
-    return AsyncCluster(
-        place,
-        **place.options,
-        socket_connect_timeout=connect_timeout_s,
-        socket_timeout=read_timeout_s,
-    )
+    address = redis_address(connection_string, repo_path, redis_type, sentinel_master)
+    timeouts: dict[str, Any] = {
+        "connect_timeout_s": connect_timeout_s,
+        "read_timeout_s": read_timeout_s,
+    }
+    client: ReadClient
+    if address.redis_type == "redis_cluster":
+        make = partial(connect, connection_string, redis_type=redis_type, **timeouts)
+        client = ClusterReader(address, make, budget_s=budget_s, **timeouts)
+    else:
+        client = SharedConnection(address, budget_s=budget_s, **timeouts)
+    _addresses[client] = address
+    return client
 
 
-def address(client: SyncClient | AsyncClient) -> str:
-    """Where a client's Redis is, without anything secret."""
-    return str(_place_of_client(client))
+def shown_address(client: SyncClient | ReadClient) -> str:
+    """The address of a client's Redis, without secrets."""
+    return str(_addresses.get(client, "Redis"))
 
 
 @contextmanager
-def redis_errors(client: SyncClient | AsyncClient) -> Iterator[None]:
-    """Turn any error of Redis or of the connection into an UnavailableError that names the host."""
+def redis_errors(client: SyncClient | ReadClient) -> Iterator[None]:
+    """Turn any error of Redis or of the connection into an UnavailableError with the address."""
     try:
         yield
     except _ERRORS as error:
-        if isinstance(error, RedisClusterException) and isinstance(client, Cluster | AsyncCluster):
-            client.start_over()
-        place = _place_of_client(client)
-        raise UnavailableError(str(place), _told(error, place)) from error
+        address = _addresses.get(client, RedisAddress())
+        raise UnavailableError(shown_address(client), _reason(error, address)) from error
 
 
-def _place_of_client(client: SyncClient | AsyncClient) -> Place:
-    place = getattr(client, "place", None)
-    if isinstance(place, Place):
-        return place
-    arguments = client.connection_pool.connection_kwargs
-    if socket := arguments.get("path"):
-        return Place(socket=socket)
-    own = (arguments.get("host", "localhost"), arguments.get("port", 6379))
-    return Place((own,), options={"ssl": "ssl_cert_reqs" in arguments})
-
-
-def _told(error: BaseException, place: Place) -> str:
-    """What an error says; why TLS or a user was refused is behind the error to which that led."""
-    told = str(error) or type(error).__name__
-    if isinstance(error, AskError):
-        told = "a slot of the cluster does not stop moving"
-    behind: BaseException | None = error
-    while behind is not None:
-        if isinstance(behind, ssl.SSLCertVerificationError):
-            return f"TLS failed: the certificate does not hold, {behind.verify_message}"
-        if isinstance(behind, ssl.SSLError):
-            return f"TLS failed: {behind.reason or behind}"
-        if isinstance(behind, NoPermissionError):  # redis-py takes it for a server of no cluster
-            return str(behind)
-        is_connecting = isinstance(behind, RedisTimeoutError) and "connecti" in str(behind)
-        if is_connecting and place.options.get("ssl"):
+def _reason(error: BaseException, address: RedisAddress) -> str:
+    """Why a command failed: for TLS and permissions, the error behind that of redis-py."""
+    reason = str(error) or type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"TLS failed: the certificate is not valid, {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed: {cause.reason or cause}"
+        if isinstance(cause, NoPermissionError):  # redis-py reports a server that is not a cluster
+            return str(cause)
+        is_connecting = isinstance(cause, RedisTimeoutError) and "connecti" in str(cause)
+        if is_connecting and address.options.get("ssl"):
             # A server without TLS waits for the rest of what it takes for a command.
-            return f"{told}: TLS failed, or nobody is there"
-        behind = behind.__cause__ or behind.__context__
-    return told
+            return f"{reason}: TLS failed, or no server listens there"
+        cause = cause.__cause__ or cause.__context__
+    return reason

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, Self, TypeAlias, cast
-from weakref import WeakKeyDictionary
 
 from feast import Entity, FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
@@ -42,13 +42,16 @@ from tallystick.online_store.feast_answers import (
 )
 from tallystick.online_store.journal.journal_entry import entry_of_rows
 from tallystick.online_store.journal.write_journal import Entry, Journal, journal_of, noted
-from tallystick.online_store.redis_address import JOURNAL_WITHOUT_TTL, RedisType
-from tallystick.online_store.redis_commands import mget, mget_async
+from tallystick.online_store.redis_address import (
+    JOURNAL_WITHOUT_TTL,
+    SENTINEL_MASTER,
+    RedisType,
+)
+from tallystick.online_store.redis_commands import mget
 from tallystick.online_store.redis_connection import (
     CONNECT_TIMEOUT_S,
     EMBEDDED,
     READ_TIMEOUT_S,
-    AsyncClient,
     SyncClient,
     connect,
     redis_errors,
@@ -60,7 +63,6 @@ from tallystick.online_store.row_writer import (
     delete_project,
     delete_view,
     write_rows,
-    write_rows_async,
 )
 
 logger = logging.getLogger(__name__)
@@ -81,8 +83,11 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     )
     redis_type: RedisType = Field(
         default="redis",
-        description="redis_cluster for a cluster of which one node is named."
-        " Several nodes are a cluster anyway.",
+        description="redis_cluster if connection_string names one node of a cluster (several nodes"
+        " are a cluster anyway), redis_sentinel if it names Sentinels.",
+    )
+    sentinel_master: str = Field(
+        default=SENTINEL_MASTER, description="Name by which the Sentinels know the Redis."
     )
     key_ttl_seconds: int | None = Field(
         default=None,
@@ -105,18 +110,18 @@ class RedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
 
 
 class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
-    """Packed rows in Redis, folded as they are written; the ttl holds when they are read.
+    """Packed rows in Redis: a write keeps the newest row, and a read enforces the ttl.
+
+    The asynchronous methods run their synchronous forms in a thread.
 
     Attributes:
-        counts: What became of all rows that this object wrote.
+        counts: Results of all writes of this object.
     """
 
     def __init__(self) -> None:
         self.counts = WriteCounts()
         self._client: SyncClient | None = None
-        self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = (
-            WeakKeyDictionary()
-        )
+        self._lock = Lock()
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
@@ -124,14 +129,14 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         return SupportedAsyncMethods(read=True, write=True)
 
     async def initialize(self, config: RepoConfig) -> None:
-        """Make the asynchronous client of the running loop."""
-        self._asynchronous(config)
+        """Do nothing: the client connects at its first command."""
 
     async def close(self) -> None:
-        """Close the connections of the running loop."""
-        client = self._async_clients.pop(asyncio.get_running_loop(), None)
+        """Close the connections."""
+        with self._lock:
+            client, self._client = self._client, None
         if client is not None:
-            await client.aclose()
+            await asyncio.to_thread(client.close)
 
     def online_write_batch(
         self,
@@ -149,7 +154,7 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         codec, rows = _packed(config, table, data)
         with noted(self._begun(config, codec, data, rows)):
             counts = write_rows(
-                self._synchronous(config),
+                self._connected(config),
                 config.project,
                 codec,
                 rows,
@@ -164,18 +169,8 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         data: list[Row],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Fold rows into Redis, as :meth:`online_write_batch`."""
-        codec, rows = _packed(config, table, data)
-        entry = await asyncio.to_thread(self._begun, config, codec, data, rows)
-        with noted(entry):
-            counts = await write_rows_async(
-                self._asynchronous(config),
-                config.project,
-                codec,
-                rows,
-                key_ttl_s=config.online_store.key_ttl_seconds,
-            )
-        self._written(codec, counts, progress)
+        """See :meth:`online_write_batch`."""
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
     def online_read(
         self,
@@ -200,9 +195,10 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         entity_keys: list[EntityKey],
         requested_features: list[str] | None = None,
     ) -> list[Answer]:
-        """Rows of one view, as :meth:`online_read`."""
-        read = read_of(config, table, entity_keys, requested_features)
-        return answers_of(read, (await self._fetch_async(config, [read]))[0])
+        """See :meth:`online_read`."""
+        return await asyncio.to_thread(
+            self.online_read, config, table, entity_keys, requested_features
+        )
 
     def update(  # noqa: PLR0917 - Feast's signature
         self,
@@ -220,7 +216,7 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
             # One version of a view that stays is removed alone.
             version = stored_name(config, table) if table.name in kept else None
             deleted = delete_view(
-                self._synchronous(config), config.project, table.name, version=version
+                self._connected(config), config.project, table.name, version=version
             )
             logger.info("removed %d online rows of view %s", deleted, table.name)
             if (journal := _journal(config)) is not None:
@@ -231,7 +227,7 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
     ) -> None:
         """Remove everything of this project, and nothing of another."""
         del tables, entities
-        deleted = delete_project(self._synchronous(config), config.project)
+        deleted = delete_project(self._connected(config), config.project)
         logger.info("removed %d keys of project %s", deleted, config.project)
         if (journal := _journal(config)) is not None:
             journal.all_removed()
@@ -256,25 +252,12 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
             if include_feature_view_version_metadata:
                 add_version(online_features_response, read.table)
 
-    async def _read_features_per_fv_async(  # noqa: PLR0917 - Feast's signature
-        self,
-        config: RepoConfig,
-        grouped_refs: list[tuple[Any, list[str]]],
-        join_key_values: Mapping[str, Sequence[Value]],
-        entity_name_to_join_key_map: Mapping[str, str],
-        online_features_response: GetOnlineFeaturesResponse,
-        full_feature_names: bool,  # noqa: FBT001
-        include_feature_view_version_metadata: bool,  # noqa: FBT001
-    ) -> None:
-        """Fill Feast's answer from all views with one round trip."""
-        reads = reads_of(config, grouped_refs, join_key_values, entity_name_to_join_key_map)
-        for read, rows in zip(reads, await self._fetch_async(config, reads), strict=True):
-            fill(online_features_response, read, rows, full_names=full_feature_names)
-            if include_feature_view_version_metadata:
-                add_version(online_features_response, read.table)
+    async def _read_features_per_fv_async(self, *args: Any) -> None:
+        """See :meth:`_read_features_per_fv`."""
+        await asyncio.to_thread(self._read_features_per_fv, *args)
 
     def _fetch(self, config: RepoConfig, reads: Sequence[ViewRead]) -> list[ViewRows]:
-        client = self._synchronous(config)
+        client = self._connected(config)
         keys = keys_of(reads)
         with redis_errors(client):
             found = dict(zip(keys, mget(client, keys), strict=True))
@@ -285,42 +268,18 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
                     (written,) = client.hmget(definitions_key(config.project), [error.tag])
                     learn(reads, error.tag, written)
 
-    async def _fetch_async(self, config: RepoConfig, reads: Sequence[ViewRead]) -> list[ViewRows]:
-        client = self._asynchronous(config)
-        keys = keys_of(reads)
-        with redis_errors(client):
-            found = dict(zip(keys, await mget_async(client, keys), strict=True))
-            while True:
-                try:
-                    return decoded(reads, found)
-                except UnknownDefinitionError as error:
-                    (written,) = await client.hmget(definitions_key(config.project), [error.tag])
-                    learn(reads, error.tag, written)
-
-    def _synchronous(self, config: RepoConfig) -> SyncClient:
-        if self._client is None:
-            self._client = connect(
-                config.online_store.connection_string,
-                _repo_path(config),
-                redis_type=config.online_store.redis_type,
-                connect_timeout_s=config.online_store.connect_timeout_s,
-                read_timeout_s=config.online_store.read_timeout_s,
-            )
-        return self._client
-
-    def _asynchronous(self, config: RepoConfig) -> AsyncClient:
-        """The client of the running loop: connections cannot be shared between loops."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._async_clients:
-            self._async_clients[loop] = connect(
-                config.online_store.connection_string,
-                _repo_path(config),
-                redis_type=config.online_store.redis_type,
-                asynchronous=True,
-                connect_timeout_s=config.online_store.connect_timeout_s,
-                read_timeout_s=config.online_store.read_timeout_s,
-            )
-        return self._async_clients[loop]
+    def _connected(self, config: RepoConfig) -> SyncClient:
+        with self._lock:
+            if self._client is None:
+                self._client = connect(
+                    config.online_store.connection_string,
+                    _repo_path(config),
+                    redis_type=config.online_store.redis_type,
+                    sentinel_master=config.online_store.sentinel_master,
+                    connect_timeout_s=config.online_store.connect_timeout_s,
+                    read_timeout_s=config.online_store.read_timeout_s,
+                )
+            return self._client
 
     def _begun(
         self,
@@ -343,12 +302,13 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
                 is_time = field == "unix_timestamp_val"  # in whole seconds
                 keys.setdefault(name, []).append(content * 1_000_000 if is_time else content)
         entry = entry_of_rows(codec, keys, [rows[place][1] for place in places])
-        return journal.begin(self._synchronous(config), config.project, codec, entry)
+        return journal.begin(self._connected(config), config.project, codec, entry)
 
     def _written(
         self, codec: RowCodec, counts: WriteCounts, progress: Callable[[int], Any] | None
     ) -> None:
-        self.counts += counts
+        with self._lock:
+            self.counts += counts
         logger.info(
             "view %s: %d rows won, %d lost, %d repeated, %d without key",
             codec.name,

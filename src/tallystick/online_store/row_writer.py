@@ -20,17 +20,12 @@ from tallystick.online_store.definition_tags import (
     Registered,
     forget_identity,
     register,
-    register_async,
     stored_under,
 )
 from tallystick.online_store.entity_keys import definitions_key, entity_prefix, project_prefix
 from tallystick.online_store.lua_scripts import FOLD, REMOVE
-from tallystick.online_store.redis_commands import run_script, run_script_async, scan
-from tallystick.online_store.redis_connection import (
-    AsyncClient,
-    SyncClient,
-    redis_errors,
-)
+from tallystick.online_store.redis_commands import run_script, scan
+from tallystick.online_store.redis_connection import SyncClient, redis_errors
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_layout import view_tag
 from tallystick.online_store.row_times import order_of
@@ -100,33 +95,6 @@ def write_rows(
         with redis_errors(client):
             counts += _summed(
                 run_script(
-                    client, FOLD, list(winners.items()), shared=_shared(registered, key_ttl_s)
-                )
-            )
-    logger.debug("view %s of project %s: %s", codec.name, project, counts)
-    return counts
-
-
-async def write_rows_async(
-    client: AsyncClient,
-    project: str,
-    codec: RowCodec,
-    rows: Iterable[tuple[bytes | None, bytes]],
-    *,
-    key_ttl_s: int | None = None,
-) -> WriteCounts:
-    """Fold packed rows into Redis, as :func:`write_rows`."""
-    counts = WriteCounts()
-    registered: Registered | None = None
-    for batch in _batches(rows):
-        winners, folded = _fold(batch)
-        counts += folded
-        if not winners:
-            continue
-        registered = registered or await register_async(client, project, codec)
-        with redis_errors(client):
-            counts += _summed(
-                await run_script_async(
                     client, FOLD, list(winners.items()), shared=_shared(registered, key_ttl_s)
                 )
             )

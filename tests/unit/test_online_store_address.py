@@ -1,4 +1,4 @@
-"""What feature_store.yaml says of where a Redis is."""
+"""The address of a Redis as feature_store.yaml states it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import serialization
 
 from redis_servers import LIMITS
 from tallystick.errors import InputError
-from tallystick.online_store.redis_address import _OPTIONS, read_place
+from tallystick.online_store.redis_address import _OPTIONS, read_address
 from tallystick.online_store.redis_connection import connect
 
 ROOT = Path(__file__).parents[2]
@@ -17,20 +17,20 @@ ROOT = Path(__file__).parents[2]
 
 def mistakes(text, redis_type="redis"):
     with pytest.raises(InputError) as caught:
-        read_place(text, redis_type)
+        read_address(text, redis_type)
     return [problem.where for problem in caught.value.problems], str(caught.value)
 
 
 def test_one_server():
-    place = read_place("h:1,username=u,password=a=b,ssl=true,db=2")
-    assert place.addresses == (("h", 1),)
-    assert place.options == {"username": "u", "password": "a=b", "ssl": True, "db": 2}
-    assert not place.is_cluster
-    assert read_place("[::1]:6379").addresses == (("::1", 6379),)
+    address = read_address("h:1,username=u,password=a=b,ssl=true,db=2")
+    assert address.nodes == (("h", 1),)
+    assert address.options == {"username": "u", "password": "a=b", "ssl": True, "db": 2}
+    assert address.redis_type == "redis"
+    assert read_address("[::1]:6379").nodes == (("::1", 6379),)
 
 
 @pytest.mark.parametrize(
-    ("text", "redis_type", "addresses"),
+    ("text", "redis_type", "nodes"),
     [
         ("a:1,b:2, c:3", "redis", (("a", 1), ("b", 2), ("c", 3))),
         ("a:1,b:2,cluster=true", "redis_cluster", (("a", 1), ("b", 2))),
@@ -38,27 +38,39 @@ def test_one_server():
         ("a:1", "redis_cluster", (("a", 1),)),
     ],
 )
-def test_a_cluster(text, redis_type, addresses):
-    place = read_place(text + ",password=x", redis_type)
-    assert place.is_cluster
-    assert place.addresses == addresses
-    assert place.options == {"password": "x"}
+def test_a_cluster(text, redis_type, nodes):
+    address = read_address(text + ",password=x", redis_type)
+    assert address.redis_type == "redis_cluster"
+    assert address.nodes == nodes
+    assert address.options == {"password": "x"}
+
+
+def test_sentinels():
+    address = read_address(
+        "a:1,b:2,password=x,db=1,ssl=true,sentinel_password=y", "redis_sentinel", "features"
+    )
+    assert address.redis_type == "redis_sentinel"
+    assert address.nodes == (("a", 1), ("b", 2))
+    assert address.sentinel_master == "features"
+    assert address.options == {"password": "x", "db": 1, "ssl": True}
+    assert address.sentinel_options == {"password": "y", "ssl": True}
+    assert read_address("a:1", "redis_sentinel").sentinel_master == "mymaster"
 
 
 def test_a_socket():
-    place = read_place("unix:///a/b,password=x,db=1")
-    assert place.socket == "/a/b"
-    assert place.addresses == ()
-    assert place.options == {"password": "x", "db": 1}
+    address = read_address("unix:///a/b,password=x,db=1")
+    assert address.socket == "/a/b"
+    assert address.nodes == ()
+    assert address.options == {"password": "x", "db": 1}
 
 
 def test_tls_options(certificates):
     authority, certificate = certificates.authority, certificates.certificate("client")
-    place = read_place(
+    address = read_address(
         f"h:1,ssl=True,ssl_ca_certs={authority},ssl_certfile={certificate},"
         f"ssl_keyfile={certificates.key('client')},ssl_cert_reqs=Optional,ssl_check_hostname=false"
     )
-    assert place.options == {
+    assert address.options == {
         "ssl": True,
         "ssl_ca_certs": str(authority),
         "ssl_certfile": str(certificate),
@@ -67,7 +79,7 @@ def test_tls_options(certificates):
         "ssl_check_hostname": False,
     }
     # What is not checked at all has no name that could be checked.
-    assert read_place("h:1,ssl=true,ssl_cert_reqs=none").options["ssl_check_hostname"] is False
+    assert read_address("h:1,ssl=true,ssl_cert_reqs=none").options["ssl_check_hostname"] is False
 
 
 @pytest.mark.parametrize(
@@ -80,9 +92,9 @@ def test_tls_options(certificates):
     ],
 )
 def test_what_is_shown_has_no_secret(text, shown):
-    place = read_place(text)
-    assert str(place) == shown
-    assert "s3cret" not in repr(place)
+    address = read_address(text)
+    assert str(address) == shown
+    assert "s3cret" not in repr(address)
 
 
 def test_all_mistakes_are_told_at_once_and_no_secret():
@@ -114,6 +126,7 @@ def test_all_mistakes_are_told_at_once_and_no_secret():
         ("unix:///a,ssl=true", ["ssl"]),
         ("h:1,ssl_check_hostname=true", ["ssl"]),
         ("h:1,ssl=false,ssl_cert_reqs=none", ["ssl"]),
+        ("h:1,sentinel_password=s3cret", ["sentinel_password"]),
     ],
 )
 def test_a_mistake(text, where):
@@ -123,8 +136,10 @@ def test_a_mistake(text, where):
 
 
 def test_a_type_that_is_none():
-    assert mistakes("h:1", "redis_sentinel")[0] == ["redis_type"]
+    assert mistakes("h:1", "sentinel")[0] == ["redis_type"]
     assert mistakes("a:1,cluster=false", "redis_cluster")[0] == ["cluster"]
+    assert mistakes("a:1,cluster=true", "redis_sentinel")[0] == ["cluster"]
+    assert mistakes("unix:///a", "redis_sentinel")[0] == ["address"]
     with pytest.raises(InputError, match=r"embedded.*\n.*redis_type: expected redis,"):
         connect("embedded", redis_type="redis_cluster", repo_path="unused")
 

@@ -1,4 +1,4 @@
-"""The store on a real cluster, and by a user who may do no more than it needs."""
+"""The store on each kind of Redis, and by a user who has no more permissions than it needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 import pyarrow as pa
 import pytest
 
-from redis_servers import LIMITED_USER, USER_PASSWORD
+from redis_servers import LIMITED_USER, MASTER, USER_PASSWORD
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.bulk_writer import write_table
@@ -38,21 +38,42 @@ def view(name, ttl_us=None):
 SHOP, BUYER = view("shop", ttl_us=3_600_000_000), view("buyer")
 
 
-@pytest.fixture(params=["cluster", "cluster with TLS and a user", "one server with TLS and a user"])
-def place(request, certificates):
-    """A connection string."""
-    if request.param == "cluster":
-        return request.getfixturevalue("redis_cluster").connection_string
+KINDS = [
+    "one server",
+    "one server with TLS and a user",
+    "cluster",
+    "cluster with TLS and a user",
+    "sentinel",
+]
+
+
+@pytest.fixture(params=KINDS)
+def address(request, certificates):
+    """The arguments of connect."""
     ending = f",ssl=true,ssl_ca_certs={certificates.authority}"
     ending += f",username={LIMITED_USER},password={USER_PASSWORD}"
-    if request.param.startswith("one server"):
-        return f"localhost:{request.getfixturevalue('tls_redis').port}{ending}"
-    return request.getfixturevalue("tls_cluster").connection_string + ending
+    match request.param:
+        case "one server":
+            text = request.getfixturevalue("redis_server").connection_string
+        case "one server with TLS and a user":
+            text = f"localhost:{request.getfixturevalue('tls_redis').port}{ending}"
+        case "cluster":
+            text = request.getfixturevalue("redis_cluster").connection_string
+        case "cluster with TLS and a user":
+            text = request.getfixturevalue("tls_cluster").connection_string + ending
+        case "sentinel":
+            text = request.getfixturevalue("sentinel_redis").connection_string
+            return {
+                "connection_string": text,
+                "redis_type": "redis_sentinel",
+                "sentinel_master": MASTER,
+            }
+    return {"connection_string": text}
 
 
 @pytest.fixture
-def client(place):
-    with closing(connect(place)) as client:
+def client(address):
+    with closing(connect(**address)) as client:
         delete_project(client, "p")
         delete_project(client, "other")
         yield client
@@ -70,14 +91,14 @@ def write(client, spec, ids, *, event, project="p"):
     return write_table(client, project, spec, table, write_us=event)
 
 
-def read(place, specs, ids, project="p"):
+def read(address, specs, ids, project="p"):
     uses = [
         ViewUse(spec=spec, name=spec.name, key_map={"id": "id"}, columns=spec.column_names)
         for spec in specs
     ]
 
     async def ask():
-        client = connect_for_reads(place)
+        client = connect_for_reads(**address)
         try:
             reader = OnlineReader(client, project, uses)
             return await reader.read({"id": ids}, request_time_us=10)
@@ -87,7 +108,7 @@ def read(place, specs, ids, project="p"):
     return asyncio.run(ask())
 
 
-def test_rows_are_folded_read_and_removed(place, client):
+def test_rows_are_folded_read_and_removed(address, client):
     ids = list(range(COUNT))
     identity = store_identity(client, "p")
     assert write(client, SHOP, ids, event=2) == WriteCounts(won=COUNT)
@@ -97,7 +118,7 @@ def test_rows_are_folded_read_and_removed(place, client):
     assert write(client, SHOP, ids[:100], event=3) == WriteCounts(won=100)
     assert write(client, SHOP, ids[:10], event=1, project="other") == WriteCounts(won=10)
     asked = [*reversed(ids), COUNT, 7, 7]
-    answer = read(place, [SHOP, BUYER], asked)
+    answer = read(address, [SHOP, BUYER], asked)
     expected = [*(number + (3 if number < 100 else 2) for number in reversed(ids)), None, 10, 10]
     assert answer["shop"].values["x"] == expected
     assert answer["buyer"].values["s"][:COUNT] == [f"buyer {number}" for number in reversed(ids)]
@@ -107,9 +128,9 @@ def test_rows_are_folded_read_and_removed(place, client):
     assert store_identity(client, "p") == identity
     assert delete_view(client, "p", "shop") == COUNT
     assert store_identity(client, "p") != identity
-    left = read(place, [SHOP, BUYER], ids)
+    left = read(address, [SHOP, BUYER], ids)
     assert set(left["shop"].status) == {Status.NOT_FOUND}
     assert set(left["buyer"].status) == {Status.PRESENT}
     assert delete_project(client, "p") >= COUNT
-    assert set(read(place, [BUYER], ids)["buyer"].status) == {Status.NOT_FOUND}
-    assert read(place, [SHOP], [3], project="other")["shop"].values["x"] == [4]
+    assert set(read(address, [BUYER], ids)["buyer"].status) == {Status.NOT_FOUND}
+    assert read(address, [SHOP], [3], project="other")["shop"].values["x"] == [4]
