@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.model_bundle.compiled import UnfitError
+from tallystick.model_bundle.compiled import CompiledFormError
 from tallystick.model_bundle.compiled.leaf_masks import LEAVES_MAX, ROWS_FEW, LeafMasks, Tree
 
 FEATURES = 3
@@ -58,7 +58,7 @@ def walk(node, row):
 def test_tables_end_where_a_walk_ends(shapes, rows, base, averages):
     given_trees = [tree_of(node) for node in shapes]
     if all(isinstance(node, float) for node in shapes):
-        with pytest.raises(UnfitError, match="no tree has a split"):
+        with pytest.raises(CompiledFormError, match="no tree has a split"):
             LeafMasks.of(given_trees, features=FEATURES, base=base, averages=averages)
         return
     made = LeafMasks.of(given_trees, features=FEATURES, base=base, averages=averages)
@@ -98,18 +98,18 @@ def test_every_leaf_has_its_bit(leaves):
 
 
 def test_what_has_no_room_in_bits_is_refused():
-    with pytest.raises(UnfitError, match="more than 64 leaves"):
+    with pytest.raises(CompiledFormError, match="more than 64 leaves"):
         LeafMasks.of([tree_of(comb(65))], features=1, base=0.0, averages=True)
     nan = tree_of(comb(3, threshold=lambda _: math.nan))
-    with pytest.raises(UnfitError, match="NaN"):
+    with pytest.raises(CompiledFormError, match="NaN"):
         LeafMasks.of([nan], features=1, base=0.0, averages=True)
     wide = [tree_of((((f, 0.0, True)), comb(40), 1.0)) for f in range(40)]
-    with pytest.raises(UnfitError, match="too large"):
+    with pytest.raises(CompiledFormError, match="too large"):
         LeafMasks.of(wide, features=40, base=0.0, averages=True)
 
 
 def test_another_format_is_refused():
     made = LeafMasks.of([tree_of(comb(3))], features=1, base=0.0, averages=True)
     made._arrays["format"] = np.array(2)
-    with pytest.raises(UnfitError, match="format 2, not 1"):
+    with pytest.raises(CompiledFormError, match="format 2, not 1"):
         LeafMasks.from_bytes(made.to_bytes())

@@ -26,7 +26,7 @@ from ensembles import (
     outcomes_of,
     rows_of,
 )
-from tallystick.model_bundle.compiled import UnfitError, forest
+from tallystick.model_bundle.compiled import CompiledFormError, forest
 from tallystick.model_bundle.compiled.forest import Forest
 from tallystick.model_bundle.compiled.form import CompiledForm
 from tallystick.model_bundle.compiled.form_comparison import (
@@ -129,7 +129,7 @@ class Shifted(RandomForestClassifier):
 @pytest.mark.parametrize(
     ("estimator", "says"),
     [
-        (LogisticRegression(), "LogisticRegression is none of scikit-learn's ensembles"),
+        (LogisticRegression(), "LogisticRegression is not one of scikit-learn's ensembles"),
         (make_pipeline(HistGradientBoostingClassifier(max_iter=3)), "Pipeline is none"),
         (DummyClassifier(), "DummyClassifier is none"),
         (Shifted(n_estimators=3), "Shifted is none"),
@@ -208,7 +208,7 @@ def test_made_up_rows_tell_forms_apart_that_real_rows_do_not():
         probes = probe_rows(right, count)
         assert right.accepted(probes).all()
         assert difference(right, estimator, probes, **given) == 0.0
-        with pytest.raises(UnfitError, match="differ"):
+        with pytest.raises(CompiledFormError, match="differ"):
             difference(wrong, estimator, probes, **given)
 
 
@@ -220,7 +220,7 @@ def test_a_category_that_training_did_not_see_is_why_categories_are_not_compiled
     form = CompiledForm(Forest.of(estimator), input_type="float64", accepts="nan")
     given = {"threshold": 0.5, "tolerance": TOLERANCE}
     assert difference(form, estimator, matrix, **given) < TOLERANCE
-    with pytest.raises(UnfitError, match="differ"):
+    with pytest.raises(CompiledFormError, match="differ"):
         difference(form, estimator, probe_rows(form, 256), **given)
 
 

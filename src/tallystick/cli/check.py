@@ -1,4 +1,4 @@
-"""Looks a repo over before anything runs: what would fail later is said now, all at once."""
+"""``tally check``: validates stores, definitions and contracts, and lists every problem at once."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from tallystick.point_in_time.on_demand import Transforms
 ONLINE_STORE = "tallystick.online_store.RedisOnlineStore"
 MISSING_ONLINE = (
     (
-        "rows have no created time, write time or definition: there the audit cannot tell "
-        "definition_changed and source_rewritten, and calls both unexplained"
+        "its rows have no created time, write time or definition: the audit cannot name the causes "
+        "definition_changed and source_rewritten, and reports both as unexplained"
     ),
     (
-        "it decides itself which of two writes stays: a correction may never go online, and an "
-        "older row may replace a newer one"
+        "it has its own rule for which of two writes is kept: a correction may never go online, "
+        "and an older row may replace a newer one"
     ),
     "tally serve enforces the ttl; Feast's SDK and server may not",
     (
-        "a view's definition is compared with the contract's when the champion is loaded, and not "
-        "row by row: after a change, write the view again before you train"
+        "the definition of a view is compared with the contract when the champion is loaded, not "
+        "for each row: after a change, write the view again before you train"
     ),
     (
-        "Feast fills it, by  feast materialize-incremental , which misses rows that arrive late; "
-        "tally materialize does not write to it"
+        "it is filled by  feast materialize-incremental , which misses rows that arrive late; "
+        "tally materialize cannot write to it"
     ),
 )
-"""What another online store than Tallystick's own lacks."""
+"""What is missing with an online store that is not Tallystick's."""
 
 
 @dataclass
-class Checked:
-    """What a check found: sentences for people, in order.
+class CheckResult:
+    """The result of a check: sentences for people, in order.
 
     Attributes:
-        passed: What holds.
-        warnings: What works, but not as well as it could.
+        passed: What is as it must be.
+        warnings: What works with limits.
         failures: What will not work.
     """
 
@@ -49,9 +49,9 @@ class Checked:
     failures: list[str] = field(default_factory=list)
 
 
-def check(repo: Repo) -> Checked:
+def check(repo: Repo) -> CheckResult:
     """Check stores, definitions, and the champions' contracts against the definitions."""
-    found = Checked()
+    found = CheckResult()
     _check_stores(repo, found)
     if not repo.models:
         found.warnings.append(
@@ -76,7 +76,7 @@ def check(repo: Repo) -> Checked:
     return found
 
 
-def _check_stores(repo: Repo, found: Checked) -> None:
+def _check_stores(repo: Repo, found: CheckResult) -> None:
     config = repo.store.config
     ours = "tallystick.offline_store.DuckDBOfflineStore"
     ours_too = "tallystick.offline_store.SparkOfflineStore"
@@ -88,7 +88,7 @@ def _check_stores(repo: Repo, found: Checked) -> None:
     _check_online_store(config.online_store, found)
 
 
-def _check_online_store(config: Any, found: Checked) -> None:
+def _check_online_store(config: Any, found: CheckResult) -> None:
     if config is None:
         found.failures.append(
             f"online_store is none: no model can be served; name one, best  type: {ONLINE_STORE}"
@@ -105,17 +105,17 @@ def _check_online_store(config: Any, found: Checked) -> None:
     found.warnings += [f"online_store {got}: {missing}" for missing in MISSING_ONLINE]
 
 
-def _check_clock(inputs: ModelInputs, found: Checked) -> None:
+def _check_clock(inputs: ModelInputs, found: CheckResult) -> None:
     for use in inputs.views:
         if use.spec.created_column is None:
             found.warnings.append(
-                f"view {use.spec.name!r} has no created_timestamp_column in its source, so nobody "
-                "can tell what was known when: add one, or train with --clock event"
+                f"view {use.spec.name!r} has no created_timestamp_column in its source, so it "
+                "is unknown when its rows became known: add one, or train with --clock event"
             )
 
 
-def _check_transforms(repo: Repo, inputs: ModelInputs, found: Checked) -> None:
-    """Compute every on-demand view for a request of which nothing is known."""
+def _check_transforms(repo: Repo, inputs: ModelInputs, found: CheckResult) -> None:
+    """Compute each on-demand view for a request with an unknown entity: all inputs are null."""
     nulls = {source: [None] for spec in inputs.transforms for source in spec.inputs.values()}
     try:
         Transforms.from_repo(repo, inputs).compute(inputs, nulls)
@@ -132,7 +132,7 @@ def _check_transforms(repo: Repo, inputs: ModelInputs, found: Checked) -> None:
             )
 
 
-def _check_estimator(name: str, estimator: object, found: Checked) -> None:
+def _check_estimator(name: str, estimator: object, found: CheckResult) -> None:
     if not hasattr(estimator, "fit") or not hasattr(estimator, "predict_proba"):
         found.failures.append(
             f"model {name}: the estimator must have fit and predict_proba, as scikit-learn's "
@@ -140,7 +140,7 @@ def _check_estimator(name: str, estimator: object, found: Checked) -> None:
         )
 
 
-def _check_champion(repo: Repo, inputs: ModelInputs, found: Checked) -> None:
+def _check_champion(repo: Repo, inputs: ModelInputs, found: CheckResult) -> None:
     try:
         champion = read_champion(repo.state_dir, inputs.model)
         bundle = load_bundle(repo.state_dir, inputs.model, champion.contract_hash)

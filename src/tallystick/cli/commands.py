@@ -1,7 +1,8 @@
-"""The command line. Heavy imports happen in the commands, so that ``--help`` answers at once.
+"""The commands of ``tally``.
 
-The commands of the areas are reached by name: this module imports none of them, and a part that is
-not installed is answered with the command that installs it.
+Heavy imports happen inside the commands, so that ``--help`` answers at once. The areas are reached
+by name: this module imports none of them. A part that is not installed is an error that names the
+command which installs it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Group(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            # No room, no permission, no such folder: the system's sentence names the file.
+            # Disk full, no permission, no such folder: the system's sentence names the file.
             click.echo(f"tally: {error}", err=True)
             ctx.exit(1)
 
@@ -102,7 +103,7 @@ def _clock_option() -> Callable[[Any], Any]:
         type=click.Choice(["knowledge", "event", "served"]),
         default="knowledge",
         show_default=True,
-        help="When a row counts as visible: once known, at its event time, or once online.",
+        help="When a row counts as visible: once known, from its event time on, or once online.",
     )
 
 
@@ -110,8 +111,8 @@ def _repair_option() -> Callable[[Any], Any]:
     return click.option(
         "--repair",
         is_flag=True,
-        help="Keep rows that incidents touched, with the values that should have been served, "
-        "where history is not in doubt.",
+        help="Keep rows that incidents touched, with the values that should have been served. "
+        "Rows for which history is in doubt are left out.",
     )
 
 
@@ -120,7 +121,7 @@ _json_option = click.option(
     "--json",
     "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the report here as JSON too.",
+    help="Also write the report to this JSON file.",
 )
 
 
@@ -128,32 +129,35 @@ _json_option = click.option(
 @click.option(
     "--parity",
     is_flag=True,
-    help="Compare offline, online and API instead, over scratch stores; nothing is changed.",
+    help="Compare offline, online and API over scratch stores. The repo is not changed.",
 )
 @click.option(
     "--sample",
     type=click.IntRange(1, 10_000),
     default=100,
     show_default=True,
-    help="Keys of each view, and requests for everything else.",
+    help="Number of keys of each view, and of requests for each service and model.",
 )
-@_time_option("at", "Read everything as of then; default now, or the end of history")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample.")
+@_time_option("at", "Time as of which values are read; default now, or the end of history")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sample."
+)
 @_json_option
 @click.option(
     "--fail-over",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Exit with 1 if more than this share of the values differs.",
+    help="Exit with 1 if more than this share of the values differ.",
 )
 @click.pass_obj
 def check(path: Path, /, *, parity: bool, **options: Any) -> None:
-    """Say now what would fail later: stores, definitions, contracts.
+    """Validate stores, definitions and contracts.
 
-    With --parity: a gate before anything is served or promoted. The repo's files are applied to a
-    scratch registry, brought online in a scratch store and served; keys of each view are read
-    offline, online and over HTTP. In CI:  tally check --parity && tally promote MODEL --version N
+    With --parity, compare values before anything is served or promoted. The repo's definitions are
+    applied to a scratch registry, materialized into a scratch store and served. Keys of each view
+    are read offline, online and over HTTP. In CI:  tally check --parity && tally promote MODEL
+    --version N
     """
     if parity:
         text, passed = _area("tallystick_monitoring.parity_check.parity_command", "check_parity")(
@@ -164,9 +168,9 @@ def check(path: Path, /, *, parity: bool, **options: Any) -> None:
             raise SystemExit(1)
         return
     _only_with_parity(options)
-    from tallystick.cli.check import check as look
+    from tallystick.cli.check import check as validate
 
-    found = look(_open(path))
+    found = validate(_open(path))
     for mark, sentences in (("✓", found.passed), ("!", found.warnings), ("✗", found.failures)):
         for sentence in sentences:
             click.echo(f"{mark} {sentence}")
@@ -175,12 +179,12 @@ def check(path: Path, /, *, parity: bool, **options: Any) -> None:
 
 
 def _only_with_parity(options: Iterable[str]) -> None:
-    """Refuse options that would go unheeded."""
+    """Refuse options that only --parity uses."""
     source = click.get_current_context().get_parameter_source
     for name in options:
         if source(name) is click.core.ParameterSource.COMMANDLINE:
             option = "--" + name.removesuffix("_path").replace("_", "-")
-            raise click.UsageError(f"{option} goes with --parity:  tally check --parity {option} …")
+            raise click.UsageError(f"{option} needs --parity:  tally check --parity {option} …")
 
 
 @main.command()
@@ -197,10 +201,12 @@ def apply(path: Path) -> None:
 @main.command()
 @click.option("--view", "views", multiple=True, help="Only this view; may be repeated.")
 @_time_option("until", "Up to when; default now")
-@click.option("--again", is_flag=True, help="From the beginning of history, not the last run.")
+@click.option(
+    "--again", is_flag=True, help="Start from the beginning of history, not from the last run."
+)
 @click.pass_obj
 def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, again: bool) -> None:
-    """Bring online what became known since the last run."""
+    """Bring online the rows that became known since the last run."""
     from tallystick.materialization.materialize import Materializer
     from tallystick.progress import progress
 
@@ -209,11 +215,11 @@ def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, a
     done: list[Materialized] = []
     with progress(total) as bar:
 
-        def tell(result: Materialized) -> None:
+        def step(result: Materialized) -> None:
             done.append(result)
             bar.step(result.view, done=len(done))
 
-        materializer.run(views=views, until=until, again=again, progress=tell)
+        materializer.run(views=views, until=until, again=again, progress=step)
     for result in done:
         click.echo(
             f"{result.view}: {result.won:,} written, {result.lost:,} older than what was there, "
@@ -238,24 +244,24 @@ def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, a
     type=click.Choice(["history", "log"]),
     default="history",
     show_default=True,
-    help="Features as history has them at each request, or as the model saw them.",
+    help="Take features from history, as known at each request, or from the log, as served.",
 )
 @_clock_option()
 @_repair_option()
 @click.option(
     "--memory-limit",
-    help="What the engine may take, for example 4GB; default that of feature_store.yaml.",
+    help="Memory limit of the engine, for example 4GB; default from feature_store.yaml.",
 )
 @click.option(
     "--spill-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for what is put aside; default that of feature_store.yaml, or the file's own.",
+    help="Folder for spilled data; default from feature_store.yaml, or the folder of --out.",
 )
 @click.pass_obj
 def dataset(path: Path, /, model: str, **options: Any) -> None:
-    """Write a training set: requests, features, labels.
+    """Write a training set: entity rows, features, labels.
 
-    It may be larger than memory: what does not fit is put aside on the disk.
+    It may be larger than memory. What does not fit is spilled to disk.
     """
     click.echo(_area("tallystick_training.train_command", "dataset")(_open(path), model, **options))
 
@@ -266,7 +272,9 @@ def dataset(path: Path, /, model: str, **options: Any) -> None:
 @_time_option("end", "Request times before this; default now")
 @_clock_option()
 @_repair_option()
-@click.option("--promote", is_flag=True, help="Make it the champion without comparing.")
+@click.option(
+    "--promote", is_flag=True, help="Make it the champion without comparing it to the present one."
+)
 @click.pass_obj
 def train(path: Path, /, model: str, **options: Any) -> None:
     """Train a model, freeze its contract, register it."""
@@ -284,9 +292,9 @@ def train(path: Path, /, model: str, **options: Any) -> None:
     default=1,
     show_default=True,
     type=click.IntRange(1, 64),
-    help="Processes that answer; number N also listens on port + N, where its metrics are.",
+    help="Number of worker processes. Worker N serves its own metrics at port + N.",
 )
-@click.option("--worker", type=(int, int), hidden=True, help="Be one of them: socket, number.")
+@click.option("--worker", type=(int, int), hidden=True, help="Run as one worker: socket, number.")
 @click.pass_obj
 def serve(
     path: Path,
@@ -312,22 +320,22 @@ def serve(
 @_time_option("since", "First request time; default the first logged")
 @_time_option("until", "Request times before this; default now")
 @_clock_option()
-@click.option("--again", is_flag=True, help="Compare everything again, not only what is new.")
+@click.option("--again", is_flag=True, help="Compare all requests again, not only new ones.")
 @_json_option
 @click.option(
     "--findings",
     "findings_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write every value that differs here, as Parquet.",
+    help="Write every mismatch to this Parquet file.",
 )
 @click.option(
     "--fail-over",
     type=click.FloatRange(0, 1),
-    help="Exit with 1 if more than this share of values was served wrongly.",
+    help="Exit with 1 if more than this share of the values are mismatches.",
 )
 @click.pass_obj
 def audit(path: Path, /, model: str, **options: Any) -> None:
-    """Recompute served values; name why any differs."""
+    """Recompute served values and explain each mismatch."""
     text, passed = _area("tallystick_monitoring.monitor_command", "audit")(
         _open(path), model, **options
     )
@@ -355,7 +363,7 @@ def monitor(path: Path, model: str, since: datetime | None, until: datetime | No
 @_repair_option()
 @click.pass_obj
 def retrain(path: Path, model: str, *, repair: bool) -> None:
-    """Decide by the last look whether to train again."""
+    """Decide from the last look whether to retrain, and do it."""
     click.echo(
         _area("tallystick_training.train_command", "retrain")(_open(path), model, repair=repair)
     )
@@ -376,14 +384,14 @@ def promote(path: Path, model: str, version: str) -> None:
 @_model
 @click.pass_obj
 def rollback(path: Path, model: str) -> None:
-    """Go back to the champion before this one."""
+    """Make the previous champion the champion again."""
     click.echo(_area("tallystick_training.train_command", "rollback")(_open(path), model))
 
 
 @main.command()
 @click.pass_obj
 def status(path: Path) -> None:
-    """Say how things stand."""
+    """Show what is online, logged and served."""
     from tallystick.cli.status import status as lines
 
     for line in lines(_open(path)):
@@ -396,7 +404,7 @@ main.add_command(log)
 @main.command()
 @click.pass_obj
 def stop(path: Path) -> None:
-    """Stop the embedded Redis; its data stays."""
+    """Stop the embedded Redis. Its data is kept."""
     from tallystick.definitions.feature_repo import state_dir
     from tallystick.online_store import embedded_redis
 
@@ -412,9 +420,9 @@ def stop(path: Path) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("demo-out"),
     show_default=True,
-    help="Folder for the report, the pictures and the state of the replay.",
+    help="Folder for report, pictures and state of the replay.",
 )
 @click.pass_obj
 def demo(path: Path, out: Path) -> None:
-    """Replay the repo's history through the whole loop."""
+    """Replay the history of the repo through the whole loop."""
     click.echo(_area("tallystick_simulation.demo_command", "demo")(path, out))

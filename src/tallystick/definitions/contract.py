@@ -1,8 +1,8 @@
-"""The frozen, hashed agreement that training writes and serving loads.
+"""The contract of a model: frozen and hashed by training, loaded by serving.
 
-A :class:`ModelContract` says which features a model takes, by name, in which order and of which
-type; from which views, under which definitions; with which keys and request fields; and what the
-data looked like. Serving, log, audit and monitors carry its hash. Nobody recomputes it.
+A :class:`ModelContract` lists the features of a model by name, order and type; their views and
+definitions; the keys and request fields; and statistics of the training data. Responses, log
+records and audits carry its hash. It is computed once, by training.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class TrainingData(Frozen):
         quarantined_rows: Rows left out because incidents had touched them.
         repaired_rows: Rows that incidents had touched, kept with the values expected; those of the
             holdout count as well.
-        clock: Clock of the fold.
+        clock: Visibility clock of the features.
         content_hash: Hash over the training rows.
     """
 
@@ -274,7 +274,7 @@ class ModelContract(ModelInputs):
 
     @property
     def is_observed(self) -> bool:
-        """Whether no training froze it: ``imported_contract`` made it of the definitions."""
+        """Whether it was made for an imported log, rather than frozen by a training."""
         return self.data.rows == 0
 
     @cached_property
@@ -294,7 +294,7 @@ def check_same_inputs(ours: ModelInputs, theirs: ModelInputs, *, what: str) -> N
     Args:
         ours: The inputs on which the contract in force agrees.
         theirs: The inputs as the definitions are now.
-        what: One sentence that says what the comparison was for.
+        what: One sentence that says what failed if they differ.
 
     Raises:
         ContractError: They differ; every difference is listed.

@@ -38,9 +38,9 @@ class Repo:
     Attributes:
         path: Folder of ``feature_store.yaml``.
         models: Models by name.
-        objects: Everything else that the files of the repo define, under any name.
-        settings_file: What is read instead of the repo's ``feature_store.yaml``; relative paths in
-            it and in the definitions are taken from ``path`` all the same.
+        objects: All other objects that the files of the repo define.
+        settings_file: Read in place of the repo's ``feature_store.yaml``. Relative paths in it and
+            in the definitions still start at ``path``.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class Repo:
 
     @cached_property
     def config(self) -> RepoConfig:
-        """What ``feature_store.yaml`` says; neither registry nor store is touched.
+        """The configuration in ``feature_store.yaml``; neither registry nor store is opened.
 
         Raises:
             DefinitionError: It cannot be used.
@@ -96,7 +96,7 @@ class Repo:
 
         try:
             yield
-        # TypeError: the file is no mapping. FeastConfigError is not one of FeastError's.
+        # TypeError: the file is not a mapping. FeastConfigError does not derive from FeastError.
         except (
             *(FeastError, FeastConfigError, YAMLError),
             *(ValueError, TypeError, OSError),
@@ -104,7 +104,7 @@ class Repo:
             raise DefinitionError(f"{self._settings} cannot be used: {error}") from error
 
     def declared(self, kind: type[Kind]) -> list[Kind]:
-        """The objects of a kind that the files of the repo define; each once."""
+        """The objects of a type that the files of the repo define, each once."""
         found = {id(value): value for value in self.objects if isinstance(value, kind)}
         return list(found.values())
 
@@ -115,7 +115,7 @@ class Repo:
 
     @property
     def state_dir(self) -> Path:
-        """Folder of everything that Tallystick keeps for this repo."""
+        """The folder with Tallystick's state of this repo."""
         return state_dir(self.path)
 
     def model(self, name: str) -> Model:
@@ -131,7 +131,7 @@ class Repo:
         return self.models[name]
 
     def inputs(self, model: Model) -> ModelInputs:
-        """Read from the registry what the model takes, as it was applied.
+        """Read the inputs of a model from the registry, as they were applied.
 
         Raises:
             StateError: The repo has not been applied.
@@ -141,7 +141,7 @@ class Repo:
         return model_inputs(self.store, service, model=model)
 
     def service_inputs(self, service: FeatureService) -> ModelInputs:
-        """What a feature service takes, whatever the types; as a model's, without a model's name.
+        """Read the inputs of a feature service, with features of any type.
 
         Args:
             service: Of views that are in the registry; it need not be there itself.
@@ -194,10 +194,10 @@ def state_dir(repo_path: Path) -> Path:
 
 
 def require_repo(path: Path) -> None:
-    """Refuse a folder that is no Feast repo.
+    """Refuse a folder that is not a Feast repo.
 
     Raises:
-        InputError: It is none.
+        InputError: It has no ``feature_store.yaml``.
     """
     if not (path / "feature_store.yaml").is_file():
         raise InputError(
@@ -277,7 +277,7 @@ def _import_definitions(path: Path) -> list[Any]:
         # Last, as Feast does: a file of the repo must not stand in for a library.
         sys.path.append(folder)
     modules = []
-    with _inside(path), _forgotten_on_failure(folder):
+    with _inside(path), _path_removed_on_failure(folder):
         for file in sorted(get_repo_files(path)):
             before = set(sys.modules)
             try:
@@ -295,8 +295,8 @@ def _import_definitions(path: Path) -> list[Any]:
 
 
 @contextmanager
-def _forgotten_on_failure(folder: str) -> Iterator[None]:
-    """Leave no path behind in which another repo, opened by the same process, would look first."""
+def _path_removed_on_failure(folder: str) -> Iterator[None]:
+    """Remove the repo's path after a failure: another repo in this process would import from it."""
     try:
         yield
     except DefinitionError:
@@ -305,10 +305,10 @@ def _forgotten_on_failure(folder: str) -> Iterator[None]:
 
 
 def _check_origin(module: Any, file: Path) -> None:
-    """Refuse a file whose name is that of another module: its definitions would be passed over.
+    """Refuse a file with the name of another module: its definitions would be ignored.
 
     Raises:
-        DefinitionError: What was imported is something else.
+        DefinitionError: Python imported another module.
     """
     origin = getattr(module, "__file__", None)
     if origin is None or Path(origin).resolve() != file:

@@ -1,8 +1,8 @@
-"""What Tallystick has to know of a feature view, without Feast.
+"""A feature view as Tallystick uses it, without Feast.
 
-A :class:`ViewSpec` is made from a Feast view once, when definitions are read. The contract carries
-it, the packed store lays out rows by it, and the fold reads history by it. Its hash is how a row, a
-log record and a contract say under which definition they were made.
+A :class:`ViewSpec` is made from a Feast view when definitions are read. The contract contains it,
+the online store lays out rows by it, and the offline store reads history by it. Rows, log records
+and contracts carry its hash, which says under which definition they were made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_ENTITY_KEY = "__dummy_id"
 
 
 class Frozen(BaseModel):
-    """A value: immutable, and strict about unknown fields."""
+    """Base class of records: immutable, and strict about unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

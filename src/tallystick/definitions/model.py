@@ -1,7 +1,7 @@
-"""What an engineer writes beside the features: a model, its label, its gates, its retraining.
+"""What an engineer declares beside Feast definitions: a model, its label, its gates, retraining.
 
-A ``Model`` is declared once, in a file of the Feast repo. Training, serving and monitoring all read
-it. ``feast apply`` imports the file and ignores what is not Feast's.
+A ``Model`` is declared once, in a file of the Feast repo. Training, serving and monitoring read it.
+``feast apply`` imports the file and ignores objects that are not Feast's.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ LOWER_IS_BETTER = frozenset({"log_loss", "brier", "ece"})
 
 
 class Definition(BaseModel):
-    """Base of everything that a repo declares to Tallystick."""
+    """Base class of Tallystick's declarations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 class Label(Definition):
-    """The truth about a request, known some time after it.
+    """The outcome of a request, which becomes known some time after it.
 
     The source is a Feast data source with one row per labelled request: its ``timestamp_field`` is
     the *request time* that the row labels, its ``created_timestamp_column`` the moment at which the
@@ -57,7 +57,7 @@ class Label(Definition):
 class Gate(Definition):
     """A condition that a challenger must meet before it may replace the champion.
 
-    Both are evaluated on the same rows, which neither was trained on.
+    Both are evaluated on the same rows, on which neither was trained.
 
     Attributes:
         metric: What is compared.
@@ -80,12 +80,12 @@ class Gate(Definition):
 
 
 class Retraining(Definition):
-    """When a model may be trained again, and when that is worth it.
+    """When a model may be retrained, and when that pays.
 
     Attributes:
         min_interval: Shortest time between two trainings.
-        min_labels: Mature labels since the last training without which nothing is decided.
-        horizon: Time over which a gain is counted.
+        min_labels: Mature labels since the last training that a decision needs.
+        horizon: Time over which the gain of a retraining is summed.
         cost: What a retraining costs, in log loss summed over requests (nats): a retraining pays
             when the expected gain per request times the requests of the horizon exceeds it.
         window: Length of history to train on; None for all of it.
@@ -102,12 +102,12 @@ class Retraining(Definition):
 
 
 class Model(Definition):
-    """A model: what it sees, what it learns, and on which terms it may be replaced.
+    """A model: its features, its label, its estimator, and when it may be replaced.
 
     Attributes:
         name: Name in the API and in the model registry.
         features: Feast feature service that names every input.
-        label: The truth to learn.
+        label: The outcome to learn.
         estimator: Unfitted scikit-learn compatible classifier with ``predict_proba``. It is cloned
             for every training.
         population: Feast data source of the requests to learn from: entity keys, request fields and
@@ -120,8 +120,8 @@ class Model(Definition):
         slices: Entity keys, request fields or features by which every evaluation is split.
         gates: Conditions for a challenger.
         retraining: When to train again.
-        description: One sentence for people.
-        owner: Who answers for the model.
+        description: One sentence about the model.
+        owner: Who is responsible for the model.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)

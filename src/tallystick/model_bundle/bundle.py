@@ -1,4 +1,4 @@
-"""What training hands to serving: a contract, a fitted estimator and frozen functions, as files.
+"""The model bundle: contract, fitted estimator and frozen on-demand functions, as files.
 
 ::
 
@@ -6,9 +6,9 @@
                                    compiled.bin, if the contract says so
     models/<model>/champion.json
 
-The manifest holds the checksum of every other file and is verified before anything is loaded. The
-champion's pointer is one small file, replaced atomically, which serving watches: it needs neither
-the model registry nor Feast's.
+Training writes it and serving loads it. The manifest holds the checksum of every other file, and is
+verified before anything is loaded. ``champion.json`` names the version that answers. It is replaced
+atomically, and servers watch it: they need neither MLflow's registry nor Feast's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COMPILED = "compiled.bin"
 
 
 class Champion(Frozen):
-    """Which model answers requests.
+    """The version of a model that answers requests.
 
     Attributes:
         model: Model name.
@@ -72,7 +72,7 @@ def bundle_dir(state_dir: Path, model: str, contract_hash: str) -> Path:
 
 
 def write_bundle(state_dir: Path, bundle: Bundle) -> Path:
-    """Write a bundle, whole or not at all, and give its folder.
+    """Write a bundle, whole or not at all, and return its folder.
 
     Writing the same contract again replaces nothing: a bundle never changes.
     """
@@ -99,7 +99,7 @@ def load_bundle(state_dir: Path, model: str, contract_hash: str) -> Bundle:
 
     Raises:
         StateError: There is no such bundle.
-        DamagedError: A file is missing or not what was written.
+        DamagedError: A file is missing, or its checksum differs.
     """
     import joblib
 
@@ -107,7 +107,7 @@ def load_bundle(state_dir: Path, model: str, contract_hash: str) -> Bundle:
     contract = _verified(folder)
     if contract.contract_hash != contract_hash:
         raise DamagedError(
-            f"{folder} does not hold the contract it is named after.",
+            f"{folder} does not hold the contract that its name says.",
             [Problem("contract hash", contract_hash, contract.contract_hash)],
         )
     return Bundle(
@@ -123,7 +123,7 @@ def load_transforms(state_dir: Path, model: str, contract_hash: str) -> Transfor
 
     Raises:
         StateError: There is no such bundle.
-        DamagedError: A file is missing or not what was written.
+        DamagedError: A file is missing, or its checksum differs.
     """
     folder = bundle_dir(state_dir, model, contract_hash)
     _verified(folder)
@@ -158,17 +158,17 @@ def read_champion(state_dir: Path, model: str) -> Champion:
         ) from error
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise DamagedError(
-            f"{path} does not say which model is the champion.",
+            f"{path} cannot be read: it should name the champion.",
             hint=f"Write it again:  tally promote {model} --version N",
         ) from error
 
 
 def publish_champion(state_dir: Path, champion: Champion) -> None:
-    """Make a bundle the one that answers requests; running servers pick it up by themselves.
+    """Make a bundle the champion. Running servers load it by themselves.
 
     Raises:
         StateError: There is no such bundle.
-        DamagedError: The bundle is not what was written; the champion stays.
+        DamagedError: The bundle is damaged. The champion stays as it is.
     """
     _verified(bundle_dir(state_dir, champion.model, champion.contract_hash))
     write_text(_pointer(state_dir, champion.model), champion.model_dump_json(indent=1))
@@ -189,11 +189,11 @@ def _parts(contract: ModelContract) -> tuple[str, ...]:
 
 
 def _verified(folder: Path) -> ModelContract:
-    """The contract of a bundle, every file of which is what was written.
+    """The contract of a bundle, after comparing every file with its checksum.
 
     Raises:
         StateError: There is no such bundle.
-        DamagedError: A file is missing or not what was written.
+        DamagedError: A file is missing, or its checksum differs.
     """
     if not folder.is_dir():
         raise StateError(f"There is no model bundle at {folder}.")
@@ -217,7 +217,7 @@ def _verified(folder: Path) -> ModelContract:
             Problem(str(folder / "manifest.json"), ", ".join(_parts(contract)), ", ".join(listed))
         ]
     raise DamagedError(
-        "A model's files are not what training wrote; it is not loaded.",
+        "The files of a model bundle are damaged; it is not loaded.",
         problems,
         hint="Restore the files, train again, or go back:  tally rollback MODEL",
     )

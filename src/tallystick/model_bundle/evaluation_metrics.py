@@ -1,4 +1,4 @@
-"""Scores of probabilities against outcomes; the same for gates and for monitoring."""
+"""Evaluation metrics of probabilities against outcomes, used by gates and monitors alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROWS_MIN_SLICE = 200
 
 CALIBRATION_BINS = 10
 CLIP = 1e-7
-"""Predictions are kept this far from 0 and 1 for the log loss, which is otherwise unbounded."""
+"""Predictions are clipped this far from 0 and 1 for the log loss, which is otherwise unbounded."""
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 

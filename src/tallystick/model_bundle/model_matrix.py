@@ -1,4 +1,4 @@
-"""From named columns to what an estimator takes: by name, in the contract's order."""
+"""The model matrix: named feature columns in the contract's order, as the estimator takes them."""
 
 from __future__ import annotations
 

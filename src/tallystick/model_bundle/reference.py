@@ -1,4 +1,4 @@
-"""What a column looked like in training, and what it looks like now, in the same bins."""
+"""Reference statistics of a training column, and the shares of new values in the same bins."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def _numbers(column: Any) -> Shares:
 
 def _histogram(numbers: Shares, edges: tuple[float, ...]) -> Shares:
     """Shares in the bins between the edges, each bin with its upper edge."""
-    places = np.searchsorted(np.array(edges), numbers, side="left")
-    counts = np.bincount(places, minlength=len(edges) + 1)
+    bins = np.searchsorted(np.array(edges), numbers, side="left")
+    counts = np.bincount(bins, minlength=len(edges) + 1)
     return counts / max(len(numbers), 1)
 
 

@@ -1,12 +1,12 @@
-"""A model's trees compiled for single rows, used only where that changes nothing.
+"""The compiled form of a model's trees, which answers single rows faster than scikit-learn.
 
-scikit-learn spends far more on preparing a call than on walking the trees, so that one row costs
-as much as a hundred. Training compiles the fitted estimator and compares both forms on real rows
-and on rows made to tell them apart; the contract says what was found. What cannot be compiled, or
-differs, is answered by the original estimator.
+scikit-learn spends far more time on preparing a call than on walking the trees: one row costs as
+much as a hundred. Training compiles the fitted estimator and compares both forms on real and on
+made-up rows. The contract holds the result. A model that cannot be compiled, or whose forms differ,
+is served by its original estimator.
 
-``comparison`` compiles and compares, ``form`` loads what was compiled, ``masks`` and ``forest``
-compute with it, and ``scorer`` answers by the form that serves.
+``form_comparison`` compiles and compares, ``form`` loads a compiled form, ``leaf_masks`` and
+``forest`` compute with it, and ``scorer`` chooses the form that answers.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tallystick.errors import TallystickError
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
-class UnfitError(TallystickError):
-    """Why the original has to serve, in half a sentence."""
+class CompiledFormError(TallystickError):
+    """The compiled form cannot be made or used; the message is the reason, as half a sentence."""
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for a sentence of ours."""
+    """The first line of an error's message, shortened for a sentence."""
     return str(error).partition("\n")[0][:200] or type(error).__name__

@@ -1,7 +1,7 @@
-"""Trees of any size, read and walked by treelite.
+"""Ensembles of trees of any size, read and evaluated by treelite.
 
-It is called at its documented C interface (``treelite/c_api.h``): its Python function takes twice
-as long for one row.
+This module calls treelite at its documented C interface (``treelite/c_api.h``): the Python function
+takes twice as long for one row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tallystick.model_bundle.compiled import Floats, UnfitError, first_line
+from tallystick.model_bundle.compiled import CompiledFormError, Floats, first_line
 from tallystick.model_bundle.compiled.leaf_masks import LeafMasks, Tree
 
 LIBRARY = "treelite"
@@ -22,13 +22,13 @@ LIBRARY_SERIES = "4.8"
 
 
 class Forest:
-    """An ensemble of trees that is walked.
+    """An ensemble of trees that treelite evaluates.
 
     Args:
         data: The trees as they were serialized.
 
     Raises:
-        UnfitError: The library is missing, of another series, or cannot read the bytes.
+        CompiledFormError: The library is missing, of another series, or cannot read the bytes.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -38,9 +38,9 @@ class Forest:
         try:
             self._model = treelite.Model.deserialize_bytes(data)
         except treelite.TreeliteError as error:
-            raise UnfitError(f"{LIBRARY} cannot read it: {first_line(error)}") from error
+            raise CompiledFormError(f"{LIBRARY} cannot read it: {first_line(error)}") from error
         if (self._model.input_type, self._model.output_type) != ("float64", "float64"):
-            raise UnfitError("it does not calculate in float64")
+            raise CompiledFormError("it does not compute in float64")
         self._header = self._model.get_header_accessor()
         # Boosting gives the probability of 1; a forest those of 0 and 1.
         self._columns = int(self._header.get_field("num_class").max())
@@ -53,21 +53,21 @@ class Forest:
         """Read the trees of a fitted estimator of scikit-learn.
 
         Raises:
-            UnfitError: The library is missing or of another series, or cannot read them.
+            CompiledFormError: The library is missing or of another series, or cannot read them.
         """
         _library()
         import treelite.sklearn
 
         trees = getattr(estimator, "estimators_", None)
         if trees is not None:
-            # The library believes ``n_estimators``, and reads past the end if a fit stopped early.
+            # treelite trusts ``n_estimators``, and reads past the end if the fit stopped early.
             estimator = copy.copy(estimator)
             estimator.n_estimators = len(trees)
         try:
             data = bytes(treelite.sklearn.import_model(estimator).serialize_bytes())
         except Exception as error:
             # Any exception: the library reads the private parts of another.
-            raise UnfitError(f"{LIBRARY} cannot compile it: {first_line(error)}") from error
+            raise CompiledFormError(f"{LIBRARY} cannot compile it: {first_line(error)}") from error
         return cls(data)
 
     def to_bytes(self) -> bytes:
@@ -87,7 +87,7 @@ class Forest:
         """The same trees as tables.
 
         Raises:
-            UnfitError: Walking them is the better way.
+            CompiledFormError: The tables would be too large.
         """
         return LeafMasks.of(
             self._trees(),
@@ -119,7 +119,7 @@ class Forest:
 
 
 def library_version() -> str:
-    """Version of the library that is installed."""
+    """The installed version of treelite."""
     from importlib.metadata import version
 
     return version(LIBRARY)
@@ -145,22 +145,24 @@ def _library() -> tuple[Any, int]:
     """The library's function that predicts, and its configuration for one thread.
 
     Raises:
-        UnfitError: It is missing or of another series.
+        CompiledFormError: It is missing or of another series.
     """
     try:
         from treelite.libpath import find_lib_path
 
         library = ctypes.CDLL(str(find_lib_path()[0]))
     except (ImportError, OSError) as error:
-        raise UnfitError(f"{LIBRARY} is missing; run  pip install 'tallystick[serving]'") from error
+        raise CompiledFormError(
+            f"{LIBRARY} is missing; run  pip install 'tallystick[serving]'"
+        ) from error
     if library_version().split(".")[:2] != LIBRARY_SERIES.split("."):
-        raise UnfitError(f"{LIBRARY} {library_version()} is installed, not {LIBRARY_SERIES}")
+        raise CompiledFormError(f"{LIBRARY} {library_version()} is installed, not {LIBRARY_SERIES}")
     pointer = ctypes.c_void_p
     config = pointer()
     library.TreeliteGTILParseConfig.argtypes = [ctypes.c_char_p, pointer]
     settings = b'{"predict_type": "default", "nthread": 1}'
     if library.TreeliteGTILParseConfig(settings, ctypes.byref(config)) or config.value is None:
-        raise UnfitError(f"{LIBRARY} refuses its configuration")
+        raise CompiledFormError(f"{LIBRARY} refuses its configuration")
     function = library.TreeliteGTILPredict
     function.argtypes = [pointer, pointer, ctypes.c_char_p, ctypes.c_uint64, pointer, pointer]
     return function, config.value

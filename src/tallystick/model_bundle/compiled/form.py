@@ -1,4 +1,4 @@
-"""A compiled form, ready to answer, whichever way it computes."""
+"""The compiled form of a model, independent of how it computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOAT32_LIMIT = float(2**128 - 2**103)
 
 
 class Trees(Protocol):
-    """A way to compute with an ensemble of trees."""
+    """An ensemble of trees that can predict: :class:`LeafMasks` or :class:`Forest`."""
 
     features: int
 
@@ -31,11 +31,11 @@ class Trees(Protocol):
 
 
 class CompiledForm:
-    """Trees in the place of an estimator.
+    """Compiled trees that stand for an estimator.
 
     Args:
         trees: The trees.
-        input_type: Type to which the estimator rounds what it is given.
+        input_type: Type to which the estimator rounds its inputs.
         accepts: Numbers that the estimator takes.
     """
 
@@ -47,10 +47,10 @@ class CompiledForm:
 
     @classmethod
     def load(cls, spec: CompiledSpec, data: bytes) -> CompiledForm:
-        """Load what training compiled.
+        """Load the form that training compiled.
 
         Raises:
-            UnfitError: The library is missing or of another series, or the bytes are not its own.
+            CompiledFormError: The library is missing, of another series, or cannot read it.
         """
         trees: Trees = LeafMasks.from_bytes(data) if spec.library == "numpy" else Forest(data)
         return cls(trees, input_type=spec.input_type, accepts=spec.accepts)

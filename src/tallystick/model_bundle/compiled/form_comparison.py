@@ -1,4 +1,4 @@
-"""Compiles an estimator, and compares the forms before one may stand for the other."""
+"""Compiles an estimator, and compares the compiled form with the original before it may serve."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tallystick.definitions.contract import Accepts, CompiledSpec, InputType, Library, ModelInputs
-from tallystick.model_bundle.compiled import Floats, UnfitError, first_line
+from tallystick.model_bundle.compiled import CompiledFormError, Floats, first_line
 from tallystick.model_bundle.compiled.forest import Forest, library_version
 from tallystick.model_bundle.compiled.form import FLOAT32_LIMIT, CompiledForm, Trees
 
@@ -28,7 +28,7 @@ EDGES = (
     *(5e-324, -5e-324, 1e-40, 16_777_217.0, float(2**53), float(2**31), -float(2**31)),
     *(FLOAT32_LIMIT, float(np.nextafter(FLOAT32_LIMIT, 0.0)), 1e300, -1e300),
 )
-"""Values at which number types, or two readings of one rule, part company."""
+"""Values at which number types, or two implementations of one rule, differ."""
 
 EDGES_SHARE = 0.25
 """Share of edges among the values of a made-up row."""
@@ -36,12 +36,12 @@ EDGES_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Compilation:
-    """What compiling a model came to.
+    """The result of compiling a model.
 
     Attributes:
-        spec: What the contract says of the compiled form; None if the original serves.
-        data: The compiled form; None likewise.
-        reason: Why the original serves; empty if it does not.
+        spec: The compiled form's entry in the contract; None if the original serves.
+        data: The compiled form as bytes; None likewise.
+        reason: Why the original serves; empty if the compiled form does.
     """
 
     spec: CompiledSpec | None
@@ -70,12 +70,12 @@ def compile_model(
         return _compared(
             estimator, inputs, parts, threshold=threshold, tolerance=_allowed(tolerance)
         )
-    except UnfitError as error:
+    except CompiledFormError as error:
         return Compilation(spec=None, data=None, reason=str(error))
 
 
 def probe_rows(form: CompiledForm, count: int) -> Floats:
-    """Made-up rows, the same every time, of values at which forms could part.
+    """Made-up rows of values at which the forms could differ; the same at each call.
 
     Each value is a threshold of that feature somewhere in the trees, a float64 or float32 next to
     one, or an edge of the number types that the estimator takes. The first row is all null, if it
@@ -106,7 +106,7 @@ def difference(
     """The largest difference between the forms.
 
     Raises:
-        UnfitError: It is larger than the tolerance, or a decision differs.
+        CompiledFormError: It is larger than the tolerance, or a decision differs.
     """
     rows = rows[form.accepted(rows)]
     if not len(rows):
@@ -117,27 +117,27 @@ def difference(
             expected = original(estimator, rows)
     except Exception as error:
         # Any exception: the estimator is the user's code.
-        raise UnfitError(f"the original fails on some rows: {first_line(error)}") from error
+        raise CompiledFormError(f"the original fails on some rows: {first_line(error)}") from error
     found = form.predict(rows)
     difference = np.abs(found - expected)
     if not (difference <= tolerance).all():
-        raise UnfitError(
+        raise CompiledFormError(
             f"the forms differ by up to {difference.max():.1e}, more than the tolerance "
             f"{tolerance:g}"
         )
     if flipped := int(((found >= threshold) != (expected >= threshold)).sum()):
-        raise UnfitError(f"{flipped} of {len(rows)} decisions at the threshold differ")
+        raise CompiledFormError(f"{flipped} of {len(rows)} decisions at the threshold differ")
     return float(difference.max())
 
 
 def original(estimator: Any, matrix: Any) -> Floats:
-    """What the estimator itself says: the probability of 1 in each row, of shape (rows,)."""
+    """The answer of the original estimator: the probability of 1 in each row, of shape (rows,)."""
     return np.asarray(estimator.predict_proba(matrix), dtype=np.float64)[:, 1]
 
 
 def _allowed(tolerance: float | None) -> float:
     if tolerance is None:
-        raise UnfitError("the model's compile_tolerance is None")
+        raise CompiledFormError("the model's compile_tolerance is None")
     return tolerance
 
 
@@ -147,10 +147,10 @@ def _compared(
     """Compile an estimator and compare the forms.
 
     Raises:
-        UnfitError: It cannot be compiled, or the forms differ.
+        CompiledFormError: It cannot be compiled, or the forms differ.
     """
     if inputs.frame:
-        raise UnfitError("it takes a DataFrame")
+        raise CompiledFormError("it takes a DataFrame")
     input_type = _input_type(estimator)
     accepts = _accepts(estimator, len(inputs.features))
     trees, library, version = _trees(estimator)
@@ -175,15 +175,15 @@ def _compared(
 
 
 def _trees(estimator: Any) -> tuple[Trees, Library, str]:
-    """The trees in the quicker of the two ways, what computes with them, and its version.
+    """The trees in the faster of the two forms, the library that evaluates them, and its version.
 
     Raises:
-        UnfitError: They cannot be read.
+        CompiledFormError: They cannot be read.
     """
     forest = Forest.of(estimator)
     try:
         return forest.masks(), "numpy", np.__version__
-    except UnfitError:
+    except CompiledFormError:
         return forest, "treelite", library_version()
 
 
@@ -218,7 +218,7 @@ def _around(thresholds: Floats) -> Floats:
 
 
 def _mixed(probes: Floats, rows: Floats) -> Floats:
-    """Put real values in the place of some: of none in one row, of nearly all in another."""
+    """Replace some values by real ones: none in one row, nearly all in another."""
     random = np.random.default_rng(0)
     real = rows[random.integers(0, len(rows), len(probes))]
     is_real = random.random(probes.shape) < random.random((len(probes), 1))
@@ -230,7 +230,7 @@ def _input_type(estimator: Any) -> InputType:
     """The type to which the estimator rounds its input before it compares.
 
     Raises:
-        UnfitError: It is no ensemble of trees that can be compiled.
+        CompiledFormError: It is not an ensemble of trees that can be compiled.
     """
     from sklearn import ensemble
 
@@ -243,20 +243,21 @@ def _input_type(estimator: Any) -> InputType:
     }
     kind = kinds.get(type(estimator))
     if kind is None:
-        raise UnfitError(f"{type(estimator).__name__} is none of scikit-learn's ensembles of trees")
+        raise CompiledFormError(
+            f"{type(estimator).__name__} is not one of scikit-learn's ensembles of trees"
+        )
     if len(estimator.classes_) != 2:  # noqa: PLR2004 negative and positive
-        raise UnfitError(f"it tells {len(estimator.classes_)} classes apart, not 2")
+        raise CompiledFormError(f"it has {len(estimator.classes_)} classes, not 2")
     categorical = getattr(estimator, "is_categorical_", None)
     if categorical is not None and categorical.any():
-        raise UnfitError(
-            "it has categorical features, of which a value that training did not see would be "
-            "answered otherwise"
+        raise CompiledFormError(
+            "it has categorical features, and the forms differ for values that training did not see"
         )
     return kind
 
 
 def _accepts(estimator: Any, features: int) -> Accepts:
-    """Which numbers the estimator takes, found out by asking it."""
+    """Which numbers the estimator accepts, found by trying them."""
     if not _takes(estimator, np.nan, features):
         return "finite"
     return "any" if _takes(estimator, np.inf, features) else "nan"

@@ -1,11 +1,11 @@
-"""Trees with few leaves, all evaluated at once by a handful of numpy calls.
+"""Ensembles of small trees, evaluated for all trees at once by a few numpy calls.
 
 The method is that of Lucchese et al., "QuickScorer: a fast algorithm to rank documents with
 additive ensembles of regression trees" (SIGIR 2015). Bits stand for the leaves of a tree, from left
 to right. A split that sends a row to the right rules out the leaves of its left branch, whether the
-row gets there or not; the first leaf that no split rules out is where the row ends. The place of a
-value among all thresholds of its feature tells which splits send it to the right, so that the
-leaves which it leaves over in every tree are looked up in one table.
+row gets there or not; the first leaf that no split rules out is where the row ends. The position
+of a value among all thresholds of its feature says which splits send it to the right, so that the
+remaining leaves of every tree are looked up in one table.
 
 Sums are made in scikit-learn's order and with its logistic function, so that the probabilities of
 boosting are the same to the last bit.
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tallystick.model_bundle.compiled import Floats, UnfitError, first_line
+from tallystick.model_bundle.compiled import CompiledFormError, Floats, first_line
 
 FORMAT = 1
 """Version of the bytes."""
@@ -38,7 +38,7 @@ CHUNK_BYTES = 1 << 20
 """Masks that are looked up at once, so that they stay in the processor's cache."""
 
 ROWS_MAX = 4096
-"""Rows whose places are found at once."""
+"""Rows whose table positions are computed at once."""
 
 ROWS_FEW = 8
 """Rows up to which one comparison with every threshold is quicker than a search by feature."""
@@ -120,22 +120,22 @@ class LeafMasks:
             averages: Whether the mean of the trees is a probability; else their sum is a logit.
 
         Raises:
-            UnfitError: Walking the trees is the better way.
+            CompiledFormError: The tables would be too large; walk the trees instead.
         """
         splits, values = _splits(trees)
         if not splits:
-            raise UnfitError("no tree has a split")
+            raise CompiledFormError("no tree has a split")
         if max(len(tree) for tree in values) > LEAVES_MAX:
-            raise UnfitError(f"a tree has more than {LEAVES_MAX} leaves")
+            raise CompiledFormError(f"a tree has more than {LEAVES_MAX} leaves")
         if any(np.isnan(split.threshold) for split in splits):
-            raise UnfitError("a threshold is NaN")
+            raise CompiledFormError("a threshold is NaN")
         leaves = max(len(tree) for tree in values)
         dtype = np.dtype(f"u{next(size for size in (1, 2, 4, 8) if leaves <= 8 * size)}")
         used = sorted({split.feature for split in splits})
         cuts = {(split.feature, split.threshold) for split in splits}
         size = (len(cuts) + 2 * len(used)) * len(trees) * dtype.itemsize
         if len(used) * dtype.itemsize > COST_MAX or size > TABLE_BYTES_MAX:
-            raise UnfitError("the tables would be too large")
+            raise CompiledFormError("the tables would be too large")
         thresholds: list[float] = []
         masks: list[Table] = []
         first_threshold, first_mask = [], []
@@ -163,10 +163,10 @@ class LeafMasks:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> LeafMasks:
-        """Load what :meth:`to_bytes` gave.
+        """Load the tables from the bytes of :meth:`to_bytes`.
 
         Raises:
-            UnfitError: The bytes are no tables of this version.
+            CompiledFormError: The bytes are not tables of this version.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
@@ -175,9 +175,9 @@ class LeafMasks:
             masks = cls(arrays)
         except Exception as error:
             # Any exception: numpy's reader raises whatever the bytes lead to.
-            raise UnfitError(f"its tables cannot be read: {first_line(error)}") from error
+            raise CompiledFormError(f"its tables cannot be read: {first_line(error)}") from error
         if found != FORMAT:
-            raise UnfitError(f"its tables are of format {found}, not {FORMAT}")
+            raise CompiledFormError(f"its tables are of format {found}, not {FORMAT}")
         return masks
 
     def to_bytes(self) -> bytes:
@@ -197,51 +197,51 @@ class LeafMasks:
             matrix: Float64 of shape (rows, features).
         """
         starts = range(0, len(matrix), ROWS_MAX)
-        sums = _whole([self._sums(matrix[at : at + ROWS_MAX]) for at in starts])
+        sums = _joined([self._sums(matrix[at : at + ROWS_MAX]) for at in starts])
         found: Floats = sums / len(self._first_value) if self._averages else self._logistic(sums)
         return found
 
     def _sums(self, matrix: Floats) -> Floats:
-        places = self._places(matrix)
+        positions = self._positions(matrix)
         starts = range(0, len(matrix), self._chunk)
-        return _whole([self._sums_at(places[at : at + self._chunk]) for at in starts])
+        return _joined([self._sums_at(positions[at : at + self._chunk]) for at in starts])
 
-    def _sums_at(self, places: Table) -> Floats:
-        left = np.bitwise_and.reduce(self._masks.take(places, axis=0), axis=1)
+    def _sums_at(self, positions: Table) -> Floats:
+        left = np.bitwise_and.reduce(self._masks.take(positions, axis=0), axis=1)
         # Where the lowest bit is: keep it alone, turn the zeros below it into ones, count them.
         left &= ~left + self._one
         left -= self._one
-        terms = np.empty((len(places), len(self._first_value) + 1))
+        terms = np.empty((len(positions), len(self._first_value) + 1))
         terms[:, 0] = self._base
         self._values.take(np.bitwise_count(left) + self._first_value, out=terms[:, 1:], mode="clip")
         # One after the other, as scikit-learn adds them; a sum would take them in pairs.
         sums: Floats = np.add.accumulate(terms, axis=1)[:, -1]
         return sums
 
-    def _places(self, matrix: Floats) -> Table:
+    def _positions(self, matrix: Floats) -> Table:
         """Row of the table for each row and each feature that is used."""
         values = matrix.take(self._used, axis=1)
         if len(matrix) <= ROWS_FEW:
             past = self._thresholds < matrix.take(self._of_threshold, axis=1)
-            places = np.add.reduceat(past, self._first_threshold, axis=1, dtype=np.intp)
+            positions = np.add.reduceat(past, self._first_threshold, axis=1, dtype=np.intp)
         else:
-            places = np.empty(values.shape, dtype=np.intp)
+            positions = np.empty(values.shape, dtype=np.intp)
             columns = np.ascontiguousarray(values.T)
             for position, thresholds in enumerate(self._sorted):
-                places[:, position] = thresholds.searchsorted(columns[position])
-        places += self._first_mask
-        np.copyto(places, self._null_mask, where=np.isnan(values))
-        return places
+                positions[:, position] = thresholds.searchsorted(columns[position])
+        positions += self._first_mask
+        np.copyto(positions, self._null_mask, where=np.isnan(values))
+        return positions
 
 
-def _whole(parts: Sequence[Floats]) -> Floats:
+def _joined(parts: Sequence[Floats]) -> Floats:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _splits(trees: Sequence[Tree]) -> tuple[list[_Split], list[list[float]]]:
     """Every split with the leaves of its left branch as bits; and the leaves of each tree in order.
 
-    A tree whose leaves are too many for bits gives none of its splits.
+    A tree with more leaves than bits contributes none of its splits.
     """
     splits: list[_Split] = []
     values: list[list[float]] = []
@@ -273,9 +273,9 @@ def _splits(trees: Sequence[Tree]) -> tuple[list[_Split], list[list[float]]]:
 def _ruled_out(
     splits: Sequence[_Split], *, trees: int, dtype: np.dtype[Any]
 ) -> tuple[list[float], list[Table]]:
-    """The thresholds of a feature, ascending, and the leaves that are left over past each.
+    """The thresholds of a feature, ascending, and the leaves that remain past each.
 
-    Before them comes what is left over below the first, all; after them what is left for null.
+    The first mask is that of values below every threshold, the last one that of null.
     """
     every = ~dtype.type(0)
     left = np.full(trees, every)
@@ -285,10 +285,10 @@ def _ruled_out(
     ordered = sorted(splits, key=lambda split: split.threshold)
     for threshold, group in groupby(ordered, key=lambda split: split.threshold):
         for split in group:
-            kept = every ^ dtype.type(split.left_leaves)
-            left[split.tree] &= kept
+            remaining = every ^ dtype.type(split.left_leaves)
+            left[split.tree] &= remaining
             if not split.null_left:
-                null[split.tree] &= kept
+                null[split.tree] &= remaining
         thresholds.append(threshold)
         masks.append(left.copy())
     return thresholds, [*masks, null]

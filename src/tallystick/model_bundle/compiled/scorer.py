@@ -1,4 +1,4 @@
-"""Probabilities by the form that serves, of which nobody else has to know."""
+"""The scorer of a model: probabilities by its compiled form, or by its original estimator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tallystick.definitions.contract import CompiledSpec, ModelContract
-from tallystick.model_bundle.compiled import Floats, UnfitError
+from tallystick.model_bundle.compiled import CompiledFormError, Floats
 from tallystick.model_bundle.compiled.form import CompiledForm
 from tallystick.model_bundle.compiled.form_comparison import (
     PROBES_LOADING,
@@ -41,7 +41,7 @@ class Scorer:
         try:
             self._compiled = _usable(contract, contract.compiled, estimator, compiled)
             self._tolerance = contract.compiled.tolerance
-        except UnfitError as error:
+        except CompiledFormError as error:
             logger.warning(
                 "Model %s: its original estimator answers, more slowly; its compiled form is not "
                 "used: %s.",
@@ -57,9 +57,9 @@ class Scorer:
     def predict(self, matrix: Any) -> Floats:
         """Probability of 1 in each row, of shape (rows,).
 
-        A row gets the same answer whichever rows come with it. One that is as close to the
-        threshold as the forms may differ is given to the original, so that no decision depends on
-        the form; so is a batch with a number that the original may refuse.
+        The answer for a row does not depend on the other rows. A row that is as close to the
+        threshold as the forms may differ goes to the original estimator, so that no decision
+        depends on the form. So does a batch with a number that the original may refuse.
 
         Args:
             matrix: What the estimator takes: float64 of shape (rows, features), or a DataFrame.
@@ -80,11 +80,11 @@ def _usable(
     """The form, after comparing it again: other releases and another processor may compute here.
 
     Raises:
-        UnfitError: It cannot be used.
+        CompiledFormError: It cannot be used.
     """
     form = CompiledForm.load(spec, data)
     if form.features != len(contract.features):
-        raise UnfitError(f"it takes {form.features} features, not {len(contract.features)}")
+        raise CompiledFormError(f"it takes {form.features} features, not {len(contract.features)}")
     difference(
         form,
         estimator,
