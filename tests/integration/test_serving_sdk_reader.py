@@ -17,7 +17,7 @@ from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import ContractError, InputError, UnavailableError
 from tallystick.online_store.online_reader import OnlineReader
-from tallystick.online_store.redis_connection import connect
+from tallystick.online_store.redis_connection import connect_for_reads
 from tallystick.point_in_time.feature_status import Status
 from tallystick_serving.feast_sdk_reader import SDKReaders
 
@@ -168,7 +168,7 @@ def asked(store, uses, *requests, at_us=NOW_US):
 
 def asked_ours(server, uses, keys, *, at_us=NOW_US):
     async def ask():
-        client = connect(server.connection_string, asynchronous=True)
+        client = connect_for_reads(server.connection_string)
         try:
             return await OnlineReader(client, "any", uses).read(keys, request_time_us=at_us)
         finally:
@@ -308,7 +308,7 @@ def test_a_registry_that_has_other_views_is_refused(sqlite, tmp_path):
     assert "tally train late" in str(refused.value)
 
 
-def test_a_value_of_another_type_is_null_and_told_once(sqlite, caplog):
+def test_a_value_of_another_type_is_null_and_logged_once(sqlite, caplog):
     put(sqlite, "shop", {"id": 1}, {"int64": 7, "text": "x"})
     use = use_of(sqlite, "shop", columns=["int64", "text"])
     retyped = [
@@ -330,7 +330,7 @@ def test_a_value_of_another_type_is_null_and_told_once(sqlite, caplog):
         assert rows["shop"].values == {"int64": [None], "text": ["x"]}
     told = [record.getMessage() for record in caplog.records if "int64" in record.getMessage()]
     assert len(told) == 1
-    assert "shop:int64 lie in the online store as INT64, not as DOUBLE" in told[0]
+    assert "shop:int64 are stored online as INT64, not as DOUBLE" in told[0]
 
 
 def test_what_a_store_says_is_logged_and_not_answered(sqlite, caplog):

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.clock import from_us
+from tallystick.definitions.feature_types import FEATURE_TYPES
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError, DataError
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_decoder import ViewDecoder
 from tallystick.online_store.row_layout import HEAD, TAG
 from tallystick.online_store.row_times import order_of
-from tallystick.online_store.value_codec import FIXED
 
 TIMES = st.integers(-(2**63), 2**63 - 1)
 MOMENTS = st.datetimes(timezones=st.just(UTC))
@@ -62,7 +62,7 @@ def same(got, expected, dtype) -> bool:
     if expected is None or got is None:
         return got is expected
     if dtype in {"FLOAT", "DOUBLE"}:
-        code = FIXED[dtype]
+        code = FEATURE_TYPES[dtype].struct_code
         return type(got) is float and (
             struct.pack(code, got) == struct.pack(code, expected)
             or (math.isnan(got) and math.isnan(expected))
@@ -89,7 +89,9 @@ def test_python_values_come_back(case):
         assert order_of(row) == (event, event if created is None else created)
 
 
-FIXED_ONLY = {dtype: strategy for dtype, strategy in SCALARS.items() if dtype in FIXED}
+FIXED_ONLY = {
+    dtype: strategy for dtype, strategy in SCALARS.items() if FEATURE_TYPES[dtype].struct_code
+}
 
 
 @given(rows(FIXED_ONLY), st.integers(16, 40))

@@ -30,6 +30,7 @@ from tallystick.definitions.feature_types import (
 from tallystick.errors import DefinitionError
 from tallystick.offline_store.spark.spark_source import SPARK
 from tallystick.offline_store.sql_dialect import DUCKDB, key_type
+from tallystick.online_store.value_codec import value_codec
 
 TYPES = sorted(FEATURE_TYPES)
 UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -151,6 +152,42 @@ def test_physical_types_become_the_declared_one(given, name, taken):
 def test_a_column_is_cast_exactly_or_not_at_all(given, name):
     with pytest.raises(pa.ArrowInvalid):
         exact_column(given, name)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_codec_returns_what_it_stored(name):
+    codec, value = value_codec(name), sample(name)
+    stored = codec.from_python(value)
+    assert isinstance(stored, bytes) is (codec.code is None)
+    read = stored if codec.to_python is None else codec.to_python(stored)
+    assert log_values([read], name) == log_values([value], name)
+    proto = codec.to_proto(stored)
+    assert proto.WhichOneof("val") == FEATURE_TYPES[name].proto_field
+    assert codec.from_proto(proto) == stored
+    assert codec.read_proto(proto) == read
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if not FEATURE_TYPES[name].is_document])
+def test_feast_and_the_codec_agree(name):
+    from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
+
+    codec, value = value_codec(name), sample(name)
+    (feasts,) = python_values_to_proto_values([value], ValueType[name])
+    assert codec.to_proto(codec.from_proto(feasts)) == feasts
+    read = feast_value_type_to_python_type(feasts, ValueType[name])
+    assert codec.read_proto(feasts) == exact_values([read], name)[0]
+
+
+@pytest.mark.parametrize("name", ["INT64_LIST", "STRING_LIST", "UUID_SET"])
+def test_the_codec_refuses_null_among_members(name):
+    with pytest.raises(TypeError):
+        value_codec(name).from_python([None])
+
+
+@pytest.mark.parametrize("content", [b"\0", b"\5\0\0\0abc"])
+def test_the_codec_refuses_bytes_that_are_cut_off(content):
+    with pytest.raises(ValueError, match="member"):
+        value_codec("STRING_LIST").to_python(content)
 
 
 @pytest.mark.parametrize("name", TYPES)

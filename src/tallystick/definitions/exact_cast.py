@@ -6,6 +6,7 @@ kept: a float takes the nearest value of its declared width, and a time is cut t
 
 from __future__ import annotations
 
+import re
 import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +66,7 @@ def exact_value(dtype: str) -> Callable[[Any], Any]:
 
 
 def _integer(low: int, high: int, value: Any) -> int:
-    number = int(value)
+    number = value if type(value) is int else int(value)
     if number != value:  # a fraction, or text
         raise ValueError(f"{value!r} is not a whole number")
     if not low <= number <= high:
@@ -103,6 +104,8 @@ def _text(value: Any) -> str:
 
 
 def _uuid(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(_CANONICAL_UUID, value):
+        return value
     return str(value if isinstance(value, uuid.UUID) else uuid.UUID(_text(value)))
 
 
@@ -186,10 +189,18 @@ def json_text(value: Any) -> str | None:
 
     if value is None:
         return None
+    value = _without_nulls(_parsed(value))
+    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _parsed(value: Any) -> Any:
+    """What a text that is JSON says; anything else as it is."""
+    import orjson
+
     if isinstance(value, str):
         with suppress(orjson.JSONDecodeError):
-            value = orjson.loads(value)
-    return orjson.dumps(_without_nulls(value), default=str, option=orjson.OPT_SORT_KEYS).decode()
+            return orjson.loads(value)
+    return value
 
 
 def _without_nulls(value: Any) -> Any:
@@ -360,4 +371,6 @@ def log_values(values: Sequence[Any], dtype: str) -> Sequence[Any]:
     """Python values as Arrow takes them for the log and the journal: documents are JSON text."""
     if not feature_type(dtype).is_document:
         return values
+    if dtype == "JSON_LIST":  # texts in history, and online what they say
+        values = [value if value is None else list(map(_parsed, value)) for value in values]
     return [json_text(value) for value in values]

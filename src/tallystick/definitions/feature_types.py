@@ -78,8 +78,7 @@ class FeatureType:
     @property
     def limits(self) -> tuple[int, int]:
         """Smallest and largest value of an integer type, both included."""
-        largest = 2 ** (int(self.arrow.removeprefix("int")) - 1) - 1
-        return -largest - 1, largest
+        return _LIMITS[self.arrow]
 
     @property
     def is_key(self) -> bool:
@@ -100,6 +99,9 @@ class FeatureType:
     def is_document(self) -> bool:
         """Whether it is a map, struct, JSON or nested list: JSON text in the log."""
         return self.kind is Kind.DOCUMENT
+
+
+_LIMITS: Final = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
 
 
 def _registry() -> Iterable[FeatureType]:

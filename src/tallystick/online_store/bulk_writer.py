@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.definitions.feature_types import arrow_type
+from tallystick.definitions.exact_cast import exact_column
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
 from tallystick.errors import DataError, Problem
 from tallystick.online_store.entity_keys import EntityKeys
@@ -32,7 +32,7 @@ from tallystick.online_store.row_layout import (
 )
 from tallystick.online_store.row_times import head_bytes
 from tallystick.online_store.row_writer import WriteCounts, write_rows
-from tallystick.online_store.value_codec import FIRST_US, FIXED, LAST_US, CellType
+from tallystick.online_store.value_codec import FIRST_US, LAST_US, ValueCodec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,7 +110,7 @@ def _cast(spec: ViewSpec, table: pa.Table) -> pa.Table:
             continue
         array = table.column(name)
         try:
-            arrays[name] = _exactly(array, column.dtype)
+            arrays[name] = exact_column(array, column.dtype)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             problems.append(Problem(f"column {name}", column.dtype, f"{array.type} ({error})"))
     problems += _unfit(spec, arrays)
@@ -119,39 +119,6 @@ def _cast(spec: ViewSpec, table: pa.Table) -> pa.Table:
     if problems:
         raise DataError(f"Rows of view {spec.name} cannot be stored.", problems)
     return pa.table(arrays)
-
-
-def _exactly(array: pa.ChunkedArray, dtype: str) -> pa.ChunkedArray:
-    """A column in the type that holds it exactly.
-
-    Raises:
-        ArrowInvalid: A value does not fit.
-    """
-    # Times finer than a microsecond are cut, as everywhere here; nothing else may change.
-    if dtype == "UNIX_TIMESTAMP":
-        return array.cast(arrow_type(dtype), safe=False)
-    if dtype not in FIXED and dtype not in {"STRING", "BYTES"}:
-        return array
-    cast = array.cast(arrow_type(dtype))
-    if dtype == "FLOAT":
-        _check_finite(array, cast)
-    return cast
-
-
-def _check_finite(before: pa.ChunkedArray, after: pa.ChunkedArray) -> None:
-    """Refuse a cast that made infinities of numbers.
-
-    Raises:
-        ArrowInvalid: It did.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if (
-        pa.types.is_float64(before.type)
-        and not pc.all(pc.equal(pc.is_inf(before), pc.is_inf(after)), min_count=0).as_py()
-    ):
-        raise pa.ArrowInvalid("a number beyond float32")
 
 
 def _unfit(spec: ViewSpec, arrays: Mapping[str, pa.ChunkedArray]) -> list[Problem]:
@@ -299,7 +266,7 @@ def _numbers(values: pa.ChunkedArray, dtype: str) -> Any:
     return values.fill_null(False if dtype == "BOOL" else 0).to_numpy()
 
 
-def _contents(values: pa.ChunkedArray, cell: CellType) -> list[bytes]:
+def _contents(values: pa.ChunkedArray, cell: ValueCodec) -> list[bytes]:
     """Bytes of a variable column; empty for null."""
     if not cell.needs_feast:
         return [
@@ -308,7 +275,7 @@ def _contents(values: pa.ChunkedArray, cell: CellType) -> list[bytes]:
     from feast.type_map import python_values_to_proto_values
     from feast.value_type import ValueType
 
-    contents = values.to_pylist()
+    contents = values.to_pylist(maps_as_pydicts="strict")
     present = [content for content in contents if content is not None]
     # All at once: Feast looks at the type of the whole column.
     protos = iter(python_values_to_proto_values(present, ValueType[cell.dtype]) if present else ())

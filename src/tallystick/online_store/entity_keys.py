@@ -17,15 +17,14 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from functools import lru_cache
-from operator import index
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from tallystick.clock import to_us
+from tallystick.definitions.feature_types import feature_type
 from tallystick.definitions.feature_view import Column
-from tallystick.errors import DefinitionError, InputError, Problem
+from tallystick.definitions.join_keys import key_columns, require_key_types
+from tallystick.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
@@ -65,50 +64,33 @@ def store_key(project: str) -> bytes:
     return project_prefix(project) + b":store"
 
 
-def _integer(value: Any) -> bytes:
-    if isinstance(value, bool):
-        raise TypeError("bool")
-    return b"i%d;" % index(value)
+def _integers(values: Sequence[int | None]) -> list[bytes | None]:
+    return [None if value is None else b"i%d;" % value for value in values]
 
 
-def _text(value: Any) -> bytes:
-    if not isinstance(value, str):
-        raise TypeError(type(value).__name__)
-    raw = value.encode()
-    return b"s%d:%b" % (len(raw), raw)
+def _texts(values: Sequence[str | None]) -> list[bytes | None]:
+    raws = [None if value is None else value.encode() for value in values]
+    return [None if raw is None else b"s%d:%b" % (len(raw), raw) for raw in raws]
 
 
-def _binary(value: Any) -> bytes:
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError(type(value).__name__)
-    raw = bytes(value)
-    return b"b%d:%b" % (len(raw), raw)
+def _binaries(values: Sequence[bytes | None]) -> list[bytes | None]:
+    return [None if value is None else b"b%d:%b" % (len(value), value) for value in values]
 
 
-def _moment(value: Any) -> bytes:
-    """Whole seconds, as Feast keeps times in keys."""
-    if not isinstance(value, datetime):
-        raise TypeError(type(value).__name__)
-    return _seconds(to_us(value) // 1_000_000)
+def _seconds(values: Sequence[int | None]) -> list[bytes | None]:
+    return [None if value is None else b"t%d;" % value for value in values]
 
 
-def _seconds(value: int) -> bytes:
-    return b"t%d;" % value
-
-
-_BY_DTYPE: Final[dict[str, Callable[[Any], bytes]]] = {
-    "INT32": _integer,
-    "INT64": _integer,
-    "STRING": _text,
-    "BYTES": _binary,
-    "UNIX_TIMESTAMP": _moment,
+_ENCODINGS: Final[dict[str, Callable[[Any], list[bytes | None]]]] = {
+    "INT32": _integers,
+    "INT64": _integers,
+    "STRING": _texts,
+    "BYTES": _binaries,
+    "UNIX_TIMESTAMP": _seconds,
 }
-_BY_PROTO_FIELD: Final[dict[str, Callable[[Any], bytes]]] = {
-    "int32_val": _integer,
-    "int64_val": _integer,
-    "string_val": _text,
-    "bytes_val": _binary,
-    "unix_timestamp_val": _seconds,
+"""Type of a key → how its values, by :mod:`tallystick.definitions.join_keys`, are written."""
+_BY_PROTO_FIELD: Final = {
+    feature_type(name).proto_field: encode for name, encode in _ENCODINGS.items()
 }
 
 
@@ -124,15 +106,10 @@ class EntityKeys:
     """
 
     def __init__(self, project: str, join_keys: Sequence[Column]) -> None:
-        problems = [
-            Problem(f"key {key.name}", " or ".join(_BY_DTYPE), key.dtype)
-            for key in join_keys
-            if key.dtype not in _BY_DTYPE
-        ]
-        if problems:
-            raise DefinitionError("A view has keys that the online store cannot use.", problems)
+        require_key_types(join_keys)
         self._join_keys = tuple(join_keys)
         self._order = sorted(range(len(join_keys)), key=lambda place: join_keys[place].name)
+        self._encodings = [_ENCODINGS[join_keys[place].dtype] for place in self._order]
         self._start = entity_prefix(project, [key.name for key in join_keys])
 
     def of(self, columns: Sequence[Sequence[Any]]) -> list[bytes | None]:
@@ -144,11 +121,11 @@ class EntityKeys:
         Raises:
             InputError: A value has another type than its key; every such column is listed.
         """
-        parts = [self._column(self._join_keys[place], columns[place]) for place in self._order]
-        problems = [part for part in parts if isinstance(part, Problem)]
-        if problems:
-            raise InputError("Entity keys have the wrong type.", problems)
-        encoded = [part for part in parts if not isinstance(part, Problem)]
+        values = key_columns(self._join_keys, columns)
+        encoded = [
+            encode(values[place])
+            for place, encode in zip(self._order, self._encodings, strict=True)
+        ]
         start = self._start
         if len(encoded) == 1:
             return [None if one is None else b"%b%b" % (start, one) for one in encoded[0]]
@@ -156,22 +133,6 @@ class EntityKeys:
             None if None in row else b"%b%b" % (start, b"".join(part for part in row if part))
             for row in zip(*encoded, strict=True)
         ]
-
-    @staticmethod
-    def _column(key: Column, values: Sequence[Any]) -> list[bytes | None] | Problem:
-        encode = _BY_DTYPE[key.dtype]
-        if encode is _integer and {*map(type, values)} == {int}:
-            return [b"i%d;" % value for value in values]  # mostly so, and four times as quick
-        try:
-            return [None if value is None else encode(value) for value in values]
-        except (TypeError, ValueError):
-            for row, value in enumerate(values):
-                try:
-                    if value is not None:
-                        encode(value)
-                except (TypeError, ValueError):
-                    return Problem(f"{key.name}, row {row}", key.dtype, repr(value))
-            raise
 
 
 def proto_key(project: str, entity_key: EntityKey) -> bytes | None:
@@ -184,7 +145,7 @@ def proto_key(project: str, entity_key: EntityKey) -> bytes | None:
     Raises:
         InputError: A value has a type that cannot be a key.
     """
-    parts = []
+    parts: list[bytes | None] = []
     for name, value in sorted(
         zip(entity_key.join_keys, entity_key.entity_values, strict=True),
         key=lambda pair: pair[0],
@@ -195,7 +156,7 @@ def proto_key(project: str, entity_key: EntityKey) -> bytes | None:
         encode = _BY_PROTO_FIELD.get(field)
         if encode is None:
             raise InputError(
-                "An entity key cannot be used.", [Problem(name, " or ".join(_BY_DTYPE), field)]
+                "An entity key cannot be used.", [Problem(name, " or ".join(_ENCODINGS), field)]
             )
-        parts.append(encode(getattr(value, field)))
-    return b"%b%b" % (entity_prefix(project, entity_key.join_keys), b"".join(parts))
+        parts += encode([getattr(value, field)])
+    return b"%b%b" % (entity_prefix(project, entity_key.join_keys), b"".join(filter(None, parts)))

@@ -33,7 +33,7 @@ from tallystick.online_store.row_times import (
     times_of,
     times_of_row,
 )
-from tallystick.online_store.value_codec import cell_type, damaged, is_null
+from tallystick.online_store.value_codec import damaged, is_null, value_codec
 
 if TYPE_CHECKING:
     from feast.protos.feast.types.Value_pb2 import Value
@@ -84,7 +84,7 @@ class RowCodec:
         self.name = spec.name if name is None else name
         self.view = view_tag(self.name, spec.key_names)
         self.tag = self.view + bytes.fromhex(spec.definition_hash)[: TAG - VIEW_TAG]
-        self.cells = tuple(cell_type(column.dtype) for column in spec.columns)
+        self.cells = tuple(value_codec(column.dtype) for column in spec.columns)
         self.variable = [place for place, cell in enumerate(self.cells) if cell.code is None]
         self.integers = [
             place for place, cell in enumerate(self.cells) if cell.dtype in {"INT32", "INT64"}

@@ -35,7 +35,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from tallystick.definitions.feature_view import NO_ENTITY_KEY
-from tallystick.online_store.value_codec import CellType
+from tallystick.online_store.value_codec import ValueCodec
 
 CREATED: Final = 0b11
 NO_CREATED: Final = 0
@@ -98,7 +98,7 @@ class Layout:
         places: Field → its place among what :attr:`values` gives.
     """
 
-    def __init__(self, columns: Sequence[CellType], flags: int) -> None:
+    def __init__(self, columns: Sequence[ValueCodec], flags: int) -> None:
         length = "I" if flags & LONG else "B"
         created = {NEAR_CREATED: "I", FAR_CREATED: "q"}.get(flags & CREATED)
         start = [("head", f"{HEAD}s"), ("length", length), ("event", "q")]

@@ -1,58 +1,37 @@
-"""Single values of each Feast type: as Python, as Feast and as a row has them.
+"""The codec of single values: Python value or Feast's ``Value`` ↔ what a packed row stores.
 
 A *stored* value is what a row's struct takes: a number for a type of fixed width, bytes for all
-others. Neither half of a conversion ever changes a value, but for a DOUBLE that is rounded where a
-FLOAT is declared: what does not fit is refused.
+others. Neither direction ever changes a value, except that a DOUBLE is rounded where a FLOAT is
+declared: what does not fit is refused.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
-from operator import index
-from typing import Any, Final
+from functools import cache, partial
+from typing import Any, Final, NamedTuple
 
 from tallystick.clock import SECOND_US, from_us, to_us
+from tallystick.definitions.exact_cast import exact_value, set_members
+from tallystick.definitions.feature_types import FeatureType, Kind, every_kind, feature_type
 from tallystick.errors import DamagedError, Problem
-
-FIXED: Final = {
-    "INT32": "i",
-    "INT64": "q",
-    "FLOAT": "f",
-    "DOUBLE": "d",
-    "BOOL": "?",
-    "UNIX_TIMESTAMP": "q",
-}
-"""Feast value type → its format in a struct, for the types of fixed width."""
-
-PROTO_FIELD: Final = {
-    "INT32": "int32_val",
-    "INT64": "int64_val",
-    "FLOAT": "float_val",
-    "DOUBLE": "double_val",
-    "BOOL": "bool_val",
-    "UNIX_TIMESTAMP": "unix_timestamp_val",
-    "STRING": "string_val",
-    "BYTES": "bytes_val",
-}
-"""Feast value type → the field of a ``Value`` that carries it; of types that are stored as such."""
-_ARRAY_OF: Final = {
-    f"{scalar}_LIST": scalar for scalar in ("INT32", "INT64", "FLOAT", "DOUBLE", "BOOL")
-}
-"""Lists that are stored as the numbers themselves, one after the other."""
 
 FIRST_US: Final = to_us(datetime.min.replace(tzinfo=UTC))
 LAST_US: Final = to_us(datetime.max.replace(tzinfo=UTC))
 """The first and last time that Python has, in microseconds."""
-_PROTO_NULL_TIME: Final = -(2**63)
+_NULL_SECONDS: Final = -(2**63)
+"""What Feast writes for a null time."""
+_LENGTH: Final = struct.Struct("<I")
+
+Convert = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class CellType:
-    """How values of one Feast type go into a row and come out.
+class ValueCodec:
+    """How values of one Feast type are stored in a row.
 
     Attributes:
         dtype: Feast value type.
@@ -67,40 +46,39 @@ class CellType:
 
     dtype: str
     code: str | None
-    from_python: Callable[[Any], Any]
-    to_python: Callable[[Any], Any] | None
-    from_proto: Callable[[Any], Any]
-    to_proto: Callable[[Any], Any]
+    from_python: Convert
+    to_python: Convert | None
+    from_proto: Convert
+    to_proto: Convert
     needs_feast: bool = False
+
+    def read_proto(self, value: Any) -> Any:
+        """Feast's ``Value``, which is not null, as a Python value."""
+        stored = self.from_proto(value)
+        return stored if self.to_python is None else self.to_python(stored)
 
 
 @cache
-def cell_type(dtype: str) -> CellType:
-    """The conversions of a Feast value type; any that is not known here is held as Feast has it."""
-    if dtype in _ARRAY_OF:
-        return _array_type(dtype)
-    if dtype not in PROTO_FIELD:
-        return _proto_type(dtype)
-    return CellType(
-        dtype=dtype,
-        code=FIXED.get(dtype),
-        from_python=_FROM_PYTHON[dtype],
-        to_python=_TO_PYTHON.get(dtype),
-        from_proto=_field_reader(dtype),
-        to_proto=_field_writer(dtype),
-    )
+def value_codec(dtype: str) -> ValueCodec:
+    """The codec of a Feast value type.
+
+    Raises:
+        DefinitionError: The type is not supported.
+    """
+    own = feature_type(dtype)
+    return _CODECS[own.kind](own)
 
 
 def is_null(value: Any) -> bool:
-    """Whether a ``Value`` of Feast is null; a time has a number that means it."""
+    """Whether a ``Value`` of Feast is null; one number of a time means it."""
     field = value.WhichOneof("val")
     if field is None or field == "null_val":
         return True
-    return bool(field == "unix_timestamp_val" and value.unix_timestamp_val == _PROTO_NULL_TIME)
+    return bool(field == "unix_timestamp_val" and value.unix_timestamp_val == _NULL_SECONDS)
 
 
 def damaged(expected: str, got: str) -> DamagedError:
-    """The error for bytes in Redis that are no row, or not the one they should be."""
+    """The error for bytes in Redis that are not a row, or not the expected one."""
     return DamagedError(
         "A row in Redis cannot be read.",
         [Problem("row", expected, got)],
@@ -108,115 +86,139 @@ def damaged(expected: str, got: str) -> DamagedError:
     )
 
 
-def _boolean(value: Any) -> bool:
-    if value in (0, 1):
-        return bool(value)
-    raise TypeError(type(value).__name__)
+class _Conversions(NamedTuple):
+    """Between a value in Python, what is stored, and what a field of a proto holds."""
+
+    from_python: Convert
+    to_python: Convert | None
+    from_field: Convert | None
+    to_field: Convert | None
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, str | bytes):
-        raise TypeError(type(value).__name__)
-    return float(value)
+def _as_it_is(own: FeatureType) -> _Conversions:
+    return _Conversions(exact_value(own.name), None, None, None)
 
 
-def _moment(value: Any) -> int:
-    if not isinstance(value, datetime):
-        raise TypeError(type(value).__name__)
-    return to_us(value)
+def _float(own: FeatureType) -> _Conversions:
+    exact = exact_value(own.name)
+
+    def from_field(content: float) -> float:
+        """A proto's integer must be exact as a float; a double may be rounded."""
+        if isinstance(content, int) and exact(content) != content:
+            raise ValueError(f"{content} is not a {own.name}")
+        return content
+
+    return _Conversions(exact, None, from_field, None)
 
 
-def _text(value: Any) -> bytes:
+def _time(own: FeatureType) -> _Conversions:
+    exact = exact_value(own.name)
+
+    def from_field(seconds: int) -> int:
+        if not FIRST_US <= seconds * SECOND_US <= LAST_US:
+            raise OverflowError(f"{seconds} s is beyond the years 1 to 9999")
+        return seconds * SECOND_US
+
+    return _Conversions(lambda value: to_us(exact(value)), from_us, from_field, _whole_seconds)
+
+
+def _whole_seconds(time_us: int) -> int:
+    return time_us // SECOND_US
+
+
+def _text(own: FeatureType) -> _Conversions:
+    exact = exact_value(own.name)
+
+    def encoded(value: Any) -> bytes:
+        return bytes(exact(value).encode())
+
+    if own.kind is Kind.TEXT:
+        return _Conversions(_encoded, bytes.decode, str.encode, bytes.decode)
+    return _Conversions(encoded, bytes.decode, encoded, bytes.decode)
+
+
+def _encoded(value: Any) -> bytes:
+    """Quicker than the exact cast, for what is written most."""
     if not isinstance(value, str):
         raise TypeError(type(value).__name__)
     return value.encode()
 
 
-def _binary(value: Any) -> bytes:
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError(type(value).__name__)
-    return bytes(value)
-
-
-def _exactly(number: int, code: str) -> float:
-    """A whole number as a float of a struct's format, which may not have room for it."""
-    (rounded,) = struct.unpack(f"<{code}", struct.pack(f"<{code}", number))
-    if rounded != number:
-        raise ValueError(f"{number} is no {code}")
-    return float(rounded)
-
-
-def _told(time_us: int) -> int:
-    """A time that can be read again: of the years 1 to 9999."""
-    if not FIRST_US <= time_us <= LAST_US:
-        raise OverflowError(f"{time_us} µs")
-    return time_us
-
-
-_FROM_PYTHON: Final[dict[str, Callable[[Any], Any]]] = {
-    "INT32": index,
-    "INT64": index,
-    "FLOAT": _number,
-    "DOUBLE": _number,
-    "BOOL": _boolean,
-    "UNIX_TIMESTAMP": _moment,
-    "STRING": _text,
-    "BYTES": _binary,
+_INTEGERS: Final = ("int32_val", "int64_val")
+_TAKEN_FOR: Final[Mapping[str, Sequence[str]]] = {
+    "INT32": _INTEGERS,
+    "INT64": _INTEGERS,
+    "FLOAT": ("float_val", "double_val", *_INTEGERS),
+    "DOUBLE": ("double_val", "float_val", *_INTEGERS),
+    "UUID": ("uuid_val", "string_val"),
+    "TIME_UUID": ("time_uuid_val", "string_val"),
+    "DECIMAL": ("decimal_val", "string_val"),
 }
-_TO_PYTHON: Final[dict[str, Callable[[Any], Any]]] = {
-    "UNIX_TIMESTAMP": from_us,
-    "STRING": bytes.decode,
-}
+"""Feast value type → fields that are taken for it, if their content fits; of others its own."""
 
 
-_TAKEN_FOR: Final = {
-    "INT32": ("int32_val", "int64_val"),
-    "INT64": ("int64_val", "int32_val"),
-    "FLOAT": ("float_val", "double_val", "int32_val", "int64_val"),
-    "DOUBLE": ("double_val", "float_val", "int32_val", "int64_val"),
-}
-"""Feast value type → fields of numbers that are taken for it: as the declared type, if they fit."""
+def _scalar(convert: Callable[[FeatureType], _Conversions], own: FeatureType) -> ValueCodec:
+    from_python, to_python, from_field, to_field = convert(own)
+    field = own.proto_field
+    taken = _TAKEN_FOR.get(own.name, (field,))
 
-
-def _field_reader(dtype: str) -> Callable[[Any], Any]:
-    field = PROTO_FIELD[dtype]
-    taken = _TAKEN_FOR.get(dtype, (field,))
-
-    def read(value: Any) -> Any:
+    def from_proto(value: Any) -> Any:
         found = value.WhichOneof("val")
         if found not in taken:
             raise TypeError(field)
         content = getattr(value, found)
-        if dtype == "UNIX_TIMESTAMP":
-            return _told(content * SECOND_US)
-        if dtype in {"FLOAT", "DOUBLE"} and isinstance(content, int):
-            return _exactly(content, FIXED[dtype])
-        return content.encode() if dtype == "STRING" else content
+        return content if from_field is None else from_field(content)
 
-    return read
+    def to_proto(content: Any) -> Any:
+        return _proto()(**{field: content if to_field is None else to_field(content)})
 
-
-def _field_writer(dtype: str) -> Callable[[Any], Any]:
-    field = PROTO_FIELD[dtype]
-
-    def write(content: Any) -> Any:
-        from feast.protos.feast.types.Value_pb2 import Value
-
-        if dtype == "UNIX_TIMESTAMP":
-            content //= SECOND_US
-        elif dtype == "STRING":
-            content = content.decode()
-        return Value(**{field: content})
-
-    return write
+    return ValueCodec(own.name, own.struct_code, from_python, to_python, from_proto, to_proto)
 
 
-def _array_type(dtype: str) -> CellType:
-    """A list of numbers, stored as they are; a list has no null members in Feast."""
-    scalar = _ARRAY_OF[dtype]
-    convert, code = _FROM_PYTHON[scalar], FIXED[scalar]
+def _collection(own: FeatureType) -> ValueCodec:
+    """Members one after the other; Feast has no null among them."""
+    assert own.member is not None
+    member, field = own.member, own.proto_field
+    from_python, to_python, from_field, to_field = _MEMBERS[member.kind](member)
+    if member.kind is Kind.FLOAT:
+        from_field = None  # these members cannot be integers
+    code = member.struct_code
+    pack, unpack = _array_packing(code) if code else (_packed_bytes, _unpacked_bytes)
+
+    def stored(members: Sequence[Any]) -> bytes:
+        return pack(set_members(members) if own.kind is Kind.SET else members)
+
+    def from_values(value: Any) -> bytes:
+        if isinstance(value, str | bytes | dict):
+            raise TypeError(type(value).__name__)
+        return stored([from_python(each) for each in value])
+
+    def to_values(content: bytes) -> list[Any]:
+        members = unpack(content)
+        return list(members) if to_python is None else [to_python(each) for each in members]
+
+    def from_proto(value: Any) -> bytes:
+        if value.WhichOneof("val") != field:
+            raise TypeError(field)
+        return stored(_mapped(from_field, getattr(value, field).val))
+
+    def to_proto(content: bytes) -> Any:
+        value = _proto()()
+        members = getattr(value, field)
+        members.val.extend(_mapped(to_field, unpack(content)))
+        members.SetInParent()
+        return value
+
+    return ValueCodec(own.name, None, from_values, to_values, from_proto, to_proto)
+
+
+def _mapped(convert: Convert | None, values: Sequence[Any]) -> Sequence[Any]:
+    return values if convert is None else [convert(each) for each in values]
+
+
+def _array_packing(code: str) -> tuple[Convert, Convert]:
+    """Members of a fixed width as bytes, and back."""
     width = struct.calcsize(f"<{code}")
-    field = f"{dtype.lower()}_val"
 
     def packed(values: Sequence[Any]) -> bytes:
         try:
@@ -224,49 +226,49 @@ def _array_type(dtype: str) -> CellType:
         except struct.error as error:
             raise ValueError(str(error)) from error
 
-    def from_python(value: Any) -> bytes:
-        if isinstance(value, str | bytes | dict):
-            raise TypeError(type(value).__name__)
-        return packed([convert(member) for member in value])
-
-    def to_python(content: bytes) -> list[Any]:
+    def unpacked(content: bytes) -> Sequence[Any]:
         if len(content) % width:
             raise ValueError(f"{len(content)} bytes")
-        return list(struct.unpack(f"<{len(content) // width}{code}", content))
+        return struct.unpack(f"<{len(content) // width}{code}", content)
 
-    def from_proto(value: Any) -> bytes:
-        if value.WhichOneof("val") != field:
-            raise TypeError(field)
-        return packed(getattr(value, field).val)
-
-    def to_proto(content: bytes) -> Any:
-        from feast.protos.feast.types.Value_pb2 import Value
-
-        value = Value()
-        members = getattr(value, field)
-        members.val.extend(to_python(content))
-        members.SetInParent()
-        return value
-
-    return CellType(dtype, None, from_python, to_python, from_proto, to_proto)
+    return packed, unpacked
 
 
-def _proto_type(dtype: str) -> CellType:
-    """A type that is held as Feast's serialized ``Value``."""
+def _packed_bytes(values: Sequence[bytes]) -> bytes:
+    return b"".join([part for each in values for part in (_LENGTH.pack(len(each)), each)])
+
+
+def _unpacked_bytes(content: bytes) -> Sequence[bytes]:
+    members, end = [], 0
+    while end < len(content):
+        start = end + _LENGTH.size
+        if start > len(content):
+            raise ValueError("a member without length")
+        end = start + _LENGTH.unpack_from(content, end)[0]
+        members.append(content[start:end])
+    if end > len(content):
+        raise ValueError("a member is cut off")
+    return members
+
+
+def _document(own: FeatureType) -> ValueCodec:
+    """A type that is stored as Feast's serialized ``Value``."""
 
     def from_python(value: Any) -> bytes:
         from feast.type_map import python_values_to_proto_values
         from feast.value_type import ValueType
 
-        return _serialized(python_values_to_proto_values([value], ValueType[dtype])[0])
+        return _serialized(python_values_to_proto_values([value], ValueType[own.name])[0])
 
     def to_python(content: bytes) -> Any:
         from feast.type_map import feast_value_type_to_python_type
         from feast.value_type import ValueType
 
-        return feast_value_type_to_python_type(_parsed(content), ValueType[dtype])
+        return feast_value_type_to_python_type(_parsed(content), ValueType[own.name])
 
-    return CellType(dtype, None, from_python, to_python, _serialized, _parsed, needs_feast=True)
+    return ValueCodec(
+        own.name, None, from_python, to_python, _serialized, _parsed, needs_feast=True
+    )
 
 
 def _serialized(value: Any) -> bytes:
@@ -274,12 +276,38 @@ def _serialized(value: Any) -> bytes:
 
 
 def _parsed(content: bytes) -> Any:
-    from feast.protos.feast.types.Value_pb2 import Value
     from google.protobuf.message import DecodeError
 
-    value = Value()
+    value = _proto()()
     try:
         value.ParseFromString(content)
     except DecodeError as error:
         raise ValueError(str(error)) from error
     return value
+
+
+@cache
+def _proto() -> Any:
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    return Value
+
+
+_MEMBERS: Final[Mapping[Kind, Callable[[FeatureType], _Conversions]]] = {
+    Kind.INTEGER: _as_it_is,
+    Kind.FLOAT: _float,
+    Kind.BOOL: _as_it_is,
+    Kind.TIME: _time,
+    Kind.TEXT: _text,
+    Kind.UUID: _text,
+    Kind.DECIMAL: _text,
+    Kind.BYTES: _as_it_is,
+}
+_CODECS: Final[Mapping[Kind, Callable[[FeatureType], ValueCodec]]] = every_kind(
+    {
+        **{kind: partial(_scalar, convert) for kind, convert in _MEMBERS.items()},
+        Kind.LIST: _collection,
+        Kind.SET: _collection,
+        Kind.DOCUMENT: _document,
+    }
+)
