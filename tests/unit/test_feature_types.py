@@ -34,7 +34,7 @@ from tallystick.online_store.value_codec import value_codec
 
 TYPES = sorted(FEATURE_TYPES)
 UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
-AT = datetime(2013, 7, 1, 12, 30, 0, 250_000, UTC)
+AT = datetime(2013, 7, 1, 12, 30, tzinfo=UTC)
 
 SAMPLES = {
     "INT32": 2**31 - 1,
@@ -176,6 +176,13 @@ def test_feast_and_the_codec_agree(name):
     assert codec.to_proto(codec.from_proto(feasts)) == feasts
     read = feast_value_type_to_python_type(feasts, ValueType[name])
     assert codec.read_proto(feasts) == exact_values([read], name)[0]
+
+
+def test_times_keep_their_microseconds():
+    time = AT.replace(microsecond=7)
+    for name, given in (("", time), ("_LIST", [time]), ("_SET", [time])):
+        codec = value_codec(f"UNIX_TIMESTAMP{name}")
+        assert codec.to_python(codec.from_python(given)) == given
 
 
 @pytest.mark.parametrize("name", ["INT64_LIST", "STRING_LIST", "UUID_SET"])

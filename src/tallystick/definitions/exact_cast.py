@@ -372,5 +372,7 @@ def log_values(values: Sequence[Any], dtype: str) -> Sequence[Any]:
     if not feature_type(dtype).is_document:
         return values
     if dtype == "JSON_LIST":  # texts in history, and online what they say
-        values = [value if value is None else list(map(_parsed, value)) for value in values]
+        values = [
+            list(map(_parsed, value)) if isinstance(value, list) else value for value in values
+        ]
     return [json_text(value) for value in values]
