@@ -13,7 +13,7 @@ PACKAGES := src serving training monitoring simulation
 CODE     := $(PACKAGES) feature_repo tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-kills test-spark lint format bench bench-online bench-log bench-offline bench-audit bench-quick lock clean
+.PHONY: help setup data demo test coverage test-kills test-spark lint format bench bench-online bench-log bench-offline bench-audit bench-quick lock clean
 
 help:  ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ demo: $(READY) data  ## Play the year: serve, log, audit, decide, retrain
 test: $(READY) data  ## Run every test, on all cores
 	@$(BIN)/python -m pytest -n logical --dist worksteal
 
+coverage: $(READY) data  ## Run every test and print which lines and branches it reaches
+	@$(BIN)/python -m pytest -n logical --dist worksteal --cov --cov-report=term:skip-covered
+
 test-kills: $(READY)  ## Kill the log's workers and compactors 200 times
 	@LOG_KILLS=200 $(BIN)/python -m pytest tests/integration/test_log_kills.py
 
@@ -56,26 +59,22 @@ format: $(READY)  ## Rewrite the code in the house style
 	@$(BIN)/ruff check --fix $(CODE)
 	@$(BIN)/ruff format $(CODE)
 
-bench: $(READY) data  ## Measure the parts that have to be quick
-	@$(BIN)/python benchmarks/loop.py
+bench: bench-online bench-log bench-offline bench-audit  ## Run all benches, one after the other
 
 bench-online: $(READY)  ## Measure serving against Feast's own server
-	@$(BIN)/python -m benchmarks.online
+	@$(BIN)/python -m benchmarks.online $(QUICK)
 
 bench-log: $(READY)  ## Measure the prediction log
-	@$(BIN)/python -m benchmarks.log
+	@$(BIN)/python -m benchmarks.log $(QUICK)
 
 bench-offline: $(BENCH)  ## Measure training sets against Feast's stores and the engines
-	@$(BIN)/python -m benchmarks.offline
+	@$(BIN)/python -m benchmarks.offline $(QUICK)
 
 bench-audit: $(READY)  ## Inject each cause of skew and measure the audit
-	@$(BIN)/python -m benchmarks.audit
+	@$(BIN)/python -m benchmarks.audit $(QUICK)
 
-bench-quick: $(BENCH)  ## Run the four benches above in a quick form, to compare two versions
-	@$(BIN)/python -m benchmarks.online --quick
-	@$(BIN)/python -m benchmarks.log --quick
-	@$(BIN)/python -m benchmarks.offline --quick
-	@$(BIN)/python -m benchmarks.audit --quick
+bench-quick:  ## Run all benches in a quick form, to compare two versions of the code
+	@$(MAKE) --no-print-directory bench QUICK=--quick
 
 $(BENCH): $(READY) requirements-bench.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
@@ -94,4 +93,4 @@ lock: $(READY)  ## Resolve the dependencies again (needs the network)
 
 clean:  ## Remove what the other targets made, but for .venv
 	@rm -rf demo-out reports build dist feature_repo/data feature_repo/.tallystick \
-		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,6 +1,6 @@
 """Measures whether the audit names each cause, and how fast; writes reports/bench-audit.json.
 
-    python -m benchmarks.audit [--quick] [--requests N] [--rates SHARE...] [--part NAME]...
+    python -m benchmarks.audit [--quick] [--requests N] [--hours N] [--part NAME]...
 
 A generated repo with four views is served for four days by Tallystick's own stores and server under
 a clock that is set, once clean and once with each fault, done for real: a run of materialization
@@ -19,99 +19,69 @@ two versions of the code, not for the figures of the documentation.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from benchmarks.audit.audit_report import markdown, report
 from benchmarks.audit.cases import RATES, Bench, Case
 from benchmarks.audit.plans import INJECTED, Chooser, Clean, mixture
 from benchmarks.audit.replay import play, simulated
-from benchmarks.audit.report import markdown, report
 from benchmarks.audit.scene import START, Scene, Sizes, make_scene
-from benchmarks.audit.speed import QUIET, ROOT, measured
+from benchmarks.audit.speed import measured
+from benchmarks.harness import options, run
 
 from tallystick.clock import SimulatedClock
 from tallystick.online_store import embedded_redis
 from tallystick.prediction_log.compaction import compact
-from tallystick.signals import ending_on_signals
 
+FULL: Final = {"requests": 50_000, "hours": 96, "timed_requests": 200_000, "rounds": 3}
+QUICK: Final = {"requests": 8_000, "hours": 48, "timed_requests": 80_000}
 PARTS: Final = ("accuracy", "speed")
 TIMED_RATE: Final = 0.01
 TIMED_BATCH_ROWS: Final = 256
-FULL: Final = {"requests": 50_000, "hours": 96, "timed_requests": 200_000}
-QUICK: Final = {"requests": 8_000, "hours": 48, "timed_requests": 80_000}
 
 
 def main() -> None:
     """Measure, write the report, print it."""
-    options = _options()
-    os.environ.update(QUIET)
+    chosen = options("audit", __doc__, full=FULL, quick=QUICK, parts=PARTS)
+    run(partial(measure, chosen), chosen.out, shown=markdown)
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Measure the chosen parts; give the report."""
     began = time.perf_counter()
-    parts = options.part or PARTS
     cases: list[Case] = []
     speed: dict[str, Any] = {}
-    with ending_on_signals(), tempfile.TemporaryDirectory(prefix="bench-audit-") as name:
+    with tempfile.TemporaryDirectory(prefix="bench-audit-") as name:
         folder = Path(name)
         address = f"unix://{embedded_redis.start(folder / 'redis')}"
         try:
             with simulated(folder) as clock:
-                if "accuracy" in parts:
-                    sizes = Sizes(requests=options.requests, hours=options.hours)
+                if "accuracy" in chosen.part:
+                    sizes = Sizes(requests=chosen.requests, hours=chosen.hours)
                     scene = make_scene(folder / "scene", sizes, address=address)
-                    bench = Bench(scene, folder, clock=clock)
-                    for case in _cases(bench, options.rates):
+                    for case in _cases(Bench(scene, folder, clock=clock)):
                         cases.append(case)
-                        _tell(case, began)
-                if "speed" in parts:
-                    sizes = Sizes(requests=options.timed_requests, batch_rows=TIMED_BATCH_ROWS)
+                        _print(case, began)
+                if "speed" in chosen.part:
+                    sizes = Sizes(requests=chosen.timed_requests, batch_rows=TIMED_BATCH_ROWS)
                     scene = make_scene(folder / "large", sizes, address=address)
-                    speed = _timed(scene, folder, clock=clock, rounds=options.rounds)
+                    speed = _timed(scene, folder, clock=clock, rounds=chosen.rounds)
         finally:
             embedded_redis.stop(folder / "redis")
-    content = report(
-        cases,
-        speed,
-        {
-            "requests": options.requests,
-            "timed_requests": options.timed_requests,
-            "rounds": options.rounds,
-            "seconds": round(time.perf_counter() - began),
-            "load_after": os.getloadavg()[0],
-        },
-    )
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1))
-    print(markdown(content))
+    plan = {name: getattr(chosen, name) for name in ("requests", "timed_requests", "rounds")}
+    return report(cases, speed, plan)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="smaller logs, fewer hours")
-    parser.add_argument("--requests", type=int, help="of each case")
-    parser.add_argument("--hours", type=int, help="length of each case's log")
-    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), choices=RATES)
-    parser.add_argument("--timed-requests", type=int, help="of the timed logs")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--part", action="append", choices=PARTS, help="only this")
-    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "bench-audit.json")
-    options = parser.parse_args()
-    for name, value in (QUICK if options.quick else FULL).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
-
-
-def _cases(bench: Bench, rates: list[float]) -> Iterator[Case]:
+def _cases(bench: Bench) -> Iterator[Case]:
     yield bench.without_fault()
     yield bench.by_event_time()
-    for rate in rates:
+    for rate in RATES:
         for cause in INJECTED:
             yield bench.single(cause, rate)
         for kind in ("segment", "file"):
@@ -121,7 +91,7 @@ def _cases(bench: Bench, rates: list[float]) -> Iterator[Case]:
         yield bench.stacked(rate)
 
 
-def _tell(case: Case, began: float) -> None:
+def _print(case: Case, began: float) -> None:
     score = case.score
     text = (
         f"{score.injected.total():,} injected, {score.found.total():,} found, "

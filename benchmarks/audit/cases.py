@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from benchmarks.audit.damage import copy_repo, damage_file, damage_segments
 from benchmarks.audit.declared import KEYS, MODEL
-from benchmarks.audit.faults import Fault
+from benchmarks.audit.faults import Rewritten
 from benchmarks.audit.found import found, found_by_event_time, found_damage
 from benchmarks.audit.plans import Chooser, Clean, mixture, plan, stacked
-from benchmarks.audit.replay import Cell, Key, Played, keys_of, play
+from benchmarks.audit.replay import Cell, Fault, Key, Played, keys_of, play
 from benchmarks.audit.scene import START, Scene
 from benchmarks.audit.truth import Score, scored, wrong_values
 
@@ -82,7 +82,7 @@ class Bench:
         return int(self.clean.played.table.num_rows)
 
     @contextmanager
-    def _place(self) -> Iterator[Path]:
+    def _folder_of_case(self) -> Iterator[Path]:
         """A folder that is gone after the block."""
         path = self._folder / f"case-{next(self._numbers)}"
         try:
@@ -106,7 +106,7 @@ class Bench:
 
         Args:
             rate: Share of the requests that shall have a wrong value of any cause.
-            overlapping: Whether all strike the same few members and places, so that a request has
+            overlapping: Whether all strike the same few members and venues, so that a request has
                 wrong values of several views and causes; else that is chance.
         """
         rng = np.random.default_rng(self._seed)
@@ -124,17 +124,17 @@ class Bench:
     def damaged(self, kind: str, rate: float) -> Case:
         """Damage to the log: bytes of a segment, or of a Parquet file."""
         log = self.clean.played.table
-        with self._place() as folder:
+        with self._folder_of_case() as folder:
             repo = copy_repo(self.clean.played.repo, folder, with_log=kind == "segment")
             if kind == "segment":
                 lost = damage_segments(repo, self._scene, share=rate, seed=self._seed)
             else:
                 lost = damage_file(repo, self._scene, log, share=rate, seed=self._seed)
-            told, findings = found_damage(repo, MODEL, START, self._scene.sizes.end)
+            lost_rows, findings = found_damage(repo, MODEL, START, self._scene.sizes.end)
         score = scored({}, findings) + Score(
             Counter({DAMAGE: len(lost)}),
-            Counter({DAMAGE: told}),
-            Counter({DAMAGE: min(told, len(lost))}),
+            Counter({DAMAGE: lost_rows}),
+            Counter({DAMAGE: min(lost_rows, len(lost))}),
         )
         return Case(kind, rate, (DAMAGE,), len(lost) / self._requests, score)
 
@@ -146,20 +146,20 @@ class Bench:
 
     def late_values(self) -> dict[Cell, str]:
         """Values of the clean log that a store would have had otherwise, had nothing been late."""
-        with self._place() as folder:
+        with self._folder_of_case() as folder:
             hasty = play(self._scene, folder, clock=self._clock, visibility=VisibilityClock.EVENT)
         served = self.clean.played
         late = [Fault(cause=LATE, view=view, keys=_all_keys(served, view)) for view in KEYS]
         return wrong_values(self._scene.contract, hasty.table, served.table, faults=late)
 
     def _with_faults(self, name: str, rate: float, faults: Sequence[Fault]) -> Case:
-        with self._place() as folder, self._place() as again:
+        with self._folder_of_case() as folder, self._folder_of_case() as again:
             played = play(self._scene, folder, clock=self._clock, faults=faults)
             right = self.clean.played.table
             rewritten = {
                 played.repo.path / "data" / f"{fault.view}.parquet"
                 for fault in faults
-                if fault.rewrites
+                if isinstance(fault, Rewritten)
             }
             if rewritten:
                 right = play(self._scene, again, clock=self._clock, histories=rewritten).table
@@ -219,13 +219,13 @@ def _astray(
     columns: list[list[Any]] = [
         findings[name].to_pylist() for name in ("prediction_id", "feature", "cause")
     ]
-    told = {
+    named = {
         (prediction, feature): cause for prediction, feature, cause in zip(*columns, strict=True)
     }
     shown = []
-    for cell in truth.keys() | told.keys():
-        if truth.get(cell) != told.get(cell):
-            shown.append((*cell, truth.get(cell), told.get(cell)))
+    for cell in truth.keys() | named.keys():
+        if truth.get(cell) != named.get(cell):
+            shown.append((*cell, truth.get(cell), named.get(cell)))
             if len(shown) == limit:
                 break
     return shown

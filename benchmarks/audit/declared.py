@@ -10,9 +10,9 @@ ON_DEMAND: Final = "offer"
 TTLS: Final = {"state": timedelta(hours=12), "pairing": timedelta(days=2)}
 KEYS: Final = {
     "activity": ("member",),
-    "state": ("place",),
-    "pairing": ("member", "place"),
-    "profile": ("place",),
+    "state": ("venue",),
+    "pairing": ("member", "venue"),
+    "profile": ("venue",),
 }
 """View → its join keys."""
 
@@ -36,7 +36,7 @@ from sklearn.dummy import DummyClassifier
 from tallystick import Label, Model
 
 member = Entity(name="member", join_keys=["member"], value_type=ValueType.STRING)
-place = Entity(name="place", join_keys=["place"], value_type=ValueType.INT64)
+venue = Entity(name="venue", join_keys=["venue"], value_type=ValueType.INT64)
 
 
 def source(name, created="created_time"):
@@ -65,10 +65,10 @@ activity = FeatureView(
 )
 state = FeatureView(
     name="state",
-    entities=[place],
+    entities=[venue],
     ttl=timedelta(hours=12),
     schema=[
-        Field(name="place", dtype=Int64),
+        Field(name="venue", dtype=Int64),
         Field(name="price", dtype=Float64),
         Field(name="load", dtype=Float32),
         Field(name="stock", dtype=Int64),
@@ -79,11 +79,11 @@ state = FeatureView(
 )
 pairing = FeatureView(
     name="pairing",
-    entities=[member, place],
+    entities=[member, venue],
     ttl=timedelta(days=2),
     schema=[
         Field(name="member", dtype=String),
-        Field(name="place", dtype=Int64),
+        Field(name="venue", dtype=Int64),
         Field(name="ratio", dtype=Float64),
         Field(name="total", dtype=Float64),
         Field(name="count", dtype=Int64),
@@ -95,10 +95,10 @@ pairing = FeatureView(
 # Without a created time: a row counts from its event time.
 profile = FeatureView(
     name="profile",
-    entities=[place],
+    entities=[venue],
     ttl=timedelta(0),
     schema=[
-        Field(name="place", dtype=Int64),
+        Field(name="venue", dtype=Int64),
         Field(name="size", dtype=Float64),
         Field(name="weight", dtype=Float32),
         Field(name="kind", dtype=Int64),
@@ -147,7 +147,7 @@ accepts = Model(
     label=Label(
         source=source("labels"),
         column="accepted",
-        keys=("member", "place"),
+        keys=("member", "venue"),
         matures_after=timedelta(days=1),
     ),
     estimator=DummyClassifier(),

@@ -8,6 +8,7 @@ left out: a lag that also holds back a correction is called by the correction.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,7 +22,6 @@ from benchmarks.audit.faults import (
     Dropped,
     Early,
     Edited,
-    Fault,
     Lag,
     NoCorrections,
     OtherTtl,
@@ -31,7 +31,7 @@ from benchmarks.audit.faults import (
     Stacked,
     moment_of,
 )
-from benchmarks.audit.replay import Key, Played, history_of, keys_of, stamps_us
+from benchmarks.audit.replay import Fault, Key, Played, history_of, keys_of, stamps_us
 from benchmarks.audit.scene import HOUR_US, START_US, Array, Scene
 
 from tallystick.records.record_store import Cause
@@ -47,15 +47,15 @@ class Served:
 
     Attributes:
         names: The keys.
-        key: Position of the request's key among them.
+        key: Number of the request's key among them.
         request_us: Request time.
         present: Whether a row was there, inside the ttl.
         outside: Whether one was there, outside.
         event_us: Event time of the row, :data:`NEVER` without one.
         created_us: Created time; the event time where the view has none.
-        first_us: Position of a key → when its first row became visible, :data:`NEVER` without any.
+        first_us: Number of a key → when its first row became visible, :data:`NEVER` without any.
         original_us: Created time of the first version of the row that was served.
-        corrected: Position of a key → when versions of rows with several became visible.
+        corrected: Number of a key → when versions of rows with several became visible.
     """
 
     names: list[Key]
@@ -106,39 +106,38 @@ class Clean:
 
     def _read(self, view: str) -> Served:
         table = self.played.table
-        keys = keys_of(table, view, prefix="entity.")
-        places: dict[Key, int] = {}
-        key = np.array([places.setdefault(each, len(places)) for each in keys])
+        numbers: dict[Key, int] = {}
+        key = np.array(
+            [numbers.setdefault(each, len(numbers)) for each in keys_of(table, view, "entity.")]
+        )
         status = table[f"view.{view}.status"].to_numpy(zero_copy_only=False)
         event_us = stamps_us(table, f"view.{view}.event_time")
         created_us = stamps_us(table, f"view.{view}.created_time")
-        created_us = np.where(created_us == NEVER, event_us, created_us)
-        first_us = np.full(len(places), NEVER)
-        versions: dict[tuple[int, int], list[int]] = {}
+        versions: dict[tuple[int, int], list[int]] = defaultdict(list)
         for each, event, created in _history(self.played, view):
-            place = places.get(each)
-            if place is None:
-                continue
-            versions.setdefault((place, event), []).append(created)
-            visible = max(event, created)
-            if first_us[place] == NEVER or visible < first_us[place]:
-                first_us[place] = visible
-        corrected: list[list[int]] = [[] for _ in places]
-        for (place, event), created_all in versions.items():
-            if len(created_all) > 1:
-                corrected[place] += [max(event, created) for created in created_all]
+            if each in numbers:
+                versions[numbers[each], event].append(created)
+        first_us = np.full(len(numbers), NEVER)
+        corrected: list[list[int]] = [[] for _ in numbers]
+        for (number, event), created_all in versions.items():
+            visible = [max(event, created) for created in created_all]
+            earliest = min(visible)
+            if first_us[number] == NEVER or earliest < first_us[number]:
+                first_us[number] = earliest
+            if len(visible) > 1:
+                corrected[number] += visible
         original = [
-            min(versions.get((place, event), [NEVER]))
-            for place, event in zip(key.tolist(), event_us.tolist(), strict=True)
+            min(versions.get((number, event), [NEVER]))
+            for number, event in zip(key.tolist(), event_us.tolist(), strict=True)
         ]
         return Served(
-            names=list(places),
+            names=list(numbers),
             key=key,
             request_us=stamps_us(table, "request_time"),
             present=status == "PRESENT",
             outside=status == "OUTSIDE_MAX_AGE",
             event_us=event_us,
-            created_us=created_us,
+            created_us=np.where(created_us == NEVER, event_us, created_us),
             first_us=first_us,
             original_us=np.array(original),
             corrected=corrected,
@@ -169,23 +168,23 @@ class Chooser:
     pool: dict[str, set[Key]] | None = None
 
     def keys(self, view: str, served: Served, weights: Array, target: float) -> list[int]:
-        """Positions of keys whose weights come to the target, as near as they can."""
+        """Numbers of keys whose weights come to the target, as near as they can."""
         taken = self.taken.setdefault(view, set())
         allowed = set(served.names) if self.pool is None else self.pool[view]
         free = [
-            place
-            for place in self.rng.permutation(np.flatnonzero(weights > 0)).tolist()
-            if served.names[place] in allowed and served.names[place] not in taken
+            number
+            for number in self.rng.permutation(np.flatnonzero(weights > 0)).tolist()
+            if served.names[number] in allowed and served.names[number] not in taken
         ]
         chosen: list[int] = []
         total = 0.0
-        for place in free:
-            if total + weights[place] <= _OVER * target:
-                chosen.append(place)
-                total += weights[place]
+        for number in free:
+            if total + weights[number] <= _OVER * target:
+                chosen.append(number)
+                total += weights[number]
         if free and not chosen:
-            chosen.append(min(free, key=lambda place: float(weights[place])))
-        taken |= {served.names[place] for place in chosen}
+            chosen.append(min(free, key=lambda number: float(weights[number])))
+        taken |= {served.names[number] for number in chosen}
         return chosen
 
 
@@ -235,8 +234,8 @@ def stacked(clean: Clean, *, requests: float, chooser: Chooser) -> list[Fault]:
     return found
 
 
-def _named(served: Served, places: list[int]) -> frozenset[Key]:
-    return frozenset(served.names[place] for place in places)
+def _named(served: Served, numbers: list[int]) -> frozenset[Key]:
+    return frozenset(served.names[number] for number in numbers)
 
 
 def _lag(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Lag]:
@@ -245,9 +244,9 @@ def _lag(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Lag]:
     first_us, end_us = START_US + first * HOUR_US, START_US + end * HOUR_US
     held = (served.request_us >= first_us) & (served.request_us < end_us)
     weights = served.counts(served.present & held & (served.visible_us >= first_us))
-    for place, moments in enumerate(served.corrected):
+    for number, moments in enumerate(served.corrected):
         if any(first_us <= moment < end_us for moment in moments):
-            weights[place] = 0
+            weights[number] = 0
     keys = _named(served, chooser.keys(view, served, weights, target))
     return [Lag(view=view, keys=keys, first=moment_of(first), end=moment_of(end))]
 
@@ -263,7 +262,7 @@ def _no_corrections(clean: Clean, view: str, target: float, chooser: Chooser) ->
 def _dropped(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Fault]:
     served = clean.served(view)
     weights = served.counts(served.present)
-    # Of a key that is new nobody can say that it never came.
+    # The log cannot say of a key that is new that it never came.
     weights[(served.first_us == NEVER) | (served.first_us >= START_US)] = 0
     keys = _named(served, chooser.keys(view, served, weights, target))
     return [Dropped(view=view, keys=keys)]
@@ -298,8 +297,8 @@ def _other_ttl(clean: Clean, view: str, target: float, chooser: Chooser) -> list
     found: list[Fault] = []
     young = served.request_us - served.event_us <= ttl_us // 4
     for other_us, wrong in ((None, served.outside), (ttl_us // 4, served.present & ~young)):
-        places = chooser.keys(view, served, served.counts(wrong), target / 2)
-        found.append(OtherTtl(view=view, keys=_named(served, places), ttl_us=other_us))
+        numbers = chooser.keys(view, served, served.counts(wrong), target / 2)
+        found.append(OtherTtl(view=view, keys=_named(served, numbers), ttl_us=other_us))
     return found
 
 
@@ -309,27 +308,27 @@ def _overwritten(clean: Clean, view: str, target: float, chooser: Chooser) -> li
     best = np.zeros(len(served.names), dtype=np.int64)
     order = np.lexsort((served.request_us, served.key))
     starts = np.searchsorted(served.key[order], np.arange(len(served.names) + 1))
-    for place in range(len(served.names)):
-        rows = order[starts[place] : starts[place + 1]]
+    for number in range(len(served.names)):
+        rows = order[starts[number] : starts[number + 1]]
         for hour in range(STALE_HOURS, hours, STALE_HOURS // 3):
-            weight = _overwritten_requests(served, rows, place, hour)
-            if weight > weights[place]:
-                weights[place], best[place] = weight, hour
+            weight = _overwritten_requests(served, rows, number, hour)
+            if weight > weights[number]:
+                weights[number], best[number] = weight, hour
     moments: dict[int, set[Key]] = {}
-    for place in chooser.keys(view, served, weights, target):
-        moments.setdefault(int(best[place]), set()).add(served.names[place])
+    for number in chooser.keys(view, served, weights, target):
+        moments.setdefault(int(best[number]), set()).add(served.names[number])
     keys = frozenset(key for some in moments.values() for key in some)
     frozen = {hour: frozenset(some) for hour, some in moments.items()}
     return [Overwritten(view=view, keys=keys, moments=frozen)]
 
 
-def _overwritten_requests(served: Served, rows: Array, place: int, hour: int) -> int:
+def _overwritten_requests(served: Served, rows: Array, number: int, hour: int) -> int:
     """How many requests of a key are wrong if its row of some hours ago is put back at an hour.
 
     Args:
         served: What was served.
         rows: The key's requests, in order of time.
-        place: The key.
+        number: The key.
         hour: When.
 
     Returns:
@@ -340,7 +339,7 @@ def _overwritten_requests(served: Served, rows: Array, place: int, hour: int) ->
     moment_us = START_US + hour * HOUR_US
     stale_us = moment_us - STALE_HOURS * HOUR_US
     at = int(np.searchsorted(served.request_us[rows], moment_us))
-    if not 0 < at < len(rows) or not NEVER < served.first_us[place] <= stale_us:
+    if not 0 < at < len(rows) or not NEVER < served.first_us[number] <= stale_us:
         return 0
     before, later = rows[at - 1], rows[at:]
     if served.visible_us[before] <= stale_us:
@@ -363,21 +362,21 @@ def _rewritten(clean: Clean, view: str, target: float, chooser: Chooser) -> list
     served = clean.served(view)
     rows: dict[int, dict[tuple[int, int], int]] = {}
     present = np.flatnonzero(served.present)
-    for place, event, created in zip(
+    for number, event, created in zip(
         served.key[present].tolist(),
         served.event_us[present].tolist(),
         served.created_us[present].tolist(),
         strict=True,
     ):
-        counts = rows.setdefault(place, {})
+        counts = rows.setdefault(number, {})
         counts[event, created] = counts.get((event, created), 0) + 1
     weights = np.zeros(len(served.names), dtype=np.int64)
-    for place, counts in rows.items():
-        weights[place] = max(counts.values())
+    for number, counts in rows.items():
+        weights[number] = max(counts.values())
     chosen = chooser.keys(view, served, weights, target)
     stamps = [
-        (served.names[place], *max(rows[place], key=lambda stamp: rows[place][stamp]))
-        for place in chosen
+        (served.names[number], *max(rows[number], key=lambda stamp: rows[number][stamp]))
+        for number in chosen
     ]
     return [
         Rewritten(

@@ -2,8 +2,8 @@
 
 Rows go online by Tallystick's own materialization and are read by its own server's predictor, under
 a clock that is set. With faults, the two steps of a materialization are done one by one: a fault
-stands between them in the way of some keys' rows, writes to Redis beside them, or is a server that
-is not as it should be.
+stands between them in the way of some keys' rows, writes to Redis past them, or is a server that is
+not as it should be.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from benchmarks.audit.declared import KEYS, MODEL, ON_DEMAND
 from benchmarks.audit.scene import START, Batch, Scene, prediction_id
 
-from tallystick.clock import SimulatedClock, process_clock, to_us
+from tallystick.clock import SimulatedClock, process_clock
 from tallystick.definitions.feature_repo import Repo, open_repo
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.materialization.materialize import Materializer
-from tallystick.model_bundle.bundle import load_bundle, read_champion
+from tallystick.model_bundle.bundle import Bundle, load_bundle, read_champion
 from tallystick.offline_store.newly_visible import visible_between
 from tallystick.offline_store.view_history import ViewRead
 from tallystick.online_store.bulk_writer import write_table
@@ -37,13 +38,11 @@ from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.log_reader import read_log
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions
+from tallystick.records.record_store import Cause
 from tallystick.settings import Settings, override
 from tallystick_serving.feature_readers import PackedReaders
 from tallystick_serving.predictor import Predictor
 from tallystick_serving.store_config import read_project
-
-if TYPE_CHECKING:
-    from benchmarks.audit.faults import Fault
 
 Key: TypeAlias = tuple[Any, ...]
 Cell: TypeAlias = tuple[str, str]
@@ -183,12 +182,74 @@ class World:
             write_us = self.clock.now_us()
             write_table(self.client, self.repo.project, spec, rows, write_us=write_us)
 
-    def redis_keys(self, view: str, keys: Iterable[Key]) -> dict[Key, bytes]:
-        """Where the rows of keys lie in Redis."""
-        ordered = list(keys)
+    def redis_keys(self, view: str, keys: Iterable[Key]) -> list[bytes]:
+        """The Redis keys of entities."""
+        columns = [list(column) for column in zip(*keys, strict=True)]
         made = EntityKeys(self.repo.project, self.specs[view].join_keys)
-        found = made.of([list(column) for column in zip(*ordered, strict=True)]) if ordered else []
-        return {key: name for key, name in zip(ordered, found, strict=True) if name is not None}
+        return [name for name in made.of(columns) if name is not None] if columns else []
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """A run of materialization: rows that became visible in (after, until] go online."""
+
+    world: World
+    after: datetime | None
+    until: datetime
+
+
+Written: TypeAlias = list[tuple[ViewSpec, pa.Table]]
+"""Rows that go online, by the definition under which they are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that goes wrong for some keys of one view; the base class changes nothing.
+
+    Attributes:
+        cause: The cause that each value has to get that is wrong because of it.
+        view: The view.
+        keys: Keys of that view.
+    """
+
+    cause: Cause
+    view: str
+    keys: frozenset[Key] = frozenset()
+
+    def feed(self, refresh: Refresh, rows: pa.Table) -> Written:
+        """The rows that a run of materialization writes for the keys, instead of ``rows``."""
+        return [(refresh.world.specs[self.view], rows)]
+
+    def write_past(self, world: World, hour: int) -> None:
+        """Write to Redis past Tallystick, once the hour's rows are online."""
+
+    def rewrite(self, repo: Repo) -> None:
+        """Change history, once all requests have been served."""
+
+    def cause_at(self, right: pa.Table, served: pa.Table, row: int) -> Cause:
+        """The cause that a wrong value has to get.
+
+        Args:
+            right: The log without faults.
+            served: The log with them.
+            row: The value's row in both.
+        """
+        del right, served, row
+        return self.cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFault(Fault):
+    """A server that is not as it should be, and gets some of the requests."""
+
+    def routed(self, batch: Batch) -> Sequence[bool]:
+        """Which rows of a request this server answers."""
+        columns = (batch.columns[name] for name in KEYS[self.view])
+        return [key in self.keys for key in zip(*columns, strict=True)]
+
+    def serve(self, bundle: Bundle) -> Bundle:
+        """The bundle that the server serves instead of the champion's."""
+        raise NotImplementedError
 
 
 def keys_of(table: pa.Table, view: str, prefix: str = "") -> list[Key]:
@@ -208,11 +269,8 @@ class _Replay:
         self._commit_batches = commit_batches
         self._materializer = Materializer(world.repo)
         self._is_usual = world.visibility is None and not faults
-        self._feeding = {
-            view: [fault for fault in faults if fault.feeds and fault.view == view] for view in KEYS
-        }
-        self._meddling = [fault for fault in faults if fault.meddles]
-        self._serving = [fault for fault in faults if fault.serves]
+        self._faults = faults
+        self._servers = [fault for fault in faults if isinstance(fault, ServerFault)]
         self._predictors: dict[tuple[int, ...], Predictor] = {}
         self._edited: set[Cell] = set()
 
@@ -228,8 +286,8 @@ class _Replay:
                 moment = START + hour * HOUR
                 self._world.clock.set(moment)
                 self._refresh(before, moment)
-                for fault in self._meddling:
-                    fault.meddle(self._world, hour)
+                for fault in self._faults:
+                    fault.write_past(self._world, hour)
                 while batch is not None and batch.hour == hour:
                     await self._answer(batch)
                     batch = next(batches, None)
@@ -243,22 +301,22 @@ class _Replay:
         if self._is_usual:
             self._materializer.run(until=until)
             return
-        for view, faults in self._feeding.items():
-            spec = self._world.specs[view]
+        refresh = Refresh(self._world, after, until)
+        for view in KEYS:
+            faults = [fault for fault in self._faults if fault.view == view]
             rows = self._world.visible(view, after=after, until=until)
-            keys = keys_of(rows, view)
             owner = {key: number for number, fault in enumerate(faults) for key in fault.keys}
-            owners = [owner.get(key, -1) for key in keys]
-            self._world.write(spec, rows.filter(pa.array([one < 0 for one in owners], pa.bool_())))
+            owners = pa.array([owner.get(key, -1) for key in keys_of(rows, view)], pa.int64())
+            self._world.write(self._world.specs[view], rows.filter(pc.equal(owners, -1)))
             for number, fault in enumerate(faults):
-                own = rows.filter(pa.array([one == number for one in owners], pa.bool_()))
-                for written, table in fault.feed(self._world, own, after=after, until=until):
+                own = rows.filter(pc.equal(owners, number))
+                for written, table in fault.feed(refresh, own):
                     self._world.write(written, table)
 
     async def _answer(self, batch: Batch) -> None:
         """Answer a request; its rows may go to several servers."""
         servers: dict[tuple[int, ...], list[int]] = {}
-        masks = [fault.routed(batch) for fault in self._serving]
+        masks = [fault.routed(batch) for fault in self._servers]
         for row in range(batch.rows):
             by = tuple(number for number, mask in enumerate(masks) if mask[row])
             servers.setdefault(by, []).append(row)
@@ -287,14 +345,14 @@ class _Replay:
         )
         if not self._log.append(self._world.bundle.contract, record):
             raise AssertionError("the log dropped a prediction")
-        if any(self._serving[number].view == ON_DEMAND for number in by):
+        if any(self._servers[number].view == ON_DEMAND for number in by):
             self._note_edited(ids, columns, values)
 
     def _server(self, by: tuple[int, ...]) -> Predictor:
         """A server with the faults of these numbers."""
         bundle = self._world.bundle
         for number in by:
-            bundle = self._serving[number].serve(bundle)
+            bundle = self._servers[number].serve(bundle)
         return Predictor(self._world.champion, bundle, self._readers, timeout_s=TIMEOUT_S)
 
     def _note_edited(self, ids: list[str], columns: Any, values: Any) -> None:
@@ -302,8 +360,8 @@ class _Replay:
         right = bundle.transforms.compute(bundle.contract, {**columns, **values})
         self._edited |= {
             (ids[row], name)
-            for name, wanted in right.items()
-            for row, value in enumerate(wanted)
+            for name, expected in right.items()
+            for row, value in enumerate(expected)
             if repr(value) != repr(values[name][row])
         }
 
@@ -317,8 +375,3 @@ def stamps_us(table: pa.Table, column: str) -> Any:
     """A column of times as int64 microseconds; the least number for null."""
     numbers = table[column].cast(pa.int64()).fill_null(-(2**63))
     return numbers.to_numpy()
-
-
-def start_us() -> int:
-    """Where the log begins, in microseconds."""
-    return to_us(START)

@@ -60,7 +60,7 @@ class Sizes:
 
     @property
     def members(self) -> int:
-        """Keys of the views by member; those by place have as many."""
+        """Keys of the views by member; those by venue have as many."""
         return max(40, self.requests // 25)
 
     @property
@@ -152,7 +152,7 @@ def make_scene(path: Path, sizes: Sizes, *, address: str) -> Scene:
         data / "labels.parquet",
         {
             "member": member_names(np.arange(2)),
-            "place": np.arange(2),
+            "venue": np.arange(2),
             "accepted": np.array([0, 1]),
             "event_time": np.full(2, START_US),
             "created_time": np.full(2, START_US + HOUR_US),
@@ -204,7 +204,7 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
 
 
 def _pairs(rng: np.random.Generator, sizes: Sizes) -> Array:
-    """Distinct numbers of member and place, of shape (pairs, 2)."""
+    """Distinct numbers of member and venue, of shape (pairs, 2)."""
     codes = rng.choice(sizes.members**2, size=sizes.pairs, replace=False)
     return np.stack(np.divmod(codes, sizes.members), axis=1)
 
@@ -215,9 +215,9 @@ def _write_history(
     keys = sizes.pairs if view == "pairing" else sizes.members
     key, event, created = _times(rng, _FEEDS[view], keys, sizes.hours)
     if view == "pairing":
-        names = {"member": member_names(pairs[key, 0]), "place": pairs[key, 1]}
+        names = {"member": member_names(pairs[key, 0]), "venue": pairs[key, 1]}
     else:
-        names = {"member": member_names(key)} if view == "activity" else {"place": key}
+        names = {"member": member_names(key)} if view == "activity" else {"venue": key}
     times = {"event_time": START_US + event * HOUR_US}
     if view != "profile":
         times["created_time"] = START_US + created * HOUR_US
@@ -301,7 +301,7 @@ def _values(view: str, rng: np.random.Generator, rows: int) -> dict[str, Any]:
 
 
 def _requests(rng: np.random.Generator, sizes: Sizes, pairs: Array) -> tuple[Batch, ...]:
-    """Requests of members for places: mostly of known pairs, some for keys without history."""
+    """Requests of members for venues: mostly of known pairs, some for keys without history."""
     per_hour = max(1, round(sizes.requests / sizes.hours / sizes.batch_rows))
     liking = rng.gamma(4.0, size=len(pairs))
     liking /= liking.sum()
@@ -320,7 +320,7 @@ def _requests(rng: np.random.Generator, sizes: Sizes, pairs: Array) -> tuple[Bat
                     first=len(batches) * rows,
                     columns={
                         "member": member_names(asked[:, 0]).tolist(),
-                        "place": asked[:, 1].tolist(),
+                        "venue": asked[:, 1].tolist(),
                         "amount": np.round(rng.gamma(2.0, 20.0, size=rows), 2).tolist(),
                     },
                 )

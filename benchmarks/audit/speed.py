@@ -2,17 +2,14 @@
 
     python -m benchmarks.audit.speed audit|count REPO START END
 
-``count`` reads what it needs of the same log, folds the same history, computes the same on-demand
-features and counts what differs; it looks for no cause. Prints what one run took, after one over
+``count`` reads what it needs of the same log, joins the same history, computes the same on-demand
+features and counts what differs, without causes. Prints what one run took, after one over
 the first hours to warm up, as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +22,7 @@ import pyarrow as pa
 from benchmarks.audit.declared import MODEL
 from benchmarks.audit.found import found
 from benchmarks.audit.truth import differing
+from benchmarks.harness import peak_mb, rotated, step
 
 from tallystick.definitions.contract import REQUEST_TIME, ModelContract
 from tallystick.definitions.feature_repo import Repo, open_repo
@@ -34,23 +32,20 @@ from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.log_reader import LogPart, read_log
 from tallystick.retrieval.model_features import computed_values, stored_values
 
-ROOT: Final = Path(__file__).parents[2]
-QUIET: Final = {"FEAST_USAGE": "False", "DO_NOT_TRACK": "true"}
-RUN_S: Final = 900
 STEPS: Final = ("audit", "count")
 WARM_UP: Final = timedelta(hours=6)
 
 
 def main() -> None:
     """Do one step."""
-    step, path, start, end = sys.argv[1:]
+    name, path, start, end = sys.argv[1:]
     repo = open_repo(Path(path))
     span = (datetime.fromisoformat(start), datetime.fromisoformat(end))
-    _STEPS[step](repo, span[0], span[0] + WARM_UP)
+    _STEPS[name](repo, span[0], span[0] + WARM_UP)
     began = time.perf_counter()
-    mismatches = _STEPS[step](repo, *span)
+    mismatches = _STEPS[name](repo, *span)
     seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "peak_mb": _peak_mb(), "mismatches": mismatches}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "mismatches": mismatches}))
 
 
 def measured(repo: Repo, start: datetime, end: datetime, *, rounds: int) -> dict[str, Any]:
@@ -66,24 +61,25 @@ def measured(repo: Repo, start: datetime, end: datetime, *, rounds: int) -> dict
         ``values``; ``values_per_s`` and ``peak_mb`` of the audit; seconds and peak of each step as
         medians of the rounds; ``ratio`` of the audit to counting, the median of the rounds' ratios.
     """
-    runs: dict[str, list[dict[str, Any]]] = {step: [] for step in STEPS}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in STEPS}
     for number in range(rounds):
-        for step in STEPS[number % len(STEPS) :] + STEPS[: number % len(STEPS)]:
-            runs[step].append(_run(step, repo.path, start, end))
-            print(f"{step:12} {runs[step][-1]['seconds']:.2f} s", flush=True)
+        for name in rotated(STEPS, number):
+            span = (start.isoformat(), end.isoformat())
+            runs[name].append(step("benchmarks.audit.speed", name, repo.path, *span))
+            print(f"{name:12} {runs[name][-1]['seconds']:.2f} s", flush=True)
     if len({run["mismatches"] for of_step in runs.values() for run in of_step}) > 1:
         raise AssertionError("the audit and the count do not find the same number of mismatches")
     parts = read_log(repo.state_dir, MODEL, start=start, end=end)
     values = sum(part.table.num_rows * len(part.contract.value_columns) for part in parts)
-    seconds = {step: median(run["seconds"] for run in of_step) for step, of_step in runs.items()}
+    seconds = {name: median(run["seconds"] for run in of_step) for name, of_step in runs.items()}
     return {
         "values": values,
         "mismatches": runs["audit"][0]["mismatches"],
         "values_per_s": round(values / seconds["audit"]),
         "peak_mb": round(median(run["peak_mb"] for run in runs["audit"])),
-        "seconds": {step: round(each, 3) for step, each in seconds.items()},
+        "seconds": {name: round(each, 3) for name, each in seconds.items()},
         "peaks_mb": {
-            step: round(median(run["peak_mb"] for run in of_step)) for step, of_step in runs.items()
+            name: round(median(run["peak_mb"] for run in of_step)) for name, of_step in runs.items()
         },
         "ratio": round(
             median(
@@ -93,13 +89,13 @@ def measured(repo: Repo, start: datetime, end: datetime, *, rounds: int) -> dict
             2,
         ),
         "rounds": {
-            step: [round(run["seconds"], 3) for run in of_step] for step, of_step in runs.items()
+            name: [round(run["seconds"], 3) for run in of_step] for name, of_step in runs.items()
         },
     }
 
 
 def count(repo: Repo, start: datetime, end: datetime) -> int:
-    """How many served values differ from those that history gives; of no cause is asked.
+    """How many served values differ from those that history gives, without causes.
 
     Args:
         repo: Its log is read.
@@ -111,7 +107,7 @@ def count(repo: Repo, start: datetime, end: datetime) -> int:
 
 
 def _compared(contract: ModelContract) -> list[str]:
-    """The columns of the log that are needed to compare; what is known of rows is not."""
+    """The columns of the log that are needed to compare; what the log has of rows is not."""
     return [
         REQUEST_TIME,
         *(f"entity.{key.name}" for key in contract.entity_keys),
@@ -122,7 +118,7 @@ def _compared(contract: ModelContract) -> list[str]:
 
 def _count_stored(repo: Repo, part: LogPart) -> int:
     contract, log = part.contract, part.table
-    spine = pa.table(
+    entity_rows = pa.table(
         {
             REQUEST_TIME: log["request_time"],
             **{key.name: log[f"entity.{key.name}"] for key in contract.entity_keys},
@@ -132,7 +128,7 @@ def _count_stored(repo: Repo, part: LogPart) -> int:
     for clock in (VisibilityClock.KNOWLEDGE, VisibilityClock.EVENT):
         is_known = clock is VisibilityClock.KNOWLEDGE
         uses = [use for use in contract.views if bool(use.spec.created_column) is is_known]
-        expected = stored_values(repo, uses, spine, clock=clock)
+        expected = stored_values(repo, uses, entity_rows, clock=clock)
         for use in uses:
             for column in use.columns:
                 name = f"{use.name}__{column}"
@@ -152,36 +148,6 @@ def _count_computed(repo: Repo, part: LogPart) -> int:
     expected = computed_values(contract, transforms, pa.table(given))
     names = [name for name in contract.value_columns if name not in contract.stored_columns]
     return sum(len(differing(log[f"feature.{name}"], expected[name])) for name in names)
-
-
-def _peak_mb() -> float:
-    """This process's largest resident memory.
-
-    ``resource`` counts on Linux what the parent had when it started this process, which here is
-    more than an audit takes.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (one for one in status.read_text().splitlines() if one.startswith("VmHWM:"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _run(step: str, path: Path, start: datetime, end: datetime) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.audit.speed", step, str(path)]
-    done = subprocess.run(
-        [*command, start.isoformat(), end.isoformat()],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=RUN_S,
-        env={**os.environ, **QUIET},
-    )
-    if done.returncode:
-        raise SystemExit(f"{step} failed:\n{done.stderr[-2000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
 
 
 _STEPS: Final[dict[str, Callable[[Repo, datetime, datetime], int]]] = {

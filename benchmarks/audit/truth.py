@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from benchmarks.audit.faults import Fault
-from benchmarks.audit.replay import Cell, Key, keys_of
+from benchmarks.audit.replay import Cell, Fault, Key, keys_of
 
 from tallystick.definitions.contract import ModelContract
 
@@ -52,7 +51,9 @@ def wrong_values(
             name = f"{use.name}__{column}"
             for row in differing(right[f"feature.{name}"], served[f"feature.{name}"]).tolist():
                 if keys[row] not in owners:
-                    raise AssertionError(f"{name} of {keys[row]} differs, and nobody meant it to")
+                    raise AssertionError(
+                        f"{name} of {keys[row]} differs, and no fault was to change it"
+                    )
                 wrong[ids[row], name] = owners[keys[row]].cause_at(right, served, row)
     return wrong
 

@@ -25,11 +25,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import subprocess
-import sys
 import tempfile
+from collections import defaultdict
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -37,165 +35,128 @@ from statistics import median
 from typing import Any, Final
 
 import uvloop
-from benchmarks.online.bench import OPEN_SHARE
-from benchmarks.online.client import Budget, Taken, Target, closed_loop, open_loop
-from benchmarks.online.engines import TALLYSTICK_PREDICT
-from benchmarks.online.installation import QUIET, Cores, start_redis
-from benchmarks.online.scene import MODEL, write_repos
-from benchmarks.online.servers import (
-    ROOT,
-    FailedError,
-    Server,
-    free_port,
-    http_answers,
-    run_together,
-    running,
-)
+from benchmarks.harness import FailedError, as_json, options, rotated, run, step
+from benchmarks.online.answering_engines import TALLYSTICK_PREDICT
+from benchmarks.online.cells import quantile_ms
+from benchmarks.online.installation import champion
+from benchmarks.online.load_client import Budget, Taken, Target, closed_loop, open_loop
+from benchmarks.online.rounds import OPEN_SHARE
+from benchmarks.online.serving_repo import MODEL, write_repos
+from benchmarks.processes import Cores, free_port, http_answers, start, start_redis, tally
 
+FULL: Final = {"requests": 20_000, "rounds": 5, "records": 1_000_000}
+QUICK: Final = {"requests": 5_000, "rounds": 3, "records": 300_000}
 ENTITIES: Final = 10_000
 CLIENTS: Final = 8
 POOL: Final = 64
-FULL: Final = {"requests": 20_000, "rounds": 5, "records": 1_000_000}
-QUICK: Final = {"requests": 5_000, "rounds": 3, "records": 300_000}
 MODES: Final = {
     "off": {"TALLYSTICK_LOG_SHARE": "0"},
     "fast": {},
     "durable": {"TALLYSTICK_LOG_DURABLE": "true"},
 }
+Cells = dict[str, dict[str, list[float]]]
+"""Figure → mode → one value a round."""
 
 
 def main() -> None:
     """Measure, write the report, print it."""
-    options = _options()
-    content: dict[str, Any] = {
-        "plan": {
-            "requests_per_cell": options.requests,
-            "rounds": options.rounds,
-            "load_before": os.getloadavg()[0],
+    chosen = options("log", __doc__, full=FULL, quick=QUICK)
+    run(partial(measure, chosen), chosen.out, shown=as_json)
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Measure serving with each kind of logging, then the log itself; give the report."""
+    with tempfile.TemporaryDirectory(prefix="bench-log-") as name:
+        folder = Path(name)
+        with ExitStack() as stack:
+            served = _served(stack, folder, chosen)
+        return {
+            "plan": {"requests_per_cell": chosen.requests, "rounds": chosen.rounds},
+            **served,
+            **_records(folder, chosen.records),
         }
-    }
-    with tempfile.TemporaryDirectory(prefix="bench-log-") as name, ExitStack() as stack:
-        try:
-            content |= _served(stack, Path(name), options.requests, options.rounds)
-        except FailedError as error:
-            raise SystemExit(str(error)) from error
-        content |= _records(Path(name), options.records)
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1))
-    print(json.dumps(content, indent=1))
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer requests and records")
-    parser.add_argument("--requests", type=int, help="in each cell and round")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--records", type=int)
-    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "bench-log.json")
-    options = parser.parse_args()
-    for name, value in (QUICK if options.quick else FULL).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
-
-
-def _served(stack: ExitStack, folder: Path, requests: int, rounds: int) -> dict[str, Any]:
-    os.environ.update(QUIET)
+def _served(stack: ExitStack, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     cores = Cores.of_machine()
     redis_port = start_redis(stack, "redis", folder, core=cores.client)
     repo = write_repos(folder, entities=ENTITIES, redis_port=redis_port)["tally"]
-    tally = [sys.executable, "-m", "tallystick", "--repo", str(repo)]
-    for name, *arguments in (["apply"], ["materialize"], ["train", MODEL, "--promote"]):
-        run_together({f"tally {name}": [*tally, name, *arguments]}, logs=folder)
+    champion(repo, folder)
     targets = {}
     for mode, environment in MODES.items():
         port = free_port()
-        server = Server(
+        start(
+            stack,
             mode,
-            [*tally, "serve", "--port", str(port)],
+            tally(repo, "serve", "--port", str(port)),
+            folder=folder,
             core=cores.server,
-            log=folder / f"{mode}.log",
+            ready=partial(http_answers, f"http://127.0.0.1:{port}/ready"),
             # Its own core has the compactor in production; here there is none left.
             environment={**environment, "TALLYSTICK_LOG_COMPACT_S": "0"},
         )
-        stack.enter_context(running(server))
-        server.wait_until(partial(http_answers, f"http://127.0.0.1:{port}/ready"))
-        targets[mode] = Target(
-            port=port,
-            requests=TALLYSTICK_PREDICT.requests(1, entities=ENTITIES),
-            check=TALLYSTICK_PREDICT.check(1),
-        )
+        requests = TALLYSTICK_PREDICT.requests(1, entities=ENTITIES)
+        targets[mode] = Target(port, requests, TALLYSTICK_PREDICT.check(1))
     os.sched_setaffinity(0, {cores.client})
-    found = uvloop.run(_rounds(targets, requests, rounds))
+    cells = uvloop.run(_rounds(targets, chosen.requests, chosen.rounds))
     os.sched_setaffinity(0, {cores.server, cores.client})
-    return found
+    return _figures(cells)
 
 
-async def _rounds(targets: dict[str, Target], requests: int, rounds: int) -> dict[str, Any]:
-    cells: dict[str, dict[str, list[float]]] = {
-        figure: {mode: [] for mode in targets} for figure in ("rps", "p50_ms", "p99_ms")
-    }
-    modes = list(targets)
+async def _rounds(targets: dict[str, Target], requests: int, rounds: int) -> Cells:
+    cells: Cells = defaultdict(lambda: defaultdict(list))
     for number in range(rounds):
-        order = modes[number % len(modes) :] + modes[: number % len(modes)]
+        order = rotated(list(targets), number)
         for mode in order:
             await closed_loop(targets[mode], clients=CLIENTS, budget=Budget(requests // 20))
             taken = await closed_loop(targets[mode], clients=CLIENTS, budget=Budget(requests))
-            _right(mode, taken)
+            _check(mode, taken)
             cells["rps"][mode].append(len(taken.latencies_ns) / taken.seconds)
-        rate_per_s = OPEN_SHARE * min(cells["rps"][mode][-1] for mode in modes)
+        rate_per_s = OPEN_SHARE * min(cells["rps"][mode][-1] for mode in order)
         for mode in order:
             taken = await open_loop(
                 targets[mode], rate_per_s=rate_per_s, requests=requests, pool=POOL, seed=number
             )
-            _right(mode, taken)
-            latencies = sorted(taken.latencies_ns)
-            cells["p50_ms"][mode].append(latencies[len(latencies) // 2] / 1e6)
-            cells["p99_ms"][mode].append(latencies[int(0.99 * len(latencies))] / 1e6)
-            print(
-                f"{number + 1} {mode:8} {cells['rps'][mode][-1]:8.0f}/s, at {rate_per_s:.0f}/s "
-                f"p50 {cells['p50_ms'][mode][-1]:.3f} p99 {cells['p99_ms'][mode][-1]:.3f} ms",
-                flush=True,
-            )
+            _check(mode, taken)
+            cells["p50_ms"][mode].append(quantile_ms(taken.latencies_ns, 0.5))
+            cells["p99_ms"][mode].append(quantile_ms(taken.latencies_ns, 0.99))
+            shown = {figure: round(cells[figure][mode][-1], 3) for figure in cells}
+            print(f"{number + 1} {mode:8} {shown}, the open loop at {rate_per_s:.0f}/s", flush=True)
             await asyncio.sleep(0.2)
-    pairs = {
-        figure: list(zip(each["off"], each["fast"], strict=True)) for figure, each in cells.items()
-    }
-    lost = [1 - fast / off for off, fast in pairs["rps"]]
-    later = [fast - off for off, fast in pairs["p99_ms"]]
+    return cells
+
+
+def _figures(cells: Cells) -> dict[str, Any]:
+    def pairs(figure: str) -> list[tuple[float, float]]:
+        return list(zip(cells[figure]["off"], cells[figure]["fast"], strict=True))
+
+    lost = [1 - fast / off for off, fast in pairs("rps")]
+    later = [fast - off for off, fast in pairs("p99_ms")]
     return {
         **{
-            figure: {mode: round(median(values), 3) for mode, values in of_modes.items()}
-            for figure, of_modes in cells.items()
+            figure: {mode: round(median(cells[figure][mode]), 3) for mode in MODES}
+            for figure in cells
         },
         "fast_cost": {"throughput": round(median(lost), 4), "p99_ms": round(median(later), 3)},
         "rounds": {
-            figure: {mode: [round(value, 3) for value in values] for mode, values in each.items()}
-            for figure, each in cells.items()
+            figure: {mode: [round(value, 3) for value in cells[figure][mode]] for mode in MODES}
+            for figure in cells
         },
     }
 
 
-def _right(mode: str, taken: Taken) -> None:
+def _check(mode: str, taken: Taken) -> None:
     if taken.errors:
         raise FailedError(f"Logging {mode}: wrong answers: {taken.errors.most_common(3)}")
 
 
 def _records(folder: Path, records: int) -> dict[str, Any]:
-    repo = folder / "tally"
-    state = folder / "records"
-    (bundle,) = (repo / ".tallystick" / "models" / MODEL).glob("*/contract.json")
+    models = folder / "tally" / ".tallystick" / "models" / MODEL
+    (contract,) = models.glob("*/contract.json")
     found: dict[str, Any] = {}
-    for step in ("write", "check", "compact"):
-        command = [sys.executable, "-m", "benchmarks.log.records", step, str(state), str(bundle)]
-        done = subprocess.run(
-            [*command, str(records)], capture_output=True, text=True, check=False, cwd=ROOT
-        )
-        if step != "write" and done.returncode:
-            raise SystemExit(f"{step} failed:\n{done.stderr[-2000:]}")
-        found |= json.loads(done.stdout.splitlines()[-1])
+    for name in ("write", "check", "compact"):
+        arguments = (name, folder / "records", contract, str(records))
+        found |= step("benchmarks.log.log_records", *arguments)
     return found
 
 

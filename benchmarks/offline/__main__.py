@@ -24,124 +24,88 @@ figures of the documentation.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.offline.engines import ENGINES
+from benchmarks.harness import as_json, options, run, step
+from benchmarks.offline.history import ROWS_PER_KEY, write_entity_rows, write_history
+from benchmarks.offline.joining_engines import ENGINES
 from benchmarks.offline.materialize import measure_materialize
-from benchmarks.offline.scene import ROWS_PER_KEY, VIEWS, write_history, write_spine
+from benchmarks.wide_views import VIEWS
 
-ROOT: Final = Path(__file__).parents[2]
-SIZES: Final = (100_000, 1_000_000)
+FULL: Final = {
+    "rounds": 3,
+    "rows": 1_000_000,
+    "large_requests": 10_000_000,
+    "large_rows": 50_000_000,
+    "large_memory": "2GB",
+    "entities": 1_000_000,
+    "feast_entities": 400_000,
+}
+QUICK: Final = {
+    "rounds": 2,
+    "rows": 250_000,
+    "large_requests": 1_000_000,
+    "large_rows": 5_000_000,
+    "large_memory": "500MB",
+    "entities": 250_000,
+    "feast_entities": 50_000,
+}
+REQUESTS: Final = (100_000, 1_000_000)
 SLOW: Final = ("feast_duckdb", "feast_default")
 OURS: Final = tuple(name for name in ENGINES if name.startswith("tallystick"))
 GROWTH: Final = (1, 2, 4, 8)
-QUIET: Final = {"FEAST_USAGE": "False", "DO_NOT_TRACK": "true"}
 PARTS: Final = ("retrieval", "growth", "large", "materialize")
-RUN_S: Final = 1_800
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured.
-
-    Attributes:
-        rounds: How often the engines take turns.
-        rows: Rows of a view's history.
-        large_requests: Requests of the large part.
-        large_rows: Rows of its view.
-        large_limit: The engine's memory limit there.
-        entities: Engine → entities that it brings online.
-    """
-
-    rounds: int
-    rows: int
-    large_requests: int
-    large_rows: int
-    large_limit: str
-    entities: Mapping[str, int]
-
-
-FULL: Final = Plan(
-    rounds=3,
-    rows=1_000_000,
-    large_requests=10_000_000,
-    large_rows=50_000_000,
-    large_limit="2GB",
-    entities={"tallystick": 1_000_000, "feast": 400_000},
-)
-QUICK: Final = Plan(
-    rounds=2,
-    rows=250_000,
-    large_requests=1_000_000,
-    large_rows=5_000_000,
-    large_limit="500MB",
-    entities={"tallystick": 250_000, "feast": 50_000},
-)
 
 
 def main() -> None:
     """Measure, write the report, print it."""
-    options = _options()
-    parts = options.part or PARTS
-    plan = QUICK if options.quick else FULL
-    plan = replace(plan, rounds=options.rounds or plan.rounds)
-    content: dict[str, Any] = {
-        "plan": {"rounds": plan.rounds, "parts": list(parts), "load_before": os.getloadavg()[0]}
-    }
+    chosen = options("offline", __doc__, full=FULL, quick=QUICK, parts=PARTS)
+    run(partial(measure, chosen), chosen.out, shown=as_json)
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Measure the chosen parts; give the report."""
+    content: dict[str, Any] = {"plan": {"rounds": chosen.rounds, "parts": chosen.part}}
     with tempfile.TemporaryDirectory(prefix="bench-offline-") as name:
         folder = Path(name)
-        if "retrieval" in parts:
-            content |= _retrieval(folder, plan)
-        if "growth" in parts:
-            content["growth"] = _growth(folder, plan)
-        if "large" in parts:
-            content["large"] = _large(folder, plan)
-        if "materialize" in parts:
-            content["materialize_rows_per_s"] = measure_materialize(folder, plan.entities)
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1))
-    print(json.dumps(content, indent=1))
+        if "retrieval" in chosen.part:
+            content |= _retrieval(folder, chosen)
+        if "growth" in chosen.part:
+            content["growth"] = _growth(folder, chosen)
+        if "large" in chosen.part:
+            content["large"] = _large(folder, chosen)
+        if "materialize" in chosen.part:
+            engines = {"tallystick": chosen.entities, "feast": chosen.feast_entities}
+            content["materialize_rows_per_s"] = measure_materialize(folder, engines)
+    return content
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="shorter histories")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--part", action="append", choices=PARTS, help="only this")
-    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "bench-offline.json")
-    return parser.parse_args()
-
-
-def _retrieval(folder: Path, plan: Plan) -> dict[str, Any]:
-    views = []
-    for view in range(VIEWS):
-        views.append(folder / f"view_{view}.parquet")
-        write_history(views[-1], view=view, rows=plan.rows)
-    taken: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for size in SIZES:
-        spine = folder / f"spine_{size}.parquet"
-        write_spine(spine, rows=size, keys=plan.rows // ROWS_PER_KEY)
-        for number in range(plan.rounds):
+def _retrieval(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    views = [folder / f"view_{view}.parquet" for view in range(VIEWS)]
+    for view, path in enumerate(views):
+        write_history(path, view=view, rows=chosen.rows)
+    runs: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+    for size in REQUESTS:
+        entity_rows = folder / f"entity_rows_{size}.parquet"
+        write_entity_rows(entity_rows, rows=size, keys=chosen.rows // ROWS_PER_KEY)
+        for number in range(chosen.rounds):
             for engine in ENGINES:
-                if (engine in SLOW and number) or (engine == "feast_default" and size > SIZES[0]):
+                if (engine in SLOW and number) or (
+                    engine == "feast_default" and size > REQUESTS[0]
+                ):
                     continue
-                taken.setdefault((engine, size), []).append(_run(engine, views, spine))
+                runs[engine, size].append(_join(engine, views, entity_rows))
     found: dict[str, Any] = {"seconds": {}, "peak_mb": {}, "ratio_vs_feast_duckdb": {}}
-    for (engine, size), runs in taken.items():
-        for what in ("seconds", "peak_mb"):
-            cell = round(median(run[what] for run in runs), 3)
-            found[what].setdefault(engine, {})[str(size)] = cell
+    for (engine, size), of_cell in runs.items():
+        for figure in ("seconds", "peak_mb"):
+            value = round(median(each[figure] for each in of_cell), 3)
+            found[figure].setdefault(engine, {})[str(size)] = value
     feast = found["seconds"]["feast_duckdb"]
     for engine in OURS:
         found["ratio_vs_feast_duckdb"][engine.removeprefix("tallystick_")] = {
@@ -151,52 +115,34 @@ def _retrieval(folder: Path, plan: Plan) -> dict[str, Any]:
     return found
 
 
-def _growth(folder: Path, plan: Plan) -> list[dict[str, float]]:
-    spine = folder / "spine_growth.parquet"
-    write_spine(spine, rows=SIZES[0], keys=plan.rows // ROWS_PER_KEY)
+def _growth(folder: Path, chosen: argparse.Namespace) -> list[dict[str, float]]:
+    entity_rows = folder / "entity_rows_growth.parquet"
+    write_entity_rows(entity_rows, rows=REQUESTS[0], keys=chosen.rows // ROWS_PER_KEY)
     found = []
     for times in GROWTH:
-        view = folder / f"growth_{times}.parquet"
-        write_history(view, view=0, rows=times * plan.rows)
-        runs = [_run("tallystick_knowledge", [view], spine) for _ in range(plan.rounds)]
+        view, rows = folder / f"growth_{times}.parquet", times * chosen.rows
+        write_history(view, view=0, rows=rows)
+        runs = [_join("tallystick_knowledge", [view], entity_rows) for _ in range(chosen.rounds)]
         view.unlink()
-        seconds = median(run["seconds"] for run in runs)
-        found.append({"rows": times * plan.rows, "seconds": round(seconds, 3)})
+        found.append({"rows": rows, "seconds": round(median(each["seconds"] for each in runs), 3)})
     return found
 
 
-def _large(folder: Path, plan: Plan) -> dict[str, float]:
-    spine, view = folder / "spine_large.parquet", folder / "large.parquet"
-    write_spine(spine, rows=plan.large_requests, keys=plan.large_rows // ROWS_PER_KEY)
-    write_history(view, view=0, rows=plan.large_rows)
-    run = _run(
-        "tallystick_knowledge",
-        [view],
-        spine,
-        "--memory-limit",
-        plan.large_limit,
-        "--out",
-        str(folder / "large_answer.parquet"),
+def _large(folder: Path, chosen: argparse.Namespace) -> dict[str, float]:
+    entity_rows, view = folder / "entity_rows_large.parquet", folder / "large.parquet"
+    write_entity_rows(
+        entity_rows, rows=chosen.large_requests, keys=chosen.large_rows // ROWS_PER_KEY
     )
-    return {name: round(value, 1) for name, value in run.items()}
+    write_history(view, view=0, rows=chosen.large_rows)
+    more = ("--memory-limit", chosen.large_memory, "--out", str(folder / "large_answer.parquet"))
+    taken = _join("tallystick_knowledge", [view], entity_rows, *more)
+    return {name: round(value, 1) for name, value in taken.items()}
 
 
-def _run(engine: str, views: Sequence[Path], spine: Path, *more: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.offline.engines", engine, "--spine", str(spine)]
-    command += ["--views", *map(str, views), *more]
-    print(f"{engine} {spine.stem}", end=" ", flush=True)
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=RUN_S,
-        env={**os.environ, **QUIET},
-    )
-    if done.returncode:
-        raise SystemExit(f"{engine} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+def _join(engine: str, views: Sequence[Path], entity_rows: Path, *more: str) -> dict[str, float]:
+    print(f"{engine} {entity_rows.stem}", end=" ", flush=True)
+    files = ("--entity-rows", str(entity_rows), "--views", *map(str, views))
+    found = step("benchmarks.offline.joining_engines", engine, *files, *more)
     print(f"{found['seconds']:.2f} s, {found['peak_mb']:.0f} MB", flush=True)
     return found
 

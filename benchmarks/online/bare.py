@@ -14,7 +14,8 @@ from typing import Any
 
 import orjson
 import uvicorn
-from benchmarks.online.scene import BARE_ROW, KEY, VIEWS, bare_key
+from benchmarks.online.serving_repo import BARE_ROW, bare_key
+from benchmarks.wide_views import KEY, VIEWS
 from fastapi import FastAPI, Request, Response
 from redis.asyncio import Redis
 

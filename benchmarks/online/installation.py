@@ -1,4 +1,4 @@
-"""Redis and the servers that are compared, with their data, ready to be asked."""
+"""Redis and the servers that are compared, with their data, ready for requests."""
 
 from __future__ import annotations
 
@@ -12,35 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks.online.scene import MODEL, bare_rows, write_repos
-from benchmarks.online.servers import (
+from benchmarks.online.serving_repo import MODEL, bare_rows, write_repos
+from benchmarks.processes import (
+    Cores,
     Server,
+    feast,
     free_port,
     http_answers,
-    redis_answers,
-    redis_command,
     run_together,
-    running,
+    start,
+    start_redis,
+    tally,
 )
 from redis import Redis
 
-QUIET: Final = {"FEAST_USAGE": "False", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 FEASTS: Final = ("feast", "feast_precomputed")
 BEGINNING: Final = "2020-01-01T00:00:00"
-
-
-@dataclass(frozen=True, slots=True)
-class Cores:
-    """Where what runs: the server that is asked has a core of its own."""
-
-    server: int
-    client: int
-
-    @classmethod
-    def of_machine(cls) -> Cores:
-        """The first two that this process may use."""
-        first, second = sorted(os.sched_getaffinity(0))[:2]
-        return cls(server=first, client=second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +36,9 @@ class Installed:
 
     Attributes:
         servers: ``feast``, ``feast_precomputed``, ``bare`` and ``tally``.
-        ports: Where each listens.
+        ports: The port of each.
         tally_repo: Folder of the repo that ``tally`` serves.
-        cores: Where what runs.
+        cores: The cores of the servers and of the client.
     """
 
     servers: Mapping[str, Server]
@@ -65,34 +52,29 @@ def install(stack: ExitStack, folder: Path, *, entities: int, cores: Cores) -> I
 
     Args:
         stack: Ends everything that was started.
-        folder: Where everything lies.
+        folder: Folder of all data and logs.
         entities: How many have rows.
-        cores: Where what runs.
+        cores: The cores of the servers and of the client.
 
     Raises:
         FailedError: Something did not start or did not do its work.
     """
     # The compactor would share the server's core, which it does not where there is another one.
-    os.environ.update(QUIET | {"TALLYSTICK_LOG_COMPACT_S": "0"})
+    os.environ["TALLYSTICK_LOG_COMPACT_S"] = "0"
     redis_port = start_redis(stack, "redis", folder, core=cores.client)
     repos = write_repos(folder, entities=entities, redis_port=redis_port)
-    _fill(repos, logs=folder)
-    client = Redis(host="127.0.0.1", port=redis_port)
-    client.mset(bare_rows(folder))
-    client.close()
+    _bring_online(repos, folder)
+    with Redis(port=redis_port) as client:
+        client.mset(bare_rows(folder))
     ports = {name: free_port() for name in (*repos, "bare")}
+    bare = ("--port", str(ports["bare"]), "--redis-port", str(redis_port))
     commands = {
         **{name: _feast_server(repos[name], ports[name]) for name in FEASTS},
-        "bare": [
-            *(sys.executable, "-m", "benchmarks.online.bare"),
-            *("--port", str(ports["bare"]), "--redis-port", str(redis_port)),
-        ],
-        "tally": _tally(repos["tally"], "serve", "--port", str(ports["tally"])),
+        "bare": [sys.executable, "-m", "benchmarks.online.bare", *bare],
+        "tally": tally(repos["tally"], "serve", "--port", str(ports["tally"])),
     }
     servers = {
-        name: stack.enter_context(
-            running(Server(name, command, core=cores.server, log=folder / f"{name}-server.log"))
-        )
+        name: start(stack, name, command, folder=folder, core=cores.server)
         for name, command in commands.items()
     }
     for name, server in servers.items():
@@ -101,37 +83,18 @@ def install(stack: ExitStack, folder: Path, *, entities: int, cores: Cores) -> I
     return Installed(servers, ports, repos["tally"], cores)
 
 
-def start_redis(stack: ExitStack, name: str, folder: Path, *, core: int) -> int:
-    """A Redis that is ended with the stack; gives its port."""
-    port = free_port()
-    command = redis_command(port, folder)
-    server = Server(name, command, core=core, log=folder / f"{name}-server.log")
-    stack.enter_context(running(server))
-    server.wait_until(partial(redis_answers, port))
-    return port
+def champion(repo: Path, folder: Path) -> None:
+    """Bring a repo's rows online and train its model, by commands of Tallystick."""
+    for name, *arguments in (["apply"], ["materialize"], ["train", MODEL, "--promote"]):
+        run_together({f"tally {name}": tally(repo, name, *arguments)}, folder=folder)
 
 
-def _fill(repos: Mapping[str, Path], *, logs: Path) -> None:
+def _bring_online(repos: Mapping[str, Path], folder: Path) -> None:
     now = datetime.now(UTC).replace(microsecond=0).isoformat()
-    tally = repos["tally"]
-    run_together(
-        {
-            **{f"{name} apply": _feast(repos[name], "apply") for name in FEASTS},
-            "tally apply": _tally(tally, "apply"),
-        },
-        logs=logs,
-    )
-    run_together(
-        {
-            **{
-                f"{name} materialize": _feast(repos[name], "materialize", BEGINNING, now)
-                for name in FEASTS
-            },
-            "tally materialize": _tally(tally, "materialize"),
-        },
-        logs=logs,
-    )
-    run_together({"tally train": _tally(tally, "train", MODEL, "--promote")}, logs=logs)
+    for arguments in (["apply"], ["materialize", BEGINNING, now]):
+        commands = {f"{name} {arguments[0]}": feast(repos[name], *arguments) for name in FEASTS}
+        run_together(commands, folder=folder)
+    champion(repos["tally"], folder)
 
 
 def _feast_server(repo: Path, port: int) -> list[str]:
@@ -140,17 +103,9 @@ def _feast_server(repo: Path, port: int) -> list[str]:
     One worker, no access log; it neither starts anew after so many requests nor reads its registry
     again, which by default it does within a request.
     """
-    return _feast(
+    return feast(
         repo,
         "serve",
         *("--port", str(port), "--workers", "1", "--no-access-log", "--max-requests", "0"),
         *("--registry_ttl_sec", "0", "--keep-alive-timeout", "60"),
     )
-
-
-def _feast(repo: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "feast.cli.cli", "-c", str(repo), *arguments]
-
-
-def _tally(repo: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tallystick", "--repo", str(repo), *arguments]

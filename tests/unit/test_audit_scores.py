@@ -6,9 +6,9 @@ from collections import Counter
 
 import pyarrow as pa
 import pytest
+from benchmarks.audit.audit_report import markdown, report
 from benchmarks.audit.cases import Case
 from benchmarks.audit.found import SCHEMA
-from benchmarks.audit.report import markdown, report
 from benchmarks.audit.truth import Score, differing, scored
 
 

@@ -1,4 +1,4 @@
-"""Processes that are started here, each on its core, and ended here whatever happens."""
+"""Processes that benches start, each on its core, and end whatever happens."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import httpx
+from benchmarks.harness import ROOT, FailedError
 from redis import Redis
 from redis.exceptions import RedisError
 
 from tallystick.online_store.embedded_redis import server_program
 
-ROOT: Final = Path(__file__).parents[2]
+HOST: Final = "127.0.0.1"
 START_S: Final = 120.0
 STOP_S: Final = 30.0
 COMMAND_S: Final = 600.0
@@ -31,8 +35,24 @@ _GUEST: Final = 8
 _SESSION, _USER, _SYSTEM = 3, 11, 12
 
 
-class FailedError(Exception):
-    """A process did not do what it was started for; the message has the end of its log."""
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """The core of the server that answers, and that of the client and Redis."""
+
+    server: int
+    client: int
+
+    @classmethod
+    def of_machine(cls) -> Cores:
+        """The first two that this process may use.
+
+        Raises:
+            FailedError: There are not two, or the system does not pin processes.
+        """
+        if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+            raise FailedError("needs Linux and two cores: one for the server, one for the client")
+        first, second = sorted(os.sched_getaffinity(0))[:2]
+        return cls(server=first, client=second)
 
 
 @contextmanager
@@ -94,9 +114,9 @@ class Server:
         give_up = time.monotonic() + START_S
         while not ready():
             if self._process.poll() is not None:
-                raise FailedError(self.told(f"ended with {self._process.returncode}"))
+                raise FailedError(self.failure(f"ended with {self._process.returncode}"))
             if time.monotonic() > give_up:
-                raise FailedError(self.told(f"was not ready after {START_S:.0f} s"))
+                raise FailedError(self.failure(f"was not ready after {START_S:.0f} s"))
             time.sleep(0.05)
 
     def wait(self) -> None:
@@ -108,11 +128,11 @@ class Server:
         try:
             code = self._process.wait(COMMAND_S)
         except subprocess.TimeoutExpired as error:
-            raise FailedError(self.told(f"was not done after {COMMAND_S:.0f} s")) from error
+            raise FailedError(self.failure(f"was not done after {COMMAND_S:.0f} s")) from error
         if code:
-            raise FailedError(self.told(f"ended with {code}"))
+            raise FailedError(self.failure(f"ended with {code}"))
 
-    def told(self, what: str) -> str:
+    def failure(self, what: str) -> str:
         """A sentence about it with the end of its log."""
         lines = self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
         return "\n".join([f"{self.name} {what}. The end of its log:", *lines])
@@ -146,21 +166,54 @@ class Server:
             self._process.wait()
 
 
-@contextmanager
-def running(server: Server) -> Iterator[Server]:
-    """End a server at the end of a block."""
-    try:
-        yield server
-    finally:
-        server.stop()
+def start(
+    stack: ExitStack,
+    name: str,
+    command: Sequence[str],
+    *,
+    folder: Path,
+    core: int,
+    ready: Callable[[], bool] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Server:
+    """Start a process that ends with the stack, and wait until it is ready.
+
+    Args:
+        stack: Ends it.
+        name: For people, and of its log.
+        command: Its command line.
+        folder: Where its log goes.
+        core: The core on which it stays.
+        ready: Whether it is ready; None not to wait.
+        environment: Variables beside those of this process.
+
+    Raises:
+        FailedError: It ended, or is not ready in time.
+    """
+    log = folder / f"{name.replace(' ', '-')}.log"
+    server = Server(name, command, core=core, log=log, environment=environment)
+    stack.callback(server.stop)
+    if ready is not None:
+        server.wait_until(ready)
+    return server
 
 
-def run_together(commands: Mapping[str, Sequence[str]], *, logs: Path) -> None:
+def start_redis(stack: ExitStack, name: str, folder: Path, *, core: int) -> int:
+    """Start the embedded Redis on a TCP port, without files; give the port."""
+    port = free_port()
+    options = {"port": port, "bind": HOST, "dir": folder, "save": "", "appendonly": "no"}
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command = [str(server_program()), *words]
+    start(stack, name, command, folder=folder, core=core, ready=partial(redis_answers, port))
+    return port
+
+
+def run_together(commands: Mapping[str, Sequence[str]], *, folder: Path) -> None:
     """Run commands that end by themselves, at the same time.
 
     Args:
         commands: Name for people → command line.
-        logs: Folder for what they print.
+        folder: Where their logs go.
 
     Raises:
         FailedError: One ended with anything but 0, or did not end in time; the others are ended.
@@ -168,20 +221,21 @@ def run_together(commands: Mapping[str, Sequence[str]], *, logs: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         servers = [
-            stack.enter_context(
-                running(
-                    Server(
-                        name,
-                        command,
-                        core=cores[place % len(cores)],
-                        log=logs / f"{name.replace(' ', '-')}.log",
-                    )
-                )
-            )
-            for place, (name, command) in enumerate(commands.items())
+            start(stack, name, command, folder=folder, core=cores[number % len(cores)])
+            for number, (name, command) in enumerate(commands.items())
         ]
         for server in servers:
             server.wait()
+
+
+def feast(repo: Path, *arguments: str) -> list[str]:
+    """A command of Feast."""
+    return [sys.executable, "-m", "feast.cli.cli", "-c", str(repo), *arguments]
+
+
+def tally(repo: Path, *arguments: str) -> list[str]:
+    """A command of Tallystick."""
+    return [sys.executable, "-m", "tallystick", "--repo", str(repo), *arguments]
 
 
 def core_busy_s(core: int) -> float:
@@ -189,44 +243,26 @@ def core_busy_s(core: int) -> float:
     for line in Path("/proc/stat").read_text().splitlines():
         name, *spent = line.split()
         if name == f"cpu{core}":
-            return (sum(map(int, spent[:_GUEST])) - sum(int(spent[at]) for at in _IDLE)) / (
-                _TICKS_PER_S
-            )
-    raise FailedError(f"The system tells nothing about core {core}.")
+            idle = sum(int(spent[column]) for column in _IDLE)
+            return (sum(map(int, spent[:_GUEST])) - idle) / _TICKS_PER_S
+    raise FailedError(f"The system has no figures for core {core}.")
 
 
 def free_port() -> int:
-    """A port that nobody uses."""
+    """A port of this machine that is not in use."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
     return port
 
 
-def redis_command(port: int, folder: Path) -> list[str]:
-    """The embedded Redis on a TCP port; nothing goes to disk: this is not about writing."""
-    options = {
-        "port": str(port),
-        "bind": "127.0.0.1",
-        "dir": str(folder),
-        "save": "",
-        "appendonly": "no",
-    }
-    return [
-        str(server_program()),
-        *(part for name, value in options.items() for part in (f"--{name}", value)),
-    ]
-
-
 def redis_answers(port: int) -> bool:
     """Whether a Redis answers on a port."""
-    client = Redis(host="127.0.0.1", port=port, socket_timeout=1.0)
     try:
-        return bool(client.ping())
+        with Redis(host=HOST, port=port, socket_timeout=1.0) as client:
+            return bool(client.ping())
     except (RedisError, OSError):
         return False
-    finally:
-        client.close()
 
 
 def http_answers(url: str) -> bool:

@@ -1,6 +1,6 @@
 """One retrieval by one engine, in a process of its own; prints its seconds and its peak memory.
 
-    python -m benchmarks.offline.engines ENGINE --views V.parquet... --spine S.parquet
+    python -m benchmarks.offline.joining_engines ENGINE --views V.parquet... --entity-rows R.parquet
 
 What is timed begins with everything imported and declared and ends with the whole answer in memory
 as Arrow, or on disk where ``--out`` is given.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from benchmarks.offline.scene import KEY, feature_names
+from benchmarks.harness import peak_mb
+from benchmarks.wide_views import KEY, feature_names, open_store, wide_view
+from feast import FeatureStore
 
 TTL: Final = timedelta(days=30)
 
@@ -35,10 +36,10 @@ def feast_engine(
         declared: What else is done once the views are declared.
     """
 
-    def prepare(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+    def prepare(views: Sequence[Path], entity_rows: Path) -> Callable[[], int]:
         store = feast_store(offline, views)
         declared(store)
-        entities = pq.read_table(spine).to_pandas()
+        entities = pq.read_table(entity_rows).to_pandas()
         names = [
             f"view_{number}:{name}"
             for number in range(len(views))
@@ -54,46 +55,12 @@ def feast_engine(
     return prepare
 
 
-def feast_store(offline: dict[str, Any], views: Sequence[Path]) -> Any:
-    """A Feast store in which the views are declared."""
-    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
-    from feast.types import Float32, Float64, Int64
-
-    folder = tempfile.mkdtemp(prefix="bench-offline-registry-")
-    config = RepoConfig(
-        project="bench_offline",
-        provider="local",
-        registry=f"{folder}/registry.db",
-        offline_store=offline,
-        online_store={"type": "sqlite", "path": f"{folder}/online.db"},
-        entity_key_serialization_version=3,
-        repo_path=folder,
-    )
-    store = FeatureStore(config=config)
-    account = Entity(name="account", join_keys=[KEY], value_type=ValueType.INT64)
-    kinds = {"double": Float64, "float": Float32, "integer": Int64}
-    declared: list[Any] = [account]
-    for number, path in enumerate(views):
-        fields = [
-            Field(name=name, dtype=kinds[name.split("_")[1].rstrip("0123456789")])
-            for name in feature_names(number)
-        ]
-        declared.append(
-            FeatureView(
-                name=f"view_{number}",
-                entities=[account],
-                ttl=TTL,
-                schema=[Field(name=KEY, dtype=Int64), *fields],
-                source=FileSource(
-                    name=f"rows_{number}",
-                    path=str(path),
-                    timestamp_field="event_time",
-                    created_timestamp_column="created_time",
-                ),
-            )
-        )
-    store.apply(declared)
-    return store
+def feast_store(offline: dict[str, Any], views: Sequence[Path]) -> FeatureStore:
+    """A Feast store in which the views are applied."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-offline-registry-"))
+    wide = [wide_view(number, path, ttl=TTL) for number, path in enumerate(views)]
+    online = {"type": "sqlite", "path": str(folder / "online.db")}
+    return open_store(folder, wide, offline=offline, online=online)
 
 
 def tallystick_engine(clock: str) -> Callable[[Sequence[Path], Path], Callable[[], int]]:
@@ -101,7 +68,7 @@ def tallystick_engine(clock: str) -> Callable[[Sequence[Path], Path], Callable[[
     return feast_engine({"type": "tallystick.offline_store.DuckDBOfflineStore", "clock": clock})
 
 
-def served_engine(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+def served_engine(views: Sequence[Path], entity_rows: Path) -> Callable[[], int]:
     """The same under the served clock: each row went online a minute after it was known."""
 
     def declared(store: Any) -> None:
@@ -109,7 +76,7 @@ def served_engine(views: Sequence[Path], spine: Path) -> Callable[[], int]:
             write_journal(store, f"view_{number}", path)
 
     offline = {"type": "tallystick.offline_store.DuckDBOfflineStore", "clock": "served"}
-    return feast_engine(offline, declared)(views, spine)
+    return feast_engine(offline, declared)(views, entity_rows)
 
 
 def write_journal(store: Any, name: str, path: Path) -> None:
@@ -144,7 +111,7 @@ def to_file(
 ) -> Callable[[Sequence[Path], Path], Callable[[], int]]:
     """Tallystick's store from file to file, for what does not fit into memory."""
 
-    def prepare(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+    def prepare(views: Sequence[Path], entity_rows: Path) -> Callable[[], int]:
         from tallystick.offline_store import DuckDBOfflineStoreConfig
         from tallystick.offline_store.duckdb_store import view_read
         from tallystick.offline_store.streaming_join import write_point_in_time
@@ -162,7 +129,7 @@ def to_file(
 
         def run() -> int:
             return write_point_in_time(
-                spine=spine,
+                spine=entity_rows,
                 request_time="event_timestamp",
                 reads=reads,
                 clock=VisibilityClock(clock),
@@ -177,7 +144,7 @@ def to_file(
     return prepare
 
 
-def plain_asof(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+def plain_asof(views: Sequence[Path], entity_rows: Path) -> Callable[[], int]:
     """The least that DuckDB has to do: one as-of join per view, ties as they come."""
     import duckdb
 
@@ -187,17 +154,18 @@ def plain_asof(views: Sequence[Path], spine: Path) -> Callable[[], int]:
     joins, columns = [], []
     for number, path in enumerate(views):
         joins.append(
-            f"ASOF LEFT JOIN read_parquet('{path}') AS v{number} ON spine.{KEY} = v{number}.{KEY} "
-            f"AND spine.event_timestamp >= v{number}.event_time"
+            f"ASOF LEFT JOIN read_parquet('{path}') AS v{number} "
+            f"ON requests.{KEY} = v{number}.{KEY} "
+            f"AND requests.event_timestamp >= v{number}.event_time"
         )
         columns += [
-            f"CASE WHEN v{number}.event_time >= spine.event_timestamp - {ttl} "
+            f"CASE WHEN v{number}.event_time >= requests.event_timestamp - {ttl} "
             f"THEN v{number}.{name} END AS {name}"
             for name in feature_names(number)
         ]
     query = (
-        f"SELECT spine.*, {', '.join(columns)} "
-        f"FROM read_parquet('{spine}') AS spine {' '.join(joins)}"
+        f"SELECT requests.*, {', '.join(columns)} "
+        f"FROM read_parquet('{entity_rows}') AS requests {' '.join(joins)}"
     )
 
     def run() -> int:
@@ -206,12 +174,12 @@ def plain_asof(views: Sequence[Path], spine: Path) -> Callable[[], int]:
     return run
 
 
-def polars_asof(views: Sequence[Path], spine: Path) -> Callable[[], int]:
+def polars_asof(views: Sequence[Path], entity_rows: Path) -> Callable[[], int]:
     """The same by Polars."""
     import polars as pl
 
     def run() -> int:
-        answer = pl.scan_parquet(spine).with_row_index().sort("event_timestamp")
+        answer = pl.scan_parquet(entity_rows).with_row_index().sort("event_timestamp")
         for number, path in enumerate(views):
             history = pl.scan_parquet(path).drop("created_time").sort("event_time")
             answer = answer.join_asof(
@@ -244,29 +212,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("--views", type=Path, nargs="+", required=True)
-    parser.add_argument("--spine", type=Path, required=True)
+    parser.add_argument("--entity-rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="write the answer here; Tallystick only")
     parser.add_argument("--memory-limit", help="of the engine, for example 2GB; with --out")
     options = parser.parse_args()
     if options.out is None:
-        run = ENGINES[options.engine](options.views, options.spine)
+        run = ENGINES[options.engine](options.views, options.entity_rows)
     else:
         clock = options.engine.removeprefix("tallystick_")
-        run = to_file(clock, options.memory_limit, options.out)(options.views, options.spine)
+        run = to_file(clock, options.memory_limit, options.out)(options.views, options.entity_rows)
     pa.default_memory_pool().release_unused()
-    before_mb = _peak_mb()
+    before_mb = peak_mb()
     started = time.perf_counter()
     rows = run()
     seconds = time.perf_counter() - started
     print(
-        json.dumps(
-            {"rows": rows, "seconds": seconds, "peak_mb": _peak_mb(), "before_mb": before_mb}
-        )
+        json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak_mb(), "before_mb": before_mb})
     )
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

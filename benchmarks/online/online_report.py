@@ -1,24 +1,16 @@
-"""From what the loops saw to the report: figures, ratios, goals."""
+"""The report of the online bench: figures, ratios, goals."""
 
 from __future__ import annotations
 
-import os
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.loop import machine
-from benchmarks.online.client import Taken
-from benchmarks.online.engines import SIZES
+from benchmarks.harness import machine
+from benchmarks.online.answering_engines import SIZES
+from benchmarks.online.cells import CLOSED, HEADLINE, OPEN, Round, cell, rounded
 
-HEADLINE: Final = "closed_8"
-OPEN: Final = "open_60"
-CLOSED: Final = ("closed_1", "closed_8")
-LOOPS: Final = (*CLOSED, OPEN)
 FEAST_RATIO_MIN: Final = {1: 12.0, 100: 40.0}
 NOOP_RATIO_MIN: Final = 0.5
 PREDICT_RATIO_MIN: Final = 0.7
@@ -30,80 +22,8 @@ _PACKAGES: Final = (
     "feast", "fastapi", "uvicorn", "gunicorn", "uvloop", "httptools", "redis", "hiredis",
     "scikit-learn",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One loop of one cell.
-
-    Attributes:
-        taken: What the client saw.
-        server_cpu_s: CPU seconds that the server took meanwhile.
-        server_core_busy: Share of the time in which its core did anything: what is beyond the
-            server's own was taken by others.
-        client_core_busy: The same of the core of the client and Redis.
-        rate_per_s: Open loop: requests a second that were meant.
-    """
-
-    taken: Taken
-    server_cpu_s: float
-    server_core_busy: float
-    client_core_busy: float
-    rate_per_s: float | None = None
-
-
 Cells = Mapping[tuple[str, int, str], Sequence[Round]]
 """(Engine, entities, loop) → its rounds."""
-
-
-def cell(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Figures of one cell: medians over its rounds, and each round's own beside them."""
-    each = [_round(one) for one in rounds]
-    errors: Counter[str] = sum((one.taken.errors for one in rounds), Counter())
-    figures: dict[str, Any] = {
-        "requests": sum(one.taken.answers for one in rounds),
-        "errors": errors.total(),
-    }
-    if errors:
-        figures["what_was_wrong"] = dict(errors.most_common(5))
-    for name in each[0]:
-        figures[name] = _rounded(statistics.median(figure[name] for figure in each))
-    figures["rounds"] = [
-        {name: _rounded(figure[name]) for name in ("rps", "p50_ms", "p99_ms")} for figure in each
-    ]
-    return figures
-
-
-def _round(one: Round) -> dict[str, float]:
-    taken = one.taken
-    latencies = sorted(taken.latencies_ns) or [0]
-    figures = {
-        "rps": len(taken.latencies_ns) / taken.seconds,
-        "p50_ms": _quantile_ms(latencies, 0.5),
-        "p99_ms": _quantile_ms(latencies, 0.99),
-        "max_ms": latencies[-1] / 1e6,
-        "client_cpu_share": taken.cpu_s / taken.seconds,
-        "server_cpu_share": one.server_cpu_s / taken.seconds,
-        "server_core_busy": one.server_core_busy,
-        "client_core_busy": one.client_core_busy,
-    }
-    if one.rate_per_s is not None:
-        figures |= {
-            "rate_per_s": one.rate_per_s,
-            "client_late_p99_ms": _quantile_ms(sorted(taken.late_ns) or [0], 0.99),
-            "waited_for_connection": taken.waited,
-        }
-    return figures
-
-
-def _quantile_ms(ordered: Sequence[int], share: float) -> float:
-    """Nearest rank, of ordered nanoseconds."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
-
-
-def _rounded(number: float) -> float:
-    """Four figures that count; more would be noise."""
-    return float(f"{number:.4g}")
 
 
 def report(
@@ -128,8 +48,8 @@ def report(
         loops.setdefault(engine, {}).setdefault(str(size), {})[loop] = cell(rounds)
     ratios = {loop: ratios_vs_feast(loops, loop) for loop in CLOSED}
     content = {
-        "machine": {**machine(), "load_before": plan["load_before"], **_versions()},
-        "plan": {name: value for name, value in plan.items() if name != "load_before"},
+        "machine": {**machine(), "packages": {name: version(name) for name in _PACKAGES}},
+        "plan": dict(plan),
         "rps": _headline(loops, HEADLINE, "rps"),
         "p50_ms": _headline(loops, OPEN, "p50_ms"),
         "p99_ms": _headline(loops, OPEN, "p99_ms"),
@@ -159,8 +79,8 @@ def _doubts(loops: Mapping[str, Any]) -> dict[str, Any]:
     others = [max(0.0, one["server_core_busy"] - one["server_cpu_share"]) for _, one in every]
     return {
         "others_on_server_core": {
-            "median": _rounded(statistics.median(others)),
-            "max": _rounded(max(others)),
+            "median": rounded(statistics.median(others)),
+            "max": rounded(max(others)),
         },
         "client_near_its_limit": [
             name for name, one in every if one["client_cpu_share"] > CLIENT_SHARE_MAX
@@ -184,7 +104,7 @@ def _ratios(loops: Mapping[str, Any], loop: str, ours: str, other: str) -> dict[
     if ours not in loops or other not in loops:
         return {}
     return {
-        size: _rounded(loops[ours][size][loop]["rps"] / loops[other][size][loop]["rps"])
+        size: rounded(loops[ours][size][loop]["rps"] / loops[other][size][loop]["rps"])
         for size in loops[ours]
         if loops[other][size][loop]["rps"]
     }
@@ -195,7 +115,7 @@ def with_ratio(memory: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str,
     feast, ours = memory["feast"], memory["tallystick"]
     ratio = {kind: ours[kind] / feast[kind] for kind in feast}
     return {
-        name: {kind: _rounded(number) for kind, number in numbers.items()}
+        name: {kind: rounded(number) for kind, number in numbers.items()}
         for name, numbers in {**memory, "ratio": ratio}.items()
     }
 
@@ -223,7 +143,7 @@ def goals(content: Mapping[str, Any]) -> list[dict[str, Any]]:
             at_least(f"predict / features, {_entities(entities)}, {loop}", PREDICT_RATIO_MIN, ratio)
     for engine in ("tallystick_features", "tallystick_predict"):
         for entities, cells in loops.get(engine, {}).items():
-            spread = _rounded(cells[OPEN]["p99_ms"] / max(cells[OPEN]["p50_ms"], 1e-9))
+            spread = rounded(cells[OPEN]["p99_ms"] / max(cells[OPEN]["p50_ms"], 1e-9))
             at_most(f"p99 / p50 of {engine}, {_entities(entities)}, {OPEN}", P99_TO_P50_MAX, spread)
     for kind, ratio in (content["bytes_per_entity"] or {}).get("ratio", {}).items():
         at_most(f"bytes / Feast's bytes, {kind}", MEMORY_RATIO_MAX, ratio)
@@ -264,18 +184,3 @@ def table(content: Mapping[str, Any]) -> str:
         mark = "met   " if goal["met"] else "MISSED"
         lines.append(f"  {mark} {goal['measured']:>8.4g}  {goal['goal']}")
     return "\n".join(lines)
-
-
-def _versions() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "kernel": os.uname().release,
-        "packages": {name: version(name) for name in _PACKAGES},
-    }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"

@@ -1,6 +1,6 @@
 """An HTTP client that costs little: ready-made requests, one connection after another, no tasks.
 
-Closed loops wait for each answer before they ask again. The open loop asks at moments drawn
+Closed loops wait for each answer before the next request. The open loop sends at moments drawn
 beforehand, whatever became of earlier requests, and counts latency from the *intended* moment: a
 server that stalls is charged for everyone who would have come meanwhile.
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -20,9 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from benchmarks.online.timer import Timer
+from benchmarks.online.precise_timer import Timer
+from benchmarks.processes import HOST
 
-HOST: Final = "127.0.0.1"
 STUCK_S: Final = 60.0
 """Seconds without any answer after which a cell is given up."""
 _LEAD_NS: Final = 20_000_000
@@ -40,10 +39,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask what.
+    """Requests for a server.
 
     Attributes:
-        port: Where the server listens.
+        port: The server's.
         requests: Bytes of requests, sent in turn.
         check: What every answer must have.
     """
@@ -186,7 +185,7 @@ class _Loop:
 
         Raises:
             OSError: A connection could not be opened, no answer came for :data:`STUCK_S` seconds,
-                or something that is no answer.
+                or something that is not an answer.
         """
         answers, since = 0, time.monotonic()
         try:
@@ -235,12 +234,12 @@ class _Closed(_Loop):
     def __init__(self, target: Target, budget: Budget) -> None:
         super().__init__(target)
         self._budget = budget
-        self._asking = 0
+        self._active = 0
         self._began_ns = 0
 
     async def run(self, clients: int) -> Taken:
         connections = [await self.connect() for _ in range(clients)]
-        self._asking = clients
+        self._active = clients
         self._began_ns = time.monotonic_ns()
         for connection in connections:
             connection.send(self.next_request(), time.monotonic_ns())
@@ -267,8 +266,8 @@ class _Closed(_Loop):
         )
 
     def _leave(self, now_ns: int) -> None:
-        self._asking -= 1
-        if not self._asking:
+        self._active -= 1
+        if not self._active:
             self.taken.seconds = (now_ns - self._began_ns) / 1e9
             self.end()
 
@@ -356,7 +355,7 @@ class _Open(_Loop):
 
 
 async def closed_loop(target: Target, *, clients: int, budget: Budget) -> Taken:
-    """Ask with ``clients`` connections, each waiting for its answer."""
+    """Send requests over ``clients`` connections, each waiting for its answer."""
     loop = _Closed(target, budget)
     with _measured(loop.taken):
         return await loop.run(clients)
@@ -365,33 +364,12 @@ async def closed_loop(target: Target, *, clients: int, budget: Budget) -> Taken:
 async def open_loop(
     target: Target, *, rate_per_s: float, requests: int, pool: int, seed: int
 ) -> Taken:
-    """Ask at moments of a Poisson process, ``rate_per_s`` a second on average."""
+    """Send requests at moments of a Poisson process, ``rate_per_s`` a second on average."""
     chance = random.Random(seed)
     gaps_ns = [round(chance.expovariate(rate_per_s) * 1e9) for _ in range(requests)]
     loop = _Open(target, gaps_ns)
     with _measured(loop.taken):
         return await loop.run(pool)
-
-
-def ask(port: int, request: bytes) -> tuple[int, bytes]:
-    """One request on a connection of its own; its status and body."""
-    with socket.create_connection((HOST, port), timeout=STUCK_S) as connection:
-        connection.sendall(request)
-        buffer = b""
-        while _HEAD_END not in buffer:
-            buffer += _received(connection)
-        head, _, body = buffer.partition(_HEAD_END)
-        length = _content_length(head + b"\r\n")
-        while len(body) < length:
-            body += _received(connection)
-    return int(head[9:12]), body
-
-
-def _received(connection: socket.socket) -> bytes:
-    part = connection.recv(1 << 16)
-    if not part:
-        raise ConnectionError("the server closed the connection in the middle of an answer")
-    return part
 
 
 @contextmanager

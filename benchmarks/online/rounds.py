@@ -1,4 +1,4 @@
-"""Every cell, round by round: engines take turns, so that a slow minute hits all of them."""
+"""Every cell, round by round. Engines take turns, so that a slow minute hits all of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
-from benchmarks.online.client import HOST, Budget, Taken, Target, closed_loop, open_loop
-from benchmarks.online.engines import SIZES, TALLYSTICK_PREDICT, Engine
-from benchmarks.online.installation import Cores, Installed
-from benchmarks.online.report import CLOSED, HEADLINE, OPEN, Round
-from benchmarks.online.scene import FEATURES, VIEWS
-from benchmarks.online.servers import FailedError, core_busy_s
+from benchmarks.harness import FailedError, rotated
+from benchmarks.online.answering_engines import SIZES, TALLYSTICK_PREDICT, Engine
+from benchmarks.online.cells import CLOSED, HEADLINE, OPEN, Round, quantile_ms
+from benchmarks.online.installation import Installed
+from benchmarks.online.load_client import Budget, Taken, Target, closed_loop, open_loop
+from benchmarks.processes import HOST, Cores, core_busy_s
 
 FULL_REQUESTS: Final = 20_000
 """Requests of a cell of ours with which Feast's cells have all their time."""
@@ -40,7 +40,7 @@ _LEDGER: Final = ("accepted", "durable", "dropped", "in_flight")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is asked.
+    """How many requests are sent.
 
     Attributes:
         requests: Requests in a cell of ours, over all rounds.
@@ -69,17 +69,17 @@ class Plan:
         return max(5, round(min(wanted, budget.seconds_max * rate_per_s)))
 
     def warm_up(self, engine: Engine) -> Budget:
-        """What is asked before a loop, and not measured."""
+        """Requests before a loop that are not measured."""
         budget = self.budget(engine)
         return Budget(max(5, round(budget.requests * WARM_UP_SHARE)))
 
 
-class Bench:
-    """Asks all engines in turn.
+class Rounds:
+    """Sends requests to all engines in turn.
 
     Args:
         installed: The servers.
-        plan: How much is asked.
+        plan: How many requests are sent.
         entities: How many have rows.
 
     Attributes:
@@ -101,10 +101,8 @@ class Bench:
             FailedError: A server stopped answering.
         """
         for number in range(self._plan.rounds):
-            # The first of a round is another one each time: none always follows the same.
-            turn = number % len(engines)
             for size in SIZES:
-                for engine in (*engines[turn:], *engines[:turn]):
+                for engine in rotated(engines, number):
                     await self._run_engine(engine, size, number)
 
     async def _run_engine(self, engine: Engine, size: int, number: int) -> None:
@@ -114,7 +112,7 @@ class Bench:
             check=engine.check(size),
         )
         for loop in CLOSED:
-            await self._asked(
+            await self._answered(
                 engine,
                 closed_loop(target, clients=CLIENTS[loop], budget=self._plan.warm_up(engine)),
             )
@@ -149,7 +147,7 @@ class Bench:
         server, cores = self._installed.servers[engine.server], self._installed.cores
 
         server_before, cores_before = server.cpu_s(), _busy_s(cores)
-        taken = await self._asked(engine, loop)
+        taken = await self._answered(engine, loop)
         # The cores first: to look for the server's processes takes a while.
         spent = [now - then for now, then in zip(_busy_s(cores), cores_before, strict=True)]
         server_cpu_s = server.cpu_s() - server_before
@@ -157,7 +155,6 @@ class Bench:
         self.cells[engine.name, size, name].append(
             Round(taken, server_cpu_s, busy[0], busy[1], rate_per_s)
         )
-        latencies = sorted(taken.latencies_ns) or [0]
         shares = [
             f"{share:>4.0%}"
             for share in (taken.cpu_s / taken.seconds, server_cpu_s / taken.seconds, *busy)
@@ -165,20 +162,20 @@ class Bench:
         print(
             f"{number + 1} {engine.name:20}{size:>4}  {name:9}"
             f"{len(taken.latencies_ns) / taken.seconds:>9.1f}/s"
-            f"  p50 {latencies[len(latencies) // 2] / 1e6:>8.3f}"
-            f"  p99 {latencies[int(0.99 * len(latencies))] / 1e6:>8.3f} ms"
+            f"  p50 {quantile_ms(taken.latencies_ns, 0.5):>8.3f}"
+            f"  p99 {quantile_ms(taken.latencies_ns, 0.99):>8.3f} ms"
             f"  cpu: client {shares[0]}, server {shares[1]}, cores {shares[2]} {shares[3]}",
             flush=True,
         )
         for error, count in taken.errors.most_common(3):
             print(f"    WRONG {count} times: {error}", flush=True)
 
-    async def _asked(self, engine: Engine, loop: Coroutine[Any, Any, Taken]) -> Taken:
+    async def _answered(self, engine: Engine, loop: Coroutine[Any, Any, Taken]) -> Taken:
         try:
             return await loop
         except OSError as error:
             server = self._installed.servers[engine.server]
-            raise FailedError(server.told(f"did not answer as it should ({error})")) from error
+            raise FailedError(server.failure(f"did not answer as it should ({error})")) from error
 
     async def _drain_log(self) -> None:
         """Have the log written and removed: the next engine shall not pay for it, nor the disk."""
@@ -202,7 +199,7 @@ def _busy_s(cores: Cores) -> tuple[float, float, float]:
 
 def _ledger(metrics: str) -> dict[str, float]:
     """The prediction log's counters, out of Prometheus' text."""
-    found = {}
+    found: dict[str, float] = {}
     for line in metrics.splitlines():
         name, _, value = line.rpartition(" ")
         if name.startswith("tallystick_log_") and 'log="predictions"' in name:
@@ -210,16 +207,3 @@ def _ledger(metrics: str) -> dict[str, float]:
             if kind in _LEDGER:
                 found[kind] = found.get(kind, 0.0) + float(value)
     return found
-
-
-def described(plan: Plan, entities: int, installed: Installed) -> dict[str, Any]:
-    """How it was measured, for the report."""
-    return {
-        "requests_per_cell_of_ours": plan.requests,
-        "rounds": plan.rounds,
-        "entities_online": entities,
-        "views": VIEWS,
-        "features": FEATURES,
-        "server_core": installed.cores.server,
-        "client_and_redis_core": installed.cores.client,
-    }

@@ -1,4 +1,4 @@
-"""What is asked of whom: the one place that knows routes, bodies and how an answer is checked."""
+"""The servers' ways of answering: the routes, the bodies, and how each answer is checked."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from benchmarks.online.client import Check
-from benchmarks.online.scene import (
-    FEATURES,
-    KEY,
-    MODEL,
-    REQUEST_FIELD,
-    SERVICE,
-)
+from benchmarks.online.load_client import Check
+from benchmarks.online.serving_repo import MODEL, REQUEST_FIELD, SERVICE
+from benchmarks.wide_views import FEATURES, KEY
 
 SIZES: Final = (1, 10, 100)
 """Entities in a request."""
@@ -64,8 +59,13 @@ class Engine:
 
     def requests(self, size: int, *, entities: int) -> list[bytes]:
         """Many requests for ``size`` random entities each; the same for every engine."""
-        chance = random.Random(SEED * 1_000 + size)
-        return [self.request(chance.sample(range(entities), size)) for _ in range(DIFFERENT)]
+        return [self.request(sample) for sample in samples(size, entities, DIFFERENT)]
+
+
+def samples(size: int, entities: int, count: int) -> list[list[int]]:
+    """Random entities of so many requests; always the same."""
+    chance = random.Random(SEED * 1_000 + size)
+    return [chance.sample(range(entities), size) for _ in range(count)]
 
 
 def _features(entities: Sequence[int]) -> Any:

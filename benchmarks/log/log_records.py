@@ -1,6 +1,6 @@
 """Records of a worker that was killed: written, checked or compacted, in a process of its own.
 
-    python -m benchmarks.log.records write|check|compact STATE CONTRACT RECORDS
+    python -m benchmarks.log.log_records write|check|compact STATE CONTRACT RECORDS
 
 Prints what it took, as JSON.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from benchmarks.harness import peak_mb
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.model_bundle.bundle import read_contract
@@ -89,7 +89,7 @@ def move(state: Path, contract: ModelContract, records: int) -> dict[str, Any]:
     return {
         "recovery_s": round(seconds, 2),
         "compaction_rows_per_s": round(records / seconds),
-        "compaction_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "compaction_peak_mb": round(peak_mb()),
         "parquet_bytes_per_prediction": round(
             sum(file.stat().st_size for file in files) / records, 1
         ),
