@@ -105,15 +105,15 @@ import os, signal, sys
 from datetime import datetime
 from pathlib import Path
 from tallystick.definitions.feature_repo import open_repo
-from tallystick_monitoring.audit import run, state
+from tallystick_monitoring.audit import audit_run, audit_state
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-owner = state if sys.argv[2] == "write_text" else state.AuditState
+owner = audit_state if sys.argv[2] == "write_text" else audit_state.AuditState
 setattr(owner, sys.argv[2], die)
 start, end = (datetime.fromisoformat(each) for each in sys.argv[3:])
-run.audit(open_repo(Path(sys.argv[1])), "demo_model", start=start, end=end)
+audit_run.audit(open_repo(Path(sys.argv[1])), "demo_model", start=start, end=end)
 """
 AUDITING = DYING.replace("setattr(owner, sys.argv[2], die)", "")
 
