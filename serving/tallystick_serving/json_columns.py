@@ -4,32 +4,54 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 
 import orjson
 
 from tallystick.clock import EPOCH, SECOND_US, from_us, to_us
 from tallystick.definitions.columns import plain
+from tallystick.definitions.feature_types import Kind, every_kind, feature_type
 
 _MILLISECOND_US: Final = 1_000
 _AS_UTC: Final = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 
+ToJson = Callable[[Any], Any]
+
+
+@cache
+def json_column(dtype: str) -> ToJson:
+    """What makes a column of a Feast value type one that orjson writes as the model saw it."""
+    own = feature_type(dtype)
+    return _COLUMNS[own.kind] if own.member is None else _lists(_COLUMNS[own.member.kind])
+
+
+@cache
+def feast_json_column(dtype: str) -> ToJson | None:
+    """As :func:`json_column`, in Feast's form; None for types that Feast itself has to write."""
+    own = feature_type(dtype)
+    if own.kind is Kind.SET or own.is_document:
+        return None
+    leaf = own.member or own
+    write = _seconds if leaf.is_time else _COLUMNS[leaf.kind]
+    return write if own.member is None else _lists(write)
+
 
 def as_they_are(values: Any) -> Any:
-    """Numbers, texts, truth values, times and nulls; and lists of them."""
+    """Numbers, texts, truth values, times and nulls."""
     return values
 
 
 def floats(values: Any) -> Any:
-    """Floats and nulls; those that are no numbers by their names, as protobuf's JSON has them.
+    """Floats and nulls; those that are not numbers by their names, as protobuf's JSON has them.
 
     >>> floats([1.5, None, float("nan")])
     [1.5, None, 'NaN']
     """
     if not isinstance(values, list):
-        if abs(values).max(initial=0.0) < math.inf:  # false for NaN as well
+        if math.isfinite(values.dot(values)):  # quick; large numbers are looked at below
             return values
     else:
         try:
@@ -40,9 +62,10 @@ def floats(values: Any) -> Any:
     return [_float(value) for value in plain(values)]
 
 
-def float_lists(values: list[Sequence[float] | None]) -> list[Any]:
-    """Lists of floats and nulls."""
-    return [None if value is None else [_float(member) for member in value] for value in values]
+def _float(value: float | None) -> float | str | None:
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def base64_texts(values: list[bytes | None]) -> list[Any]:
@@ -50,9 +73,46 @@ def base64_texts(values: list[bytes | None]) -> list[Any]:
     return [None if value is None else base64.b64encode(value).decode() for value in values]
 
 
-def seconds(values: list[datetime | None]) -> list[Any]:
-    """Times as whole seconds since 1970, as Feast has them."""
+def _seconds(values: list[datetime | None]) -> list[Any]:
     return [None if value is None else to_us(value) // SECOND_US for value in values]
+
+
+def _lists(write: ToJson) -> ToJson:
+    return lambda values: [None if value is None else write(list(value)) for value in values]
+
+
+def documents(values: Sequence[Any]) -> list[Any]:
+    """Maps, structs and nested lists, with members that orjson does not write as it has them."""
+    return [_document(value) for value in values]
+
+
+def _document(value: Any) -> Any:
+    if isinstance(value, float):
+        return _float(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, list | set | tuple):
+        return [_document(member) for member in value]
+    if isinstance(value, dict):
+        return {str(key): _document(member) for key, member in value.items()}
+    return value if isinstance(value, str | int | datetime | None) else str(value)
+
+
+_COLUMNS: Final[Mapping[Kind, ToJson]] = every_kind(
+    {
+        Kind.INTEGER: as_they_are,
+        Kind.FLOAT: floats,
+        Kind.BOOL: as_they_are,
+        Kind.TIME: as_they_are,
+        Kind.TEXT: as_they_are,
+        Kind.UUID: as_they_are,
+        Kind.DECIMAL: as_they_are,
+        Kind.BYTES: base64_texts,
+        Kind.LIST: documents,
+        Kind.SET: documents,
+        Kind.DOCUMENT: documents,
+    }
+)
 
 
 def moments(times_us: Any) -> bytes:
@@ -61,7 +121,7 @@ def moments(times_us: Any) -> bytes:
     >>> moments([0, None, 1_500_000])
     b'["1970-01-01T00:00:00Z","1970-01-01T00:00:00Z","1970-01-01T00:00:01.500Z"]'
     """
-    # orjson writes times as wanted, but for whole milliseconds, of which it has six digits.
+    # orjson writes times as required, except whole milliseconds, to which it gives six digits.
     if isinstance(times_us, list):
         if any(us and us % _MILLISECOND_US == 0 and us % SECOND_US for us in times_us):
             return orjson.dumps(list(map(_moment, times_us)))
@@ -69,41 +129,6 @@ def moments(times_us: Any) -> bytes:
     if ((times_us % _MILLISECOND_US == 0) & (times_us % SECOND_US != 0)).any():
         return orjson.dumps(list(map(_moment, times_us.tolist())))
     return orjson.dumps(times_us.view("M8[us]"), option=_AS_UTC | orjson.OPT_SERIALIZE_NUMPY)
-
-
-NUMBERS: Final = frozenset({"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL"})
-"""Feast value types whose values are written without quotes or brackets."""
-
-AS_SEEN: Final[dict[str, Callable[[Any], Any]]] = {
-    **dict.fromkeys(("INT32", "INT64", "BOOL", "STRING", "UNIX_TIMESTAMP"), as_they_are),
-    **dict.fromkeys(("FLOAT", "DOUBLE"), floats),
-    "BYTES": base64_texts,
-}
-"""Feast value type → how a column of it is written as the model saw it; times by ISO 8601."""
-
-COLUMNS: Final[dict[str, Callable[[Any], Any]]] = {
-    "INT32": as_they_are,
-    "INT64": as_they_are,
-    "BOOL": as_they_are,
-    "STRING": as_they_are,
-    "FLOAT": floats,
-    "DOUBLE": floats,
-    "BYTES": base64_texts,
-    "UNIX_TIMESTAMP": seconds,
-    "INT32_LIST": as_they_are,
-    "INT64_LIST": as_they_are,
-    "BOOL_LIST": as_they_are,
-    "FLOAT_LIST": float_lists,
-    "DOUBLE_LIST": float_lists,
-}
-"""Feast value type → how a column of it is written for Feast; the types that need
-nothing of Feast."""
-
-
-def _float(value: float | None) -> float | str | None:
-    if value is None or math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _moment(time_us: int | None) -> str:

@@ -19,7 +19,7 @@ from tallystick.definitions.contract import ViewUse
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.row_decoder import ViewRows
 from tallystick.point_in_time.feature_status import Status
-from tallystick_serving.json_columns import COLUMNS, NUMBERS, moments
+from tallystick_serving.json_columns import feast_json_column, moments
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _KEY_TYPES: Final = frozenset({"INT32", "INT64", "STRING"})
 """Types of keys that are in JSON what they are in the store."""
+_NO_TIME: Final = "1970-01-01T00:00:00Z"
 PLANS_MAX: Final = 1_000
 
 
@@ -112,12 +113,11 @@ class FeaturePlan:
         self.keys = keys
         self._reader = reader
         self._views = [_AnsweredView(use) for use in uses]
-        names = [
+        self._names = [
             f"{use.name}__{column}" if full_names else column
             for use in uses
             for column in use.columns
         ]
-        self._names = orjson.dumps(names)[1:]
 
     async def answer(self, entities: Mapping[str, Sequence[Any]], *, request_us: int) -> bytes:
         """Read the features of entities.
@@ -134,17 +134,15 @@ class FeaturePlan:
             UnavailableError: The online store did not answer in time.
         """
         read = await self._reader.read(entities, request_time_us=request_us)
-        ending = _of_keys(len(next(iter(entities.values()))))
-        pieces = []
-        for values in entities.values():
-            pieces += [b'{"values":', orjson.dumps(values), ending]
+        count = len(next(iter(entities.values())))
+        results = [
+            _result(values, ["PRESENT"] * count, [_NO_TIME] * count) for values in entities.values()
+        ]
         for view in self._views:
-            view.answer(read[view.name], pieces)
-        # All pieces are copied once, and the last comma is left out.
-        names = b"%b,%b" % (orjson.dumps(list(entities))[:-1], self._names)
-        last = pieces.pop()[:-1]
-        return b"".join(
-            (b'{"results":[', *pieces, last, b'],"metadata":{"feature_names":', names, b"}}")
+            results += view.results(read[view.name])
+        return orjson.dumps(
+            {"results": results, "metadata": {"feature_names": [*entities, *self._names]}},
+            option=orjson.OPT_SERIALIZE_NUMPY,
         )
 
 
@@ -162,28 +160,21 @@ class _AnsweredView:
         dtypes = {column.name: column.dtype for column in use.spec.columns}
         self.name = use.name
         self._columns = use.columns
-        self._as_json = [COLUMNS[dtypes[column]] for column in use.columns]
-        self._is_numeric = all(dtypes[column] in NUMBERS for column in use.columns)
+        self._as_json = [feast_json_column(dtypes[column]) for column in use.columns]
 
-    def answer(self, rows: ViewRows, pieces: list[bytes]) -> None:
-        """Add the results of all columns to an answer, each with a comma behind it."""
-        times = moments(rows.event_us)
-        columns = [rows.values[column] for column in self._columns]
-        if self._is_numeric and rows.is_complete:
-            text = orjson.dumps(columns, option=orjson.OPT_SERIALIZE_NUMPY)
-            if b"null" not in text:  # which stands for what is no number
-                ending = _ending(_all_present(len(rows.status)), times)
-                # Numbers have no brackets, so these are between two columns.
-                between = b'%b{"values":[' % ending
-                pieces += (b'{"values":', text[1:-2].replace(b"],[", b"]" + between), b"]", ending)
-                return
-        statuses = orjson.dumps(rows.status)
-        for values, as_json in zip(columns, self._as_json, strict=True):
-            own = statuses
+    def results(self, rows: ViewRows) -> list[dict[str, Any]]:
+        """What is answered of each column."""
+        times = orjson.Fragment(moments(rows.event_us))
+        statuses = orjson.Fragment(orjson.dumps(rows.status))
+        results = []
+        for column, as_json in zip(self._columns, self._as_json, strict=True):
+            assert as_json is not None
+            values = rows.values[column]
+            own: Any = statuses
             if not rows.is_complete and isinstance(values, list) and None in values:
-                own = orjson.dumps(_with_nulls(rows.status, values))
-            text = orjson.dumps(as_json(values), option=orjson.OPT_SERIALIZE_NUMPY)
-            pieces += (b'{"values":', text, _ending(own, times))
+                own = _with_nulls(rows.status, values)
+            results.append(_result(as_json(values), own, times))
+        return results
 
 
 def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan | None:
@@ -249,27 +240,13 @@ def _is_plain(store: FeatureStore, wanted: Any) -> bool:
 def _is_answered_here(use: ViewUse) -> bool:
     dtypes = {column.name: column.dtype for column in use.spec.columns}
     return all(key.dtype in _KEY_TYPES for key in use.spec.join_keys) and all(
-        dtypes.get(column) in COLUMNS for column in use.columns
+        column in dtypes and feast_json_column(dtypes[column]) is not None for column in use.columns
     )
 
 
-def _ending(statuses: bytes, times: bytes) -> bytes:
-    """What follows the values of a result."""
-    return b',"statuses":%b,"event_timestamps":%b},' % (statuses, times)
-
-
-def _of_keys(count: int) -> bytes:
-    """What follows the values of a key."""
-    return _ending(_all_present(count), _same(b'"1970-01-01T00:00:00Z"', count))
-
-
-def _all_present(count: int) -> bytes:
-    return _same(orjson.dumps(Status.PRESENT), count)
-
-
-def _same(text: bytes, count: int) -> bytes:
-    """A JSON list of the same text, as often as asked for; at least once."""
-    return b"[%b%b]" % (text, (b"," + text) * (count - 1))
+def _result(values: Any, statuses: Any, times: Any) -> dict[str, Any]:
+    """One column of Feast's answer."""
+    return {"values": values, "statuses": statuses, "event_timestamps": times}
 
 
 def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> list[Status]:

@@ -3,57 +3,61 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
-import struct
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tallystick.clock import utc
-from tallystick.definitions.feature_types import feature_type
+from tallystick.definitions.exact_cast import exact_value
+from tallystick.definitions.feature_types import (
+    FeatureType,
+    Kind,
+    every_kind,
+    feature_type,
+    type_problems,
+)
 from tallystick.definitions.feature_view import Column
-from tallystick.errors import ContractError, Problem
-
-_FLOAT32: Final = struct.Struct("<f")
+from tallystick.errors import ContractError
 
 
 @dataclass(frozen=True, slots=True)
-class ValueType:
-    """How a value of one column is taken from JSON.
+class FieldReader:
+    """How a value of one column is read from JSON.
 
     Attributes:
-        convert: JSON value → value of the declared type; ValueError if it is something else.
+        read: JSON value → value of the declared type; ValueError if it is something else.
         expected: What has to be sent, in words.
-        convert_all: The same for many values at once, or None if they have to be looked at one by
-            one: a quick way for what is mostly right.
+        are_exact: Whether many values are of the declared type as they are: quick, for what is
+            mostly right. If not, they have to be read one by one.
     """
 
-    convert: Callable[[Any], Any]
+    read: Callable[[Any], Any]
     expected: str
-    convert_all: Callable[[list[Any]], list[Any] | None] = lambda _: None
+    are_exact: Callable[[list[Any]], bool]
 
 
-def value_type(column: Column) -> ValueType:
+def field_reader(column: Column) -> FieldReader:
     """How values of ``column`` are read.
 
     Raises:
         ContractError: A column of this type cannot be sent as JSON.
     """
-    dtype = column.dtype
-    if dtype in _SCALARS:
-        return _SCALARS[dtype]
-    inner = dtype.removesuffix("_LIST")
-    if inner != dtype and inner in _SCALARS:
-        scalar = _SCALARS[inner]
-        return ValueType(partial(_list_of, scalar.convert), f"a list, each {scalar.expected}")
-    raise ContractError(
-        "A model takes something that a request cannot carry.",
-        [Problem(column.name, "a scalar or a list of scalars", dtype)],
-    )
+    problems = type_problems("request field", {column.name: column.dtype})
+    if problems:
+        raise ContractError("A model takes a value that a request cannot carry.", problems)
+    own = feature_type(column.dtype)
+    if own.member is None:
+        return FieldReader(_reader(own), _expected(own), _EXACT.get(own.name, _never))
+    read, exact = _reader(own.member), exact_value(own.name)
+
+    def read_list(value: Any) -> Any:
+        if type(value) is not list:
+            raise ValueError
+        return exact([read(each) for each in value])
+
+    return FieldReader(read_list, f"a list, each {_expected(own.member)}", _never)
 
 
 def moment(value: Any) -> datetime:
@@ -73,94 +77,85 @@ def moment(value: Any) -> datetime:
         raise ValueError from error
 
 
-def _integer(value: Any, low: int, high: int) -> int:
-    # Not isinstance: a bool is an int, and true is no key.
-    if type(value) is not int or not low <= value <= high:
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
         raise ValueError
     return value
 
 
-def _all_of(kind: type, values: list[Any]) -> list[Any] | None:
-    return values if {*map(type, values)} == {kind} else None
+def _from_base64(value: str) -> bytes:
+    return base64.b64decode(value, validate=True)
 
 
-def _all_integers(low: int, high: int, values: list[Any]) -> list[Any] | None:
-    within = _all_of(int, values) is not None and low <= min(values) and max(values) <= high
-    return values if within else None
+class _InJson(NamedTuple):
+    """What stands for a value in JSON: its classes, how it is decoded, and that in words."""
+
+    classes: frozenset[type]
+    decode: Callable[[Any], Any] | None
+    expected: str
 
 
-def _all_doubles(values: list[Any]) -> list[Any] | None:
-    return values if _all_of(float, values) is not None and math.isfinite(sum(values)) else None
+_TEXT: Final = frozenset({str})
+_IN_JSON: Final[Mapping[Kind, _InJson | None]] = every_kind(
+    {
+        # Not isinstance: a bool is an int, and true is not a key.
+        Kind.INTEGER: _InJson(frozenset({int}), None, "an integer"),
+        Kind.FLOAT: _InJson(frozenset({int, float}), _finite, "a finite number"),
+        Kind.BOOL: _InJson(frozenset({bool}), None, "true or false"),
+        Kind.TIME: _InJson(
+            _TEXT, moment, "an ISO 8601 time with its zone, like 2013-07-01T12:00:00Z"
+        ),
+        Kind.TEXT: _InJson(_TEXT, None, "a text"),
+        Kind.UUID: _InJson(_TEXT, None, "a text like 01890a5d-ac96-774b-bcce-b302099a8057"),
+        Kind.DECIMAL: _InJson(_TEXT, None, "a number as a text, like 1.50"),
+        Kind.BYTES: _InJson(_TEXT, _from_base64, "a text in base64"),
+        Kind.LIST: None,
+        Kind.SET: None,
+        Kind.DOCUMENT: None,
+    }
+)
 
 
-def _double(value: Any) -> float:
-    if type(value) is float:
-        number = value
-    elif type(value) is int:
-        number = float(value)
-    else:
-        raise ValueError
-    if not math.isfinite(number):
-        raise ValueError
-    return number
+def _expected(own: FeatureType) -> str:
+    in_json = _IN_JSON[own.kind]
+    assert in_json is not None
+    limits = f" from {own.limits[0]} to {own.limits[1]}" if own.kind is Kind.INTEGER else ""
+    within = " within float32" if own.name == "FLOAT" else ""
+    return f"{own.name}: {in_json.expected}{limits}{within}"
 
 
-def _float32(value: Any) -> float:
-    """The nearest float32, as the model saw it in training."""
-    try:
-        return float(_FLOAT32.unpack(_FLOAT32.pack(_double(value)))[0])
-    except OverflowError as error:
-        raise ValueError from error
+def _reader(own: FeatureType) -> Callable[[Any], Any]:
+    in_json, exact = _IN_JSON[own.kind], exact_value(own.name)
+    assert in_json is not None
+    classes, decode, _ = in_json
+
+    def read(value: Any) -> Any:
+        if type(value) not in classes:
+            raise ValueError
+        try:
+            return exact(value if decode is None else decode(value))
+        except OverflowError as error:
+            raise ValueError from error
+
+    return read
 
 
-def _boolean(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ValueError
-    return value
+def _never(_: list[Any]) -> bool:
+    return False
 
 
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise ValueError
-    return value
-
-
-def _uuid(value: Any) -> str:
-    return str(uuid.UUID(_text(value)))
-
-
-def _binary(value: Any) -> bytes:
-    try:
-        return base64.b64decode(_text(value), validate=True)
-    except binascii.Error as error:
-        raise ValueError from error
-
-
-def _list_of(convert: Callable[[Any], Any], value: Any) -> list[Any]:
-    if type(value) is not list:
-        raise ValueError
-    return [convert(item) for item in value]
-
-
-def _integers(dtype: str) -> ValueType:
+def _are_integers(dtype: str) -> Callable[[list[Any]], bool]:
     low, high = feature_type(dtype).limits
-    return ValueType(
-        partial(_integer, low=low, high=high),
-        f"{dtype}: an integer from {low} to {high}",
-        partial(_all_integers, low, high),
+    return lambda values: (
+        {*map(type, values)} == {int} and low <= min(values) and max(values) <= high
     )
 
 
-_SCALARS: Final = {
-    "INT32": _integers("INT32"),
-    "INT64": _integers("INT64"),
-    "DOUBLE": ValueType(_double, "DOUBLE: a finite number", _all_doubles),
-    "FLOAT": ValueType(_float32, "FLOAT: a finite number within float32"),
-    "BOOL": ValueType(_boolean, "BOOL: true or false", partial(_all_of, bool)),
-    "STRING": ValueType(_text, "STRING: a text", partial(_all_of, str)),
-    "UUID": ValueType(_uuid, "UUID: a text like 01890a5d-ac96-774b-bcce-b302099a8057"),
-    "BYTES": ValueType(_binary, "BYTES: a text in base64"),
-    "UNIX_TIMESTAMP": ValueType(
-        moment, "UNIX_TIMESTAMP: an ISO 8601 time with its zone, like 2013-07-01T12:00:00Z"
-    ),
+_EXACT: Final[dict[str, Callable[[list[Any]], bool]]] = {
+    "INT32": _are_integers("INT32"),
+    "INT64": _are_integers("INT64"),
+    "DOUBLE": lambda values: {*map(type, values)} == {float} and math.isfinite(sum(values)),
+    "BOOL": lambda values: {*map(type, values)} == {bool},
+    "STRING": lambda values: {*map(type, values)} == {str},
 }
+"""Feast value type → whether values in JSON are exact as they are; of others, never."""

@@ -6,6 +6,7 @@ import decimal
 import uuid
 from datetime import UTC, datetime
 
+import orjson
 import pyarrow as pa
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
@@ -27,10 +28,13 @@ from tallystick.definitions.feature_types import (
     feature_type,
     type_problems,
 )
+from tallystick.definitions.feature_view import Column
 from tallystick.errors import DefinitionError
 from tallystick.offline_store.spark.spark_source import SPARK
 from tallystick.offline_store.sql_dialect import DUCKDB, key_type
 from tallystick.online_store.value_codec import value_codec
+from tallystick_serving.json_columns import feast_json_column, json_column
+from tallystick_serving.request_values import field_reader
 
 TYPES = sorted(FEATURE_TYPES)
 UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -195,6 +199,22 @@ def test_the_codec_refuses_null_among_members(name):
 def test_the_codec_refuses_bytes_that_are_cut_off(content):
     with pytest.raises(ValueError, match="member"):
         value_codec("STRING_LIST").to_python(content)
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if not FEATURE_TYPES[name].is_document])
+def test_a_request_field_is_read_from_what_json_shows_of_it(name):
+    (text,) = orjson.loads(orjson.dumps(json_column(name)([sample(name)])))
+    reader = field_reader(Column(name="x", dtype=name))
+    assert reader.read(text) == sample(name)
+    assert name.removesuffix("_LIST").removesuffix("_SET") in reader.expected
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_column_has_a_json_form(name):
+    assert orjson.loads(orjson.dumps(json_column(name)([sample(name), None])))[1] is None
+    feasts = feast_json_column(name)
+    by_feast = FEATURE_TYPES[name].is_document or FEATURE_TYPES[name].kind is Kind.SET
+    assert (feasts is None) is by_feast
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -9,7 +9,7 @@ import pytest
 
 from tallystick.definitions.feature_view import Column
 from tallystick.errors import ContractError
-from tallystick_serving.request_values import value_type
+from tallystick_serving.request_values import field_reader
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,15 @@ from tallystick_serving.request_values import value_type
         ("BOOL", False, False),
         ("STRING", "", ""),
         ("BYTES", "AP8=", b"\x00\xff"),
+        ("DECIMAL", "1.50", "1.50"),
+        ("INT64_SET", [3, 1, 3], [1, 3]),
         ("UUID", "01890A5D-AC96-774B-BCCE-B302099A8057", "01890a5d-ac96-774b-bcce-b302099a8057"),
         ("UNIX_TIMESTAMP", "2013-01-01T00:00:00+01:00", datetime(2012, 12, 31, 23, tzinfo=UTC)),
         ("INT64_LIST", [1, 2], [1, 2]),
     ],
 )
 def test_a_value_is_taken_exactly(dtype, given, taken):
-    got = value_type(Column(name="x", dtype=dtype)).convert(given)
+    got = field_reader(Column(name="x", dtype=dtype)).read(given)
     assert (type(got), got) == (type(taken), taken)
 
 
@@ -52,6 +54,8 @@ def test_a_value_is_taken_exactly(dtype, given, taken):
         ("STRING", 1),
         ("BYTES", "%"),
         ("UUID", "1"),
+        ("DECIMAL", 1.5),
+        ("DECIMAL", "one"),
         ("UNIX_TIMESTAMP", "2013-01-01T00:00:00"),
         ("UNIX_TIMESTAMP", "2013-01-01"),
         ("UNIX_TIMESTAMP", "0001-01-01T00:00:00+23:00"),
@@ -62,9 +66,9 @@ def test_a_value_is_taken_exactly(dtype, given, taken):
 )
 def test_anything_else_is_refused(dtype, given):
     with pytest.raises(ValueError):  # noqa: PT011 whoever converts says what was wrong
-        value_type(Column(name="x", dtype=dtype)).convert(given)
+        field_reader(Column(name="x", dtype=dtype)).read(given)
 
 
 def test_a_type_that_json_cannot_carry_is_refused_with_the_contract():
-    with pytest.raises(ContractError, match="a scalar or a list"):
-        value_type(Column(name="x", dtype="MAP"))
+    with pytest.raises(ContractError, match="a scalar, or a list"):
+        field_reader(Column(name="x", dtype="MAP"))

@@ -21,7 +21,7 @@ from tallystick_serving.error_responses import (
     shown,
 )
 from tallystick_serving.request_body import object_of
-from tallystick_serving.request_values import ValueType, moment, value_type
+from tallystick_serving.request_values import FieldReader, field_reader, moment
 from tallystick_serving.server_state import service_of
 
 router = APIRouter()
@@ -60,8 +60,8 @@ class _LabelReader:
     """Reads labels by a contract, and collects everything that is wrong with them."""
 
     def __init__(self, contract: ModelContract, *, now_us: int) -> None:
-        self._keys: dict[str, ValueType] = {
-            column.name: value_type(column)
+        self._keys: dict[str, FieldReader] = {
+            column.name: field_reader(column)
             for column in contract.label_key_columns(contract.label.keys)
         }
         self._now_us = now_us
@@ -111,7 +111,7 @@ class _LabelReader:
             self._problems.add(where, f"an object of {', '.join(self._keys)}", shown(keys))
             return {}
         return {
-            name: self._converted(f"{where}.{name}", keys[name], kind.convert, kind.expected)
+            name: self._converted(f"{where}.{name}", keys[name], kind.read, kind.expected)
             for name, kind in self._keys.items()
         }
 

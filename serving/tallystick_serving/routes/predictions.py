@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import math
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -16,7 +13,7 @@ from tallystick.definitions.columns import plain
 from tallystick.online_store.row_decoder import ViewRows
 from tallystick_serving.durability import Acknowledgement
 from tallystick_serving.error_responses import ProblemList, RequestError, TooLargeError, shown
-from tallystick_serving.json_columns import AS_SEEN
+from tallystick_serving.json_columns import json_column
 from tallystick_serving.predictor import Answer, Predictor
 from tallystick_serving.request_body import object_of
 from tallystick_serving.server_state import Service
@@ -68,7 +65,7 @@ async def read_features(service: Service, name: str, body: bytes) -> bytes:
             "contract_hash": predictor.contract.contract_hash,
             "request_time": from_us(request_us),
             "features": {
-                feature: _column_json(values[feature], dtype)
+                feature: json_column(dtype)(values[feature])
                 for feature, dtype in predictor.contract.value_columns.items()
             },
             "views": {view: _view_columns(rows) for view, rows in views.items()},
@@ -91,11 +88,6 @@ def _times(times_us: Any) -> Any:
     if not isinstance(times_us, list):
         return times_us.view("M8[us]")
     return [None if time_us is None else from_us(time_us) for time_us in times_us]
-
-
-def _column_json(values: Any, dtype: str) -> Any:
-    as_json = AS_SEEN.get(dtype)
-    return [_as_json(value) for value in plain(values)] if as_json is None else as_json(values)
 
 
 def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], dict[str, bool]]:
@@ -134,15 +126,16 @@ def _answer_body(predictor: Predictor, answer: Answer, *, explained: bool) -> di
         )
     ]
     if explained:
-        features = {name: plain(values) for name, values in record.values.items()}
+        features = {
+            name: plain(json_column(dtype)(record.values[name]))
+            for name, dtype in predictor.contract.value_columns.items()
+        }
         views = {
             view: (read, [*map(plain, (read.event_us, read.created_us, read.write_us))])
             for view, read in record.views.items()
         }
         for row, prediction in enumerate(predictions):
-            prediction["features"] = {
-                name: _as_json(values[row]) for name, values in features.items()
-            }
+            prediction["features"] = {name: values[row] for name, values in features.items()}
             prediction["views"] = {
                 view: {
                     "status": read.status[row],
@@ -164,18 +157,3 @@ def _answer_body(predictor: Predictor, answer: Answer, *, explained: bool) -> di
 
 def _time(microseconds: int | None) -> str | None:
     return None if microseconds is None else from_us(microseconds).isoformat()
-
-
-def _as_json(value: Any) -> Any:
-    """A feature's value in JSON: bytes as base64, and what is no number by its name."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, list | set | tuple):
-        return [_as_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
