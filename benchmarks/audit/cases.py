@@ -24,11 +24,11 @@ from benchmarks.audit.truth import Score, scored, wrong_values
 
 from tallystick.clock import SimulatedClock
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.records.record_store import Cause
+from tallystick.records.causes import Cause
 
 RATES: Final = (0.001, 0.01, 0.1)
 DAMAGE: Final = "log_damage"
-LATE: Final[Cause] = "late_arrival"
+LATE: Final[Cause] = Cause.LATE_ARRIVAL
 POOL_SHARE: Final = 0.5
 """Requests of the keys at which overlapping faults strike, for each that shall be wrong."""
 

@@ -31,7 +31,7 @@ from tallystick.definitions.feature_view import ViewSpec
 from tallystick.model_bundle.bundle import Bundle
 from tallystick.online_store.redis_commands import mget
 from tallystick.point_in_time.on_demand import Transforms
-from tallystick.records.record_store import Cause
+from tallystick.records.causes import Cause
 
 STALE_HOURS: Final = 18
 """Hours for which a writer held the row with which it then overwrote a newer one."""
@@ -43,7 +43,7 @@ AHEAD: Final = timedelta(hours=4)
 class Lag(Fault):
     """Runs of materialization from ``first`` to before ``end`` leave the keys out; then they go."""
 
-    cause: Cause = "materialization_lag"
+    cause: Cause = Cause.MATERIALIZATION_LAG
     first: datetime
     end: datetime
     _held: list[pa.Table] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Lag(Fault):
 class NoCorrections(Fault):
     """Materialization by event time: a row whose event is online already is left out."""
 
-    cause: Cause = "correction_not_propagated"
+    cause: Cause = Cause.CORRECTION_NOT_PROPAGATED
     _events_us: dict[Key, int] = field(default_factory=dict)
 
     def feed(self, refresh: Refresh, rows: pa.Table) -> Written:
@@ -80,7 +80,7 @@ class NoCorrections(Fault):
 class Dropped(Fault):
     """The keys never go online."""
 
-    cause: Cause = "entity_missing"
+    cause: Cause = Cause.ENTITY_MISSING
 
     def feed(self, refresh: Refresh, rows: pa.Table) -> Written:
         """See :class:`Fault`."""
@@ -92,7 +92,7 @@ class Dropped(Fault):
 class Redefined(Fault):
     """From ``first`` on the keys' rows are written under a definition with narrower numbers."""
 
-    cause: Cause = "definition_changed"
+    cause: Cause = Cause.DEFINITION_CHANGED
     first: datetime
 
     def feed(self, refresh: Refresh, rows: pa.Table) -> Written:
@@ -106,7 +106,7 @@ class Redefined(Fault):
 class Cast(Fault):
     """A column is cast on the way online, or its nulls are filled."""
 
-    cause: Cause = "type_or_precision"
+    cause: Cause = Cause.TYPE_OR_PRECISION
 
     def feed(self, refresh: Refresh, rows: pa.Table) -> Written:
         """See :class:`Fault`."""
@@ -136,7 +136,7 @@ CASTS: Final[dict[str, dict[str, Callable[[Any], Any]]]] = {
 class Early(Fault):
     """Rows are written hours before they are known."""
 
-    cause: Cause = "early_visibility"
+    cause: Cause = Cause.EARLY_VISIBILITY
 
     def feed(self, refresh: Refresh, rows: pa.Table) -> Written:
         """See :class:`Fault`."""
@@ -155,7 +155,7 @@ class Overwritten(Fault):
         moments: Hour at which it does → keys.
     """
 
-    cause: Cause = "out_of_order_write"
+    cause: Cause = Cause.OUT_OF_ORDER_WRITE
     moments: Mapping[int, frozenset[Key]]
     _read: dict[bytes, bytes] = field(default_factory=dict)
 
@@ -174,7 +174,7 @@ class Overwritten(Fault):
 class OtherTtl(ServerFault):
     """A server whose definition of the view has another ttl, or none."""
 
-    cause: Cause = "expired_or_ttl"
+    cause: Cause = Cause.EXPIRED_OR_TTL
     ttl_us: int | None
 
     def serve(self, bundle: Bundle) -> Bundle:
@@ -200,7 +200,7 @@ class Edited(ServerFault):
         rows: Numbers of the predictions that it makes.
     """
 
-    cause: Cause = "transform"
+    cause: Cause = Cause.TRANSFORM
     view: str = ON_DEMAND
     rows: frozenset[int]
 
@@ -234,7 +234,7 @@ class Rewritten(Fault):
         edited: The same of rows that get other values.
     """
 
-    cause: Cause = "source_rewritten"
+    cause: Cause = Cause.SOURCE_REWRITTEN
     deleted: frozenset[tuple[Key, int, int]]
     edited: frozenset[tuple[Key, int, int]]
 
@@ -280,7 +280,7 @@ class Stacked(Fault):
         other: What is done to those that are written, in the end.
     """
 
-    cause: Cause = "materialization_lag"
+    cause: Cause = Cause.MATERIALIZATION_LAG
     lag: Lag
     other: Cast | Redefined
 

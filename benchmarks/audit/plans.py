@@ -34,7 +34,7 @@ from benchmarks.audit.faults import (
 from benchmarks.audit.replay import Fault, Key, Played, history_of, keys_of, stamps_us
 from benchmarks.audit.scene import HOUR_US, START_US, Array, Scene
 
-from tallystick.records.record_store import Cause
+from tallystick.records.causes import Cause
 
 NEVER: Final = -(2**63)
 _OVER: Final = 1.05
@@ -389,16 +389,16 @@ def _rewritten(clean: Clean, view: str, target: float, chooser: Chooser) -> list
 
 
 _PLANNERS: Final[dict[Cause, tuple[Planner, tuple[str, ...]]]] = {
-    "materialization_lag": (_lag, ("activity", "state", "profile")),
-    "correction_not_propagated": (_no_corrections, ("pairing", "state")),
-    "out_of_order_write": (_overwritten, ("activity", "pairing")),
-    "expired_or_ttl": (_other_ttl, ("state", "pairing")),
-    "entity_missing": (_dropped, ("profile", "activity", "pairing")),
-    "definition_changed": (_redefined, ("activity", "state")),
-    "source_rewritten": (_rewritten, ("pairing", "profile", "activity")),
-    "type_or_precision": (_cast, ("activity", "state", "pairing", "profile")),
-    "transform": (_edited, (ON_DEMAND,)),
-    "early_visibility": (_early, ("state", "activity")),
+    Cause.MATERIALIZATION_LAG: (_lag, ("activity", "state", "profile")),
+    Cause.CORRECTION_NOT_PROPAGATED: (_no_corrections, ("pairing", "state")),
+    Cause.OUT_OF_ORDER_WRITE: (_overwritten, ("activity", "pairing")),
+    Cause.EXPIRED_OR_TTL: (_other_ttl, ("state", "pairing")),
+    Cause.ENTITY_MISSING: (_dropped, ("profile", "activity", "pairing")),
+    Cause.DEFINITION_CHANGED: (_redefined, ("activity", "state")),
+    Cause.SOURCE_REWRITTEN: (_rewritten, ("pairing", "profile", "activity")),
+    Cause.TYPE_OR_PRECISION: (_cast, ("activity", "state", "pairing", "profile")),
+    Cause.TRANSFORM: (_edited, (ON_DEMAND,)),
+    Cause.EARLY_VISIBILITY: (_early, ("state", "activity")),
 }
 """Cause → what chooses, and the views that it is made for."""
 

@@ -38,7 +38,7 @@ from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.log_reader import read_log
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions
-from tallystick.records.record_store import Cause
+from tallystick.records.causes import Cause
 from tallystick.settings import Settings, override
 from tallystick_serving.feature_readers import PackedReaders
 from tallystick_serving.predictor import Predictor

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tallystick_monitoring.log_columns import Bools
+
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def same_bits(served: pa.Array, expected: pa.Array) -> Bools:

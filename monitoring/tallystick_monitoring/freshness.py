@@ -12,8 +12,7 @@ from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.point_in_time.feature_status import Status
 from tallystick.records.record_store import ViewFreshness
-from tallystick_monitoring.audit.causes import NO_TIME
-from tallystick_monitoring.audit.findings import microseconds
+from tallystick_monitoring.log_columns import NO_TIME, microseconds
 
 if TYPE_CHECKING:
     import pyarrow as pa

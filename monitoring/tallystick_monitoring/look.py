@@ -7,15 +7,12 @@ from datetime import datetime
 
 from tallystick.definitions.feature_repo import Repo
 from tallystick.prediction_log.log_reader import read_log
+from tallystick.records.causes import Cause
 from tallystick.records.record_store import MonitorReport, ParityReport, record_name, save_record
 from tallystick_monitoring.audit.audit_run import audit
 from tallystick_monitoring.drift import drift
 from tallystick_monitoring.freshness import freshness
-from tallystick_monitoring.incidents import (
-    champion_contract,
-    incidents_between,
-    record_incidents,
-)
+from tallystick_monitoring.incidents import champion_contract, incidents_between, record_incidents
 from tallystick_monitoring.performance import performance
 
 DRIFTED_MAX = 5
@@ -82,7 +79,7 @@ def _parity_lines(report: ParityReport) -> Iterator[str]:
     for view, causes in sorted(report.views.items()):
         for cause, count in sorted(causes.items(), key=lambda item: -item[1]):
             yield f"  {view:<24} {cause:<26} {count:>10,}"
-    if lost := report.causes.get("log_damage"):
+    if lost := report.causes.get(Cause.LOG_DAMAGE):
         yield f"  {'(the log)':<24} {'log_damage':<26} {lost:>10,}"
     for damage in report.damage:
         yield f"  damaged: {damage.place}, {damage.rows:,} records: {damage.problem}"
@@ -200,8 +197,7 @@ def _look_lines(report: MonitorReport) -> Iterator[str]:
             f"(standard error {worth.gain_standard_error:.5f})"
         )
     for incident in report.incidents:
-        state = "open" if incident.is_open else "closed"
         yield (
             f"incident    {incident.view} {incident.cause}, {incident.start:%Y-%m-%d %H:%M} to "
-            f"{incident.end:%Y-%m-%d %H:%M} ({state}), {incident.requests:,} requests"
+            f"{incident.end:%Y-%m-%d %H:%M} ({incident.status}), {incident.requests:,} requests"
         )

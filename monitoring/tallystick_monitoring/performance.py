@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from tallystick.prediction_log.log_reader import LogPart, read_log
 from tallystick.records.quarantine import touched
 from tallystick.records.record_store import Incident, PerformanceReport, load_records
 from tallystick.retrieval.prediction_labels import LoggedLabels, labels_of, logged_as
-from tallystick_monitoring.audit.findings import microseconds
+from tallystick_monitoring.log_columns import Floats, Int64s, microseconds
 
 LOOK_BACK = timedelta(days=28)
 """Requests older than this say little of how the model does now."""
@@ -33,10 +32,6 @@ LABELLED_MIN = 200
 
 DELAY_HOURS = (1, 2, 4, 8, 12, 24, 48, 96, 168, 336, 720)
 """Hours after a request at which the share of known labels is told."""
-
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Int64s = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> PerformanceReport:

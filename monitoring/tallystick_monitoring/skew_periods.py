@@ -27,15 +27,11 @@ import pyarrow.compute as pc
 from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.prediction_log.log_reader import LogPart
-from tallystick.records.record_store import AffectedKeys, Cause, KeyValue
-from tallystick_monitoring.audit.causes import NO_TIME, Int64s
-from tallystick_monitoring.audit.findings import ENTITY, microseconds
-from tallystick_monitoring.equality import Bools
-from tallystick_monitoring.freshness import (
-    MATERIALIZED_EVERY_S,
-    REQUESTS_MIN,
-    freshness,
-)
+from tallystick.records.causes import Cause
+from tallystick.records.record_store import TAINTED_SHARE, AffectedKeys, KeyValue
+from tallystick_monitoring.audit.findings import ENTITY
+from tallystick_monitoring.freshness import MATERIALIZED_EVERY_S, REQUESTS_MIN, freshness
+from tallystick_monitoring.log_columns import NO_TIME, Bools, Int64s, microseconds
 
 WINDOW_S_MIN = 3_600
 """Shortest window, in seconds."""
@@ -48,9 +44,6 @@ AFFECTED_MIN = 5
 
 KEYS_MAX = 1_000
 """Entities that an incident names one by one; of more it gives the first and the last."""
-
-AFFECTED_SHARE_MIN = 0.05
-"""Smallest share of a window's requests that makes it affected."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +180,7 @@ class Windows:
 
     def _quiet(self, view: str, cause: Cause) -> Bools:
         """Whether so few requests of each window are affected that it is usual."""
-        quiet = self._count(view, cause) < AFFECTED_SHARE_MIN * self._total
+        quiet = self._count(view, cause) < TAINTED_SHARE * self._total
         quiet |= self._count(view, cause) == 0
         if cause == "materialization_lag" and view in self._stale:
             quiet |= ~self._stale[view]

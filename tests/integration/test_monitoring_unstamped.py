@@ -134,7 +134,7 @@ def test_an_older_row_that_came_last(champion_repo: Repo, contract: ModelContrac
 
 
 @pytest.mark.parametrize(
-    ("what", "lack"), [("time", "was found"), ("value", "has the value served")]
+    ("what", "lack"), [("time", "was found"), ("value", "has the value that was served")]
 )
 def test_a_rewritten_history_is_unexplained(
     champion_repo: Repo, contract: ModelContract, what: str, lack: str
@@ -157,10 +157,10 @@ def test_a_rewritten_history_is_unexplained(
     assert set(report.causes) == {"unexplained"}
     said = report.exemplars["unexplained"][0].evidence
     assert lack in said
-    assert "its online store does not say" in said
+    assert "The online store does not say" in said
 
 
-def test_a_key_that_nobody_is_known_to_have_passed_over_lags(
+def test_a_key_that_nobody_is_known_to_have_written_since_lags(
     champion_repo: Repo, contract: ModelContract
 ) -> None:
     """Only rows of the first moment are online: one that is not may have come a little later."""

@@ -91,7 +91,7 @@ def is_said(columns, keys):
     """Whether a record's keys can be compared with those of the requests."""
     return set(keys.names) <= set(columns) and all(
         columns[name] != "bytes"
-        and (value is None or isinstance(value, str) == (columns[name] == "text"))
+        and (part(value) == (0, 0) or isinstance(value, str) == (columns[name] == "text"))
         for key in keys.values or (keys.first, keys.last)
         for name, value in zip(keys.names, key, strict=True)
     )

@@ -8,13 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tallystick_monitoring.audit.row_provenance import (
-    NOWHERE,
-    SECOND_US,
-    Known,
-    Wanted,
-    identified,
-)
+from tallystick.clock import SECOND_US
+from tallystick_monitoring.audit.row_provenance import NOWHERE, Known, Wanted, identified
 
 HOUR = 3_600 * SECOND_US
 

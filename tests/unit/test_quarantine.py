@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
 
 import pyarrow as pa
 import pytest
 
 import looks
 from contracts import small_contract
-from tallystick.records.quarantine import REPAIRABLE, Quarantine, touched, view_names
-from tallystick.records.record_store import AffectedKeys, Cause
+from tallystick.records.causes import Cause
+from tallystick.records.quarantine import Quarantine, touched, view_names
+from tallystick.records.record_store import AffectedKeys
 
 DOCS = Path(__file__).parents[2] / "docs" / "training-sets.md"
 AT = datetime(2024, 1, 5, tzinfo=UTC)
@@ -27,18 +27,19 @@ def of(*incidents, repair=False, views=("item_stats",)):
 
 def test_the_documented_table_says_of_every_cause_what_is_done():
     rows = dict(re.findall(r"^\| (\w+) \| (repaired|left out) \|", DOCS.read_text(), re.MULTILINE))
-    assert rows.keys() == set(get_args(Cause))
-    assert {cause for cause, done in rows.items() if done == "repaired"} == REPAIRABLE
+    assert rows == {
+        cause: "repaired" if cause.description.is_repairable else "left out" for cause in Cause
+    }
 
 
-@pytest.mark.parametrize("cause", get_args(Cause))
+@pytest.mark.parametrize("cause", list(Cause))
 def test_only_what_history_leaves_no_doubt_about_is_repaired(cause):
     incident = INCIDENT.model_copy(update={"cause": cause})
     assert of(incident) == Quarantine(left_out=(incident,))
     found = of(incident, repair=True)
     assert found.repairs
     assert found.left_out + found.repaired == (incident,)
-    assert bool(found.repaired) == (cause in REPAIRABLE)
+    assert bool(found.repaired) == cause.description.is_repairable
 
 
 def test_incidents_of_other_models_and_views_do_not_count():

@@ -13,7 +13,7 @@ Something asks for a retraining if
 
 It is too early as long as the shortest interval since the last training, promoted or not, has not
 passed. Skew forbids it, because skew is a bug, and no training mends a pipeline: an open incident,
-values without an explanation, or a look of which more than :data:`TAINTED_SHARE_MAX` of the
+values without an explanation, or a look of which more than :data:`TAINTED_SHARE` of the
 requests were served wrongly. Too few mature labels forbid it as well.
 
 The inputs are plain numbers and texts that are kept in the decision's record, so that
@@ -28,11 +28,10 @@ from typing import Any, Literal
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.model import Model
-from tallystick.records.record_store import Decision, MonitorReport
+from tallystick.records.record_store import TAINTED_SHARE, Decision, MonitorReport
 
 RULE = "gain-or-drift-1"
 OLD_INTERVALS = 2
-TAINTED_SHARE_MAX = 0.05
 DAY = timedelta(days=1)
 
 Outcome = Literal["retrain", "refuse", "nothing"]
@@ -102,7 +101,7 @@ def rule_inputs(
         "open_views": ", ".join(sorted({i.view for i in report.incidents if i.is_open})),
         "unexplained": report.parity.unexplained,
         "tainted_share": min(1.0, tainted / report.parity.requests) if tainted else 0.0,
-        "tainted_share_max": TAINTED_SHARE_MAX,
+        "tainted_share_max": TAINTED_SHARE,
     }
 
 

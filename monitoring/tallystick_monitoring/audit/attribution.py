@@ -11,17 +11,10 @@ import numpy as np
 from tallystick.clock import HOUR_US
 from tallystick.definitions.contract import ModelContract, ViewUse
 from tallystick.prediction_log.log_reader import LogPart
-from tallystick_monitoring.audit.audit_scope import LogChanges, day_of
 from tallystick_monitoring.audit.audit_state import AuditState
-from tallystick_monitoring.audit.causes import CAUSES, Int64s, classify
-from tallystick_monitoring.audit.findings import (
-    evidence_of,
-    microseconds,
-    request_names,
-    together,
-    with_columns,
-    with_entities,
-)
+from tallystick_monitoring.audit.cause_rules import classify
+from tallystick_monitoring.audit.findings import evidence_of, request_names, together, with_entities
+from tallystick_monitoring.audit.log_changes import LogChanges, day_of
 from tallystick_monitoring.audit.log_evidence import (
     doubted,
     seen_in_log,
@@ -30,7 +23,7 @@ from tallystick_monitoring.audit.log_evidence import (
     worth_another_look,
 )
 from tallystick_monitoring.audit.value_comparison import key_columns
-from tallystick_monitoring.equality import Bools
+from tallystick_monitoring.log_columns import Bools, Int64s, microseconds, with_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -163,11 +156,10 @@ class Explaining:
                     pieces.append(few)
                     continue
                 known = seen_in_log(few, pa.table(key_columns(few, use)), sighted)
-                codes = classify(
+                causes = classify(
                     evidence_of(known), ttl_us=use.spec.ttl_us, log_begin_us=self.begin_us
                 )
-                names = pa.array(CAUSES, pa.string()).take(pa.array(codes))
-                pieces.append(with_columns(known, {"cause": names}))
+                pieces.append(with_columns(known, {"cause": pa.array(causes, pa.string())}))
         return together(pieces)
 
     def _sighted(self, view: str, columns: Sequence[str]) -> list[LogPart]:

@@ -13,8 +13,8 @@ from tallystick.definitions.contract import ModelContract
 from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.log_reader import DamagedFile, read_log
 from tallystick.prediction_log.streams import PREDICTIONS
+from tallystick.records.causes import Cause
 from tallystick.records.record_store import (
-    Cause,
     Effect,
     Exemplar,
     FieldParity,
@@ -23,18 +23,18 @@ from tallystick.records.record_store import (
     ParityReport,
     Staleness,
 )
-from tallystick_monitoring.audit.audit_scope import day_of
 from tallystick_monitoring.audit.audit_state import AuditState
-from tallystick_monitoring.audit.causes import CAUSES, MEND, NO_TIME, Int64s, sentence
+from tallystick_monitoring.audit.cause_rules import finding_sentence
 from tallystick_monitoring.audit.findings import (
     ENTITY,
     evidence_of,
     flag,
-    microseconds,
     request_names,
     with_entities,
 )
 from tallystick_monitoring.audit.hourly_counts import age_buckets, age_of
+from tallystick_monitoring.audit.log_changes import day_of
+from tallystick_monitoring.log_columns import NO_TIME, Int64s, microseconds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,7 +105,7 @@ def report(
             by_feature[name] = by_feature.get(name, 0) + count
     causes = _counts(findings, "cause")
     if lost:
-        causes["log_damage"] = lost
+        causes[Cause.LOG_DAMAGE] = lost
     unequal_hours = dict(
         zip(
             *np.unique(microseconds(findings["request_time"]) // HOUR_US, return_counts=True),
@@ -138,8 +138,8 @@ def report(
         },
         exemplars={
             cause: list(_exemplars(_where(findings, "cause", cause), cause))
-            for cause in (*CAUSES, "transform")
-            if cause in causes
+            for cause in Cause
+            if cause in causes and cause is not Cause.LOG_DAMAGE
         },
         unstamped=sorted(set(_kind(units, "unstamped")["name"].to_pylist())),
         staleness=_staleness(units, of_hours),
@@ -147,7 +147,7 @@ def report(
         effects={
             cause: _effect(_where(findings, "cause", cause), contract_of)
             for cause in causes
-            if cause != "log_damage"
+            if cause != Cause.LOG_DAMAGE
         },
         request_fields=_fields(units),
         damage=damage,
@@ -242,7 +242,7 @@ def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
     ages = _kind(units, "age")
     requests = _numbers(request_names(findings))
     # As the log has it, and units count it; a row that was looked for in history has its own time.
-    served_us = microseconds(findings["evidence.told_event_time"])
+    served_us = microseconds(findings["evidence.logged_event_time"])
     present = flag(findings, "served_present") & (served_us != NO_TIME)
     wrong_ages = age_buckets(microseconds(findings["request_time"]) - served_us)
     answer = {}
@@ -331,8 +331,8 @@ def _exemplars(findings: pa.Table, cause: Cause) -> Iterator[Exemplar]:
             served_write_time=row["served_write_time"],
             expected_event_time=row["expected_event_time"],
             expected_created_time=row["expected_created_time"],
-            evidence=sentence(cause, evidence, place),
-            mend=MEND[cause].replace("VIEW", row["source_view"]),
+            evidence=finding_sentence(cause, evidence, place),
+            mend=cause.description.remedy.replace("VIEW", row["source_view"]),
         )
 
 

@@ -25,30 +25,21 @@ from tallystick.prediction_log.log_reader import (
 from tallystick.records.record_store import ParityReport
 from tallystick_monitoring.audit import audit_report
 from tallystick_monitoring.audit.attribution import Columns, Explaining, Found
-from tallystick_monitoring.audit.audit_scope import (
+from tallystick_monitoring.audit.audit_state import AuditState, HistoryUpdate, Seen, folder_of, held
+from tallystick_monitoring.audit.findings import request_names
+from tallystick_monitoring.audit.history_changes import (
     ALWAYS,
     NEVER,
-    LogChanges,
-    ViewHistory,
-    day_of,
     history_changes,
     history_name,
-    hours_of,
-    log_changes,
     reopened,
 )
-from tallystick_monitoring.audit.audit_state import AuditState, Seen, folder_of, held
-from tallystick_monitoring.audit.causes import Int64s
-from tallystick_monitoring.audit.findings import (
-    microseconds,
-    request_names,
-    with_columns,
-)
 from tallystick_monitoring.audit.hourly_counts import counted
+from tallystick_monitoring.audit.log_changes import LogChanges, day_of, hours_of, log_changes
 from tallystick_monitoring.audit.prediction_effect import scores
 from tallystick_monitoring.audit.request_evidence import computed_differently, differing
 from tallystick_monitoring.audit.value_comparison import Compared, compared
-from tallystick_monitoring.equality import Bools
+from tallystick_monitoring.log_columns import Bools, Int64s, is_value, microseconds, with_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -197,7 +188,10 @@ class _Run:
         self._contracts |= changes.contracts
         self._until = max(covered, hours[1])
         histories = self._histories(changes, covered=covered)
-        since = self._since(histories)
+        since: dict[str, Int64s] = {}
+        for _, definition, first_hours, _ in histories:
+            found_before = since.get(definition, first_hours)
+            since[definition] = np.minimum(found_before, first_hours)
         first = min((int(each.min()) for each in since.values()), default=NEVER)
         old = known[(known >= first) & ~np.isin(known, changes.hours)]
         found = Found()
@@ -221,18 +215,12 @@ class _Run:
             read=self._whole_log,
         )
         days = explaining.days(found)
-        kept = {
-            name: (each.identity, each.rows)
-            for name, (_, each) in histories.items()
-            if self._until != covered
-            or name not in self._state.history
-            or (each.since != NEVER).any()
-        }
+        updates = {name: update for name, _, _, update in histories if update is not None}
         seen = Seen(begin_us=self._begin_us, days=self._days_until(changes.log))
         if set(self.damaged) != excluded:
             return False
-        if days or kept or seen != self._state.seen:
-            self._state.commit(days, kept, seen)
+        if days or updates or seen != self._state.seen:
+            self._state.commit(days, updates, seen)
         return True
 
     def _days_until(self, log: Mapping[str, str]) -> dict[str, str]:
@@ -266,45 +254,42 @@ class _Run:
 
     def _histories(
         self, changes: LogChanges, *, covered: int
-    ) -> dict[str, tuple[str, ViewHistory]]:
-        """Name → definition of a view, and its history, under each clock that is looked at."""
-        import pyarrow.compute as pc
+    ) -> list[tuple[str, str, Int64s, HistoryUpdate | None]]:
+        """What has changed in each view's history, under each clock that is looked at.
+
+        Returns:
+            For each history its name, the definition of its view, and what
+            :func:`history_changes` says of it.
+        """
+        import pyarrow as pa
 
         hashes = set(self._units["contract"].unique().to_pylist()) | set(changes.contracts)
         uses: dict[str, list[tuple[str, ViewUse]]] = {}
         for contract_hash in sorted(hashes):
             for use in self.contract_of(contract_hash).views:
                 uses.setdefault(use.spec.definition_hash, []).append((contract_hash, use))
-        few = self._units.filter(pc.equal(self._units["kind"], "unstamped"))
+        few = self._units.filter(pa.array(is_value(self._units["kind"], "unstamped")))
         unstamped = set(zip(few["contract"].to_pylist(), few["name"].to_pylist(), strict=True))
         # Evidence of what was online is of the source, also where the journal is expected.
-        clocks = (
-            {self._clock, KNOWLEDGE} if self._clock is VisibilityClock.SERVED else {self._clock}
-        )
-        return {
-            history_name(each[0][1], clock): (
+        clocks = {self._clock}
+        if self._clock is VisibilityClock.SERVED:
+            clocks.add(KNOWLEDGE)
+        return [
+            (
+                history_name(each[0][1], clock),
                 definition,
-                history_changes(
+                *history_changes(
                     self._repo,
                     [use for _, use in each],
                     self._state,
                     clock=clock,
                     covered=covered,
-                    until=self._until,
                     by_event=any((hash_, use.name) in unstamped for hash_, use in each),
                 ),
             )
             for definition, each in sorted(uses.items())
             for clock in sorted(clocks)
-        }
-
-    def _since(self, histories: Mapping[str, tuple[str, ViewHistory]]) -> dict[str, Int64s]:
-        """Definition of a view → bucket → first hour that history may answer another way."""
-        since: dict[str, Int64s] = {}
-        for definition, history in histories.values():
-            known = since.get(definition, history.since)
-            since[definition] = np.minimum(known, history.since)
-        return since
+        ]
 
     def _batches(self, hours: Int64s, changes: LogChanges) -> Iterator[tuple[int, int]]:
         """Spans of hours, each with about as many values as may be compared at once."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,7 @@ from tallystick_monitoring.audit.findings import together
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STATE_VERSION: Final = 3
+STATE_VERSION: Final = 4
 """Version of the layout, of the rules by which causes are given, and of how history is hashed."""
 
 _WAIT_S: Final = 600.0
@@ -54,18 +55,63 @@ class Day(BaseModel):
     doubtful: tuple[str, ...] = ()
 
 
+class SourceHashes(BaseModel):
+    """A file of the state with hashes of the rows of some source files.
+
+    Attributes:
+        file: The file, in the columns of :func:`hash_schema`.
+        rows: Number of its rows.
+        versions: Versions of the source files; hashes of other versions do not count any more.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    rows: int
+    versions: tuple[str, ...]
+
+
 class HistoryMark(BaseModel):
     """What a view's history was when it was compared.
 
     Attributes:
-        identity: Of its source and of the columns that are used.
-        file: How many rows became visible in which hour, and their hash.
+        identity: A digest of its source and of the columns that are used.
+        hashes: Hashes of its rows, by source file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     identity: str
-    file: str
+    hashes: tuple[SourceHashes, ...]
+
+
+@dataclass(frozen=True)
+class HistoryUpdate:
+    """What an audit found a view's history to be, where it has changed.
+
+    Attributes:
+        identity: See :class:`HistoryMark`.
+        kept: Files of hashes that still count.
+        versions: Versions of the source files whose hashes are new.
+        rows: These hashes.
+    """
+
+    identity: str
+    kept: tuple[SourceHashes, ...]
+    versions: tuple[str, ...]
+    rows: pa.Table
+
+
+def hash_schema() -> pa.Schema:
+    """The columns of the hashes of a view's history.
+
+    One row per source file, hour in which rows became visible, hour before their event, and bucket
+    of their keys: the number of these rows, and their hash.
+    """
+    import pyarrow as pa
+
+    whole = ("hour", "event_hour", "bucket", "rows", "mark")
+    return pa.schema([("version", pa.string()), *((name, pa.int64()) for name in whole)])
 
 
 class Seen(BaseModel):
@@ -189,21 +235,27 @@ class AuditState:
         names = [name for day in days if day in self.days for name in self.days[day].findings]
         return together(self._read(name) for name in names)
 
-    def history_rows(self, view: str) -> pa.Table:
-        """What the history of a view was."""
-        return self._read(self.history[view].file)
+    def hashes(self, file: SourceHashes, versions: Collection[str]) -> pa.Table:
+        """The hashes of a view's history in a file, of these versions of source files."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not versions:
+            return hash_schema().empty_table()
+        table = self._read(file.file).cast(hash_schema())
+        return table.filter(pc.is_in(table["version"], pa.array(sorted(versions), pa.string())))
 
     def commit(
         self,
         days: Mapping[str, tuple[str | None, pa.Table, Iterable[pa.Table], Collection[str]]],
-        history: Mapping[str, tuple[str, pa.Table]],
+        history: Mapping[str, HistoryUpdate],
         seen: Seen,
     ) -> None:
         """Put what an audit found in the place of what was known of the same days and views.
 
         Args:
             days: Day → version of its log, what was compared, what was found, the doubtful views.
-            history: View (as :attr:`history`) → identity of its history, and what it was.
+            history: View (as :attr:`history`) → what its history is, if it has changed.
             seen: The log in which evidence was looked for.
 
         Raises:
@@ -215,7 +267,7 @@ class AuditState:
     def _commit(
         self,
         days: Mapping[str, tuple[str | None, pa.Table, Iterable[pa.Table], Collection[str]]],
-        history: Mapping[str, tuple[str, pa.Table]],
+        history: Mapping[str, HistoryUpdate],
         seen: Seen,
     ) -> None:
         before = self._content
@@ -236,9 +288,14 @@ class AuditState:
                 ),
                 doubtful=tuple(sorted(doubtful)),
             )
-        for view, (identity, rows) in history.items():
-            name = f"history/{digest(view)}-{after.serial}.parquet"
-            after.history[view] = HistoryMark(identity=identity, file=self._write(name, rows))
+        for view, update in history.items():
+            hashes = update.kept
+            if update.versions:
+                name = f"history/{digest(view)}-{after.serial}.parquet"
+                file = self._write(name, update.rows)
+                rows = update.rows.num_rows
+                hashes += (SourceHashes(file=file, rows=rows, versions=update.versions),)
+            after.history[view] = HistoryMark(identity=update.identity, hashes=hashes)
         body = after.model_dump_json(indent=1)
         write_text(self._folder / "state.json", f"{digest(body)}\n{body}")
         self._content = after
@@ -277,7 +334,7 @@ def _files_of(content: _Content) -> Iterator[str]:
         yield day.units
         yield from day.findings
     for mark in content.history.values():
-        yield mark.file
+        yield from (each.file for each in mark.hashes)
 
 
 def folder_of(state_dir: Path, model: str, clock: Any) -> Path:

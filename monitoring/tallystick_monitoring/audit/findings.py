@@ -31,8 +31,8 @@ from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError
 from tallystick.storage.atomic_files import replacing
-from tallystick_monitoring.audit.causes import NO_TIME, Evidence, Int64s
-from tallystick_monitoring.equality import Bools
+from tallystick_monitoring.audit.cause_rules import Evidence
+from tallystick_monitoring.log_columns import Bools, Int64s, microseconds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +52,7 @@ FLAGS: Final = (
     "served_rightly",
     "newer_served_before",
     "seen_online",
-    "passed_over",
+    "written_since",
 )
 """Evidence that is true or false."""
 
@@ -63,7 +63,7 @@ TIMES: Final = (
     "expected_event_time",
     "expected_created_time",
     "evidence.first_visible_time",
-    "evidence.told_event_time",
+    "evidence.logged_event_time",
 )
 ENTITY: Final = "entity."
 """Begin of the columns with the request's entity keys."""
@@ -175,33 +175,6 @@ def flag(findings: pa.Table, name: str) -> Bools:
     return np.asarray(column.to_numpy(), dtype=np.bool_)
 
 
-def microseconds(column: Any) -> Int64s:
-    """An Arrow column of times as integers, :data:`NO_TIME` for null."""
-    import pyarrow as pa
-
-    moments = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64())
-    numbers = moments.fill_null(NO_TIME).to_numpy(zero_copy_only=False)
-    return np.asarray(numbers, dtype=np.int64)
-
-
-def moments(times_us: Int64s) -> pa.Array:
-    """Integers as an Arrow column of times, null for :data:`NO_TIME`."""
-    import pyarrow as pa
-
-    return pa.array(times_us, mask=times_us == NO_TIME).cast(pa.timestamp("us", tz="UTC"))
-
-
-def with_columns(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
-    """The table with columns replaced, or added."""
-    for name, column in columns.items():
-        place = table.schema.get_field_index(name)
-        if place < 0:
-            table = table.append_column(name, column)
-        else:
-            table = table.set_column(place, table.schema.field(place), column)
-    return table
-
-
 def write_findings(path: Path, findings: pa.Table) -> None:
     """Write findings to a Parquet file, whole or not at all.
 
@@ -218,16 +191,3 @@ def write_findings(path: Path, findings: pa.Table) -> None:
             f"{path} cannot be written: {error.strerror or error}",
             hint="Name another file, or make room on the disk.",
         ) from error
-
-
-def textual(column: pa.Array) -> pa.Array:
-    """Values as text; null stays null."""
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_string(kind):
-        return column
-    if pa.types.is_primitive(kind):
-        return column.cast(pa.string())
-    texts = [None if value is None else repr(value) for value in column.to_pylist()]
-    return pa.array(texts, pa.string())

@@ -14,20 +14,19 @@ from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.exact_cast import log_column
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.expected_values import view_clock
-from tallystick_monitoring.audit.causes import NO_TIME, Int64s
-from tallystick_monitoring.audit.findings import (
-    evidence_of,
+from tallystick_monitoring.audit.findings import evidence_of
+from tallystick_monitoring.audit.row_provenance import NOWHERE, Known, Wanted, identified
+from tallystick_monitoring.audit.value_comparison import key_columns
+from tallystick_monitoring.log_columns import (
+    NO_TIME,
+    Bools,
+    Int64s,
+    as_times,
     microseconds,
-    moments,
-    textual,
+    one_chunk,
+    texts,
     with_columns,
 )
-from tallystick_monitoring.audit.row_provenance import NOWHERE, Known, Wanted, identified
-from tallystick_monitoring.audit.value_comparison import (
-    flat,
-    key_columns,
-)
-from tallystick_monitoring.equality import Bools
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -167,8 +166,8 @@ def with_origin(
     return with_columns(
         findings,
         {
-            "served_event_time": moments(event_us),
-            "served_created_time": moments(created_us),
+            "served_event_time": as_times(event_us),
+            "served_created_time": as_times(created_us),
             "evidence.in_history": pa.array(np.where(e.unstamped, found, e.in_history)),
         },
     )
@@ -230,7 +229,7 @@ def _versions_near(
         event_us=rows["event_us"].to_numpy(),
         created_us=rows["created_us"].to_numpy(),
         values={
-            column.name: flat(log_column(rows[column.name], column.dtype))
+            column.name: one_chunk(log_column(rows[column.name], column.dtype))
             for column in source.read.features
         },
     )
@@ -268,7 +267,7 @@ def by_values(repo: Repo, use: ViewUse, log: pa.Table, *, among: Int64s) -> tupl
         {
             **keys,
             **{
-                f"text_{place}": textual(flat(few[f"feature.{use.name}__{name}"]))
+                f"text_{place}": texts(one_chunk(few[f"feature.{use.name}__{name}"]))
                 for place, name in enumerate(use.columns)
             },
             "request_us": microseconds(few["request_time"]),
@@ -291,11 +290,11 @@ def by_values(repo: Repo, use: ViewUse, log: pa.Table, *, among: Int64s) -> tupl
             what=history.what,
         )
         values = typed(rows, history, source.read)
-        texts = rows.select([*history.keys, "event_us", "created_us"])
+        versions = rows.select([*history.keys, "event_us", "created_us"])
         for place, column in enumerate(source.read.features):
-            logged = flat(log_column(values[column.name], column.dtype))
-            texts = texts.append_column(f"text_{place}", textual(logged))
-        connection.register("versions", texts)
+            logged = one_chunk(log_column(values[column.name], column.dtype))
+            versions = versions.append_column(f"text_{place}", texts(logged))
+        connection.register("versions", versions)
         same = " AND ".join(
             ["versions.event_us <= asked.request_us"]
             + [f"asked.{key} = versions.{key}" for key in history.keys]

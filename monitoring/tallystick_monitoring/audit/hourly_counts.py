@@ -26,10 +26,9 @@ import numpy as np
 
 from tallystick.clock import HOUR_US
 from tallystick.definitions.contract import ModelContract
-from tallystick_monitoring.audit.causes import NO_TIME, Int64s
-from tallystick_monitoring.audit.findings import microseconds
-from tallystick_monitoring.audit.value_comparison import flat, is_present
+from tallystick.point_in_time.feature_status import Status
 from tallystick_monitoring.equality import same_bits
+from tallystick_monitoring.log_columns import NO_TIME, Int64s, is_value, microseconds, one_chunk
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,15 +77,15 @@ def _things(part: LogPart) -> Iterator[tuple[str, str, Int64s, Any]]:
     for use in part.contract.views:
         event_us = microseconds(log[f"view.{use.name}.event_time"])
         online = event_us != NO_TIME
-        served = np.flatnonzero(is_present(log[f"view.{use.name}.status"]) & online)
+        served = np.flatnonzero(is_value(log[f"view.{use.name}.status"], Status.PRESENT) & online)
         yield "age", use.name, age_buckets(request_us[served] - event_us[served]), served
-        present = is_present(log[f"view.{use.name}.status"])
+        present = is_value(log[f"view.{use.name}.status"], Status.PRESENT)
         unstamped = np.flatnonzero(
             (online | present) & (microseconds(log[f"view.{use.name}.write_time"]) == NO_TIME)
         )
         yield "unstamped", use.name, np.zeros(len(unstamped), dtype=np.int64), unstamped
     for field, feature in request_features(part.contract):
-        ours, theirs = flat(log[f"request.{field}"]), flat(log[f"feature.{feature}"])
+        ours, theirs = one_chunk(log[f"request.{field}"]), one_chunk(log[f"feature.{feature}"])
         both = ~(ours.is_null().to_numpy(False) | theirs.is_null().to_numpy(False))
         same = same_bits(ours, theirs) if ours.type == theirs.type else _same_numbers(ours, theirs)
         name = f"{field}={feature}"

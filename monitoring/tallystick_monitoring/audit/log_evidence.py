@@ -12,21 +12,19 @@ from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.definitions.feature_view import ViewSpec
-from tallystick_monitoring.audit.causes import NO_TIME, same_row
-from tallystick_monitoring.audit.findings import (
-    ENTITY,
-    evidence_of,
-    flag,
+from tallystick.point_in_time.feature_status import Status
+from tallystick_monitoring.audit.cause_rules import same_row
+from tallystick_monitoring.audit.findings import ENTITY, evidence_of, flag
+from tallystick_monitoring.audit.value_comparison import key_columns
+from tallystick_monitoring.log_columns import (
+    NO_TIME,
+    Bools,
+    is_value,
     microseconds,
-    textual,
+    one_chunk,
+    texts,
     with_columns,
 )
-from tallystick_monitoring.audit.value_comparison import (
-    flat,
-    is_present,
-    key_columns,
-)
-from tallystick_monitoring.equality import Bools
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,7 +71,7 @@ def sightings(
                     {
                         **key_columns(log, use),
                         "request_us": log["request_time"].cast(pa.int64()),
-                        "present": pa.array(is_present(log[f"{name}.status"])),
+                        "present": pa.array(is_value(log[f"{name}.status"], Status.PRESENT)),
                         "event_us": event,
                         "created_us": pc.coalesce(created, event),
                         "write_us": log[f"{name}.write_time"].cast(pa.int64()),
@@ -135,7 +133,7 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
     e = evidence_of(findings)
     names = ", ".join(keys.column_names)
     same = " AND ".join(f"a.{name} IS NOT DISTINCT FROM b.{name}" for name in keys.column_names)
-    coarse_us = microseconds(findings["evidence.told_event_time"])
+    coarse_us = microseconds(findings["evidence.logged_event_time"])
     asked = keys.append_column("row", pa.array(np.arange(findings.num_rows)))
     for name, column in {
         "request_us": e.request_us,
@@ -171,12 +169,12 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
         flags = {
             "seen_online": which("SELECT row FROM asked SEMI JOIN sighted USING (number)"),
             "newer_served_before": np.where(e.unstamped, newer_second, newer),
-            "passed_over": np.zeros(findings.num_rows, dtype=np.bool_),
+            "written_since": np.zeros(findings.num_rows, dtype=np.bool_),
             "served_rightly": _served_rightly(connection, findings, doubted(findings)),
         }
         absent = (e.served_event_us == NO_TIME) & e.expected_present
         if absent.any():
-            flags["passed_over"] = absent & which(_PASSED_OVER_SQL)
+            flags["written_since"] = absent & which(_WRITTEN_SINCE_SQL)
     return with_columns(
         findings, {f"evidence.{name}": pa.array(column) for name, column in flags.items()}
     )
@@ -203,7 +201,7 @@ _NEWER_SECOND_SQL: Final = f"""
 """Where a store gives times to the second, and tells no versions apart."""
 
 
-_PASSED_OVER_SQL: Final = """
+_WRITTEN_SINCE_SQL: Final = """
     SELECT asked.row FROM asked ASOF LEFT JOIN (
       SELECT request_us, max(max(coalesce(write_us, event_us))) OVER (ORDER BY request_us) AS newest
       FROM seen WHERE event_us IS NOT NULL GROUP BY request_us
@@ -240,7 +238,7 @@ def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
             f'SELECT DISTINCT number, {of_row}, "value_{column}" AS value FROM sighted '
             f'SEMI JOIN wanted USING (number, {of_row}) WHERE present AND "has_{column}"'
         ).to_arrow_table()
-        near = near.set_column(3, "value", textual(flat(near["value"])))
+        near = near.set_column(3, "value", texts(one_chunk(near["value"])))
         connection.register("near", near)
         rows = connection.sql(
             "SELECT wanted.row FROM wanted SEMI JOIN near ON wanted.number = near.number "

@@ -11,11 +11,10 @@ from tallystick.model_bundle.bundle import Bundle
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.retrieval.expected_values import recomputed
 from tallystick_monitoring.audit.value_comparison import Compared
+from tallystick_monitoring.log_columns import Floats
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def scores(bundle: Bundle, found: Compared, rows: Any) -> tuple[Floats, Floats]:

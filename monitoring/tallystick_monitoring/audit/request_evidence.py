@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tallystick.definitions.contract import ViewUse
-from tallystick_monitoring.audit.causes import NO_TIME, same_row
-from tallystick_monitoring.audit.findings import (
-    ENTITY,
-    evidence_of,
-    microseconds,
-    moments,
-    schema,
-    textual,
-    with_columns,
-)
+from tallystick.point_in_time.feature_status import Status
+from tallystick_monitoring.audit.cause_rules import same_row
+from tallystick_monitoring.audit.findings import ENTITY, evidence_of, schema
 from tallystick_monitoring.audit.history_evidence import by_values, in_history, with_origin
 from tallystick_monitoring.audit.value_comparison import (
     Compared,
     expected_times,
-    flat,
-    is_present,
     key_columns,
     wrong_values,
 )
-from tallystick_monitoring.equality import Bools, equal_after_cast
+from tallystick_monitoring.equality import equal_after_cast
+from tallystick_monitoring.log_columns import (
+    NO_TIME,
+    Bools,
+    as_times,
+    is_value,
+    microseconds,
+    one_chunk,
+    texts,
+    with_columns,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +62,7 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
     created_us = microseconds(few[f"view.{use.name}.created_time"])
     write_us = microseconds(few[f"view.{use.name}.write_time"])
     created_us = np.where(created_us == NO_TIME, event_us, created_us)
-    present = is_present(few[f"view.{use.name}.status"])
+    present = is_value(few[f"view.{use.name}.status"], Status.PRESENT)
     unstamped = ((event_us != NO_TIME) | present) & (write_us == NO_TIME)
     expected_rows = found.expected.take(requests)
     expected_event_us, expected_created_us = expected_times(expected_rows, use)
@@ -81,22 +82,24 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
         "prediction_id": few["prediction_id"],
         "prediction": few["prediction"],
         **{field.name: few[field.name] for field in entities},
-        "served_event_time": moments(event_us),
-        "served_created_time": moments(created_us),
-        "served_write_time": moments(write_us),
-        "expected_event_time": moments(expected_event_us),
-        "expected_created_time": moments(expected_created_us),
-        "evidence.told_event_time": moments(told_us),
-        "evidence.first_visible_time": moments(first_us),
+        "served_event_time": as_times(event_us),
+        "served_created_time": as_times(created_us),
+        "served_write_time": as_times(write_us),
+        "expected_event_time": as_times(expected_event_us),
+        "expected_created_time": as_times(expected_created_us),
+        "evidence.logged_event_time": as_times(told_us),
+        "evidence.first_visible_time": as_times(first_us),
         "evidence.served_present": pa.array(present),
-        "evidence.expected_present": pa.array(is_present(expected_rows[f"{use.name}__status"])),
+        "evidence.expected_present": pa.array(
+            is_value(expected_rows[f"{use.name}__status"], Status.PRESENT)
+        ),
         "evidence.definition_differs": pa.array(_differs(few, use)),
         "evidence.in_history": pa.array(known),
         "evidence.unstamped": pa.array(unstamped),
     }
     whole = pa.table(request_facts).take(place)
-    served = [flat(log[f"feature.{name}"].take(rows)) for name, rows in wrong]
-    expected = [flat(found.expected[name].take(rows)) for name, rows in wrong]
+    served = [one_chunk(log[f"feature.{name}"].take(rows)) for name, rows in wrong]
+    expected = [one_chunk(found.expected[name].take(rows)) for name, rows in wrong]
     names = [name for name, rows in wrong for _ in range(len(rows))]
     count = len(names)
     findings = _in_schema(
@@ -107,8 +110,8 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
                 "view": pa.array([use.name] * count, pa.string()),
                 "source_view": pa.array([use.spec.name] * count, pa.string()),
                 "feature": pa.array(names, pa.string()),
-                "served": pa.concat_arrays([textual(each) for each in served]),
-                "expected": pa.concat_arrays([textual(each) for each in expected]),
+                "served": pa.concat_arrays([texts(each) for each in served]),
+                "expected": pa.concat_arrays([texts(each) for each in expected]),
             },
         ),
         entities,
@@ -148,8 +151,8 @@ def computed_differently(found: Compared, view: str, names: Sequence[str]) -> pa
             "source_view": pa.array([view] * len(rows), pa.string()),
             "feature": pa.array([name] * len(rows), pa.string()),
             "cause": pa.array(["transform"] * len(rows), pa.string()),
-            "served": textual(flat(few[f"feature.{name}"])),
-            "expected": textual(flat(found.computed[name].take(rows))),
+            "served": texts(one_chunk(few[f"feature.{name}"])),
+            "expected": texts(one_chunk(found.computed[name].take(rows))),
         }
         tables.append(_in_schema(pa.table(columns), entities))
     return pa.concat_tables(tables)

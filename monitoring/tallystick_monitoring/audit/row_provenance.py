@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tallystick.clock import SECOND_US
-from tallystick_monitoring.audit.causes import Int64s
-from tallystick_monitoring.equality import Bools
+from tallystick_monitoring.log_columns import Bools, Int64s
 
 if TYPE_CHECKING:
     import pyarrow as pa

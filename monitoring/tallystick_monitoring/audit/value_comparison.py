@@ -15,12 +15,11 @@ import numpy as np
 
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_types import arrow_type
-from tallystick.point_in_time.feature_status import Status
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.expected_values import expected_values, recomputed
-from tallystick_monitoring.audit.causes import NO_TIME, Int64s
-from tallystick_monitoring.audit.findings import ENTITY, microseconds
-from tallystick_monitoring.equality import Bools, same_bits
+from tallystick_monitoring.audit.findings import ENTITY
+from tallystick_monitoring.equality import same_bits
+from tallystick_monitoring.log_columns import NO_TIME, Bools, Int64s, microseconds, one_chunk
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,12 +76,15 @@ def compared(
     contract, log = part.contract, part.table
     expected = expected_values(repo, contract, log, clock=clock, with_times=True)
     types = contract.stored_columns
-    equal = {name: same_bits(flat(log[f"feature.{name}"]), flat(expected[name])) for name in types}
+    equal = {
+        name: same_bits(one_chunk(log[f"feature.{name}"]), one_chunk(expected[name]))
+        for name in types
+    }
     computed, computed_equal = None, {}
     if transforms is not None and contract.transforms:
         computed = recomputed(contract, transforms, log)
         computed_equal = {
-            name: same_bits(flat(log[f"feature.{name}"]), flat(computed[name]))
+            name: same_bits(one_chunk(log[f"feature.{name}"]), one_chunk(computed[name]))
             for name in contract.value_columns
             if name not in types
         }
@@ -104,25 +106,6 @@ def expected_times(expected: pa.Table, use: ViewUse) -> tuple[Int64s, Int64s]:
     event_us = microseconds(expected[f"{use.name}__event_time"])
     created_us = microseconds(expected[f"{use.name}__created_time"])
     return event_us, np.where(created_us == NO_TIME, event_us, created_us)
-
-
-def is_present(status: Any) -> Bools:
-    """Which of a column of statuses are ``PRESENT``."""
-    import pyarrow.compute as pc
-
-    present = pc.fill_null(pc.equal(status, Status.PRESENT), False)
-    return np.asarray(present.to_numpy(zero_copy_only=False), dtype=np.bool_)
-
-
-def flat(column: Any) -> pa.Array:
-    """One array of a column that may come in chunks."""
-    import pyarrow as pa
-
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
-    return column
 
 
 def key_columns(table: pa.Table, use: ViewUse) -> dict[str, Any]:

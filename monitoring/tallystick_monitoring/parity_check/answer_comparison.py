@@ -13,7 +13,8 @@ import numpy as np
 from tallystick.definitions.contract import REQUEST_TIME
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.point_in_time.feature_status import Status
-from tallystick_monitoring.equality import Bools, equal_after_cast, same_bits
+from tallystick_monitoring.equality import equal_after_cast, same_bits
+from tallystick_monitoring.log_columns import Bools
 from tallystick_monitoring.parity_check.parity_report import Compared, Example, Where
 from tallystick_monitoring.parity_check.subject_answers import Answers
 from tallystick_monitoring.parity_check.subjects import Subject

@@ -23,11 +23,7 @@ from tallystick.errors import DefinitionError, TallystickError
 from tallystick.model_bundle.bundle import champions, models_dir, read_champion
 from tallystick.online_store import embedded_redis
 from tallystick.settings import overridden
-from tallystick_monitoring.parity_check.scratch_cleaner import (
-    STATE,
-    make_folder,
-    remove_abandoned,
-)
+from tallystick_monitoring.parity_check.scratch_cleaner import STATE, make_folder, remove_abandoned
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tallystick.errors import DataError, DefinitionError, TallystickError
-from tallystick_monitoring.equality import Bools
+from tallystick_monitoring.log_columns import Bools
 from tallystick_monitoring.parity_check import subject_answers
 from tallystick_monitoring.parity_check.answer_comparison import Ways, compare
 from tallystick_monitoring.parity_check.check_requests import Requests

@@ -105,9 +105,8 @@ def _model(repo: Repo, name: str) -> Iterator[str]:
             f"equal, {parity.unexplained} unexplained"
         )
     for incident in load_records(repo.state_dir, Incident, model=name):
-        state = "open" if incident.is_open else "closed"
         yield (
-            f"incident ({state}): {incident.view} {incident.cause} from "
+            f"incident ({incident.status}): {incident.view} {incident.cause} from "
             f"{incident.start.isoformat()} to {incident.end.isoformat()}"
         )
     decisions = load_records(repo.state_dir, Decision, model=name)

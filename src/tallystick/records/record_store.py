@@ -10,31 +10,21 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from tallystick.clock import to_us
 from tallystick.definitions.feature_view import Frozen
 from tallystick.errors import DamagedError
+from tallystick.records.causes import Cause
 from tallystick.storage.atomic_files import write_text
 
-Cause = Literal[
-    "materialization_lag",
-    "late_arrival",
-    "correction_not_propagated",
-    "out_of_order_write",
-    "expired_or_ttl",
-    "entity_missing",
-    "definition_changed",
-    "source_rewritten",
-    "type_or_precision",
-    "transform",
-    "early_visibility",
-    "log_damage",
-    "unexplained",
-]
-"""Why a served value is not the expected one; docs/causes.md says what each means."""
+TAINTED_SHARE: Final = 0.05
+"""Share of requests with wrong values from which a time counts as affected.
+
+A window of requests is then part of an incident, and a look's requests forbid a retraining.
+"""
 
 
 class Exemplar(Frozen):
@@ -192,7 +182,7 @@ class ParityReport(Frozen):
     @property
     def unexplained(self) -> int:
         """Unequal values without a cause; always a finding."""
-        return self.causes.get("unexplained", 0)
+        return self.causes.get(Cause.UNEXPLAINED, 0)
 
 
 KeyValue = str | int | float | bool | None
@@ -244,6 +234,11 @@ class Incident(Frozen):
     is_open: bool
     evidence: str
     keys: AffectedKeys | None = None
+
+    @property
+    def status(self) -> Literal["open", "closed"]:
+        """The incident's status, for people."""
+        return "open" if self.is_open else "closed"
 
 
 class FeatureDrift(Frozen):
