@@ -53,7 +53,9 @@ def watch(repo: Repo, model_name: str, *, at: datetime, window: timedelta) -> li
         DataError: A source is not as declared.
     """
     start = at - window
-    parts = read_log(repo.state_dir, model_name, start=start, end=at, damaged={})
+    parts = read_log(
+        repo.state_dir, model_name, start=start, end=at, columns=windowed_columns, damaged={}
+    )
     if not parts:
         return []
     contract = champion_contract(repo, model_name)
