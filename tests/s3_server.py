@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow.fs
 import pytest
+
+from tallystick.server_process import ServerProcess, free_port, http_answers
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "tally",
@@ -40,41 +39,19 @@ class Bucket:
         return f"s3://{self.name}/{path}"
 
 
-def free_port() -> int:
-    """A port of this machine on which nobody listens."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return int(asked.getsockname()[1])
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Return once somebody listens on a port."""
-    for _ in range(600):
-        assert process.poll() is None, "the S3 server has ended"
-        with socket.socket() as asked:
-            asked.settimeout(1)
-            if asked.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError("the S3 server does not listen")
-
-
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where one S3 server for all tests of the session is asked."""
     port = free_port()
-    process = subprocess.Popen(
+    server = ServerProcess(
+        "The S3 server",
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | ENVIRONMENT,
+        log=tmp_path_factory.mktemp("s3") / "log",
+        environment=os.environ | ENVIRONMENT,
     )
-    try:
-        wait_for(port, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    server.wait_until(lambda: http_answers(f"http://127.0.0.1:{port}"))
+    yield f"http://127.0.0.1:{port}"
+    server.kill()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -30,6 +29,7 @@ from tallystick.online_store.entity_keys import EntityKeys
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_writer import write_rows
 from tallystick.point_in_time.on_demand import Transforms
+from tallystick.server_process import wait_until
 from tallystick.settings import Settings
 from tallystick_serving.app import create_app
 from tallystick_serving.store_config import Project
@@ -207,12 +207,9 @@ def running(repo, **limits):
 
 def wait_for(condition, *, seconds=20.0):
     """Wait until ``condition()`` holds, and give what it gave."""
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it did not happen in time")
+    found = wait_until(condition, timeout_s=seconds)
+    assert found, "it did not happen in time"
+    return found
 
 
 def metric(client, start):

@@ -18,9 +18,9 @@ from tallystick.storage.atomic_files import write_text
 from tallystick_simulation.outcome import score
 from tallystick_simulation.pictures import draw_parity, draw_performance
 from tallystick_simulation.replay import Played, Replay, Stopwatch
+from tallystick_simulation.replay_server import ReplayServer
 from tallystick_simulation.replay_summary import report, summarize
 from tallystick_simulation.scenario import Scenario
-from tallystick_simulation.serve_process import Server
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
@@ -113,7 +113,7 @@ def _replay(
     tell: Callable[[float, str], None],
 ) -> Played:
     with stopwatch.stage("server start"):
-        server = Server(repo.path, out / "server.log")
+        server = ReplayServer(repo.path, out / "server.log")
     try:
         replay = Replay(repo, scenario, clock=clock, server=server, stopwatch=stopwatch, tell=tell)
         return asyncio.run(replay.run())

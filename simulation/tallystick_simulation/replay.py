@@ -24,7 +24,7 @@ from tallystick_simulation.scenario import Scenario
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
-    from tallystick_simulation.serve_process import Server
+    from tallystick_simulation.replay_server import ReplayServer
 
 DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
@@ -84,7 +84,7 @@ class Replay:
         scenario: Scenario,
         *,
         clock: SimulatedClock,
-        server: Server,
+        server: ReplayServer,
         stopwatch: Stopwatch,
         tell: Callable[[float, str], None],
     ) -> None:
@@ -191,7 +191,7 @@ class Replay:
         if _is_due(moment, self._scenario.watch_every) and traffic.sent > self._watched:
             self._watched = traffic.sent
             with self._watch.stage("watch"):
-                self._server.flush_log(expected=traffic.sent)
+                self._server.flush_log(predictions=traffic.sent)
                 found = watch(
                     self._repo,
                     self._scenario.model,
@@ -210,7 +210,7 @@ class Replay:
         self._clock.set(end)
         with self._watch.stage("labels"):
             await traffic.send_labels(end)
-            self._server.flush_log(expected=traffic.sent)
+            self._server.flush_log(predictions=traffic.sent)
         name = self._scenario.model
         if not has_records(self._repo.state_dir, name, start=start, end=end):
             return

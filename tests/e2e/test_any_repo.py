@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import pytest
 import yaml
 
 from tallystick.online_store import embedded_redis
+from tallystick.server_process import ServerProcess, free_port, http_answers, tally_command
 
 MODEL = """
 from datetime import timedelta
@@ -112,29 +110,22 @@ def tally(repo: Path, *arguments: str, code: int = 0) -> str:
 
 
 def serve(repo: Path, requests: list[dict]) -> list[dict]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tallystick", "--repo", str(repo), "serve", "--port", str(port)],
-        env={**os.environ, "TALLYSTICK_LOG_WINDOW_S": "60"},
-    )
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
+    server = ServerProcess(
+        "The server",
+        tally_command(repo, "serve", "--port", str(port)),
+        log=repo.parent / "server.log",
+        environment={**os.environ, "TALLYSTICK_LOG_WINDOW_S": "60"},
+    )
+    server.wait_until(lambda: http_answers(f"{url}/ready"))
     try:
-        for _ in range(600):
-            try:
-                if httpx.get(f"{url}/ready").is_success:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
         answers = [
             httpx.post(f"{url}/v1/models/driver_ok:predict", json={"instances": [instance]})
             for instance in requests
         ]
     finally:
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        assert server.stop() == 0
     assert [answer.status_code for answer in answers] == [200] * len(requests)
     return [answer.json()["predictions"][0] for answer in answers]
 

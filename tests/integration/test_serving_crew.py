@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 
 import serving_scene as scene
 from tallystick.prediction_log.log_reader import read_log
+from tallystick.server_process import ServerProcess, http_answers, tally_command
 
 DAY = timedelta(days=1)
 BODY = {"instances": [scene.INSTANCE]}
@@ -31,42 +29,25 @@ online_store:
 """
 
 
-class Running:
-    """A ``tally serve --workers 2`` and what it says."""
+class Running(ServerProcess):
+    """A ``tally serve --workers 2``."""
 
     def __init__(self, path, state):
         self.port = free_ports()
-        self.said = []
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tallystick", "--repo", str(path), "serve"),
-                *("--workers", "2", "--port", str(self.port)),
-            ],
-            env=os.environ | {"TALLYSTICK_STATE_DIR": str(state), "TALLYSTICK_LOG_WINDOW_S": "60"},
-            stderr=subprocess.PIPE,
-            text=True,
+        super().__init__(
+            "The crew",
+            tally_command(path, "serve", "--workers", "2", "--port", str(self.port)),
+            log=path / "server.log",
+            environment=os.environ
+            | {"TALLYSTICK_STATE_DIR": str(state), "TALLYSTICK_LOG_WINDOW_S": "60"},
         )
-        self._listener = threading.Thread(target=self._listen)
-        self._listener.start()
-
-    def _listen(self):
-        with self.process.stderr as lines:
-            self.said += lines
 
     def is_ready(self, number):
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port + number}/ready").status_code == 200
-        except httpx.TransportError:
-            return False
+        return http_answers(f"http://127.0.0.1:{self.port + number}/ready")
 
     def children(self):
-        folder = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
+        folder = f"/proc/{self.pid}/task/{self.pid}/children"
         return [int(pid) for pid in Path(folder).read_text().split()]
-
-    def end(self):
-        self.process.kill()
-        self.process.wait()
-        self._listener.join()
 
 
 def free_ports():
@@ -98,11 +79,9 @@ def crew(tmp_path, redis_server):
     repo = scene.project(tmp_path, redis_server.connection_string)
     scene.publish(repo.state_dir, scene.constant(0.25))
     running = Running(tmp_path, repo.state_dir)
-    try:
-        scene.wait_for(lambda: all(map(running.is_ready, (0, 1, 2))), seconds=60)
-        yield running, repo
-    finally:
-        running.end()
+    running.wait_until(lambda: all(map(running.is_ready, (0, 1, 2))))
+    yield running, repo
+    running.kill()
 
 
 def test_a_dead_worker_is_replaced_and_all_end_together(crew):
@@ -112,16 +91,16 @@ def test_a_dead_worker_is_replaced_and_all_end_together(crew):
     before = running.children()
     assert len(before) == 2
     flushed = len(logged(repo))
-    running.process.send_signal(signal.SIGUSR1)
+    running.signal(signal.SIGUSR1)
     scene.wait_for(lambda: len(logged(repo)) == 20)
     assert flushed == 0
     os.kill(before[0], signal.SIGKILL)
     scene.wait_for(lambda: len({*running.children()} - {*before}) == 1, seconds=30)
     scene.wait_for(lambda: all(map(running.is_ready, (1, 2))), seconds=60)
     ids.append(httpx.post(url, json=BODY).json()["predictions"][0]["prediction_id"])
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(60) == 0, "".join(running.said)
-    assert "Worker 1 ended with -9" in "".join(running.said)
+    running.signal(signal.SIGTERM)
+    assert running.wait(60) == 0, running.log.read_text()
+    assert "Worker 1 ended with -9" in running.log.read_text()
     assert sorted(logged(repo)) == sorted(ids)
 
 
@@ -129,7 +108,7 @@ def test_workers_do_not_outlive_their_crew(crew):
     running, repo = crew
     answer = httpx.post(f"http://127.0.0.1:{running.port}{PREDICT}", json=BODY)
     workers = running.children()
-    running.process.kill()
+    os.kill(running.pid, signal.SIGKILL)  # not its session, in which the workers are
     scene.wait_for(lambda: not any(map(is_alive, workers)), seconds=30)
     (prediction,) = answer.json()["predictions"]
     assert logged(repo) == [prediction["prediction_id"]]

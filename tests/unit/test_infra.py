@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +18,7 @@ from tallystick.cli.commands import main
 from tallystick.model_bundle.bundle import Champion
 from tallystick.online_store.embedded_redis import server_program
 from tallystick.point_in_time.feature_status import Status
+from tallystick.server_process import ServerProcess
 from tallystick.settings import Settings
 from tallystick.storage.background_writer import Ledger
 from tallystick_serving.app import PATHS
@@ -265,15 +264,10 @@ def test_redis_takes_its_file():
     with tempfile.TemporaryDirectory(prefix="tally") as folder:
         socket = Path(folder) / "redis.sock"
         options = ["--port", "0", "--unixsocket", str(socket), "--dir", folder]
-        process = subprocess.Popen(
-            [str(server_program()), str(INFRA / "redis" / "redis.conf"), *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
+        command = [str(server_program()), str(INFRA / "redis" / "redis.conf"), *options]
+        with ServerProcess("Redis", command, log=Path(folder) / "log") as server:
             client = Redis(unix_socket_path=str(socket))
-            wait_until_answering(client, process)
+            server.wait_until(lambda: answers(client))
             got = client.config_get("*")
             assert got["maxmemory-policy"] == "noeviction"
             assert got["maxmemory"] == str(2 << 30)
@@ -282,20 +276,11 @@ def test_redis_takes_its_file():
             assert got["bind"].split()[0] == "127.0.0.1"
             assert not {"0.0.0.0", "*"} & set(got["bind"].split())
             client.close()
-        finally:
-            process.terminate()
-            output = process.communicate(timeout=20)[0]
-        assert process.returncode == 0, output
+        assert server.returncode == 0, server.described("ended badly")
 
 
-def wait_until_answering(client: Redis, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            client.ping()
-        except RedisConnectionError:
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        else:
-            return
+def answers(client: Redis) -> bool:
+    try:
+        return client.ping()
+    except RedisConnectionError:
+        return False

@@ -5,22 +5,19 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import signal
 import socket
-import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
 from tallystick.errors import StateError, UnavailableError
+from tallystick.server_process import ServerProcess
 from tallystick_monitoring.parity_check.scratch_cleaner import sockets_of
 from tallystick_monitoring.parity_check.scratch_repo import Scratch
 
 _START_S: Final = 180.0
-_STOP_S: Final = 60.0
 _ANSWER_S: Final = 60.0
-_POLL_S: Final = 0.05
 _OK: Final = 200
 _ERROR: Final = re.compile(r"tally: (?!The server did not start)|[\w.]+(Error|Exception): ")
 """How the line of a server's log begins that says why it ended."""
@@ -47,41 +44,28 @@ class Api:
             *(str(scratch.repo.path), "--repo", str(scratch.served)),
             *("serve", "--uds", str(self._socket)),
         ]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 our own command
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=(scratch.lock,),
-                start_new_session=True,
-            )
+        self._server = ServerProcess(
+            "The server of the parity check", command, log=self._log, pass_fds=(scratch.lock,)
+        )
 
     def __enter__(self) -> Self:
         """Wait until it answers."""
         try:
-            self._wait_until_alive()
-        except BaseException:
-            self._process.kill()
-            self._end()
-            raise
+            self._server.wait_until(self._is_alive, timeout_s=_START_S)
+        except UnavailableError as error:
+            raise StateError(
+                "The API could not be compared, because the server did not start: "
+                f"{self._last_words()}",
+                hint="Start it by hand:  tally --repo DIR serve",
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop it."""
-        self._process.send_signal(signal.SIGTERM)
-        self._end()
-
-    def _end(self) -> None:
         if self._connection is not None:
             self._connection.close()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(UnavailableError):  # it was killed; the comparison is complete all the same
+            self._server.stop()
 
     def reasons_not_ready(self) -> list[str]:
         """Why a model might not be answered."""
@@ -117,20 +101,11 @@ class Api:
             ) from error
         return answer.status, content if isinstance(content, dict) else {}
 
-    def _wait_until_alive(self) -> None:
-        give_up = time.monotonic() + _START_S
-        while self._process.poll() is None and time.monotonic() < give_up:
-            if self._socket.exists():
-                try:
-                    if self.ask("GET", "/health")[0] == _OK:
-                        return
-                except UnavailableError:
-                    pass
-            time.sleep(_POLL_S)
-        raise StateError(
-            f"The API could not be compared, as the server did not come up: {self._last_words()}",
-            hint="Start it by hand:  tally --repo DIR serve",
-        )
+    def _is_alive(self) -> bool:
+        try:
+            return self._socket.exists() and self.ask("GET", "/health")[0] == _OK
+        except UnavailableError:
+            return False
 
     def _last_words(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

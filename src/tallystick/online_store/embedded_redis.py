@@ -13,7 +13,6 @@ import importlib.util
 import os
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +24,7 @@ from redis.retry import Retry
 from tallystick.definitions.feature_view import digest
 from tallystick.errors import StateError, UnavailableError
 from tallystick.online_store.redis_connection import SyncClient
+from tallystick.server_process import wait_until
 from tallystick.storage.locks import file_lock, try_acquire
 
 _SOCKET_BYTES_MAX: Final = 100
@@ -32,7 +32,6 @@ _SOCKET_BYTES_MAX: Final = 100
 _START_S: Final = 30.0
 _STOP_S: Final = 30.0
 _ANSWER_S: Final = 1.0
-_POLL_S: Final = 0.02
 
 
 def socket_path(state_dir: Path) -> Path:
@@ -62,7 +61,8 @@ def start(state_dir: Path) -> Path:
         if try_acquire(server_lock.fileno()):
             _own_folder(socket.parent)
             _spawn(folder, socket, server_lock.fileno())
-        _wait_until_answering(folder, socket)
+        if not wait_until(lambda: _answers(socket), timeout_s=_START_S):
+            raise UnavailableError(f"Redis at {socket}", f"no answer; see {folder / 'redis.log'}")
     return socket
 
 
@@ -90,11 +90,8 @@ def stop(state_dir: Path) -> bool:
             raise UnavailableError(f"Redis at {socket}", str(error)) from error
         finally:
             client.close()
-        deadline = time.monotonic() + _STOP_S
-        while not try_acquire(server_lock.fileno()):
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"Redis at {socket}", f"still runs after {_STOP_S:.0f} s")
-            time.sleep(_POLL_S)
+        if not wait_until(lambda: try_acquire(server_lock.fileno()), timeout_s=_STOP_S):
+            raise UnavailableError(f"Redis at {socket}", f"still runs after {_STOP_S:.0f} s")
     socket.unlink(missing_ok=True)
     return True
 
@@ -145,14 +142,6 @@ def _spawn(folder: Path, socket: Path, lock: int) -> None:
             f"The embedded Redis in {folder} did not start: {(done.stderr or done.stdout).strip()}",
             hint=f"See {folder / 'redis.log'}",
         )
-
-
-def _wait_until_answering(folder: Path, socket: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while not _answers(socket):
-        if time.monotonic() > deadline:
-            raise UnavailableError(f"Redis at {socket}", f"no answer; see {folder / 'redis.log'}")
-        time.sleep(_POLL_S)
 
 
 def _answers(socket: Path) -> bool:
