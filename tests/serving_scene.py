@@ -32,7 +32,7 @@ from tallystick.point_in_time.on_demand import Transforms
 from tallystick.server_process import wait_until
 from tallystick.settings import Settings
 from tallystick_serving.app import create_app
-from tallystick_serving.store_config import Project
+from tallystick_serving.store_config import StoreConfig
 
 PROJECT = "scene"
 MODEL = "late"
@@ -179,7 +179,7 @@ def fill(client, *, now=None):
 
 
 def project(folder, connection_string, *, state=None):
-    return Project(
+    return StoreConfig(
         path=folder,
         name=PROJECT,
         connection_string=connection_string,

@@ -40,9 +40,9 @@ from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions
 from tallystick.records.causes import Cause
 from tallystick.settings import Settings, override
-from tallystick_serving.feature_readers import PackedReaders
+from tallystick_serving.feature_readers import RedisStoreClient
 from tallystick_serving.predictor import Predictor
-from tallystick_serving.store_config import read_project
+from tallystick_serving.store_config import read_store_config
 
 Key: TypeAlias = tuple[Any, ...]
 Cell: TypeAlias = tuple[str, str]
@@ -276,7 +276,9 @@ class _Replay:
 
     async def run(self) -> set[Cell]:
         """Play all hours; give the computed values that were made otherwise."""
-        self._readers = PackedReaders(read_project(self._world.repo.path), timeout_s=TIMEOUT_S)
+        self._readers = RedisStoreClient(
+            read_store_config(self._world.repo.path), timeout_s=TIMEOUT_S
+        )
         self._log = PredictionLog(self._world.repo.state_dir, _WAL)
         before: datetime | None = None
         batches = iter(self._scene.batches)

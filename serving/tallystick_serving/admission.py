@@ -1,264 +1,139 @@
-"""The way in: a bound on what is worked on at once, and a short way for what must be quick.
+"""ASGI middleware: admission control.
 
-Every request with a body comes through here. Its body is read first, whole and in bounded time, so
-that a slow or dead client keeps nobody waiting; then it takes one of a bounded number of places, or
-is refused at once; and it gives its place back before its answer is sent, so that a client that
-does not read keeps no place either.
-
-Predictions and features are answered from here, without the framework's machinery for each
-request, which takes longer than a prediction. All other routes go on to the app.
+The body of a request is read first, whole and in bounded time, so that a slow or dead client
+delays no other. The request then counts against ``requests_in_flight_max``, or is refused at once.
+It stops counting before its answer is sent, so that a client that does not read holds no slot.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tallystick.errors import TallystickError
 from tallystick.settings import Settings
-from tallystick_serving import error_responses
-from tallystick_serving.server_metrics import Measures
+from tallystick_serving.error_responses import BusyError, TooLargeError, TooSlowError, response_of
+from tallystick_serving.server_metrics import ServerMetrics
 
-if TYPE_CHECKING:
-    from tallystick_serving.server_state import Service
-
-logger = logging.getLogger(__name__)
-
-Handler: TypeAlias = "Callable[[Service, str, bytes], Awaitable[bytes]]"
-"""Answers a body with JSON: service, the path's parameter (or an empty text), body."""
-WHOLE: Final = "tallystick.whole"
-"""Set in the scope of a request whose body has arrived, if the server says so."""
+BODY_COMPLETE: Final = "tallystick.body_complete"
+"""Set in the scope by the HTTP protocol once it has received the whole body."""
+_CLIENT_GONE: Final = 499
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 
 
-@dataclass(frozen=True, slots=True)
-class Direct:
-    """A route that is answered here.
-
-    Attributes:
-        path: Its path, with at most one parameter in braces.
-        handler: What answers it.
-        pattern: The path as an expression.
-    """
-
-    path: str
-    handler: Handler
-    pattern: re.Pattern[str]
-
-    @classmethod
-    def of(cls, path: str, handler: Handler) -> Direct:
-        """The route at a path."""
-        start, brace, rest = path.partition("{")
-        end = rest.partition("}")[2]
-        parameter = "([^/]+)" if brace else ""
-        return cls(path, handler, re.compile(re.escape(start) + parameter + re.escape(end)))
-
-
 class ClientGoneError(Exception):
-    """The client went away before its request was whole."""
+    """The client disconnected before its body was complete."""
 
 
-class Lane:
-    """The outermost part of the app; plain ASGI, which costs least.
+class AdmissionControl:
+    """The outermost part of the app.
 
     Args:
-        app: What answers all other routes.
-        routes: What is answered here.
-        service: Gives what the handlers work with; None before the app has started.
-        limits: How much is taken at once, and how long a body may take.
-        measures: Where requests are counted.
+        app: The app behind it.
+        route_of: Gives the route of a request for the metrics: its path without values.
+        limits: How many requests are worked on at once, how large a body is, how long it takes.
+        metrics: Where requests are counted.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        routes: Sequence[Direct],
-        service: Callable[[], Service | None],
+        route_of: Callable[[Scope], str],
         limits: Settings,
-        measures: Measures,
+        metrics: ServerMetrics,
     ) -> None:
         self._app = app
-        self._routes = [(route.pattern.fullmatch, route.path, route.handler) for route in routes]
-        self._service = service
+        self._route_of = route_of
         self._limits = limits
-        self._measures = measures
+        self._metrics = metrics
         self._in_flight = 0
-        measures.watch_in_flight(lambda: self._in_flight)
-
-    @property
-    def service(self) -> Service | None:
-        """What the handlers work with, once the app has started."""
-        return self._service()
+        metrics.watch_in_flight(lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or have the app answer it."""
+        """Admit a request and have the app answer it, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        for match, path, handler in self._routes:
-            if found := match(scope["path"]):
-                groups = found.groups()
-                status = await self._answer(
-                    scope, receive, send, handler, groups[0] if groups else ""
-                )
-                self._measures.count_request(path, status, time.perf_counter() - started)
-                return
-        status = 500
-        try:
-            status = await self._pass_on(scope, receive, send)
-        finally:
-            route = scope.get("route")
-            self._measures.count_request(
-                "unknown" if route is None else route.path, status, time.perf_counter() - started
-            )
-
-    async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, handler: Handler, name: str
-    ) -> int:
-        """Answer a request here; give the status."""
-        try:
-            _check_method(scope)
-            body = await self._body(scope, receive)
-            self._take_place()
-            try:
-                service = self._service()
-                assert service is not None  # the app starts before it is asked
-                content = await handler(service, name, body)
-            finally:
-                self._in_flight -= 1
-        except ClientGoneError:
-            return 499
-        except TallystickError as error:
-            return await _send(error_responses.response_of(error), scope, receive, send)
-        except Exception:
-            logger.exception("A request failed.")
-            return await _send(error_responses.unforeseen(), scope, receive, send)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [
-                    (b"content-type", b"application/json"),
-                    (b"content-length", b"%d" % len(content)),
-                ],
-            }
-        )
-        await send({"type": "http.response.body", "body": content})
-        return 200
-
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """Have the app answer a request; give the status."""
-        status = 500
-        holds_place = False
+        status = 0
+        is_admitted = False
 
         async def watched_send(message: Message) -> None:
-            nonlocal status, holds_place
-            if message["type"] == "http.response.start":
+            nonlocal status, is_admitted
+            if not status:
                 status = message["status"]
-                if holds_place:
-                    holds_place = False
+                if is_admitted:
+                    is_admitted = False
                     self._in_flight -= 1
             await send(message)
 
         try:
             if scope["method"] not in _BODILESS:
-                receive = _again(await self._body(scope, receive), receive)
-                self._take_place()
-                holds_place = True
+                receive = _replay(await self._body(scope, receive), receive)
+                self._admit()
+                is_admitted = True
             await self._app(scope, receive, watched_send)
         except ClientGoneError:
-            return 499
-        except TallystickError as error:
-            return await _send(error_responses.response_of(error), scope, receive, send)
+            status = _CLIENT_GONE
+        except Exception as error:
+            # Any exception: its answer is one of the server's, unless another one has begun.
+            if status:
+                raise
+            await response_of(error)(scope, receive, watched_send)
         finally:
-            if holds_place:
+            if is_admitted:
                 self._in_flight -= 1
-        return status
+            seconds = time.perf_counter() - started
+            self._metrics.count_request(self._route_of(scope), status or 500, seconds)
 
-    def _take_place(self) -> None:
-        """Take a place; to be given back.
-
-        Raises:
-            BusyError: There is none.
-        """
+    def _admit(self) -> None:
         if self._in_flight >= self._limits.requests_in_flight_max:
-            raise error_responses.BusyError(
+            raise BusyError(
                 "The server", f"{self._in_flight} requests are being worked on, the most it takes"
             )
         self._in_flight += 1
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """Read a body whole, no further than allowed and no longer.
-
-        Raises:
-            TooLargeError: It is larger.
-            TooSlowError: It takes longer.
-            ClientGoneError: The client went away.
-        """
         bytes_max = self._limits.request_bytes_max
-        if scope.get(WHOLE):  # so that nothing is waited for, and a timer would be for nothing
-            return await _whole(receive, bytes_max)
+        if scope.get(BODY_COMPLETE):  # nothing to wait for, so a timer would be a waste
+            return await _read(receive, bytes_max)
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > bytes_max:
-                raise error_responses.TooLargeError(
+                raise TooLargeError(
                     f"The body has {int(value)} bytes; at most {bytes_max} are allowed."
                 )
         try:
             async with asyncio.timeout(self._limits.request_body_timeout_s):
-                return await _whole(receive, bytes_max)
+                return await _read(receive, bytes_max)
         except TimeoutError as error:
-            raise error_responses.TooSlowError(
+            raise TooSlowError(
                 f"The body did not arrive within {self._limits.request_body_timeout_s:g} s."
             ) from error
 
 
-def _check_method(scope: Scope) -> None:
-    if scope["method"] != "POST":
-        raise error_responses.MethodError(scope["method"], scope["path"])
-
-
-async def _whole(receive: Receive, bytes_max: int) -> bytes:
-    message = await _next(receive)
-    body: bytes = message.get("body", b"")
-    parts, total = [body], len(body)
-    while message.get("more_body") and total <= bytes_max:
-        message = await _next(receive)
+async def _read(receive: Receive, bytes_max: int) -> bytes:
+    parts, total, has_more = [], 0, True
+    while has_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
         parts.append(message.get("body", b""))
         total += len(parts[-1])
-    if total > bytes_max:
-        raise error_responses.TooLargeError(
-            f"The body has more than the {bytes_max} bytes allowed."
-        )
-    return body if len(parts) == 1 else b"".join(parts)
+        if total > bytes_max:
+            raise TooLargeError(f"The body has more than the {bytes_max} bytes allowed.")
+        has_more = message.get("more_body", False)
+    return b"".join(parts)
 
 
-async def _next(receive: Receive) -> Message:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientGoneError
-    return message
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Give a body that was read to whoever reads it next."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives a body that was read already."""
     parts: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:
         return parts.pop() if parts else await receive()
 
     return receive_again
-
-
-async def _send(response: Response, scope: Scope, receive: Receive, send: Send) -> int:
-    await response(scope, receive, send)
-    return response.status_code

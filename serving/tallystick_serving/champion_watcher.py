@@ -1,8 +1,8 @@
-"""Watches which version of each model is the champion, and puts a new one in its place.
+"""Watches which version of each model is the champion, and swaps in a new one.
 
-A new champion is loaded and warmed in a thread and then swapped in by one assignment: a request
-that has begun keeps the one it began with. What cannot be loaded changes nothing but the reasons
-given.
+A new champion is loaded and warmed up in a thread and then swapped in by one assignment: a request
+in progress stays with its predictor. If a champion cannot be loaded, the former one goes on
+answering.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tallystick.model_bundle.bundle import (
     read_champion,
 )
 from tallystick_serving.error_responses import NotReadyError, PredictionError, UnknownModelError
-from tallystick_serving.feature_readers import Readers
+from tallystick_serving.feature_readers import StoreClient
 from tallystick_serving.predictor import Predictor
-from tallystick_serving.server_metrics import Measures
+from tallystick_serving.server_metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ class ChampionWatcher:
     Args:
         state_dir: The repo's state folder.
         project: Feast project; a bundle of another one is refused.
-        readers: The online store.
-        measures: Where failures are counted.
+        store: The online store.
+        metrics: Where failures are counted.
         timeout_s: Seconds that a request may wait for the online store.
-        poll_s: Seconds between looks.
+        poll_s: Seconds between two checks for new champions.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class ChampionWatcher:
         *,
         state_dir: Path,
         project: str,
-        readers: Readers,
-        measures: Measures,
+        store: StoreClient,
+        metrics: ServerMetrics,
         timeout_s: float,
         poll_s: float,
     ) -> None:
         self._state_dir = state_dir
         self._project = project
-        self._readers = readers
-        self._measures = measures
+        self._store = store
+        self._metrics = metrics
         self._timeout_s = timeout_s
         self._poll_s = poll_s
         self._predictors: dict[str, Predictor] = {}
@@ -95,13 +95,13 @@ class ChampionWatcher:
         )
 
     async def run(self) -> None:
-        """Look for new champions until cancelled."""
+        """Check for new champions until cancelled."""
         while True:
             await asyncio.sleep(self._poll_s)
             await self.look()
 
     async def look(self) -> None:
-        """Look once, and load what is new."""
+        """Check once, and load new champions."""
         try:
             names = await asyncio.to_thread(champions, self._state_dir)
         except OSError as error:
@@ -110,9 +110,9 @@ class ChampionWatcher:
         for model in self._failures.keys() - {*names, *self._predictors}:
             del self._failures[model]
         for model in sorted({*names, *self._predictors}):
-            await self._look_at(model)
+            await self._check(model)
 
-    async def _look_at(self, model: str) -> None:
+    async def _check(self, model: str) -> None:
         try:
             champion = await asyncio.to_thread(read_champion, self._state_dir, model)
             now = self._predictors.get(model)
@@ -121,7 +121,7 @@ class ChampionWatcher:
                 _predict_on_one_thread()
                 self._predictors[model] = predictor
                 logger.info("Model %s: version %s answers now.", model, champion.version)
-                self._measures.set_champion(champion)
+                self._metrics.set_champion(champion)
             self._failures.pop(model, None)
         except (TallystickError, OSError) as error:
             self._fail(model, str(error))
@@ -129,21 +129,16 @@ class ChampionWatcher:
             self._fail(model, f"its estimator cannot be loaded: {type(error).__name__}: {error}")
 
     def _fail(self, model: str, reason: str) -> None:
-        """Keep what answers now; say why once, and go on trying."""
+        """Log the reason once; the former champion goes on answering until a check succeeds."""
         if self._failures.get(model) != reason:
             self._failures[model] = reason
-            self._measures.champion_failures.labels(model).inc()
+            self._metrics.champion_failures.labels(model).inc()
             logger.error("Model %s: the new champion cannot be loaded: %s", model, reason)
 
     def _load(self, champion: Champion) -> Predictor:
         bundle = load_bundle(self._state_dir, champion.model, champion.contract_hash)
         _check_owner(bundle.contract, champion, self._project)
-        predictor = Predictor(
-            champion,
-            bundle,
-            self._readers,
-            timeout_s=self._timeout_s,
-        )
+        predictor = Predictor(champion, bundle, self._store, timeout_s=self._timeout_s)
         _warm_up(predictor)
         return predictor
 
@@ -164,11 +159,11 @@ def _check_owner(contract: ModelContract, champion: Champion, project: str) -> N
 
 
 def _predict_on_one_thread() -> None:
-    """Keep OpenMP from splitting a prediction, on the event loop's thread, where requests run.
+    """Limit OpenMP to one thread on the event loop's thread, where predictions run.
 
-    A few rows gain nothing from more threads, and their rendezvous takes up to a thousand times
-    as long as the prediction when another process wants the core. Libraries are known only once
-    they are loaded, so that this follows every load.
+    A few rows gain nothing from more threads, whose synchronization takes up to a thousand times
+    as long as the prediction when another process needs the core. The limit reaches only libraries
+    that are loaded already, so that it is set again after every load.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -176,10 +171,10 @@ def _predict_on_one_thread() -> None:
 
 
 def _warm_up(predictor: Predictor) -> None:
-    """Predict once, so that the first request does not pay for what a first call does.
+    """Predict once, so that the first request does not pay for first-call work.
 
-    The row is all null, as that of an entity nobody knows: a model that cannot take it is served,
-    since others may be asked of it, but not without a word.
+    All features of the row are null, as for an unknown entity. A model that fails on it is served
+    all the same, with a warning.
     """
     contract = predictor.contract
     try:

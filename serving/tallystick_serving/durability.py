@@ -1,4 +1,4 @@
-"""Waiting for what a request gave to a log to be on disk."""
+"""Waits until rows that a request appended to a log are on disk."""
 
 from __future__ import annotations
 
@@ -8,44 +8,37 @@ from collections.abc import Callable
 from tallystick_serving.error_responses import BusyError, NotLoggedError
 
 
-class Acknowledgement:
-    """What one request waits for; to be made within it.
+async def append_durably(
+    append: Callable[[Callable[[bool], None]], bool], *, log: str, timeout_s: float
+) -> None:
+    """Append rows to a log, and return once they are on disk.
 
     Args:
-        what: The log in messages.
+        append: Appends them, and returns whether the log took them. The log calls its argument,
+            from another thread, with whether it wrote them.
+        log: The log in messages.
         timeout_s: Seconds that it may take.
+
+    Raises:
+        BusyError: The log's buffer is full; the log took none of the rows.
+        NotLoggedError: The log did not write them in time.
     """
+    loop = asyncio.get_running_loop()
+    written: asyncio.Future[bool] = loop.create_future()
 
-    def __init__(self, what: str, *, timeout_s: float) -> None:
-        self._what = what
-        self._timeout_s = timeout_s
-        self._loop = asyncio.get_running_loop()
-        self._written: asyncio.Future[bool] = self._loop.create_future()
+    def set_written(is_written: bool) -> None:  # noqa: FBT001
+        if not written.done():
+            written.set_result(is_written)
 
-    def on_written(self, is_written: bool) -> None:  # noqa: FBT001 - the log's callback
-        """Called by the log's thread."""
-        self._loop.call_soon_threadsafe(self._set, is_written)
+    def report(is_written: bool) -> None:  # noqa: FBT001 the log's callback
+        loop.call_soon_threadsafe(set_written, is_written)
 
-    async def of(self, append: Callable[[Callable[[bool], None]], bool]) -> None:
-        """Hand rows to a log, and return once they are on disk.
-
-        Args:
-            append: Hands them over with the callback; returns whether they were taken.
-
-        Raises:
-            BusyError: The log's buffer is full, and none was taken.
-            NotLoggedError: They could not be written in time.
-        """
-        if not append(self.on_written):
-            raise BusyError(self._what, "its buffer is full, and none of these was taken")
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                is_written = await self._written
-        except TimeoutError:
-            is_written = False
-        if not is_written:
-            raise NotLoggedError(self._what, "it could not be written in time")
-
-    def _set(self, is_written: bool) -> None:  # noqa: FBT001
-        if not self._written.done():
-            self._written.set_result(is_written)
+    if not append(report):
+        raise BusyError(log, "its buffer is full, and it took none of these rows")
+    try:
+        async with asyncio.timeout(timeout_s):
+            is_written = await written
+    except TimeoutError:
+        is_written = False
+    if not is_written:
+        raise NotLoggedError(log, "it did not write the rows in time")

@@ -1,14 +1,15 @@
-"""Errors as answers: RFC 9457 problem details, in one place.
+"""Errors as HTTP answers: the errors that only serving has, and one table from error to answer.
 
-The ``type`` of a problem is ``urn:tallystick:problem:<slug>``; docs/http-api.md lists the slugs.
+An answer is a problem by RFC 9457 with the type ``urn:tallystick:problem:<slug>``;
+docs/http-api.md lists the slugs.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from fastapi import FastAPI, Request
@@ -26,74 +27,36 @@ from tallystick.errors import (
 
 logger = logging.getLogger(__name__)
 
-MEDIA_TYPE: Final = "application/problem+json"
 LISTED_MAX: Final = 50
-"""Mismatches that an answer lists; further ones are counted."""
-RETRY_AFTER_S: Final = 1
+"""Mismatches that an answer lists; it counts the others."""
 
 
 class RequestError(InputError):
-    """A request that is refused; each kind has its status and its type."""
-
-    status: ClassVar[int] = 422
-    slug: ClassVar[str] = "invalid-request"
-    title: ClassVar[str] = "The request cannot be used"
+    """The request does not have the form that the route or the model's contract requires."""
 
 
-class NoJSONError(RequestError):
-    """The body is not JSON, or not of the expected outline."""
-
-    status = 400
-    slug = "no-json"
-    title = "The body cannot be read"
+class NotJSONError(RequestError):
+    """The body is not a JSON object."""
 
 
 class TooLargeError(RequestError):
     """The body or the batch is larger than the settings allow."""
 
-    status = 413
-    slug = "too-large"
-    title = "The request is too large"
-
 
 class TooSlowError(RequestError):
     """The body did not arrive in time."""
 
-    status = 408
-    slug = "too-slow"
-    title = "The request took too long to arrive"
-
 
 class MethodError(RequestError):
-    """The route takes another method.
-
-    Args:
-        method: The one that was used.
-        path: The route.
-    """
-
-    status = 405
-    slug = "method-not-allowed"
-    title = "Method Not Allowed"
-
-    def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"{method} {path}: this route takes POST. See docs/http-api.md.")
+    """The route takes POST only."""
 
 
 class UnknownModelError(RequestError):
-    """There is no such model."""
-
-    status = 404
-    slug = "unknown-model"
-    title = "There is no such model"
+    """The repo has no such model."""
 
 
 class NotFoundError(RequestError):
     """Something that the request names is not in the Feast registry."""
-
-    status = 404
-    slug = "not-found"
-    title = "The request names something that does not exist"
 
 
 class NotReadyError(StateError):
@@ -101,19 +64,46 @@ class NotReadyError(StateError):
 
 
 class BusyError(UnavailableError):
-    """A buffer is full; the caller may come back."""
+    """A limit is reached; the caller may try again."""
 
 
 class NotLoggedError(UnavailableError):
-    """What the caller wants to be logged for certain is not on disk; it may be later."""
+    """A log did not acknowledge rows in time; it may still write them."""
 
 
 class PredictionError(ProblemsError):
-    """The model failed, or gave something that is no probability."""
+    """The model failed, or its prediction is not a probability."""
+
+
+class ProblemType(NamedTuple):
+    """How an error is answered."""
+
+    status: int
+    slug: str
+    title: str
+    headers: Mapping[str, str] | None = None
+
+
+_RETRY: Final = {"Retry-After": "1"}
+PROBLEM_TYPES: Final[dict[type[Exception], ProblemType]] = {
+    NotJSONError: ProblemType(400, "no-json", "The body cannot be read"),
+    UnknownModelError: ProblemType(404, "unknown-model", "There is no such model"),
+    NotFoundError: ProblemType(404, "not-found", "The request names something that does not exist"),
+    MethodError: ProblemType(405, "method-not-allowed", "Method Not Allowed", {"Allow": "POST"}),
+    TooSlowError: ProblemType(408, "too-slow", "The request took too long to arrive"),
+    TooLargeError: ProblemType(413, "too-large", "The request is too large"),
+    InputError: ProblemType(422, "invalid-request", "The request cannot be used"),
+    PredictionError: ProblemType(500, "prediction-failed", "The server could not answer"),
+    Exception: ProblemType(500, "internal", "The server could not answer"),
+    BusyError: ProblemType(503, "busy", "Too many requests at once", _RETRY),
+    NotReadyError: ProblemType(503, "not-ready", "Not ready to answer", _RETRY),
+    UnavailableError: ProblemType(503, "unavailable", "A required service did not answer", _RETRY),
+}
+"""How each error is answered; an error that is not listed is answered as its base class is."""
 
 
 class ProblemList:
-    """Collects mismatches; keeps the first ``LISTED_MAX`` and counts the others."""
+    """Collects mismatches: the first ``LISTED_MAX`` are listed, the others counted."""
 
     def __init__(self) -> None:
         self.listed: list[Problem] = []
@@ -126,10 +116,10 @@ class ProblemList:
             self.listed.append(Problem(where, expected, got))
 
     def raise_if_any(self, what: str) -> None:
-        """Refuse the request if anything was wrong with it.
+        """Refuse the request if there is a mismatch.
 
         Raises:
-            RequestError: Something was.
+            RequestError: There is.
         """
         if not self.count:
             return
@@ -146,117 +136,49 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"  # noqa: PLR2004 one line
 
 
-def problem_response(
-    *,
-    status: int,
-    slug: str,
-    title: str,
-    detail: str,
-    errors: Iterable[Problem] = (),
-    retry: bool = False,
-) -> Response:
-    """An answer of ``application/problem+json``."""
-    body: dict[str, Any] = {
-        "type": f"urn:tallystick:problem:{slug}",
-        "title": title,
-        "status": status,
+def problem_response(kind: ProblemType, detail: str, **members: Any) -> Response:
+    """An answer of ``application/problem+json``, with further members."""
+    body = {
+        "type": f"urn:tallystick:problem:{kind.slug}",
+        "title": kind.title,
+        "status": kind.status,
         "detail": detail,
+        **members,
     }
-    if listed := [
-        {"where": item.where, "expected": item.expected, "got": item.got} for item in errors
-    ]:
-        body["errors"] = listed
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if retry else None
-    return Response(orjson.dumps(body), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+    return Response(
+        orjson.dumps(body),
+        status_code=kind.status,
+        headers=kind.headers,
+        media_type="application/problem+json",
+    )
+
+
+def response_of(error: Exception) -> Response:
+    """The answer to an error: the one boundary at which errors become answers."""
+    if isinstance(error, HTTPException):  # of the framework: no such route, or another method
+        phrase = HTTPStatus(error.status_code).phrase
+        slug = phrase.lower().replace(" ", "-")
+        kind = ProblemType(error.status_code, slug, phrase, error.headers)
+        return problem_response(kind, f"{error.detail}. See docs/http-api.md.")
+    kind = next(PROBLEM_TYPES[base] for base in type(error).__mro__ if base in PROBLEM_TYPES)
+    if kind.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("A request failed: %s", error, exc_info=error)
+    if not isinstance(error, TallystickError):  # its text may hold what callers must not see
+        return problem_response(kind, "Unexpected error; see the server's log.")
+    if not isinstance(error, ProblemsError):
+        return problem_response(kind, str(error))
+    problems = [
+        {"where": item.where, "expected": item.expected, "got": item.got} for item in error.problems
+    ]
+    detail = " ".join(filter(None, [error.what, error.hint]))
+    return problem_response(kind, detail, **({"errors": problems} if problems else {}))
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of ``app`` answered as a problem."""
-    app.add_exception_handler(TallystickError, _answer_tallystick)
-    app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(Exception, _answer_any)
+    """Have ``app`` answer every error as a problem."""
 
+    async def answer(_: Request, error: Exception) -> Response:
+        return response_of(error)
 
-def response_of(error: TallystickError) -> Response:
-    """The answer to one of Tallystick's errors."""
-    errors: tuple[Problem, ...] = ()
-    detail = str(error)
-    if isinstance(error, ProblemsError):
-        errors = error.problems
-        detail = " ".join(filter(None, [error.what, error.hint]))
-    if isinstance(error, RequestError):
-        response = problem_response(
-            status=error.status, slug=error.slug, title=error.title, detail=detail, errors=errors
-        )
-        if isinstance(error, MethodError):
-            response.headers["Allow"] = "POST"
-        return response
-    if isinstance(error, UnavailableError):
-        busy = isinstance(error, BusyError)
-        return problem_response(
-            status=503,
-            slug="busy" if busy else "unavailable",
-            title="Too much at once" if busy else "A service that is needed did not answer",
-            detail=detail,
-            retry=True,
-        )
-    if isinstance(error, NotReadyError):
-        return problem_response(
-            status=503,
-            slug="not-ready",
-            title="The model cannot answer yet",
-            detail=detail,
-            errors=errors,
-            retry=True,
-        )
-    if isinstance(error, InputError):
-        return problem_response(
-            status=422,
-            slug=RequestError.slug,
-            title=RequestError.title,
-            detail=detail,
-            errors=errors,
-        )
-    logger.error("A request failed: %s", error, exc_info=error)
-    return problem_response(
-        status=500,
-        slug="prediction-failed" if isinstance(error, PredictionError) else "internal",
-        title="The server could not answer",
-        detail=detail,
-        errors=errors,
-    )
-
-
-async def _answer_tallystick(request: Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, TallystickError)
-    return response_of(error)
-
-
-async def _answer_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    response = problem_response(
-        status=status,
-        slug=status.phrase.lower().replace(" ", "-"),
-        title=status.phrase,
-        detail=f"{request.method} {request.url.path}: {error.detail}. See docs/http-api.md.",
-    )
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _answer_any(request: Request, error: Exception) -> Response:
-    # The server logs the error with its trace.
-    del request, error
-    return unforeseen()
-
-
-def unforeseen() -> Response:
-    """The answer to an error whose text may hold what is no business of the caller."""
-    return problem_response(
-        status=500,
-        slug="internal",
-        title="The server could not answer",
-        detail="An error that was not foreseen; the server's log has it.",
-    )
+    for kind in (TallystickError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)

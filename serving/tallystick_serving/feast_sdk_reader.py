@@ -1,9 +1,9 @@
-"""Reads features from any online store of Feast's, through Feast's SDK.
+"""Reads features from any online store of Feast, through Feast's SDK.
 
-Such a store answers with protobuf values and an event time, and says nothing of created time, write
-time and definition: they are None in what is read here. The ttl is enforced here, since most stores
-and Feast's SDK do not. Views are taken from the registry when a contract is loaded; they must be
-defined there as the contract has them.
+Such a store answers with protobuf values and an event time, but without created time, write time
+and definition: these are None in the rows read here. The ttl is enforced here, because most stores
+and Feast's SDK do not. The views come from the registry when a contract is loaded; their
+definitions must equal the contract's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import (
     ContractError,
     DefinitionError,
-    InputError,
     Problem,
     TallystickError,
     UnavailableError,
@@ -29,7 +28,7 @@ from tallystick.errors import (
 from tallystick.online_store.online_reader import ViewRows
 from tallystick.point_in_time.feature_status import Status
 from tallystick_serving.feast_protos import EntityProtos, FeatureValues, values_of
-from tallystick_serving.thread_pool import Workers
+from tallystick_serving.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -41,115 +40,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 THREADS: Final = 16
-"""Views that are read at once from a store without an asynchronous read."""
+"""Reads that run at once in a store that has no asynchronous read."""
 WAITING_MAX: Final = 1_000
 """Reads that may wait for a thread."""
 ONE_BY_ONE: Final = frozenset({"remote"})
-"""Stores that answer every row of a call with the first one's event time."""
-
-
-class OnlineCalls:
-    """Calls of Feast's online store, off the event loop; the one place where its errors end.
-
-    Args:
-        store: Feast's feature store.
-        threads: See :data:`THREADS`.
-        waiting_max: See :data:`WAITING_MAX`.
-
-    Raises:
-        DefinitionError: Feast cannot make the online store.
-
-    Attributes:
-        service: The store in messages.
-    """
-
-    def __init__(
-        self, store: FeatureStore, *, threads: int = THREADS, waiting_max: int = WAITING_MAX
-    ) -> None:
-        from feast.infra.provider import get_provider
-
-        self._config = store.config
-        kind = str(self._config.online_store.type)
-        self.service = f"Feast's online store ({kind})"
-        self._one_by_one = kind in ONE_BY_ONE
-        try:
-            self._provider = get_provider(self._config)
-            self._asynchronous = bool(self._provider.async_supported.online.read)
-        except Exception as error:
-            # Any exception: a store may be anybody's code, and lack what it imports.
-            raise DefinitionError(
-                f"{self.service} cannot be used: {type(error).__name__}: {error}"
-            ) from error
-        self._workers = Workers(self.service, threads=threads, waiting_max=waiting_max)
-        self._complaint = ""
-
-    async def open(self) -> None:
-        """Let the store make its connections, if it makes any ahead."""
-        try:
-            await self._provider.initialize(self._config)
-        except Exception as error:  # noqa: BLE001 any store; it may be there when it is asked
-            self.complain(error)
-
-    async def close(self) -> None:
-        """Close the store's connections; waits for no call that still runs."""
-        self._workers.close()
-        try:
-            await self._provider.close()
-            # Feast's Redis store leaves this one open.
-            client = getattr(self._provider.online_store, "_client_async", None)
-            if client is not None:
-                await client.aclose()
-        except Exception as error:  # noqa: BLE001 any store; the server ends all the same
-            self.complain(error)
-
-    async def read(
-        self, table: Any, columns: Sequence[str], entities: Sequence[EntityKey]
-    ) -> list[Answer]:
-        """Rows of one view, one per entity.
-
-        Raises:
-            UnavailableError: The store failed.
-            BusyError: Too many reads wait already.
-        """
-        size = 1 if self._one_by_one else max(len(entities), 1)
-        answers: list[Answer] = []
-        try:
-            for start in range(0, len(entities), size):
-                part = list(entities[start : start + size])
-                answers += await self._read(table, columns, part)
-        except TallystickError:
-            raise
-        except Exception as error:
-            # Any exception: every store has its own. Its text may hold what is no business of
-            # whoever asks, so that only the log has it.
-            self.complain(error)
-            raise UnavailableError(self.service, type(error).__name__) from error
-        self._complaint = ""
-        return answers
-
-    async def _read(
-        self, table: Any, columns: Sequence[str], entities: list[EntityKey]
-    ) -> list[Answer]:
-        # A list of its own for each call: Feast's Redis store appends to what it is given.
-        if self._asynchronous:
-            answers = await self._provider.online_read_async(
-                self._config, table, entities, list(columns)
-            )
-        else:
-            answers = await self._workers.run(
-                lambda: self._provider.online_read(self._config, table, entities, list(columns))
-            )
-        if len(answers) != len(entities):
-            raise ValueError(f"{len(answers)} rows for {len(entities)} entities")
-        listed: list[Answer] = list(answers)
-        return listed
-
-    def complain(self, error: Exception) -> None:
-        """Log what Feast says, once for as long as it says the same."""
-        text = f"{type(error).__name__}: {error}"
-        if text != self._complaint:
-            self._complaint = text
-            logger.warning("%s: %s", self.service, text)
+"""Stores that answer all rows of a call with the event time of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +54,10 @@ class _View:
     Attributes:
         use: The view as the contract uses it.
         table: The view as Feast's registry has it.
-        request_keys: The request's entity key for each join key; None for the key of views
-            without entities, which no request names.
+        request_keys: The request's entity key for each join key; None for the key of a view without
+            entities, which requests do not have.
         keys: Makes Feast's entity keys.
-        features: The columns wanted.
+        features: The columns to read.
     """
 
     use: ViewUse
@@ -188,47 +83,47 @@ class _View:
     def rows(
         self,
         answers: Sequence[Answer],
-        places: Sequence[int | None],
+        positions: Sequence[int | None],
         *,
         request_time_us: int,
     ) -> ViewRows:
-        """What was read, in the order of the request's rows.
+        """The rows of a request.
 
         Args:
-            answers: What the store answered for each entity key.
-            places: For each row the place of its entity key, None if it has none.
-            request_time_us: Time against which the ttl holds.
+            answers: The store's answer for each entity key.
+            positions: For each row of the request the position of its entity key in ``answers``,
+                None if a key value is null.
+            request_time_us: Request time, for the ttl.
         """
         cells = values_of(self.features, [row for _, row in answers])
         events = [None if event is None else to_us(event) for event, _ in answers]
         status = []
-        for place, (_, row) in enumerate(answers):
-            # Some stores give a row of nulls for an unknown key, at the beginning of time or at
-            # none; and a time that is the beginning of time is not known.
-            events[place] = events[place] or None
-            found = row is not None and (
-                events[place] is not None
-                or any(column[place] is not None for column in cells.values())
+        for number, (_, row) in enumerate(answers):
+            # Some stores answer an unknown key with a row of nulls and no event time or 1970; 1970
+            # in a row with values means that its event time is unknown.
+            event_us = events[number] = events[number] or None
+            is_found = row is not None and (
+                event_us is not None or any(cell[number] is not None for cell in cells.values())
             )
-            status.append(self._status(events[place], request_time_us) if found else None)
+            status.append(self._status(event_us, request_time_us) if is_found else None)
         for column in cells.values():
-            for place, each in enumerate(status):
-                if each is not Status.PRESENT:
-                    column[place] = None
+            for number, found in enumerate(status):
+                if found is not Status.PRESENT:
+                    column[number] = None
         return ViewRows(
-            status=[(None if at is None else status[at]) or Status.NOT_FOUND for at in places],
-            event_us=[None if at is None or not status[at] else events[at] for at in places],
-            created_us=[None] * len(places),
-            write_us=[None] * len(places),
-            definition=[None] * len(places),
+            status=[(None if at is None else status[at]) or Status.NOT_FOUND for at in positions],
+            event_us=[None if at is None or not status[at] else events[at] for at in positions],
+            created_us=[None] * len(positions),
+            write_us=[None] * len(positions),
+            definition=[None] * len(positions),
             values={
-                name: [None if at is None else column[at] for at in places]
+                name: [None if at is None else column[at] for at in positions]
                 for name, column in cells.items()
             },
         )
 
     def _status(self, event_us: int | None, request_time_us: int) -> Status:
-        """Whether a row may be used; one whose age is not known may not where there is a ttl."""
+        """The status of a row that was found; with a ttl, a row of unknown age is too old."""
         ttl_us = self.use.spec.ttl_us
         if ttl_us is None or (event_us is not None and event_us >= request_time_us - ttl_us):
             return Status.PRESENT
@@ -239,105 +134,118 @@ class SDKReader:
     """Reads the views of one contract.
 
     Args:
-        calls: The online store.
+        client: The online store.
         views: Each view's use with the view in the registry.
 
     Raises:
         DefinitionError: A view has keys that no online store can use.
     """
 
-    def __init__(self, calls: OnlineCalls, views: Sequence[tuple[ViewUse, Any]]) -> None:
-        self._calls = calls
+    def __init__(self, client: SDKStoreClient, views: Sequence[tuple[ViewUse, Any]]) -> None:
+        self._client = client
         self._views = [_View.of(use, table) for use, table in views]
 
     async def read(
         self, keys: Mapping[str, Sequence[Any]], *, request_time_us: int
     ) -> dict[str, ViewRows]:
-        """Read all views for all rows of a request.
-
-        Args:
-            keys: Entity key of the request → its value in each row; None where there is none. All
-                have the same length.
-            request_time_us: Time of the request, against which the ttl holds.
-
-        Returns:
-            Name of the view's use → its rows, in the order of the request's.
+        """Read all views for all rows of a request; see ``OnlineReader.read``.
 
         Raises:
-            InputError: A key is missing, or of another type than the view's.
+            InputError: A key is of another type than the view's.
             UnavailableError: The store failed, or too many reads wait for it already.
         """
-        needed = {key for view in self._views for key in view.request_keys if key is not None}
-        if missing := needed - keys.keys():
-            raise InputError(
-                "The request lacks entity keys.",
-                [Problem(key, "a value in each row", "none") for key in sorted(missing)],
-            )
         no_key = [""] * len(next(iter(keys.values()), ()))
-        wanted = [
+        entities = [
             view.keys.of([no_key if key is None else keys[key] for key in view.request_keys])
             for view in self._views
         ]
         reads = [
-            asyncio.ensure_future(self._calls.read(view.table, view.use.columns, entities))
-            for view, (entities, _) in zip(self._views, wanted, strict=True)
+            asyncio.ensure_future(self._client.read_rows(view.table, view.use.columns, protos))
+            for view, (protos, _) in zip(self._views, entities, strict=True)
         ]
         try:
             found = await asyncio.gather(*reads)
         except BaseException:
-            # The others' answers are no longer wanted, nor is what they would complain of.
+            # The other answers are not needed, nor are the warnings about their failures.
             for read in reads:
                 read.cancel()
             raise
         return {
-            view.use.name: view.rows(answers, places, request_time_us=request_time_us)
-            for view, answers, (_, places) in zip(self._views, found, wanted, strict=True)
+            view.use.name: view.rows(answers, positions, request_time_us=request_time_us)
+            for view, answers, (_, positions) in zip(self._views, found, entities, strict=True)
         }
 
     async def probe(self) -> None:
-        """Read one key that need not exist, as a sign of life.
+        """Read one key that need not exist.
 
         Raises:
-            UnavailableError: The store gave none.
+            UnavailableError: The store did not answer.
         """
         for view in self._views[:1]:
-            await self._calls.read(view.table, view.use.columns, [view.keys.blank()])
+            await self._client.read_rows(view.table, view.use.columns, [view.keys.blank()])
 
 
-class SDKReaders:
-    """Any online store of Feast's; to be made and used on one event loop.
+class SDKStoreClient:
+    """Any online store of Feast, called off the event loop; to be used on one event loop.
 
     Args:
         store: Feast's feature store of the repo.
+        threads: See :data:`THREADS`.
 
     Raises:
-        DefinitionError: Feast cannot make the online store.
+        DefinitionError: Feast cannot create the online store.
+
+    Attributes:
+        service: The store in error messages.
+        has_own_timeouts: False: a call in a thread cannot be interrupted.
     """
 
-    def __init__(self, store: FeatureStore) -> None:
+    has_own_timeouts = False
+
+    def __init__(self, store: FeatureStore, *, threads: int = THREADS) -> None:
+        from feast.infra.provider import get_provider
+
         self._store = store
-        self._calls = OnlineCalls(store)
+        self._config = store.config
+        kind = str(self._config.online_store.type)
+        self.service = f"Feast's online store ({kind})"
+        self._one_by_one = kind in ONE_BY_ONE
+        try:
+            self._provider = get_provider(self._config)
+            self._asynchronous = bool(self._provider.async_supported.online.read)
+        except Exception as error:
+            # Any exception: a store may be anybody's code, and lack what it imports.
+            raise DefinitionError(
+                f"{self.service} cannot be used: {type(error).__name__}: {error}"
+            ) from error
+        self._pool = ThreadPool(self.service, threads=threads, waiting_max=WAITING_MAX)
+        self._last_warning = ""
         self._latest: SDKReader | None = None
 
-    @property
-    def service(self) -> str:
-        """The store in messages."""
-        return self._calls.service
-
-    @property
-    def keeps_time(self) -> bool:
-        """A call in a thread takes as long as it takes."""
-        return False
-
     async def open(self) -> None:
-        """Let the store make its connections, if it makes any ahead."""
-        await self._calls.open()
+        """Let the store open its connections, if it opens any ahead."""
+        try:
+            await self._provider.initialize(self._config)
+        except Exception as error:  # noqa: BLE001 any store; it may answer when it is needed
+            self._warn(error)
+
+    async def close(self) -> None:
+        """Close the store's connections; do not wait for calls that still run."""
+        self._pool.close()
+        try:
+            await self._provider.close()
+            # Feast's Redis store leaves this client open.
+            client = getattr(self._provider.online_store, "_client_async", None)
+            if client is not None:
+                await client.aclose()
+        except Exception as error:  # noqa: BLE001 any store; the server ends all the same
+            self._warn(error)
 
     def reader(self, contract: ModelContract) -> SDKReader:
-        """The reader of a contract's views, after comparing them with the registry's.
+        """A reader of a contract's views, after a comparison with the registry's views.
 
         Raises:
-            ContractError: The registry lacks a view, or has it otherwise; all are listed.
+            ContractError: The registry lacks a view, or defines it differently; all are listed.
             DefinitionError: A view has keys that no online store can use.
             UnavailableError: The registry cannot be read.
         """
@@ -353,19 +261,67 @@ class SDKReaders:
                 problems.append(Problem(f"view {use.spec.name}", ours, theirs))
         if problems:
             raise ContractError(
-                f"The contract of {contract.model!r} does not fit the registry, and "
-                f"{self.service} does not say how its rows are defined.",
+                f"The contract of {contract.model!r} does not fit the registry, and rows in "
+                f"{self.service} do not record their definition.",
                 problems,
                 hint="Undo the change and register it:  tally apply ; or train again:  "
                 f"tally train {contract.model}",
             )
-        self._latest = SDKReader(
-            self._calls, [(use, tables[use.spec.name]) for use in contract.views]
-        )
+        self._latest = SDKReader(self, [(use, tables[use.spec.name]) for use in contract.views])
         return self._latest
 
+    async def ping(self) -> None:
+        """Read one key of the contract that was loaded last; it need not exist.
+
+        Raises:
+            UnavailableError: The store did not answer.
+        """
+        if self._latest is not None:
+            await self._latest.probe()
+
+    async def read_rows(
+        self, table: Any, columns: Sequence[str], entities: Sequence[EntityKey]
+    ) -> list[Answer]:
+        """Rows of one view, one per entity.
+
+        Raises:
+            UnavailableError: The store failed.
+            BusyError: Too many reads wait already.
+        """
+        size = 1 if self._one_by_one else max(len(entities), 1)
+        answers: list[Answer] = []
+        try:
+            for start in range(0, len(entities), size):
+                part = list(entities[start : start + size])
+                answers += await self._read_part(table, columns, part)
+        except TallystickError:
+            raise
+        except Exception as error:
+            # Any exception: every store has its own. Only the log has its text, which may hold
+            # what callers must not see.
+            self._warn(error)
+            raise UnavailableError(self.service, type(error).__name__) from error
+        self._last_warning = ""
+        return answers
+
+    async def _read_part(
+        self, table: Any, columns: Sequence[str], entities: list[EntityKey]
+    ) -> list[Answer]:
+        # A list of its own for each call: Feast's Redis store appends to its argument.
+        if self._asynchronous:
+            answers = await self._provider.online_read_async(
+                self._config, table, entities, list(columns)
+            )
+        else:
+            answers = await self._pool.run(
+                lambda: self._provider.online_read(self._config, table, entities, list(columns))
+            )
+        if len(answers) != len(entities):
+            raise ValueError(f"{len(answers)} rows for {len(entities)} entities")
+        return list(answers)
+
     def _tables(self, names: Sequence[str]) -> dict[str, Any]:
-        """The registry's views by name, as it is now; None for those that it lacks."""
+        """The registry's views by name, read now; None for those that it lacks."""
         from feast.errors import FeastObjectNotFoundException
 
         found: dict[str, Any] = {}
@@ -373,7 +329,7 @@ class SDKReaders:
             self._store.refresh_registry()
             for name in names:
                 try:
-                    # Not the store's method of that name, which hides the key of views without.
+                    # The store's method of that name hides the key of views without entities.
                     found[name] = self._store.registry.get_feature_view(
                         name, self._store.project, allow_cache=True
                     )
@@ -381,19 +337,13 @@ class SDKReaders:
                     found[name] = None
         except Exception as error:
             # Any exception: a registry may be a file, a database or a service.
-            self._calls.complain(error)
+            self._warn(error)
             raise UnavailableError("Feast's registry", type(error).__name__) from error
         return found
 
-    async def ping(self) -> None:
-        """Read a key of the contract that was loaded last.
-
-        Raises:
-            UnavailableError: The store gave no answer.
-        """
-        if self._latest is not None:
-            await self._latest.probe()
-
-    async def close(self) -> None:
-        """Close the store's connections."""
-        await self._calls.close()
+    def _warn(self, error: Exception) -> None:
+        """Log what Feast raised, unless the last warning said the same."""
+        text = f"{type(error).__name__}: {error}"
+        if text != self._last_warning:
+            self._last_warning = text
+            logger.warning("%s: %s", self.service, text)

@@ -1,7 +1,7 @@
-"""The routes that Feast's own server has, answered by Feast itself, but for plain pushes.
+"""The routes of Feast's own server, answered by Feast; plain pushes are written without it.
 
-Feast is imported and its registry read by the first request that needs them, in a thread; the
-prediction path never comes here. The registry is read again in the background, not by a request.
+The first request that needs Feast imports it and reads the registry, in a thread; predictions never
+do. The registry is read again in the background, not by a request.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -22,7 +21,8 @@ from tallystick.errors import DataError, TallystickError, UnavailableError
 from tallystick_serving.error_responses import NotFoundError, RequestError
 from tallystick_serving.online_features import FeaturePlans
 from tallystick_serving.push import PushedRows
-from tallystick_serving.store_config import Project
+from tallystick_serving.store_config import StoreConfig
+from tallystick_serving.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 THREADS: Final = 4
+WAITING_MAX: Final = 1_000
+"""Calls that may wait for a thread."""
 READ_S: Final = 5.0
 """Seconds that a read through Feast may take."""
 REGISTRY_REFRESH_S: Final = 2.0
@@ -69,8 +71,8 @@ class FeastStore:
     """Feast's feature store of a repo, opened when it is first needed.
 
     Args:
-        project: The repo.
-        plans: What was asked for before, and needs Feast no more.
+        config: The repo.
+        plans: Plans of earlier requests for features, which need Feast no more.
         store: Feast's feature store, if it is open already.
 
     Attributes:
@@ -78,12 +80,12 @@ class FeastStore:
     """
 
     def __init__(
-        self, project: Project, plans: FeaturePlans, store: FeatureStore | None = None
+        self, config: StoreConfig, plans: FeaturePlans, store: FeatureStore | None = None
     ) -> None:
         self.plans = plans
-        self._project = project
-        self._pushed = PushedRows(project)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="feast")
+        self._config = config
+        self._pushed = PushedRows(config)
+        self._pool = ThreadPool("Feast", threads=THREADS, waiting_max=WAITING_MAX)
         self._opening = asyncio.Lock()
         self._store = store
         self._refreshing: asyncio.Task[None] | None = None
@@ -132,8 +134,8 @@ class FeastStore:
         await self._call(run)
 
     def _packed_views(self, store: FeatureStore, request: PushRequest) -> tuple[ViewSpec, ...]:
-        """The views that take a push in packed form; none where Feast has to write it itself."""
-        is_plain = self._project.is_packed and not self._project.is_versioned
+        """The views that a push writes without Feast; none if Feast has to write it."""
+        is_plain = self._config.is_packed and not self._config.is_versioned
         if not is_plain or request.to != "online":
             return ()
         return self._pushed.views_of(store, request.push_source_name)
@@ -160,44 +162,38 @@ class FeastStore:
             self._refreshing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._refreshing
-        # A call that hangs must not keep the server from ending.
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def _opened(self) -> FeatureStore:
         async with self._opening:
             if self._store is None:
-                loop = asyncio.get_running_loop()
-                self._store = await loop.run_in_executor(
-                    self._threads, open_feast, self._project.path
-                )
+                self._store = await self._pool.run(lambda: open_feast(self._config.path))
             if self._refreshing is None:
                 self._refreshing = asyncio.create_task(self._refresh(self._store))
         return self._store
 
     async def _refresh(self, store: FeatureStore) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(REGISTRY_REFRESH_S)
             try:
-                await loop.run_in_executor(self._threads, store.refresh_registry)
-                self._pushed.forget()
-                await loop.run_in_executor(self._threads, self.plans.renew, store)
+                await self._pool.run(store.refresh_registry)
+                self._pushed.clear()
+                await self._pool.run(lambda: self.plans.renew(store))
             except Exception as error:  # noqa: BLE001 any registry may be behind it; the cache serves
                 logger.warning("Feast's registry cannot be read again: %s", error)
 
     async def _call(
         self, function: Callable[[], Result], *, timeout_s: float | None = None
     ) -> Result:
-        """Call Feast in a thread; the one place where its errors become Tallystick's.
+        """Call Feast in a thread; its errors become Tallystick's here.
 
-        A call that hangs keeps its thread, but not the request that waits for it.
+        A call that hangs occupies its thread, but its request is answered.
         """
         from feast.errors import FeastError, FeastObjectNotFoundException
 
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):
-                return await loop.run_in_executor(self._threads, function)
+                return await self._pool.run(function)
         except TimeoutError as error:
             raise UnavailableError("Feast's online store", f"no answer in {timeout_s} s") from error
         except DataError as error:
@@ -211,11 +207,11 @@ class FeastStore:
         except (ValueError, TypeError, KeyError) as error:
             raise RequestError(f"Feast cannot use the request: {error}") from error
         except Exception as error:
-            if self._project.is_packed:
+            if self._config.is_packed:
                 raise
-            # Another online store: each has errors of its own.
+            # Any exception: every online store has its own.
             logger.warning("Feast failed: %s: %s", type(error).__name__, error)
-            service = f"Feast's online store ({self._project.online_store})"
+            service = f"Feast's online store ({self._config.online_store})"
             raise UnavailableError(service, type(error).__name__) from error
 
 

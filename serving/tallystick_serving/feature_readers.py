@@ -1,4 +1,4 @@
-"""Where predictions read features: from Tallystick's online store, or from any other of Feast's."""
+"""Where serving reads features: Tallystick's online store, or any other online store of Feast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tallystick.online_store.redis_connection import (
     redis_errors,
     shown_address,
 )
-from tallystick_serving.store_config import Project
+from tallystick_serving.store_config import StoreConfig
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -24,44 +24,44 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Reader(Protocol):
+class FeatureReader(Protocol):
     """Reads the views of one contract."""
 
     async def read(
         self, keys: Mapping[str, Sequence[Any]], *, request_time_us: int
     ) -> dict[str, ViewRows]:
-        """Read all views for all rows of a request; as ``OnlineReader.read``."""
+        """Read all views for all rows of a request; see ``OnlineReader.read``."""
         ...
 
 
-class Readers(Protocol):
-    """An online store, as serving needs it: a reader for each contract, and whether it answers."""
+class StoreClient(Protocol):
+    """An online store, as serving needs it."""
 
     @property
     def service(self) -> str:
-        """What did not answer, in messages; nothing secret."""
+        """The store in error messages, without secrets."""
         ...
 
     @property
-    def keeps_time(self) -> bool:
-        """Whether its readers give up by themselves once a request's time is over."""
+    def has_own_timeouts(self) -> bool:
+        """Whether its readers give up by themselves when a request's time is over."""
         ...
 
-    def reader(self, contract: ModelContract) -> Reader:
-        """The reader of a contract's views; may take seconds, so not on the event loop.
+    def reader(self, contract: ModelContract) -> FeatureReader:
+        """A reader of a contract's views; may take seconds, so not on the event loop.
 
         Raises:
-            ContractError: The store does not have the views as the contract does.
+            ContractError: The store's views differ from the contract's.
             DefinitionError: A view has keys that the online store cannot use.
-            UnavailableError: What has to be asked for that did not answer.
+            UnavailableError: The store or the registry did not answer.
         """
         ...
 
     async def ping(self) -> None:
-        """Ask the store for a sign of life.
+        """Check that the store answers.
 
         Raises:
-            UnavailableError: It gave none.
+            UnavailableError: It does not.
         """
         ...
 
@@ -70,11 +70,11 @@ class Readers(Protocol):
         ...
 
 
-class PackedReaders:
-    """Tallystick's own store: packed rows, read from Redis without Feast.
+class RedisStoreClient:
+    """Tallystick's own store, read from Redis without Feast.
 
     Args:
-        project: The repo.
+        config: The repo.
         timeout_s: Seconds to connect, and to wait for an answer, at most.
 
     Raises:
@@ -82,79 +82,78 @@ class PackedReaders:
         UnavailableError: The embedded Redis does not start.
 
     Attributes:
-        client: What Redis is read with.
-        service: Where it is, in messages.
-        keeps_time: See :class:`Readers`.
+        redis: The client of Redis.
+        service: See :class:`StoreClient`.
+        has_own_timeouts: See :class:`StoreClient`.
     """
 
-    def __init__(self, project: Project, *, timeout_s: float) -> None:
-        self.client: Any = connect_for_reads(
-            project.connection_string,
-            project.path,
-            redis_type=project.redis_type,
-            sentinel_master=project.sentinel_master,
-            connect_timeout_s=min(timeout_s, project.connect_timeout_s),
-            read_timeout_s=min(timeout_s, project.read_timeout_s),
+    def __init__(self, config: StoreConfig, *, timeout_s: float) -> None:
+        self.redis: Any = connect_for_reads(
+            config.connection_string,
+            config.path,
+            redis_type=config.redis_type,
+            sentinel_master=config.sentinel_master,
+            connect_timeout_s=min(timeout_s, config.connect_timeout_s),
+            read_timeout_s=min(timeout_s, config.read_timeout_s),
             budget_s=timeout_s,
         )
-        self.keeps_time = True
-        self._is_versioned = project.is_versioned
-        self.service = shown_address(self.client)
+        self._is_versioned = config.is_versioned
+        self.service = shown_address(self.redis)
 
     def reader(self, contract: ModelContract) -> OnlineReader:
-        """The reader of a contract's views; rows say themselves how they were defined.
+        """A reader of a contract's views; each row says how it was defined.
 
         Raises:
-            DefinitionError: Feast keeps the versions of a view apart, which a contract does not.
+            DefinitionError: Feast stores versions of a view, which a contract does not have.
         """
         if self._is_versioned:
             raise DefinitionError(
-                "Models cannot be served while Feast keeps the versions of a view apart online: "
+                "Models cannot be served while Feast stores each version of a view online: "
                 "remove  enable_online_feature_view_versioning  from feature_store.yaml."
             )
-        return OnlineReader(self.client, contract.project, contract.views)
+        return OnlineReader(self.redis, contract.project, contract.views)
 
     async def ping(self) -> None:
-        """See :class:`Readers`."""
-        with redis_errors(self.client):
-            await self.client.ping()
+        """See :class:`StoreClient`."""
+        with redis_errors(self.redis):
+            await self.redis.ping()
 
     async def close(self) -> None:
-        """See :class:`Readers`."""
-        await self.client.aclose()
+        """See :class:`StoreClient`."""
+        await self.redis.aclose()
 
 
 @asynccontextmanager
-async def _giving_up(readers: Readers, timeout_s: float) -> AsyncIterator[None]:
+async def _giving_up(store: StoreClient, timeout_s: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(timeout_s):
             yield
     except TimeoutError as error:
-        raise UnavailableError(readers.service, f"no answer in {timeout_s} s") from error
+        raise UnavailableError(store.service, f"no answer in {timeout_s} s") from error
 
 
-def within(readers: Readers, timeout_s: float) -> AbstractAsyncContextManager[None]:
-    """A block in which a store is read, for ``timeout_s`` seconds at most.
-
-    Raises:
-        UnavailableError: In the block, once its time is over.
-    """
-    return nullcontext() if readers.keeps_time else _giving_up(readers, timeout_s)
-
-
-async def sdk_readers(project: Project, store: FeatureStore) -> Readers:
-    """Another online store of Feast's, through its SDK; says once what that costs.
+def within(store: StoreClient, timeout_s: float) -> AbstractAsyncContextManager[None]:
+    """A block that reads a store, for ``timeout_s`` seconds at most.
 
     Raises:
-        DefinitionError: Feast cannot make the store.
+        UnavailableError: In the block, when its time is over.
     """
-    from tallystick_serving.feast_sdk_reader import SDKReaders
+    return nullcontext() if store.has_own_timeouts else _giving_up(store, timeout_s)
+
+
+async def open_sdk_store(config: StoreConfig, store: FeatureStore) -> StoreClient:
+    """Another online store of Feast, read through its SDK; logs once what that costs.
+
+    Raises:
+        DefinitionError: Feast cannot create the store.
+    """
+    from tallystick_serving.feast_sdk_reader import SDKStoreClient
 
     logger.warning(
         "online_store is %s: features are read through Feast's SDK, slower than from Tallystick's "
-        "own store, and some of its guarantees are missing:  tally check  lists them.",
-        project.online_store,
+        "own store, and with fewer guarantees:  tally check  lists them.",
+        config.online_store,
     )
-    readers = SDKReaders(store)
-    await readers.open()
-    return readers
+    client = SDKStoreClient(store)
+    await client.open()
+    return client

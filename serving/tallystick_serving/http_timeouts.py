@@ -1,4 +1,4 @@
-"""uvicorn's HTTP, but for connections that begin a request and do not go on."""
+"""uvicorn's HTTP protocol, with a timeout for requests that begin and do not go on."""
 
 from __future__ import annotations
 
@@ -7,66 +7,66 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tallystick_serving.admission import WHOLE
+from tallystick_serving.admission import BODY_COMPLETE
 
 
-class PatientProtocol(HttpToolsProtocol):
-    """Closes connections that keep it waiting within a request.
+class TimeoutProtocol(HttpToolsProtocol):
+    """Closes connections on which the rest of a request does not arrive in time.
 
-    uvicorn bounds how long a connection may stay idle between two requests, but not how long it may
-    take to send the first line and the headers, or the rest of a body that was answered already. A
-    body that is not answered yet is bounded in the lane.
+    uvicorn bounds how long a connection may be idle between two requests, but not how long it may
+    take to send its headers, or the rest of a body after the answer. Admission control bounds the
+    time of a body before the answer.
 
     Attributes:
-        timeout_s: Seconds that it waits.
+        timeout_s: Seconds that a connection may take.
     """
 
     timeout_s: ClassVar[float] = 5.0
-    _is_in_head = True
-    _is_in_message = False
+    _awaits_headers = True
+    _awaits_body = False
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Wait for the first head."""
+        """Start the timer for the first headers."""
         super().connection_made(transport)
-        self._watch()
+        self._set_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
-        self._is_in_head = self._is_in_message = False
-        self._watch()
+        """Stop the timer."""
+        self._awaits_headers = self._awaits_body = False
+        self._set_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See what is awaited next."""
+        """Start or stop the timer."""
         super().data_received(data)
-        self._watch()
+        self._set_timer()
 
     def on_message_begin(self) -> None:
-        """Take the first byte of a request."""
-        self._is_in_head = self._is_in_message = True
+        """The first byte of a request has arrived."""
+        self._awaits_headers = self._awaits_body = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Take the last byte of a head."""
-        self._is_in_head = False
+        """The headers are complete."""
+        self._awaits_headers = False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Take the last byte of a body."""
-        self._is_in_message = False
-        self.scope[WHOLE] = True  # type: ignore[typeddict-unknown-key]
+        """The body is complete."""
+        self._awaits_body = False
+        self.scope[BODY_COMPLETE] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """See whether the rest of a body is awaited, which nobody reads."""
+        """Start the timer if a rest of the body is still to come, which no handler reads."""
         super().on_response_complete()
-        self._watch()
+        self._set_timer()
 
-    def _watch(self) -> None:
-        """Keep a timer while something is awaited; most arrives whole, and needs none."""
+    def _set_timer(self) -> None:
+        """Run a timer while data is awaited; most requests arrive in one piece and need none."""
         is_answered = self.cycle is not None and self.cycle.response_complete
-        is_awaited = self._is_in_head or (self._is_in_message and is_answered)
+        is_awaited = self._awaits_headers or (self._awaits_body and is_answered)
         if is_awaited and self._timer is None:
             self._timer = self.loop.call_later(self.timeout_s, self.transport.close)
         elif not is_awaited and self._timer is not None:
@@ -74,6 +74,6 @@ class PatientProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-def patient_protocol(timeout_s: float) -> type[PatientProtocol]:
-    """The protocol with a timeout of its own."""
-    return type("PatientProtocol", (PatientProtocol,), {"timeout_s": timeout_s})
+def timeout_protocol(timeout_s: float) -> type[TimeoutProtocol]:
+    """The protocol with a given timeout."""
+    return type("TimeoutProtocol", (TimeoutProtocol,), {"timeout_s": timeout_s})

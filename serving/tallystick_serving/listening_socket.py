@@ -1,4 +1,4 @@
-"""Sockets to listen on; taken before anything is loaded, so that a clash is told at once."""
+"""Listening sockets, opened before anything is loaded, so that a conflict fails at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def listening(host: str, port: int, uds: Path | None) -> Iterator[socket.socket]
         uds: Unix socket to listen on instead.
 
     Raises:
-        InputError: The address cannot be had.
+        InputError: The address cannot be listened on.
     """
     if uds is not None:
         with socket.socket(socket.AF_UNIX) as listener:
@@ -50,11 +50,11 @@ def listening(host: str, port: int, uds: Path | None) -> Iterator[socket.socket]
 
 
 @contextmanager
-def listening_beside(shared: socket.socket, number: int) -> Iterator[socket.socket]:
-    """The own socket of a worker: the shared one's port plus its number, or its path with it.
+def listening_for_worker(shared: socket.socket, number: int) -> Iterator[socket.socket]:
+    """A worker's own socket: the port of the shared socket plus ``number``, or its path plus it.
 
     Raises:
-        InputError: The address cannot be had.
+        InputError: The address cannot be listened on.
     """
     address = shared.getsockname()
     if shared.family == socket.AF_UNIX:
@@ -66,7 +66,7 @@ def listening_beside(shared: socket.socket, number: int) -> Iterator[socket.sock
 
 
 def _bind_path(listener: socket.socket, path: Path) -> None:
-    """Bind to a path; a socket that a dead server left there is replaced, a living one's is not."""
+    """Bind to a path; replace the socket of a server that has ended, but not of one that runs."""
     if path.is_socket():
         with socket.socket(socket.AF_UNIX) as probe:
             try:
@@ -78,5 +78,6 @@ def _bind_path(listener: socket.socket, path: Path) -> None:
         listener.listen(BACKLOG)
     except OSError as error:
         raise InputError(
-            f"Socket {path} cannot be listened on ({error}); choose another path."
+            f"Socket {path} cannot be listened on ({error}); choose another one:  "
+            "tally serve --uds PATH"
         ) from error

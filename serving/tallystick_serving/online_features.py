@@ -1,9 +1,9 @@
-"""Answers to ``/get-online-features`` without Feast, where Feast would do nothing but read.
+"""Answers to ``/get-online-features`` without Feast, where Feast would only read the store.
 
-What a feature service or a list of features means is worked out once from the registry: a *plan*.
-With it a request is one read of the online store and an answer put together column by column. The
-answer is Feast's to the letter. Where Feast has more to do (on-demand views, other stores, keys
-that it would coerce), there is no plan, and Feast answers by itself.
+A *plan* says how a feature service or a list of features is read; it is made once, from the
+registry. With a plan a request is one read of the online store, and the answer is written column
+by column, equal to Feast's to the byte. Where Feast does more (on-demand views, other stores, keys
+that it would coerce), there is no plan, and Feast answers.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ if TYPE_CHECKING:
     from tallystick.online_store.redis_connection import ReadClient
 
 _KEY_TYPES: Final = frozenset({"INT32", "INT64", "STRING"})
-"""Types of keys that are in JSON what they are in the store."""
+"""Types of keys that need no conversion between JSON and the store."""
 _NO_TIME: Final = "1970-01-01T00:00:00Z"
 PLANS_MAX: Final = 1_000
-
 
 logger = logging.getLogger(__name__)
 
 Request: TypeAlias = tuple[str | None, tuple[str, ...], bool]
-"""Feature service or features that are asked for, and whether by full names."""
+"""The feature service or the features of a request, and whether it requires full names."""
 
 
 class FeaturePlans:
-    """The plans of what was asked for so far.
+    """The plans of earlier requests.
 
     Args:
-        client: What Redis is read with; None for another online store, which has no plans.
+        client: The client of Redis; None for another online store, which has no plans.
     """
 
     def __init__(self, client: ReadClient | None) -> None:
@@ -63,11 +62,11 @@ class FeaturePlans:
                     content.get("full_feature_names", False),
                 )
             )
-        except TypeError:  # a body of another outline, which is told elsewhere
+        except TypeError:  # a malformed body, which the route reports
             return None
 
     def learn(self, store: FeatureStore, request: Request) -> None:
-        """Make a plan for what was asked for the first time; in a thread."""
+        """Make a plan for a request that has none; in a thread."""
         if self._client is None or request in self._plans:
             return
         with self._making:
@@ -77,7 +76,7 @@ class FeaturePlans:
 
     def renew(self, store: FeatureStore) -> None:
         """Make all plans again if the registry has changed; in a thread."""
-        with self._making:  # a plan made of the old registry meanwhile would stay
+        with self._making:  # or a plan of the old registry, made meanwhile, would stay
             registry = store.registry.proto().SerializeToString(deterministic=True)
             if registry == self._registry:
                 return
@@ -87,7 +86,7 @@ class FeaturePlans:
     def _made(self, store: FeatureStore, request: Request) -> FeaturePlan | None:
         try:
             return make_plan(store, self._client, request)
-        except Exception as error:  # noqa: BLE001 whatever it is, Feast will say it to who asks
+        except Exception as error:  # noqa: BLE001 Feast answers the request with it
             logger.debug("There is no plan for %s: %s", request, error)
             return None
 
@@ -98,8 +97,8 @@ class FeaturePlan:
     Args:
         reader: Reads the views.
         uses: The views, in the order in which they are answered.
-        keys: Join keys that a request has to name.
-        full_names: Whether features are answered with the names of their views.
+        keys: Join keys that a request must have.
+        full_names: Whether names of features include the names of their views.
     """
 
     def __init__(
@@ -178,12 +177,12 @@ class _AnsweredView:
 
 
 def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan | None:
-    """Work out from Feast's registry how features are read; None where Feast has to do it.
+    """Make a plan from Feast's registry; None if Feast has to answer.
 
     Args:
-        store: Feast's store; its registry is read.
-        client: What Redis is read with.
-        request: What is asked for.
+        store: Feast's store.
+        client: The client of Redis.
+        request: The requested features.
 
     Raises:
         FeastError: There is no such service, view or feature.
@@ -193,26 +192,26 @@ def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan
     from tallystick.online_store.feast_answers import spec_of
 
     feature_service, features, full_names = request
-    wanted: Any = list(features)
+    requested: Any = list(features)
     if feature_service:
-        wanted = store.get_feature_service(feature_service, allow_cache=True)
-    if not _is_plain(store, wanted):
+        requested = store.get_feature_service(feature_service, allow_cache=True)
+    if not _is_plain(store, requested):
         return None
     context = utils._get_online_request_context(  # noqa: SLF001 - Feast has no public form of it
-        store.registry, store.project, wanted, full_names
+        store.registry, store.project, requested, full_names
     )
     _, on_demand, _, _, _, grouped, _, needed, without_entity = context
     if on_demand or needed or without_entity:
         return None
     uses = []
-    for table, requested in grouped:
+    for table, columns in grouped:
         spec = spec_of(table)
         mapped = table.projection.join_key_map
         use = ViewUse(
             spec=spec,
             name=table.projection.name_to_use(),
             key_map={key: mapped.get(key, key) for key in spec.key_names},
-            columns=tuple(requested),
+            columns=tuple(columns),
         )
         if not _is_answered_here(use):
             return None
@@ -227,14 +226,14 @@ def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan
     )
 
 
-def _is_plain(store: FeatureStore, wanted: Any) -> bool:
-    """Whether nothing of Feast's own comes between a request and the store's rows."""
+def _is_plain(store: FeatureStore, requested: Any) -> bool:
+    """Whether Feast would answer with the store's rows as they are."""
     config = store.config
     if getattr(config.registry, "enable_online_feature_view_versioning", False):
         return False
     if getattr(getattr(config, "auth_config", None), "type", "no_auth") != "no_auth":
         return False
-    return not getattr(wanted, "precompute_online", False)
+    return not getattr(requested, "precompute_online", False)
 
 
 def _is_answered_here(use: ViewUse) -> bool:

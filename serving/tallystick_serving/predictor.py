@@ -1,4 +1,4 @@
-"""From checked instances to logged predictions, by one version of one model."""
+"""One version of one model: reads features for instances and predicts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.online_store.online_reader import ViewRows
 from tallystick.prediction_log.record import Predictions
 from tallystick_serving.error_responses import PredictionError
-from tallystick_serving.feature_readers import Readers, within
+from tallystick_serving.feature_readers import StoreClient, within
 from tallystick_serving.instance_validation import InstanceChecker
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a request gets, and what the log keeps.
+    """The answer to a request.
 
     Attributes:
-        record: The predictions as they are logged.
+        record: The predictions, as they are logged.
         positive: Whether each probability reaches the model's threshold.
     """
 
@@ -39,18 +39,18 @@ class Predictor:
     Args:
         champion: Which version it is.
         bundle: Its contract, estimator and on-demand functions.
-        readers: The online store, of which the contract's views are read.
+        store: The online store that the contract's views are read from.
         timeout_s: Seconds that a request may wait for the online store.
 
     Raises:
-        ContractError: The model takes a type that a request cannot carry, or the store does not
-            have the views as the contract does.
+        ContractError: The model takes a type that a request cannot carry, or the store's views
+            differ from the contract's.
         DefinitionError: A view has keys that the online store cannot use.
-        UnavailableError: What has to be asked for the views did not answer.
+        UnavailableError: The store or the registry did not answer.
     """
 
     def __init__(
-        self, champion: Champion, bundle: Bundle, readers: Readers, *, timeout_s: float
+        self, champion: Champion, bundle: Bundle, store: StoreClient, *, timeout_s: float
     ) -> None:
         self.champion = champion
         self.contract = bundle.contract
@@ -62,8 +62,8 @@ class Predictor:
             for use in bundle.contract.views
             for column in use.columns
         ]
-        self._readers = readers
-        self._reader = readers.reader(bundle.contract)
+        self._store = store
+        self._reader = store.reader(bundle.contract)
         self._timeout_s = timeout_s
 
     async def predict(
@@ -78,9 +78,9 @@ class Predictor:
 
         Raises:
             UnavailableError: The online store did not answer in time.
-            DamagedError: Something that is no row lies in it.
+            DamagedError: A value in the store is not a row.
             DefinitionError: An on-demand function failed.
-            PredictionError: The model failed, or gave something that is no probability.
+            PredictionError: The model failed, or its prediction is not a probability.
         """
         views, values = await self.features(columns, request_us=request_us)
         probabilities = self.probabilities(values)
@@ -93,7 +93,7 @@ class Predictor:
             views=views,
             values=values,
             prediction=probabilities,
-            # A duration, so not by the process clock, which stands still in a replay.
+            # Not by the process clock, which stands still in a replay.
             latency_us=(time.perf_counter_ns() - started_ns) // 1000,
         )
         threshold = self.contract.threshold
@@ -102,21 +102,22 @@ class Predictor:
     async def features(
         self, columns: Mapping[str, Sequence[Any]], *, request_us: int
     ) -> tuple[dict[str, ViewRows], dict[str, Sequence[Any]]]:
-        """Read and compute what the model would see.
+        """Read and compute the features that the model sees.
 
         Args:
             columns: Entity key or request field → its value in each instance.
             request_us: Request time.
 
         Returns:
-            What was read of each view, and ``view__feature`` → its value in each instance.
+            The rows of each view, and ``view__feature`` → its value in each instance.
 
         Raises:
             UnavailableError: The online store did not answer in time.
-            DamagedError: Something that is no row lies in it.
+            DamagedError: A value in the store is not a row.
             DefinitionError: An on-demand function failed.
         """
-        views = await self._read(columns, request_us)
+        async with within(self._store, self._timeout_s):
+            views = await self._reader.read(columns, request_time_us=request_us)
         values: dict[str, Sequence[Any]] = {
             name: views[view].values[column] for name, view, column in self._stored
         }
@@ -131,7 +132,7 @@ class Predictor:
             values: ``view__feature`` → one value per row, None for null.
 
         Raises:
-            PredictionError: The model failed, or gave something that is no probability.
+            PredictionError: The model failed, or its prediction is not a probability.
         """
         matrix = feature_matrix(self.contract, values)
         try:
@@ -144,14 +145,8 @@ class Predictor:
             ) from error
         if not np.isfinite(positive).all():
             raise PredictionError(
-                f"Model {self.contract.model!r} version {self.champion.version} gave a prediction "
-                "that is not finite."
+                f"Model {self.contract.model!r} version {self.champion.version} returned a "
+                "prediction that is not finite."
             )
         listed: list[float] = positive.tolist()
         return listed
-
-    async def _read(
-        self, columns: Mapping[str, Sequence[Any]], request_us: int
-    ) -> dict[str, ViewRows]:
-        async with within(self._readers, self._timeout_s):
-            return await self._reader.read(columns, request_time_us=request_us)

@@ -1,8 +1,8 @@
-"""Rows pushed to the online store, written by the fold directly.
+"""Rows pushed to plain views, written to the online store without Feast.
 
-Feast's own way to write a push decodes the whole registry and goes through pandas and protobuf,
-which costs tens of milliseconds. Where a push source feeds plain views only, the rows go straight
-into packed form; the rule by which they are taken is the store's, the same on both ways.
+For each push Feast decodes the whole registry and goes through pandas and protobuf, which costs
+tens of milliseconds. Rows of a push source that feeds plain views only go straight to the store's
+bulk writer, under the same point-in-time rule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tallystick.errors import DataError, Problem
 from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.journal.write_journal import journal_of
 from tallystick.online_store.redis_connection import SyncClient, connect
-from tallystick_serving.store_config import Project
+from tallystick_serving.store_config import StoreConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,19 +29,19 @@ class PushedRows:
     """Writes pushed rows of plain views.
 
     Args:
-        project: The repo.
+        config: The repo.
     """
 
-    def __init__(self, project: Project) -> None:
-        self._project = project
+    def __init__(self, config: StoreConfig) -> None:
+        self._config = config
         self._views: dict[str, tuple[ViewSpec, ...]] = {}
 
-    def forget(self) -> None:
-        """Read the registry again when next asked; it may have changed."""
+    def clear(self) -> None:
+        """Read the registry again at the next push; it may have changed."""
         self._views = {}
 
     def views_of(self, store: FeatureStore, source: str) -> tuple[ViewSpec, ...]:
-        """The views that a push source feeds; none where Feast has to write them itself."""
+        """The views that a push source feeds; none if Feast has to write them."""
         if source not in self._views:
             self._views[source] = _plain_views(store, source)
         return self._views[source]
@@ -61,21 +61,21 @@ class PushedRows:
         for spec, table in tables:
             write_table(
                 self._client,
-                self._project.name,
+                self._config.name,
                 spec,
                 table,
                 write_us=process_clock().now_us(),
-                key_ttl_s=self._project.key_ttl_s,
-                journal=journal_of(self._project.state_dir) if self._project.journal else None,
+                key_ttl_s=self._config.key_ttl_s,
+                journal=journal_of(self._config.state_dir) if self._config.journal else None,
             )
 
     @cached_property
     def _client(self) -> SyncClient:
         return connect(
-            self._project.connection_string,
-            self._project.path,
-            redis_type=self._project.redis_type,
-            sentinel_master=self._project.sentinel_master,
+            self._config.connection_string,
+            self._config.path,
+            redis_type=self._config.redis_type,
+            sentinel_master=self._config.sentinel_master,
         )
 
 
@@ -98,17 +98,17 @@ def _plain_views(store: FeatureStore, source: str) -> tuple[ViewSpec, ...]:
 
 
 def _table(spec: ViewSpec, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """The columns that a view takes, each of its type; what is missing is told by the store."""
+    """The columns of a view, each of its type; the bulk writer reports missing ones."""
     import pyarrow as pa
 
     moments = [spec.event_column, *([spec.created_column] if spec.created_column else [])]
-    wanted = (
+    required = (
         *spec.join_keys,
         *spec.columns,
         *(Column(name=name, dtype="UNIX_TIMESTAMP") for name in moments),
     )
     arrays, problems = {}, []
-    for column in wanted:
+    for column in required:
         if column.name not in columns:
             continue
         values = columns[column.name]
@@ -126,7 +126,7 @@ def _array(values: Sequence[Any], dtype: str) -> pa.Array:
 
     if dtype != "UNIX_TIMESTAMP":
         return pa.array(values, type=arrow_type(dtype))
-    # Text with a zone is read as it says; text without one is UTC, as Feast takes it.
+    # A text without a zone is in UTC, as in Feast.
     texts = [
         value if value is None or _has_zone(value) else f"{value}Z"
         for value in map(_as_text, values)
@@ -137,7 +137,7 @@ def _array(values: Sequence[Any], dtype: str) -> pa.Array:
 def _as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise ValueError(f"{value!r} is no ISO 8601 text")
+    raise ValueError(f"{value!r} is not an ISO 8601 text")
 
 
 def _has_zone(text: str) -> bool:

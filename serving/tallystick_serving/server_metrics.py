@@ -1,4 +1,4 @@
-"""What is measured, in the text format of Prometheus; docs/http-api.md lists every metric."""
+"""The metrics of a server, in the text format of Prometheus; docs/http-api.md lists them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.
 
 
 class HasLedger(Protocol):
-    """A log that says where its rows are."""
+    """A log that counts its rows."""
 
     @property
     def ledger(self) -> Ledger:
-        """Where they are."""
+        """Rows accepted, in memory and on disk."""
 
 
-class Measures:
-    """The metrics of one app, in a registry of their own."""
+class ServerMetrics:
+    """The metrics of one app, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -67,19 +67,19 @@ class Measures:
             registry=self.registry,
         )
         self._champions: dict[str, Champion] = {}
-        self.registry.register(_Champions(self._champions))
+        self.registry.register(_ChampionCollector(self._champions))
         self._children: dict[Any, Any] = {}
 
-    def add_ledgers(self, ledgers: Mapping[str, HasLedger]) -> None:
-        """Measure the ledgers of logs, by name, whenever somebody asks."""
-        self.registry.register(_Ledgers(ledgers))
+    def add_logs(self, logs: Mapping[str, HasLedger]) -> None:
+        """Report the ledgers of logs, by name of the log."""
+        self.registry.register(_LogCollector(logs))
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
-        """Measure how many requests are being worked on, whenever somebody asks."""
+        """Report the number of requests in flight."""
         self._in_flight.set_function(count)
 
     def set_champion(self, champion: Champion) -> None:
-        """Say which version of a model answers."""
+        """Report which version of a model answers."""
         self._champions[champion.model] = champion
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
@@ -100,11 +100,11 @@ class Measures:
                 self._child(self._statuses, champion.model, view, str(status)).inc(count)
 
     def text(self) -> bytes:
-        """All metrics, as Prometheus reads them."""
+        """All metrics, as Prometheus scrapes them."""
         return generate_latest(self.registry)
 
     def _child(self, metric: Any, *labels: str) -> Any:
-        """A metric's child, remembered: looking it up in the library takes longer than counting."""
+        """A metric's child, cached: the library's own look-up takes longer than counting."""
         key = (metric, labels)
         child = self._children.get(key)
         if child is None:
@@ -112,18 +112,18 @@ class Measures:
         return child
 
 
-class _Champions(Collector):
-    """Which version of each model answers, read when asked for.
+class _ChampionCollector(Collector):
+    """The version of each model that answers, read at each scrape.
 
-    A gauge of prometheus_client would have to drop the labels of the champion before, which it does
-    not do once something in the process, as Feast does, has switched it to files.
+    A gauge of prometheus_client would have to remove the labels of the former champion, which it
+    cannot once the process, as Feast does, has switched it to files.
     """
 
     def __init__(self, champions: Mapping[str, Champion]) -> None:
         self._champions = champions
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Give the metric of all champions."""
+        """The metric of all champions."""
         gauge = GaugeMetricFamily(
             "tallystick_champion_info",
             "1 for the version of each model that answers.",
@@ -134,15 +134,15 @@ class _Champions(Collector):
         yield gauge
 
 
-class _Ledgers(Collector):
-    """The ledgers of the logs, read when asked for."""
+class _LogCollector(Collector):
+    """The ledgers of the logs, read at each scrape."""
 
-    def __init__(self, ledgers: Mapping[str, HasLedger]) -> None:
-        self._ledgers = ledgers
+    def __init__(self, logs: Mapping[str, HasLedger]) -> None:
+        self._logs = logs
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """Give the metrics of all ledgers."""
-        read = {name: log.ledger for name, log in self._ledgers.items()}
+        """The metrics of all logs."""
+        read = {name: log.ledger for name, log in self._logs.items()}
         dropped = CounterMetricFamily(
             "tallystick_log_dropped", "Log rows dropped, by reason.", labels=["log", "reason"]
         )

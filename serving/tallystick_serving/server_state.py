@@ -1,10 +1,10 @@
-"""Everything that outlives a request, opened and closed with the app."""
+"""The clients, logs and champions of a server, opened and closed with the app."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -15,27 +15,27 @@ from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
 from tallystick.settings import Settings
 from tallystick_serving.champion_watcher import ChampionWatcher
 from tallystick_serving.feast_server import FeastStore, open_feast
-from tallystick_serving.feature_readers import PackedReaders, Readers, sdk_readers
+from tallystick_serving.feature_readers import RedisStoreClient, StoreClient, open_sdk_store
 from tallystick_serving.online_features import FeaturePlans
-from tallystick_serving.server_metrics import HasLedger, Measures
-from tallystick_serving.store_config import Project
+from tallystick_serving.server_metrics import HasLedger, ServerMetrics
+from tallystick_serving.store_config import StoreConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ServerState:
     """What the routes work with."""
 
     settings: Settings
-    readers: Readers
+    store: StoreClient
     champions: ChampionWatcher
     predictions: PredictionLog
     labels: LabelLog
     feast: FeastStore
-    measures: Measures
-    journal: BufferedJournal | None = None
+    metrics: ServerMetrics
+    journal: BufferedJournal | None
 
     async def reasons_not_ready(self) -> list[str]:
-        """Why a request might not be answered now; empty when all is well."""
+        """Why a request might not be answered now; empty if the server is ready."""
         reasons = [
             f"model {model} has no champion that can be loaded: {reason}"
             for model, reason in self.champions.failures.items()
@@ -45,19 +45,19 @@ class Service:
             reasons.append("no model has a champion; train one:  tally train MODEL --promote")
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
-                await self.readers.ping()
+                await self.store.ping()
         except TimeoutError:
-            reasons.append(f"{self.readers.service} did not answer in time")
+            reasons.append(f"{self.store.service} did not answer in time")
         except UnavailableError as error:
             reasons.append(str(error))
         return reasons
 
 
 @asynccontextmanager
-async def open_service(
-    project: Project, settings: Settings, measures: Measures
-) -> AsyncIterator[Service]:
-    """Open clients, logs and champions; at the end write what the logs still hold.
+async def open_state(
+    config: StoreConfig, settings: Settings, metrics: ServerMetrics
+) -> AsyncIterator[ServerState]:
+    """Open clients, logs and champions; at the end write the rows that the logs still buffer.
 
     Raises:
         InputError: The connection string cannot be used.
@@ -65,61 +65,60 @@ async def open_service(
         UnavailableError: The embedded Redis does not start.
         OSError: At the end, the logs could not be written.
     """
-    readers: Readers
-    if project.is_packed:
-        store = None
-        readers = packed = await asyncio.to_thread(
-            PackedReaders, project, timeout_s=settings.request_timeout_s
-        )
-        plans = FeaturePlans(packed.client)
-    else:
-        store = await asyncio.to_thread(open_feast, project.path)
-        readers = await sdk_readers(project, store)
-        plans = FeaturePlans(None)
-    predictions = PredictionLog(project.state_dir, settings)
-    labels = LabelLog(project.state_dir, settings)
-    ledgers: dict[str, HasLedger] = {"predictions": predictions.wal, "labels": labels.wal}
-    journal = None
-    if project.journal:
-        journal = BufferedJournal(
-            project.state_dir,
-            rows_max=settings.log_buffer_rows_max,
-            flush_rows=settings.journal_flush_rows,
-            interval_s=settings.journal_flush_s,
-        )
-        ledgers["journal"] = journal.buffer
-    measures.add_ledgers(ledgers)
-    champions = ChampionWatcher(
-        state_dir=project.state_dir,
-        project=project.name,
-        readers=readers,
-        measures=measures,
-        timeout_s=settings.request_timeout_s,
-        poll_s=settings.champion_poll_s,
-    )
-    feast = FeastStore(project, plans, store)
-    await champions.look()
-    watching = asyncio.create_task(champions.run())
-    try:
-        with nullcontext() if journal is None else journal_in_use(project.state_dir, journal):
-            yield Service(
-                settings, readers, champions, predictions, labels, feast, measures, journal
+    # Closed last in, first out: the logs are written whatever fails before them.
+    async with AsyncExitStack() as stack:
+        client: StoreClient
+        if config.is_packed:
+            feast_store = None
+            client = redis = await asyncio.to_thread(
+                RedisStoreClient, config, timeout_s=settings.request_timeout_s
             )
-    finally:
-        async with AsyncExitStack() as ending:
-            # Last in, first out: the logs are written whatever happens before them.
-            ending.push_async_callback(readers.close)
-            ending.push_async_callback(feast.close)
-            if journal is not None:
-                ending.push_async_callback(asyncio.to_thread, journal.buffer.close)
-            ending.push_async_callback(asyncio.to_thread, labels.wal.close)
-            ending.push_async_callback(asyncio.to_thread, predictions.wal.close)
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+            plans = FeaturePlans(redis.redis)
+        else:
+            feast_store = await asyncio.to_thread(open_feast, config.path)
+            client = await open_sdk_store(config, feast_store)
+            plans = FeaturePlans(None)
+        stack.push_async_callback(client.close)
+        feast = FeastStore(config, plans, feast_store)
+        stack.push_async_callback(feast.close)
+        logs: dict[str, HasLedger] = {}
+        journal = None
+        if config.journal:
+            journal = BufferedJournal(
+                config.state_dir,
+                rows_max=settings.log_buffer_rows_max,
+                flush_rows=settings.journal_flush_rows,
+                interval_s=settings.journal_flush_s,
+            )
+            logs["journal"] = journal.buffer
+            stack.push_async_callback(asyncio.to_thread, journal.buffer.close)
+            stack.enter_context(journal_in_use(config.state_dir, journal))
+        labels = LabelLog(config.state_dir, settings)
+        stack.push_async_callback(asyncio.to_thread, labels.wal.close)
+        predictions = PredictionLog(config.state_dir, settings)
+        stack.push_async_callback(asyncio.to_thread, predictions.wal.close)
+        metrics.add_logs({"predictions": predictions.wal, "labels": labels.wal, **logs})
+        champions = ChampionWatcher(
+            state_dir=config.state_dir,
+            project=config.name,
+            store=client,
+            metrics=metrics,
+            timeout_s=settings.request_timeout_s,
+            poll_s=settings.champion_poll_s,
+        )
+        await champions.look()
+        watching = asyncio.create_task(champions.run())
+        stack.push_async_callback(_cancel, watching)
+        yield ServerState(settings, client, champions, predictions, labels, feast, metrics, journal)
 
 
-def service_of(request: Request) -> Service:
-    """The service of the app that got ``request``."""
-    service: Service = request.app.state.service
-    return service
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def state_of(request: Request) -> ServerState:
+    """The state of the server that got ``request``."""
+    state: ServerState = request.app.state.server
+    return state

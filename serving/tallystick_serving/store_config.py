@@ -1,4 +1,4 @@
-"""What serving has to know of a Feast repo, read from its ``feature_store.yaml`` without Feast.
+"""What serving needs of a repo's ``feature_store.yaml``, read without Feast.
 
 Importing Feast takes seconds, and predictions need neither it nor its registry.
 """
@@ -18,28 +18,28 @@ from tallystick.online_store.redis_address import JOURNAL_WITHOUT_TTL, SENTINEL_
 from tallystick.online_store.redis_connection import CONNECT_TIMEOUT_S, EMBEDDED, READ_TIMEOUT_S
 
 ONLINE_STORE = "tallystick.online_store.RedisOnlineStore"
-"""Tallystick's own; any other store of Feast's is read through Feast's SDK."""
+"""Tallystick's own online store; any other is read through Feast's SDK."""
 FEASTS_DEFAULT = "sqlite"
-"""What Feast takes where the file names no store."""
+"""The online store of a file that names none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Project:
-    """A Feast repo as serving sees it.
+class StoreConfig:
+    """A Feast repo, as serving needs it.
 
     Attributes:
         path: Folder of ``feature_store.yaml``.
         name: Feast project.
-        connection_string: Where its Redis is; nothing for another online store.
+        connection_string: Address of its Redis; empty for another online store.
         state_dir: Folder of models and logs.
-        online_store: Type of its online store, as Feast names it.
+        online_store: Type of its online store, by its name in Feast.
         redis_type: ``redis``, ``redis_cluster`` or ``redis_sentinel``.
         sentinel_master: Name by which Sentinels know its Redis.
         connect_timeout_s: Seconds to connect to its Redis.
         read_timeout_s: Seconds to wait for an answer of its Redis.
-        key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
-        is_versioned: Whether Feast keeps the versions of a view apart online.
-        journal: Whether every write to its online store is noted.
+        key_ttl_s: Seconds after an entity's last write at which Redis removes its value.
+        is_versioned: Whether Feast stores each version of a view online.
+        journal: Whether every write to its online store is journaled.
     """
 
     path: Path
@@ -61,8 +61,8 @@ class Project:
         return self.online_store == ONLINE_STORE
 
 
-def read_project(path: Path) -> Project:
-    """Read the project of the repo at ``path``; ``${NAME}`` in the file is expanded as Feast does.
+def read_store_config(path: Path) -> StoreConfig:
+    """Read the configuration of the repo at ``path``; ``${NAME}`` is expanded as Feast does.
 
     Raises:
         InputError: There is no Feast repo at ``path``.
@@ -91,7 +91,7 @@ def read_project(path: Path) -> Project:
     redis = _read_redis(online, problems) if kind == ONLINE_STORE else {"connection_string": ""}
     if problems:
         raise DefinitionError(f"{file} cannot be served.", problems)
-    return Project(
+    return StoreConfig(
         path=path,
         name=root["project"],
         state_dir=state_dir(path),
@@ -107,7 +107,7 @@ def _is_versioned(registry: Any) -> bool:
 
 
 def _read_redis(online: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """How Tallystick's own store reaches its Redis; what is wrong is added to ``problems``."""
+    """How Tallystick's own store reaches its Redis; mismatches are added to ``problems``."""
     read = {
         "connection_string": online.get("connection_string", EMBEDDED),
         "redis_type": online.get("redis_type", "redis"),

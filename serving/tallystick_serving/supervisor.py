@@ -1,8 +1,8 @@
-"""Several workers behind one address: processes that share a listening socket and Redis, no more.
+"""Several workers behind one address: processes that share a listening socket and Redis.
 
-The crew starts them, starts anew one that dies, and hands signals on. Each worker also listens at
-an address of its own, the shared one's port plus its number, where its metrics are read: what is
-asked at the shared address is answered by whichever worker comes first.
+The supervisor starts the workers, restarts a worker that ends, and forwards signals. Each worker
+also listens at an address of its own, the shared port plus its number, where its metrics are
+scraped: any worker may answer at the shared address.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,27 +19,28 @@ from pathlib import Path
 from typing import Final
 
 from tallystick.errors import StateError
+from tallystick.server_process import tally_command
 
 logger = logging.getLogger(__name__)
 
 _SETTLED_S: Final = 60.0
-"""A worker that lived as long has started well."""
+"""A worker that ran this long has started well."""
 _FAILURES_MAX: Final = 3
-"""Bad starts of a worker in a row after which nobody tries again."""
+"""Failed starts of a worker in a row after which the supervisor gives up."""
 _POLL_S: Final = 0.1
-_WELL: Final = (0, -signal.SIGTERM)
-"""A worker that is stopped while it still loads has nothing to end."""
+_GOOD_CODES: Final = (0, -signal.SIGTERM)
+"""Exit codes of a clean end; SIGTERM ends a worker that still loads."""
 _STDIN: Final = 0
 
 
-class Crew:
+class Supervisor:
     """The workers of one address.
 
     Args:
         repo: Folder of ``feature_store.yaml``.
         listener: The socket that they share; it listens already.
-        count: How many they are.
-        stop_s: Seconds that they have to end after a stop was asked for.
+        count: Number of workers.
+        stop_s: Seconds that they have to end after a stop signal.
     """
 
     def __init__(self, repo: Path, listener: socket.socket, *, count: int, stop_s: float) -> None:
@@ -53,67 +53,68 @@ class Crew:
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        """Keep the workers running until SIGTERM or SIGINT; hand SIGUSR1 on.
+        """Keep the workers running until SIGTERM or SIGINT; forward SIGUSR1.
 
         Raises:
-            StateError: A worker does not start, or did not end well.
+            StateError: A worker does not start, or ended with an error.
         """
         before = {
             number: signal.signal(number, handler)
             for number, handler in (
                 (signal.SIGTERM, lambda *_: self._stopping.set()),
                 (signal.SIGINT, lambda *_: self._stopping.set()),
-                (signal.SIGUSR1, lambda *_: self._tell(signal.SIGUSR1)),
+                (signal.SIGUSR1, lambda *_: self._send(signal.SIGUSR1)),
             )
         }
         try:
             while not self._stopping.is_set():
-                self._look()
+                self._start_missing()
                 self._stopping.wait(_POLL_S)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
             codes = self._end()
-        if bad := [code for code in codes if code not in _WELL]:
-            raise StateError(f"{len(bad)} of {len(codes)} workers did not end well; see above.")
+        if bad := [code for code in codes if code not in _GOOD_CODES]:
+            raise StateError(
+                f"{len(bad)} of {len(codes)} workers ended with an error; the lines above say why."
+            )
 
-    def _look(self) -> None:
+    def _start_missing(self) -> None:
         """Start every worker that does not run."""
-        for place, worker in enumerate(self._workers):
+        for index, worker in enumerate(self._workers):
             if worker is not None and worker.poll() is None:
                 continue
             if worker is not None:
-                self._count_failure(place, worker.returncode)
-            self._started[place] = time.monotonic()
-            self._workers[place] = self._start(place + 1)
+                self._count_failure(index, worker.returncode)
+            self._started[index] = time.monotonic()
+            self._workers[index] = self._start(index + 1)
 
-    def _count_failure(self, place: int, code: int) -> None:
-        lived_s = time.monotonic() - self._started[place]
-        self._failures[place] = 0 if lived_s > _SETTLED_S else self._failures[place] + 1
-        logger.error("Worker %d ended with %d after %.1f s.", place + 1, code, lived_s)
-        if self._failures[place] >= _FAILURES_MAX:
+    def _count_failure(self, index: int, code: int) -> None:
+        lived_s = time.monotonic() - self._started[index]
+        self._failures[index] = 0 if lived_s > _SETTLED_S else self._failures[index] + 1
+        logger.error("Worker %d ended with %d after %.1f s.", index + 1, code, lived_s)
+        if self._failures[index] >= _FAILURES_MAX:
             raise StateError(
-                f"Worker {place + 1} did not start {_FAILURES_MAX} times; the lines above say why."
+                f"Worker {index + 1} did not start {_FAILURES_MAX} times; the lines above say why."
             )
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tallystick", "--repo", str(self._repo), "serve"]
         shared = self._listener.fileno()
-        # The pipe ends with this process, however it dies, and the worker with the pipe.
+        # The worker ends when its standard input closes, and so with this process.
         return subprocess.Popen(  # noqa: S603 our own program
-            [*command, "--worker", str(shared), str(number)],
+            tally_command(self._repo, "serve", "--worker", str(shared), str(number)),
             stdin=subprocess.PIPE,
             pass_fds=[shared],
         )
 
-    def _tell(self, number: signal.Signals) -> None:
+    def _send(self, number: signal.Signals) -> None:
         for worker in self._workers:
             if worker is not None and worker.poll() is None:
                 worker.send_signal(number)
 
     def _end(self) -> list[int]:
-        """Stop all workers, in the end by force; give their exit codes."""
-        self._tell(signal.SIGTERM)
+        """Stop all workers, kill them if they do not end in time, and return their exit codes."""
+        self._send(signal.SIGTERM)
         give_up = time.monotonic() + self._stop_s
         codes = []
         for worker in self._workers:
@@ -129,8 +130,8 @@ class Crew:
         return codes
 
 
-def end_with_crew(stop: Callable[[], None]) -> None:
-    """In a worker: call ``stop`` once the crew is gone."""
+def end_with_supervisor(stop: Callable[[], None]) -> None:
+    """In a worker: call ``stop`` when the supervisor has ended."""
 
     def watch() -> None:
         # Not through sys.stdin: its lock would be held when the process ends.
@@ -138,4 +139,4 @@ def end_with_crew(stop: Callable[[], None]) -> None:
             pass
         stop()
 
-    threading.Thread(target=watch, name="crew-watch", daemon=True).start()
+    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()

@@ -1,8 +1,7 @@
-"""Threads for calls that block, so that the event loop never does.
+"""Daemon threads for blocking calls, so that the event loop never blocks.
 
-A call that hangs keeps its thread, and nothing else: those who wait for a thread give up when their
-request's time is over and leave nothing behind, and the threads are daemons, so that a call which
-never returns does not keep the process from ending.
+A call that hangs occupies its thread and nothing else: a caller gives up when its request's time is
+over, and a daemon thread does not delay the end of the process.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from tallystick_serving.error_responses import BusyError
 Result = TypeVar("Result")
 
 
-class Workers:
-    """Runs calls in threads, at most one in each; to be made and used on one event loop.
+class ThreadPool:
+    """Runs calls in threads; to be made and used on one event loop.
 
     Args:
-        what: What the calls ask, for the error that says that it is busy.
+        service: What the calls wait for, in the error that says that too many wait.
         threads: Calls that run at once.
         waiting_max: Calls that may wait for a thread; further ones are refused at once.
     """
 
-    def __init__(self, what: str, *, threads: int, waiting_max: int) -> None:
-        self._what = what
+    def __init__(self, service: str, *, threads: int, waiting_max: int) -> None:
+        self._service = service
         self._threads = threads
         self._free = asyncio.Semaphore(threads)
         self._waiting = 0
@@ -38,16 +37,16 @@ class Workers:
         # A call is put here only once a thread is free for it, so that it never grows.
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         for number in range(threads):
-            Thread(target=self._work, name=f"online-{number}", daemon=True).start()
+            Thread(target=self._work, name=f"pool-{number}", daemon=True).start()
 
     async def run(self, call: Callable[[], Result]) -> Result:
-        """Run a call in a thread, and give what it gave or raise what it raised.
+        """Run a call in a thread; its result and its exception are the caller's.
 
         Raises:
-            BusyError: Too many calls wait already.
+            BusyError: Too many calls wait for a thread.
         """
         if self._waiting >= self._waiting_max:
-            raise BusyError(self._what, f"{self._waiting} reads are waiting for it already")
+            raise BusyError(self._service, f"{self._waiting} calls are waiting for it")
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -61,7 +60,7 @@ class Workers:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Let every thread end once it has nothing to do; waits for none."""
+        """Let every thread end after its present call; do not wait."""
         for _ in range(self._threads):
             self._calls.put(None)
 
@@ -76,7 +75,7 @@ class Workers:
                 continue
             try:
                 result = call()
-            except BaseException as error:  # noqa: BLE001 whoever awaits the call is told
+            except BaseException as error:  # noqa: BLE001 the caller raises it
                 future.set_exception(error)
             else:
                 future.set_result(result)

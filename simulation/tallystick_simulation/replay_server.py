@@ -58,6 +58,6 @@ class ReplayServer(ServerProcess):
     def _durable(self) -> float:
         """Predictions on disk, by the server's metrics."""
         for line in self._client.get("/metrics").text.splitlines():
-            if line.startswith("tallystick_log_durable"):
+            if line.startswith('tallystick_log_durable_total{log="predictions"}'):
                 return float(line.rsplit(" ", 1)[1])
         return 0.0

@@ -25,9 +25,9 @@ from tallystick.errors import DefinitionError
 from tallystick.online_store import embedded_redis
 from tallystick.settings import Settings, settings
 from tallystick_monitoring.audit.audit_run import audit
-from tallystick_serving.server_metrics import Measures
-from tallystick_serving.server_state import open_service
-from tallystick_serving.store_config import read_project
+from tallystick_serving.server_metrics import ServerMetrics
+from tallystick_serving.server_state import open_state
+from tallystick_serving.store_config import read_store_config
 from tallystick_training import train_command
 from tiny_repo import MODEL, START, make_tiny_repo
 
@@ -132,7 +132,7 @@ def materialize(repo, *, until=NOW, views=None):
 
 @contextmanager
 def served(repo, **limits):
-    with scene.running(read_project(repo.path), **limits) as client:
+    with scene.running(read_store_config(repo.path), **limits) as client:
         scene.wait_for(lambda: client.get(f"/v1/models/{MODEL}").is_success)
         yield client
 
@@ -388,7 +388,7 @@ def test_a_store_that_cannot_be_made_is_one_clear_sentence(trained, tmp_path, ki
     file.write_text(file.read_text().replace(NONE_YET, f"{{type: {kind}}}"))
 
     async def start():
-        async with open_service(read_project(path), Settings(), Measures()):
+        async with open_state(read_store_config(path), Settings(), ServerMetrics()):
             raise AssertionError
 
     with pytest.raises(DefinitionError, match=reason):

@@ -152,7 +152,7 @@ def test_another_method_is_told_which_one_is_taken(repo):
             assert "takes POST" in answer.json()["detail"]
 
 
-def test_an_error_nobody_foresaw_is_told_without_its_text(repo, monkeypatch, caplog):
+def test_an_unexpected_error_is_answered_without_its_text(repo, monkeypatch, caplog):
     from tallystick_serving.champion_watcher import ChampionWatcher
 
     def fail(*_):
@@ -203,7 +203,7 @@ def answering(timeout_s, content):
     """A server with our protocol, whose app answers before it has read a body."""
     import uvicorn
 
-    from tallystick_serving.http_timeouts import patient_protocol
+    from tallystick_serving.http_timeouts import timeout_protocol
 
     async def app(scope, receive, send):  # noqa: ARG001 - it does not read
         assert scope["type"] == "http"
@@ -213,7 +213,7 @@ def answering(timeout_s, content):
         await send({"type": "http.response.body", "body": content})
 
     config = uvicorn.Config(
-        app, port=0, http=patient_protocol(timeout_s), log_config=None, lifespan="off"
+        app, port=0, http=timeout_protocol(timeout_s), log_config=None, lifespan="off"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -229,7 +229,7 @@ def answering(timeout_s, content):
 def test_a_connection_that_never_asks_is_closed():
     import uvicorn
 
-    from tallystick_serving.http_timeouts import patient_protocol
+    from tallystick_serving.http_timeouts import timeout_protocol
 
     async def app(scope, receive, send):
         assert scope["type"] == "http"
@@ -238,7 +238,7 @@ def test_a_connection_that_never_asks_is_closed():
         await send({"type": "http.response.body", "body": b""})
 
     config = uvicorn.Config(
-        app, port=0, http=patient_protocol(0.3), log_config=None, lifespan="off"
+        app, port=0, http=timeout_protocol(0.3), log_config=None, lifespan="off"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +11,6 @@ import pytest
 
 import serving_scene as scene
 from tallystick.prediction_log.log_reader import read_labels, read_log
-from tallystick_serving import error_responses
-from tallystick_serving.app import DIRECT, ROUTERS
 
 START, END = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
@@ -322,30 +317,6 @@ def test_models_say_what_they_are(repo):
             "form": "original",
         }
         assert scene.metric(client, "tallystick_champion_info{contract_hash=") == 1
-
-
-def test_every_route_and_metric_is_documented(repo, request):
-    text = (request.config.rootpath / "docs" / "http-api.md").read_text()
-    routes = [
-        f"{method} {route.path}"
-        for router in ROUTERS
-        for route in router.routes
-        for method in sorted(route.methods - {"HEAD"})
-    ] + [f"POST {route.path}" for route in DIRECT]
-    assert len(routes) >= 10
-    scene.publish(repo.state_dir, scene.constant(0.25))
-    with scene.running(repo) as client:
-        lines = client.get("/metrics").text.splitlines()
-    metrics = [line.split()[2] for line in lines if line.startswith("# TYPE")]
-    assert "tallystick_log_accepted_total" in metrics
-    slugs = re.findall('(?:slug = |slug=|if busy else |else )"([a-z-]+)"', _source())
-    assert {"busy", "no-json", "unavailable", "internal"} <= set(slugs)
-    needed = [*routes, *metrics, *slugs]
-    assert [name for name in needed if f"`{name}`" not in text] == []
-
-
-def _source():
-    return Path(inspect.getsourcefile(error_responses)).read_text()
 
 
 def test_ttl_ends_with_its_window_included(tmp_path, redis_server):

@@ -7,27 +7,23 @@ import re
 import shlex
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from exposed_metrics import exposed
 from tallystick.cli.commands import main
-from tallystick.model_bundle.bundle import Champion
 from tallystick.online_store.embedded_redis import server_program
 from tallystick.point_in_time.feature_status import Status
 from tallystick.server_process import ServerProcess
 from tallystick.settings import Settings
-from tallystick.storage.background_writer import Ledger
 from tallystick_serving.app import PATHS
 from tallystick_serving.serve_command import DRAIN_S
-from tallystick_serving.server_metrics import Measures
-from tallystick_serving.store_config import read_project
+from tallystick_serving.store_config import read_store_config
 
 ROOT = Path(__file__).parents[2]
-LEDGER = SimpleNamespace(ledger=Ledger(0, 0, {"full": 0}))
 INFRA = ROOT / "infra"
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file())
 YAMLS = [path for path in FILES if path.suffix in {".yaml", ".yml"}]
@@ -70,24 +66,16 @@ CONTAINERS = {
 }
 
 
-def exposed() -> dict[str, set[str]]:
-    """Sample names of /metrics, each with its labels, once everything has happened."""
-    measures = Measures()
-    measures.add_ledgers({"predictions": LEDGER})
-    champion = Champion(model="m", version="1", contract_hash="c")
-    measures.set_champion(champion)
-    measures.champion_failures.labels("m").inc()
-    measures.count_request("/ready", 200, 0.1)
-    measures.count_predictions(champion, 1, {"v": ["PRESENT"]})
-    assert measures.text()
+def labels_of_samples() -> dict[str, set[str]]:
+    """Sample names of /metrics, each with its labels."""
     samples: dict[str, set[str]] = {}
-    for family in measures.registry.collect():
+    for family in exposed().registry.collect():
         for sample in family.samples:
             samples.setdefault(sample.name, set()).update(sample.labels)
     return samples
 
 
-EXPOSED = exposed()
+EXPOSED = labels_of_samples()
 
 
 def commands() -> dict[str, list[str]]:
@@ -246,7 +234,7 @@ def test_the_repo_in_the_readme_can_be_served(tmp_path, monkeypatch):
     monkeypatch.setenv(
         "REDIS_CONNECTION", COMPOSE["x-tallystick"]["environment"]["REDIS_CONNECTION"]
     )
-    assert read_project(tmp_path).connection_string == "redis:6379"
+    assert read_store_config(tmp_path).connection_string == "redis:6379"
 
 
 def test_the_repo_in_the_readme_is_one_that_feast_takes(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The routes of Feast's own server, so that its ``remote`` online store works against this one."""
+"""The routes of Feast's own server, so that its ``remote`` online store works with this server."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from tallystick_serving.feast_server import OnlineFeaturesRequest, PushRequest, 
 from tallystick_serving.feature_readers import within
 from tallystick_serving.online_features import FeaturePlan
 from tallystick_serving.request_body import object_of
-from tallystick_serving.server_state import Service, service_of
+from tallystick_serving.server_state import ServerState, state_of
 
 router = APIRouter()
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def get_online_features(service: Service, name: str, body: bytes) -> bytes:
-    """Features from the online store, as Feast answers."""
+async def get_online_features(state: ServerState, name: str, body: bytes) -> bytes:
+    """Answer with features from the online store, in Feast's form."""
     del name
     content = object_of(body)
-    plan = service.feast.plans.find(content)
+    plan = state.feast.plans.find(content)
     if plan is not None:
-        answer = await _planned(service, plan, content.get("entities"))
+        answer = await _planned(state, plan, content.get("entities"))
         if answer is not None:
             return answer
     request = _validated(OnlineFeaturesRequest, content)
-    _check_rows(request.entities, service.settings.request_rows_max)
-    return orjson.dumps(await service.feast.online_features(request))
+    _check_rows(request.entities, state.settings.request_rows_max)
+    return orjson.dumps(await state.feast.online_features(request))
 
 
-async def _planned(service: Service, plan: FeaturePlan, entities: Any) -> bytes | None:
-    """The answer by a plan; None where the request is for Feast to judge."""
+async def _planned(state: ServerState, plan: FeaturePlan, entities: Any) -> bytes | None:
+    """The answer by a plan; None if Feast has to answer or refuse."""
     if not isinstance(entities, dict) or entities.keys() != plan.keys:
         return None
     lengths = {len(values) if isinstance(values, list) else 0 for values in entities.values()}
-    if len(lengths) != 1 or not 0 < min(lengths) <= service.settings.request_rows_max:
+    if len(lengths) != 1 or not 0 < min(lengths) <= state.settings.request_rows_max:
         return None
     try:
-        async with within(service.readers, service.settings.request_timeout_s):
+        async with within(state.store, state.settings.request_timeout_s):
             return await plan.answer(entities, request_us=process_clock().now_us())
     except InputError:
-        return None  # a key of another type, which Feast may take all the same
+        return None  # a key of another type, which Feast may accept
 
 
 @router.post("/push")
@@ -55,7 +55,7 @@ async def push(request: Request) -> Response:
     """Push rows to the stores."""
     body = await _read(request, PushRequest)
     _check_columns(body.df)
-    await service_of(request).feast.push(body)
+    await state_of(request).feast.push(body)
     return Response()
 
 
@@ -64,7 +64,7 @@ async def write_to_online_store(request: Request) -> Response:
     """Write rows of a view to the online store."""
     body = await _read(request, WriteRequest)
     _check_columns(body.df)
-    await service_of(request).feast.write(body)
+    await state_of(request).feast.write(body)
     return Response(b"null", media_type="application/json")
 
 
@@ -80,7 +80,7 @@ def _validated(model: type[Body], content: dict[str, Any]) -> Body:
         for item in error.errors():
             where = ".".join(map(str, item["loc"]))
             problems.add(where, item["msg"], shown(item["input"]))
-        problems.raise_if_any("The body does not have the outline that Feast's server takes.")
+        problems.raise_if_any("The body does not have the form that Feast's server requires.")
         raise
 
 
@@ -92,7 +92,7 @@ def _check_rows(columns: dict[str, list[object]], rows_max: int) -> None:
 
 
 def _check_columns(columns: dict[str, list[object]]) -> None:
-    """Refuse columns of different lengths, or none."""
+    """Refuse columns of different lengths, and a request without rows."""
     problems = ProblemList()
     lengths = {name: len(values) for name, values in columns.items()}
     if not lengths or not max(lengths.values()):

@@ -1,4 +1,4 @@
-"""Whether the server lives, whether it can answer, and what it has done."""
+"""Routes for operations: liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -7,52 +7,41 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from tallystick_serving.error_responses import MEDIA_TYPE, RETRY_AFTER_S
-from tallystick_serving.server_state import service_of
+from tallystick_serving.error_responses import PROBLEM_TYPES, NotReadyError, problem_response
+from tallystick_serving.server_state import state_of
 
 router = APIRouter()
 
 
 @router.get("/health")
 async def health() -> dict[str, str]:
-    """The process answers."""
+    """Answer while the process runs."""
     return {"status": "alive"}
 
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """Whether predictions can be answered; if not, every reason.
+    """Whether the server can answer predictions; if not, every reason.
 
     A new champion that cannot be loaded is a warning while an older one answers.
     """
-    service = service_of(request)
-    reasons = await service.reasons_not_ready()
+    state = state_of(request)
+    reasons = await state.reasons_not_ready()
     warnings = [
-        f"model {model} stays with version {service.champions.predictors[model].champion.version}: "
+        f"model {model} stays with version {state.champions.predictors[model].champion.version}: "
         f"{reason}"
-        for model, reason in service.champions.failures.items()
-        if model in service.champions.predictors
+        for model, reason in state.champions.failures.items()
+        if model in state.champions.predictors
     ]
     if not reasons:
-        body = {"status": "ready", "models": sorted(service.champions.predictors)}
+        body = {"status": "ready", "models": sorted(state.champions.predictors)}
         return Response(orjson.dumps(body | {"warnings": warnings}), media_type="application/json")
-    problem = {
-        "type": "urn:tallystick:problem:not-ready",
-        "title": "The server cannot answer yet",
-        "status": 503,
-        "detail": f"{len(reasons)} things are missing; see reasons.",
-        "reasons": reasons,
-        "warnings": warnings,
-    }
-    return Response(
-        orjson.dumps(problem),
-        status_code=503,
-        headers={"Retry-After": str(RETRY_AFTER_S)},
-        media_type=MEDIA_TYPE,
+    return problem_response(
+        PROBLEM_TYPES[NotReadyError], "; ".join(reasons), reasons=reasons, warnings=warnings
     )
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Metrics for Prometheus."""
-    return Response(service_of(request).measures.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(state_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Labels: what became known about requests that were answered."""
+"""The route for labels: outcomes of answered requests, when they become known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from tallystick.clock import process_clock, to_us
 from tallystick.definitions.contract import ModelContract
 from tallystick.prediction_log.sent_labels import LabelRow
-from tallystick_serving.durability import Acknowledgement
+from tallystick_serving.durability import append_durably
 from tallystick_serving.error_responses import (
     ProblemList,
     RequestError,
@@ -22,42 +22,45 @@ from tallystick_serving.error_responses import (
 )
 from tallystick_serving.request_body import object_of
 from tallystick_serving.request_values import FieldReader, field_reader, moment
-from tallystick_serving.server_state import service_of
+from tallystick_serving.server_state import state_of
 
 router = APIRouter()
 
 _BY_ID = frozenset({"prediction_id", "value"})
 _BY_KEYS = frozenset({"keys", "request_time", "value"})
 _OPTIONAL = frozenset({"known_time"})
-_MOMENT = "an ISO 8601 time with its zone, like 2013-07-01T12:00:00Z"
+_TIME = "an ISO 8601 time with its zone, like 2013-07-01T12:00:00Z"
 
 
 @router.post("/v1/models/{name}/labels")
 async def take_labels(request: Request, name: str) -> Response:
     """Take labels: all of a request, or none."""
-    service = service_of(request)
-    contract = service.champions.predictor(name).contract
+    state = state_of(request)
+    contract = state.champions.predictor(name).contract
     body = object_of(await request.body())
     labels = body.get("labels")
     if not isinstance(labels, list) or len(body) != 1:
         raise RequestError('The body must be {"labels": [...]}.')
     if not labels:
         raise RequestError("There are no labels; send at least one.")
-    rows_max = service.settings.request_rows_max
+    rows_max = state.settings.request_rows_max
     if len(labels) > rows_max:
         raise TooLargeError(
             f"The request has {len(labels)} labels; at most {rows_max} are allowed."
         )
     rows = _LabelReader(contract, now_us=process_clock().now_us()).read(labels)
-    acknowledged = Acknowledgement("The label log", timeout_s=service.settings.log_timeout_s)
-    await acknowledged.of(lambda done: service.labels.append(contract, rows, on_written=done))
+    await append_durably(
+        lambda report: state.labels.append(contract, rows, on_written=report),
+        log="The label log",
+        timeout_s=state.settings.log_timeout_s,
+    )
     return Response(
         orjson.dumps({"accepted": len(rows)}), status_code=202, media_type="application/json"
     )
 
 
 class _LabelReader:
-    """Reads labels by a contract, and collects everything that is wrong with them."""
+    """Converts the labels of a request, and collects all mismatches with the contract."""
 
     def __init__(self, contract: ModelContract, *, now_us: int) -> None:
         self._keys: dict[str, FieldReader] = {
@@ -68,7 +71,7 @@ class _LabelReader:
         self._problems = ProblemList()
 
     def read(self, labels: list[Any]) -> list[LabelRow]:
-        rows = [self._row(f"labels[{place}]", label) for place, label in enumerate(labels)]
+        rows = [self._row(f"labels[{row}]", label) for row, label in enumerate(labels)]
         self._problems.raise_if_any("The labels cannot be used.")
         return [row for row in rows if row is not None]
 
@@ -116,7 +119,7 @@ class _LabelReader:
         }
 
     def _moment(self, where: str, value: Any) -> int:
-        read = self._converted(where, value, moment, _MOMENT)
+        read = self._converted(where, value, moment, _TIME)
         return 0 if read is None else to_us(read)
 
     def _converted(

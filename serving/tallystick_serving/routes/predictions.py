@@ -1,4 +1,4 @@
-"""Predictions, in the outline of KServe's V1 protocol, and the features that a model would see."""
+"""The routes for predictions, in the form of KServe's V1 protocol, and for a model's features."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import orjson
 from tallystick.clock import from_us, process_clock
 from tallystick.definitions.columns import plain
 from tallystick.online_store.row_decoder import ViewRows
-from tallystick_serving.durability import Acknowledgement
+from tallystick_serving.durability import append_durably
 from tallystick_serving.error_responses import ProblemList, RequestError, TooLargeError, shown
 from tallystick_serving.json_columns import json_column
 from tallystick_serving.predictor import Answer, Predictor
 from tallystick_serving.request_body import object_of
-from tallystick_serving.server_state import Service
+from tallystick_serving.server_state import ServerState
 
 _PARAMETERS: Final = frozenset({"features", "durable"})
 
 
-async def predict(service: Service, name: str, body: bytes) -> bytes:
-    """Predict each instance, and log what was seen and answered."""
+async def predict(state: ServerState, name: str, body: bytes) -> bytes:
+    """Predict each instance, and log features and prediction."""
     started_ns = time.perf_counter_ns()
-    predictor = service.champions.predictor(name)
-    settings = service.settings
+    predictor = state.champions.predictor(name)
+    settings = state.settings
     instances, parameters = _read_body(object_of(body), rows_max=settings.request_rows_max)
     columns = predictor.instances.columns(instances)
     answer = await predictor.predict(
@@ -33,13 +33,14 @@ async def predict(service: Service, name: str, body: bytes) -> bytes:
     )
     record = answer.record
     if parameters.get("durable", settings.log_durable):
-        acknowledged = Acknowledgement("The prediction log", timeout_s=settings.log_timeout_s)
-        await acknowledged.of(
-            lambda done: service.predictions.append(predictor.contract, record, on_written=done)
+        await append_durably(
+            lambda report: state.predictions.append(predictor.contract, record, on_written=report),
+            log="The prediction log",
+            timeout_s=settings.log_timeout_s,
         )
     else:
-        service.predictions.append(predictor.contract, record)
-    service.measures.count_predictions(
+        state.predictions.append(predictor.contract, record)
+    state.metrics.count_predictions(
         predictor.champion,
         len(instances),
         {view: read.status for view, read in record.views.items()},
@@ -48,13 +49,13 @@ async def predict(service: Service, name: str, body: bytes) -> bytes:
     return orjson.dumps(_answer_body(predictor, answer, explained=explained))
 
 
-async def read_features(service: Service, name: str, body: bytes) -> bytes:
-    """Give the features that a model would see for each instance, column by column."""
-    predictor = service.champions.predictor(name)
+async def read_features(state: ServerState, name: str, body: bytes) -> bytes:
+    """Answer with the features that the model sees for each instance, column by column."""
+    predictor = state.champions.predictor(name)
     content = object_of(body)
-    instances, parameters = _read_body(content, rows_max=service.settings.request_rows_max)
+    instances, parameters = _read_body(content, rows_max=state.settings.request_rows_max)
     if any(parameters.values()):
-        raise RequestError("This route takes no parameters: it answers with features anyway.")
+        raise RequestError("This route has no parameters: it always answers with features.")
     columns = predictor.instances.columns(instances)
     request_us = process_clock().now_us()
     views, values = await predictor.features(columns, request_us=request_us)
@@ -91,7 +92,7 @@ def _times(times_us: Any) -> Any:
 
 
 def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], dict[str, bool]]:
-    """The instances, and the parameters that are given."""
+    """The instances and the parameters of a body."""
     problems = ProblemList()
     for name in body.keys() - {"instances", "parameters"}:
         problems.add(name[:80], "only instances and parameters", shown(body[name]))
@@ -106,7 +107,7 @@ def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], dict[
         for name, value in parameters.items():
             if not isinstance(value, bool):
                 problems.add(f"parameters.{name}", "true or false", shown(value))
-    problems.raise_if_any("The body does not have the outline of a prediction request.")
+    problems.raise_if_any("The body does not have the form of a prediction request.")
     assert isinstance(instances, list)
     if not instances:
         raise RequestError("There are no instances; send at least one.")

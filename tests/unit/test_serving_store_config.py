@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tallystick.errors import DefinitionError, InputError
-from tallystick_serving.store_config import ONLINE_STORE, read_project
+from tallystick_serving.store_config import ONLINE_STORE, read_store_config
 
 GOOD = """\
 project: shop
@@ -18,7 +18,7 @@ online_store:
 def test_it_reads_the_project_and_expands_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SHOP_REDIS", "redis:6379")
     (tmp_path / "feature_store.yaml").write_text(GOOD)
-    project = read_project(tmp_path)
+    project = read_store_config(tmp_path)
     assert (project.name, project.connection_string) == ("shop", "redis:6379,db=1")
     assert project.state_dir == tmp_path / ".tallystick"
     assert project.is_packed
@@ -37,7 +37,7 @@ def test_it_reads_the_project_and_expands_the_environment(tmp_path, monkeypatch)
 )
 def test_any_online_store_can_be_served(tmp_path, text, kind):
     (tmp_path / "feature_store.yaml").write_text(f"project: shop\n{text}\n")
-    project = read_project(tmp_path)
+    project = read_store_config(tmp_path)
     assert project.online_store == kind
     assert project.is_packed == (kind == ONLINE_STORE)
     assert project.connection_string == ("embedded" if project.is_packed else "")
@@ -47,23 +47,23 @@ def test_any_online_store_can_be_served(tmp_path, text, kind):
 def test_without_an_online_store_nothing_is_served(tmp_path, text):
     (tmp_path / "feature_store.yaml").write_text(f"project: shop\nonline_store: {text}\n")
     with pytest.raises(DefinitionError, match="online_store"):
-        read_project(tmp_path)
+        read_store_config(tmp_path)
 
 
 def test_a_folder_without_the_file_is_no_repo(tmp_path):
     with pytest.raises(InputError, match="is not a Feast repo"):
-        read_project(tmp_path)
+        read_store_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "online_store: sqlite", "a: {b", "project: [1]"])
 def test_a_file_that_cannot_be_served_says_why(tmp_path, text):
     (tmp_path / "feature_store.yaml").write_text(text)
     with pytest.raises(DefinitionError, match=r"feature_store\.yaml"):
-        read_project(tmp_path)
+        read_store_config(tmp_path)
 
 
 def test_every_reason_is_given_at_once(tmp_path):
     (tmp_path / "feature_store.yaml").write_text("online_store: {type: [redis]}")
     with pytest.raises(DefinitionError) as refused:
-        read_project(tmp_path)
+        read_store_config(tmp_path)
     assert [problem.where for problem in refused.value.problems] == ["project", "online_store.type"]

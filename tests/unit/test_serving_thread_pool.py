@@ -8,12 +8,12 @@ import threading
 import pytest
 
 from tallystick_serving.error_responses import BusyError
-from tallystick_serving.thread_pool import Workers
+from tallystick_serving.thread_pool import ThreadPool
 
 
 def run(workers_test):
     async def whole():
-        workers = Workers("The store", threads=2, waiting_max=3)
+        workers = ThreadPool("The store", threads=2, waiting_max=3)
         try:
             return await workers_test(workers)
         finally:
