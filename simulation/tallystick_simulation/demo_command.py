@@ -1,30 +1,41 @@
-"""What ``tally demo`` runs."""
+"""``tally demo``: train, serve and replay a repo's scenario, and report on it."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tallystick.clock import SimulatedClock
 from tallystick.errors import InputError
 from tallystick.progress import progress
 from tallystick.settings import override
 from tallystick.signals import ending_on_signals
-from tallystick_simulation.demo_folder import CLOCK, taken
+from tallystick_simulation.demo_folder import CLOCK, claim
 from tallystick_simulation.scenario import Scenario
 
+if TYPE_CHECKING:
+    from tallystick.definitions.feature_repo import Repo
+
 STEPS = 1000
+GRACE = timedelta(days=3)
+"""Time after the last day in which its labels become known."""
 
 
 def demo(path: Path, out: Path) -> str:
-    """Replay the scenario of a repo, write ``summary.json`` and pictures, and give the report.
+    """Replay the scenario of a repo, write ``summary.json`` and plots, and return the report.
 
     Args:
         path: Folder of the Feast repo; one of its files defines a :class:`Scenario`.
-        out: Folder for everything that the replay makes; an earlier replay's is replaced.
+        out: Folder for everything that the replay writes; an earlier replay's is replaced.
 
     Raises:
-        InputError: The repo has no scenario, or ``out`` holds something else, or another replay
-            runs in it.
+        InputError: The repo has no scenario, ``out`` holds files of another origin, or another
+            replay runs in it.
     """
     from tallystick.definitions.feature_repo import open_repo
 
@@ -34,21 +45,78 @@ def demo(path: Path, out: Path) -> str:
         raise InputError(
             f"{repo.path} must define one Scenario to replay; it has {len(scenarios)}."
         )
-    scenario = scenarios[0]
-    from tallystick_simulation.demo import play
-
-    with ending_on_signals() as end_if_asked, taken(out) as state, progress(STEPS) as bar:
-        override(
-            state_dir=state,
-            clock_file=state / CLOCK,
-            mlflow_uri=None,
-            log_window_s="60",
-        )
+    (scenario,) = scenarios
+    with ending_on_signals() as end_if_asked, claim(out) as state, progress(STEPS) as bar:
+        override(state_dir=state, clock_file=state / CLOCK, mlflow_uri=None, log_window_s="60")
         clock = SimulatedClock(state / CLOCK, start=scenario.train_until)
 
-        def tell(share: float, text: str) -> None:
-            # What a handler raises while Python cleans up is told and dropped.
+        def show(share: float, text: str) -> None:
+            # Python drops an exception that a signal handler raises in a destructor.
             end_if_asked()
             bar.step(text, done=int(share * STEPS))
 
-        return play(repo, scenario, clock=clock, out=out, tell=tell)
+        return _run(repo, scenario, clock=clock, out=out, show=show)
+
+
+def _run(
+    repo: Repo,
+    scenario: Scenario,
+    *,
+    clock: SimulatedClock,
+    out: Path,
+    show: Callable[[float, str], None],
+) -> str:
+    """Apply, train, materialize, serve, replay, and report."""
+    from tallystick.definitions.feature_repo import apply
+    from tallystick.materialization.materialize import Materializer
+    from tallystick.model_bundle.bundle import load_bundle, read_champion
+    from tallystick.online_store import embedded_redis
+    from tallystick.storage.atomic_files import write_text
+    from tallystick_monitoring.audit.audit_run import audit
+    from tallystick_simulation.replay import Replay, Stopwatch
+    from tallystick_simulation.replay_plots import plot_parity, plot_performance
+    from tallystick_simulation.replay_scores import score
+    from tallystick_simulation.replay_server import ReplayServer
+    from tallystick_simulation.replay_summary import report, summarize
+    from tallystick_training.train_command import train
+
+    stopwatch = Stopwatch()
+    started = time.perf_counter()
+    try:
+        with stopwatch.stage("apply"):
+            show(0.0, "applying the definitions")
+            apply(repo)
+        with stopwatch.stage("train"):
+            for name in (scenario.model, *scenario.also):
+                show(0.0, f"training {name}")
+                train(repo, name, end=scenario.train_until, promote=True)
+        with stopwatch.stage("materialize"):
+            show(0.0, "materializing history")
+            Materializer(repo).run(until=scenario.train_until)
+        champion = read_champion(repo.state_dir, scenario.model)
+        first = load_bundle(repo.state_dir, scenario.model, champion.contract_hash)
+        with stopwatch.stage("server start"):
+            server = ReplayServer(repo.path, out / "server.log")
+        with server:
+            replay = Replay(
+                repo, scenario, clock=clock, server=server, stopwatch=stopwatch, show=show
+            )
+            result = asyncio.run(replay.run())
+        with stopwatch.stage("report"):
+            end = datetime.combine(max(scenario.days), datetime.min.time(), tzinfo=UTC) + GRACE
+            scores = score(repo, scenario.model, first, until=end)
+            plot_performance(out / "performance.png", scores, result)
+            plot_parity(out / "parity.png", scenario, result)
+            outage = scenario.outage
+            audited = audit(repo, scenario.model, start=outage.start, end=outage.end).report
+            write_text(out / "audit.json", audited.model_dump_json(indent=1))
+    finally:
+        embedded_redis.stop(repo.state_dir)
+    measured = sum(stopwatch.seconds.values())
+    seconds = {**stopwatch.seconds, "other": time.perf_counter() - started - measured}
+    summary = summarize(scenario, result, scores, audited, seconds)
+    write_text(out / "summary.json", json.dumps(summary, indent=1))
+    return (
+        f"{report(summary)}\n"
+        f"Written to {out}: summary.json, audit.json, performance.png, parity.png"
+    )

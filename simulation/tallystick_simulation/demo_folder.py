@@ -1,4 +1,4 @@
-"""The folder of a replay: taken by one at a time, emptied only of what a replay made."""
+"""The folder of a replay: one replay at a time, and only a replay's files are removed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tallystick.storage.locks import file_lock
 LOCK = ".replay.lock"
 STATE = "state"
 CLOCK = "clock"
-OURS = {LOCK, STATE, "summary.json", "performance.png", "parity.png", "server.log"}
+RESULTS = {"summary.json", "audit.json", "performance.png", "parity.png", "server.log"}
 
 
 @contextmanager
-def taken(out: Path) -> Iterator[Path]:
-    """Take a folder for a replay, emptied of an earlier one, and give its new state folder.
+def claim(out: Path) -> Iterator[Path]:
+    """Claim a folder for a replay, remove an earlier replay, and yield the new state folder.
 
-    A server that an earlier replay left behind, because it was killed, is stopped first.
+    An embedded Redis that a killed replay left running is stopped first.
 
     Raises:
-        InputError: The folder holds something else, or another replay runs in it; nothing is
-            changed.
+        InputError: The folder holds files of another origin, or another replay runs in it; nothing
+            is changed.
     """
     _check(out)
-    with file_lock(out / LOCK, timeout_s=0) as is_acquired:
-        if not is_acquired:
+    with file_lock(out / LOCK, timeout_s=0) as is_free:
+        if not is_free:
             raise InputError(
                 f"Another replay is running in {out}: wait for it, or name another folder."
             )
@@ -39,10 +39,10 @@ def taken(out: Path) -> Iterator[Path]:
 
 
 def _check(out: Path) -> None:
-    """Refuse a folder that holds what no replay made."""
     if not out.exists():
         return
-    others = sorted(entry.name for entry in out.iterdir() if entry.name not in OURS)
+    known = {LOCK, STATE, *RESULTS}
+    others = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
     state = out / STATE
     if state.is_dir() and any(state.iterdir()) and not (state / CLOCK).is_file():
         others.append(STATE)
@@ -56,7 +56,7 @@ def _empty(out: Path) -> None:
     from tallystick.online_store import embedded_redis
 
     embedded_redis.stop(out / STATE)
-    for name in OURS - {LOCK, STATE}:
+    for name in RESULTS:
         (out / name).unlink(missing_ok=True)
     if (out / STATE).exists():
         shutil.rmtree(out / STATE)

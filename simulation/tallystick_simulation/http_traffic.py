@@ -1,4 +1,4 @@
-"""Sends requests, labels and pushed rows over HTTP, as clients would."""
+"""Sends requests, labels and pushed rows over HTTP, as clients of the server do."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import aiohttp
 import orjson
 
 from tallystick.errors import UnavailableError
-from tallystick_simulation.replay_history import Instance, Known, LabelKey
+from tallystick_simulation.replay_history import Instance, KnownLabel, LabelKey
 
 CONNECTIONS = 8
 TIMEOUT_S = 30.0
 KEEPALIVE_S = 3.0
-"""Shorter than the server's, so that no request goes out on a connection that is being closed."""
+"""Shorter than the server's, so that no request meets a connection that the server closes."""
 
 
 class Traffic:
@@ -25,17 +25,17 @@ class Traffic:
 
     Args:
         url: The server.
-        model: Model that is asked.
+        model: The model that predicts.
         label_keys: Request fields and entity keys that identify a label.
-        labels: Every label there will be.
+        labels: All labels of the replay.
 
     Attributes:
-        sent: Predictions asked for.
-        calls: HTTP requests for predictions.
+        sent: Predictions requested so far.
+        calls: HTTP requests for them.
     """
 
     def __init__(
-        self, url: str, model: str, label_keys: Sequence[str], labels: Mapping[LabelKey, Known]
+        self, url: str, model: str, label_keys: Sequence[str], labels: Mapping[LabelKey, KnownLabel]
     ) -> None:
         self._session = aiohttp.ClientSession(
             base_url=url,
@@ -45,12 +45,12 @@ class Traffic:
         self._model = model
         self._label_keys = label_keys
         self._labels = labels
-        self._due: list[tuple[datetime, str, int]] = []
+        self._due_labels: list[tuple[datetime, str, int]] = []
         self.sent = 0
         self.calls = 0
 
     async def predict(self, time: datetime, batches: Sequence[Sequence[Instance]]) -> None:
-        """Ask for predictions, several HTTP requests at once; note which labels will come.
+        """Request predictions, in concurrent HTTP requests, and schedule their labels.
 
         Raises:
             UnavailableError: The server refused or did not answer.
@@ -69,13 +69,13 @@ class Traffic:
                 known = self._labels.get(key)
                 if known is not None:
                     item = (known.known_time, prediction["prediction_id"], known.value)
-                    heapq.heappush(self._due, item)
+                    heapq.heappush(self._due_labels, item)
 
-    async def send_labels(self, until: datetime) -> int:
-        """Send the labels that have become known by ``until``, and say how many."""
+    async def send_labels(self, until: datetime) -> None:
+        """Send the labels that have become known by ``until``."""
         rows = []
-        while self._due and self._due[0][0] <= until:
-            known, prediction_id, value = heapq.heappop(self._due)
+        while self._due_labels and self._due_labels[0][0] <= until:
+            known, prediction_id, value = heapq.heappop(self._due_labels)
             rows.append(
                 {
                     "prediction_id": prediction_id,
@@ -87,7 +87,6 @@ class Traffic:
             await self._post(
                 f"/v1/models/{self._model}/labels", {"labels": rows[start : start + 500]}
             )
-        return len(rows)
 
     async def push(self, source: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Push rows to the online store, as a feed would."""

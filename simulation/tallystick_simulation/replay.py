@@ -1,7 +1,7 @@
-"""Plays a scenario: time passes, rows become known, requests are answered, decisions are taken.
+"""Plays a scenario: rows go online, requests are answered, labels arrive, decisions are taken.
 
-The order within a moment is that of production: what has become known goes online, then requests of
-that moment are answered, and their labels arrive when they are known.
+The order within one time is that of production: the rows that have become known go online, then the
+requests of that time are answered. Their labels arrive when they become known.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from tallystick.clock import SimulatedClock
 from tallystick.materialization.materialize import Materializer
 from tallystick.records.record_store import Decision, Incident, MonitorReport
-from tallystick_simulation.feed import Feed
 from tallystick_simulation.http_traffic import Traffic
+from tallystick_simulation.push_feed import PushFeed
 from tallystick_simulation.replay_history import Requests, by_minute, labels_of
 from tallystick_simulation.scenario import Scenario
 
@@ -48,15 +48,15 @@ class Stopwatch:
 
 
 @dataclass
-class Played:
-    """What came of a replay.
+class ReplayResult:
+    """What happened in a replay.
 
     Attributes:
-        sent: Predictions asked for.
-        calls: HTTP requests that asked for them.
-        looks: What monitoring found, week by week.
-        decisions: What was decided, week by week.
-        incidents: Spells of skew, in the order in which they were found.
+        sent: Predictions requested.
+        calls: HTTP requests for them.
+        looks: Monitoring reports, week by week.
+        decisions: Retraining decisions, week by week.
+        incidents: Incidents by id, in the order in which they were found.
     """
 
     sent: int = 0
@@ -71,11 +71,11 @@ class Replay:
 
     Args:
         repo: The repo; its models are trained and promoted.
-        scenario: What to play.
+        scenario: The scenario.
         clock: The simulated time, shared with the server.
         server: The server.
-        stopwatch: Counts the stages.
-        tell: Called with the share done, between 0 and 1, and one sentence.
+        stopwatch: Measures the stages.
+        show: Called with the share done, between 0 and 1, and a text.
     """
 
     def __init__(
@@ -86,44 +86,44 @@ class Replay:
         clock: SimulatedClock,
         server: ReplayServer,
         stopwatch: Stopwatch,
-        tell: Callable[[float, str], None],
+        show: Callable[[float, str], None],
     ) -> None:
         self._repo = repo
         self._scenario = scenario
         self._clock = clock
         self._server = server
         self._watch = stopwatch
-        self._tell = tell
+        self._show = show
         self._materializer = Materializer(repo)
-        self._feeds = {view: Feed(repo, view, push) for view, push in scenario.push.items()}
+        self._feeds = {view: PushFeed(repo, view, push) for view, push in scenario.push.items()}
         self._watched = 0
-        self.played = Played()
+        self.result = ReplayResult()
 
-    async def run(self) -> Played:
-        """Play every day of the scenario, with a look and a decision at the end of each week."""
+    async def run(self) -> ReplayResult:
+        """Play every day of the scenario; monitor and decide at the end of each week."""
         model = self._repo.model(self._scenario.model)
         inputs = self._repo.inputs(model)
         requests = Requests(self._repo, model, inputs)
         labels = labels_of(self._repo, model, set(self._scenario.days))
-        # What was loaded stays to the end: the collector need not walk it again and again.
+        # This data stays to the end: the garbage collector need not scan it again and again.
         gc.freeze()
         traffic = Traffic(self._server.url, model.name, model.label.keys, labels)
         days = sorted(self._scenario.days)
-        look_from = _monday(self._scenario.train_until)
+        week_start = _monday(self._scenario.train_until)
         try:
             for number, day in enumerate(days):
                 start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-                while look_from + WEEK <= start:
-                    await self._end_week(traffic, look_from)
-                    look_from += WEEK
-                self._tell(number / len(days), f"{day:%d %B}")
+                while week_start + WEEK <= start:
+                    await self._end_week(traffic, week_start)
+                    week_start += WEEK
+                self._show(number / len(days), f"{day:%d %B}")
                 await self._play_day(traffic, requests, start)
-            await self._end_week(traffic, look_from)
+            await self._end_week(traffic, week_start)
         finally:
             gc.unfreeze()
             await traffic.close()
-        self.played.sent, self.played.calls = traffic.sent, traffic.calls
-        return self.played
+        self.result.sent, self.result.calls = traffic.sent, traffic.calls
+        return self.result
 
     async def _play_day(self, traffic: Traffic, requests: Requests, start: datetime) -> None:
         self._clock.set(start)
@@ -136,19 +136,19 @@ class Replay:
             self._clock.set(moment)
             if moment > start:
                 await self._refresh(traffic, moment, catch_up=False)
-                await self._look_after(traffic, moment)
+                await self._label_and_watch(traffic, moment)
             due = requests.between(moment, moment + tick)
             with self._watch.stage("serve"):
-                for asked_at, batches in by_minute(due, self._scenario.batch_by):
-                    self._clock.set(asked_at)
-                    await traffic.predict(asked_at, batches)
+                for request_time, batches in by_minute(due, self._scenario.batch_by):
+                    self._clock.set(request_time)
+                    await traffic.predict(request_time, batches)
             moment += tick
         self._clock.set(moment)
-        await self._look_after(traffic, moment)
+        await self._label_and_watch(traffic, moment)
 
     @property
     def _tick(self) -> timedelta:
-        """The shortest time after which something is due."""
+        """The shortest interval of the scenario."""
         return min(
             *self._scenario.refresh.values(),
             *(push.every for push in self._scenario.push.values()),
@@ -156,7 +156,7 @@ class Replay:
         )
 
     async def _refresh(self, traffic: Traffic, moment: datetime, *, catch_up: bool) -> None:
-        """Bring online what has become known: what is due now, or everything after a gap."""
+        """Bring rows online that have become known: of views that are due, after a gap of all."""
         down = self._scenario.outage.view if self._is_out(moment) else None
         views = [
             view
@@ -164,12 +164,11 @@ class Replay:
             if catch_up or _is_due(moment, every)
         ]
         if catch_up:
-            # What was pushed on the days between is brought from history.
+            # Rows that were pushed on the days between come from history.
             views += self._feeds
         views = [view for view in views if view != down]
         with self._watch.stage("materialize"):
-            # No views would mean all of them.
-            if views:
+            if views:  # none would mean all of them
                 self._materializer.run(views=views, until=moment)
         with self._watch.stage("push"):
             for view, feed in self._feeds.items():
@@ -181,8 +180,8 @@ class Replay:
         outage = self._scenario.outage
         return outage.start <= moment < outage.end
 
-    async def _look_after(self, traffic: Traffic, moment: datetime) -> None:
-        """Send labels and look at freshness, when that is due."""
+    async def _label_and_watch(self, traffic: Traffic, moment: datetime) -> None:
+        """Send labels and check for incidents, when they are due."""
         from tallystick_monitoring.incidents import watch
 
         if _is_due(moment, self._scenario.labels_every):
@@ -198,10 +197,10 @@ class Replay:
                     at=moment,
                     window=self._scenario.watch_every,
                 )
-            self._remember(found)
+            self._add_incidents(found)
 
     async def _end_week(self, traffic: Traffic, start: datetime) -> None:
-        """Look at the week, and decide."""
+        """Monitor the week, and decide about retraining."""
         from tallystick.prediction_log.log_reader import has_records
         from tallystick_monitoring.look import look
         from tallystick_training.retrain import retrain
@@ -216,15 +215,15 @@ class Replay:
             return
         with self._watch.stage("monitor"):
             report = look(self._repo, name, at=end, start=start, end=end)
-        self._remember(report.incidents)
-        self.played.looks.append(report)
+        self._add_incidents(report.incidents)
+        self.result.looks.append(report)
         with self._watch.stage("retrain"):
             decision = retrain(self._repo, self._repo.model(name), report, at=end)
-        self.played.decisions.append(decision)
+        self.result.decisions.append(decision)
 
-    def _remember(self, incidents: list[Incident]) -> None:
+    def _add_incidents(self, incidents: list[Incident]) -> None:
         for incident in incidents:
-            self.played.incidents[incident.incident_id] = incident
+            self.result.incidents[incident.incident_id] = incident
 
 
 def _monday(moment: datetime) -> datetime:

@@ -1,4 +1,4 @@
-"""The past, as the replay knows it: who asked what when, and which labels became known when."""
+"""The requests and labels of a repo's history, by time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LabelKey = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownLabel:
     """A label: its value, and when it became known."""
 
     value: int
@@ -33,9 +33,9 @@ class Requests:
     """The requests of a model's population, by time.
 
     Args:
-        repo: Where the population is.
-        model: Whose population.
-        inputs: What a request must carry.
+        repo: The repo.
+        model: The model.
+        inputs: The keys and fields of a request.
     """
 
     def __init__(self, repo: Repo, model: Model, inputs: ModelInputs) -> None:
@@ -53,7 +53,7 @@ class Requests:
         self._table = table.select(columns)
 
     def between(self, start: datetime, end: datetime) -> list[tuple[datetime, Instance]]:
-        """Requests of [start, end), in order: the time, and the instance as JSON holds it."""
+        """Requests of [start, end) in order: request time and instance, its values as in JSON."""
         bounds = [to_us(start), to_us(end)]
         first, last = self._times_us.searchsorted(bounds, side="left").tolist()
         instances = self._table.slice(first, last - first).to_pylist()
@@ -72,15 +72,15 @@ def microseconds(column: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     return whole
 
 
-def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey, Known]:
-    """Every label there will ever be: (keys…, request time) → value and time; first known counts.
+def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey, KnownLabel]:
+    """All labels: (keys…, request time) → the first value that became known.
 
-    Key values are as JSON holds them, as in the instances of :class:`Requests`.
+    Key values are as in JSON, as in the instances of :class:`Requests`.
 
     Args:
-        repo: Where the labels are.
-        model: Whose labels.
-        days: Only labels of requests on these days (in UTC).
+        repo: The repo.
+        model: The model.
+        days: Days (in UTC) of the requests.
     """
     label = model.label
     table = read_source(
@@ -95,7 +95,7 @@ def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey
         },
     ).sort_by("__known_time")
     keys = zip(*(map(_as_json, table[name].to_pylist()) for name in label.keys), strict=True)
-    result: dict[LabelKey, Known] = {}
+    result: dict[LabelKey, KnownLabel] = {}
     for key, time, value, known in zip(
         keys,
         table["__request_time"].to_pylist(),
@@ -104,14 +104,14 @@ def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey
         strict=True,
     ):
         if value is not None and time.date() in days:
-            result.setdefault((*key, time), Known(int(value), known))
+            result.setdefault((*key, time), KnownLabel(int(value), known))
     return result
 
 
 def by_minute(
     requests: Sequence[tuple[datetime, Instance]], batch_by: str | None
 ) -> Iterator[tuple[datetime, list[list[Instance]]]]:
-    """Group requests of one moment, and within it those that are sent together."""
+    """Group requests by request time, and within one time by what is sent in one HTTP request."""
     moments: dict[datetime, dict[Any, list[Instance]]] = {}
     for position, (time, instance) in enumerate(requests):
         batch = instance[batch_by] if batch_by else position

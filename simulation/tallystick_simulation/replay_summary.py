@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 from tallystick.records.record_store import Effect, Exemplar, Incident, ParityReport
-from tallystick_simulation.outcome import Scored, iso_week
-from tallystick_simulation.replay import Played
+from tallystick_simulation.replay import ReplayResult
+from tallystick_simulation.replay_scores import ReplayScores, iso_week
 from tallystick_simulation.scenario import Scenario
 
 MINUTE = timedelta(minutes=1)
@@ -15,41 +15,41 @@ MINUTE = timedelta(minutes=1)
 
 def summarize(
     scenario: Scenario,
-    played: Played,
-    scored: Scored,
+    result: ReplayResult,
+    scores: ReplayScores,
     audited: ParityReport,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Collect the figures; nothing in it is anything but counted or measured.
+    """Collect the figures.
 
     Args:
-        scenario: What was played.
-        played: What happened.
-        scored: What the predictions were worth.
+        scenario: The scenario.
+        result: What happened in the replay.
+        scores: The scores of the predictions.
         audited: The audit of the staged outage.
-        seconds: Stage → time that it took.
+        seconds: Stage → its time.
     """
     causes: dict[str, int] = {}
-    for look in played.looks:
+    for look in result.looks:
         for cause, count in look.parity.causes.items():
             causes[cause] = causes.get(cause, 0) + count
-    performance = scored.performance()
+    performance = scores.performance()
     return {
-        "requests": played.sent,
-        "http_requests": played.calls,
+        "requests": result.sent,
+        "http_requests": result.calls,
         "days": len(scenario.days),
-        "logged": scored.logged,
-        "labelled": len(scored.outcomes),
+        "logged": scores.logged,
+        "labelled": len(scores.outcomes),
         "parity": {
-            "values": sum(look.parity.values for look in played.looks),
-            "equal": sum(look.parity.equal for look in played.looks),
+            "values": sum(look.parity.values for look in result.looks),
+            "equal": sum(look.parity.equal for look in result.looks),
             "causes": causes,
-            "unexplained": sum(look.parity.unexplained for look in played.looks),
+            "unexplained": sum(look.parity.unexplained for look in result.looks),
         },
-        "incident": _incident(scenario, played),
+        "incident": _incident(scenario, result),
         "audit": _outage_audit(scenario, audited),
-        # Of any view and cause: more than the one that is staged are false alarms, or real.
-        "incidents": len(played.incidents),
+        # Of any view and cause: any besides the staged one is a false alarm, or real.
+        "incidents": len(result.incidents),
         "decisions": [
             {
                 "week": iso_week(decision.at - timedelta(days=1)),
@@ -58,7 +58,7 @@ def summarize(
                 "promoted": decision.promoted,
                 "quarantined_rows": decision.quarantined_rows,
             }
-            for decision in played.decisions
+            for decision in result.decisions
         ],
         "performance": performance,
         "loop_is_better": performance["loop"]["log_loss"] < performance["never"]["log_loss"],
@@ -66,29 +66,28 @@ def summarize(
     }
 
 
-def staged_incident(scenario: Scenario, played: Played) -> Incident | None:
-    """The incident that was found for the staged outage, if it was."""
+def _staged_incident(scenario: Scenario, result: ReplayResult) -> Incident | None:
+    """The incident found for the staged outage; None if it was not found."""
     outage = scenario.outage
     found = [
         incident
-        for incident in played.incidents.values()
+        for incident in result.incidents.values()
         if incident.view == outage.view
         and outage.start - timedelta(days=1) < incident.start < outage.end + timedelta(days=1)
     ]
     return min(found, key=lambda incident: incident.found_at, default=None)
 
 
-def _incident(scenario: Scenario, played: Played) -> dict[str, Any]:
+def _incident(scenario: Scenario, result: ReplayResult) -> dict[str, Any]:
     outage = scenario.outage
-    incident = staged_incident(scenario, played)
-    during = [
-        decision
-        for decision in played.decisions
+    incident = _staged_incident(scenario, result)
+    retrained = any(
+        decision.outcome == "retrain"
+        for decision in result.decisions
         if outage.start < decision.at and decision.at - timedelta(days=7) < outage.end
-    ]
-    retrained = any(decision.outcome == "retrain" for decision in during)
-    kept_out = [
-        decision.quarantined_rows for decision in played.decisions if decision.at > outage.end
+    )
+    excluded = [
+        decision.quarantined_rows for decision in result.decisions if decision.at > outage.end
     ]
     return {
         "view": outage.view,
@@ -102,12 +101,12 @@ def _incident(scenario: Scenario, played: Played) -> dict[str, Any]:
         "requests": None if incident is None else incident.requests,
         "values": None if incident is None else incident.values,
         "retrained": retrained,
-        "training_rows_kept_out": max(kept_out, default=0),
+        "training_rows_kept_out": max(excluded, default=0),
     }
 
 
 def _outage_audit(scenario: Scenario, audited: ParityReport) -> dict[str, Any]:
-    """What the audit says of the view that was not brought online, while it was not."""
+    """The audit's findings about the view of the outage, during the outage."""
     causes = audited.views.get(scenario.outage.view, {})
     main = max(causes, key=causes.__getitem__, default=None)
     effect = None if main is None else audited.effects[main]
@@ -147,7 +146,7 @@ def _audit_lines(audit: dict[str, Any]) -> dict[str, str]:
 
 
 def report(summary: dict[str, Any]) -> str:
-    """A short report for people."""
+    """The report as text."""
     parity, incident = summary["parity"], summary["incident"]
     never, loop = summary["performance"]["never"], summary["performance"]["loop"]
     share = parity["equal"] / parity["values"] if parity["values"] else 0.0

@@ -1,4 +1,4 @@
-"""What a repo declares to be replayed: which days, how fresh the store is kept, what goes wrong."""
+"""The declaration of a replay: its days, the refreshes of the online store, the staged outage."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from datetime import date, datetime, timedelta
 
 @dataclass(frozen=True)
 class Push:
-    """A view that is kept fresh by pushing its rows as they become known.
+    """A view whose rows are pushed when they become known.
 
     Attributes:
         source: Name of the Feast push source.
-        every: How often the feed delivers.
+        every: The interval between two pushes.
     """
 
     source: str
@@ -21,7 +21,7 @@ class Push:
 
 @dataclass(frozen=True)
 class Outage:
-    """An incident on purpose: a view is not brought online for a while, though requests go on."""
+    """A staged incident: a view is not materialized for a while, and requests go on."""
 
     view: str
     start: datetime
@@ -33,19 +33,17 @@ class Scenario:
     """A replay of history through the whole loop.
 
     Attributes:
-        model: The model that is served throughout, watched, and retrained when that pays.
-        train_until: Everything before is history when the replay begins; all models are trained
-            on it.
-        days: Whole days (in UTC) on which every request of the population is really sent.
-        refresh: View → how often it is materialized, at full multiples of that time.
+        model: The model that is served, monitored, and retrained when the policy decides so.
+        train_until: The start of the replay; all models are trained on the history before it.
+        days: Whole days (in UTC) on which every request of the population is sent.
+        refresh: View → the interval between two materializations, at full multiples of it.
         push: View → how it is pushed instead.
-        outage: What goes wrong.
-        watch_every: How often freshness is looked at.
-        labels_every: How often the labels that have become known are sent.
+        outage: The staged incident.
+        watch_every: The interval between two checks for incidents.
+        labels_every: The interval between two deliveries of the labels that became known.
         batch_by: Entity key or request field: requests of one minute that share it are sent as one
             HTTP request; None for one HTTP request each.
-        also: Further models, trained and promoted as well, and loaded by the server; nobody asks
-            them.
+        also: Further models, trained, promoted and loaded, but without requests.
     """
 
     model: str

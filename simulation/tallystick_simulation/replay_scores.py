@@ -1,4 +1,4 @@
-"""What a replay was worth: the loop against the model that was never trained again."""
+"""Scores of a replay: the retrained champions against the first one, never retrained."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ReplayScores:
     """The labelled predictions of a replay, by request time; every array has one value per row.
 
     Attributes:
         logged: Predictions in the log, labelled or not.
         weeks: ISO week of the request, as ``2013-W27``.
         outcomes: 0 or 1.
-        loop: What was answered.
-        never: What the first champion answers to the same features.
+        loop: The served predictions.
+        never: The first champion's predictions for the same features.
     """
 
     logged: int
@@ -59,14 +59,14 @@ class Scored:
         return result
 
 
-def score(repo: Repo, model: str, first: Bundle, *, until: datetime) -> Scored:
-    """Read log and labels back, and score the first champion on the features as they were served.
+def score(repo: Repo, model: str, first: Bundle, *, until: datetime) -> ReplayScores:
+    """Read log and labels, and score the first champion on the served features.
 
     Args:
-        repo: Where log and labels are.
+        repo: The repo.
         model: The model.
-        first: The champion with which the replay began.
-        until: Requests before this, with labels known by this.
+        first: The first champion.
+        until: Requests before this time, with the labels known by then.
     """
     labels = read_labels(repo.state_dir, model, known_until=until)
     known: dict[str, int] = {}
@@ -92,7 +92,7 @@ def score(repo: Repo, model: str, first: Bundle, *, until: datetime) -> Scored:
             if prediction_id in known:
                 rows.append((time, known[prediction_id], answer, other))
     rows.sort()
-    return Scored(
+    return ReplayScores(
         logged=logged,
         weeks=np.array([iso_week(time) for time, *_ in rows]),
         outcomes=np.array([outcome for _, outcome, *_ in rows], dtype=np.float64),

@@ -1,4 +1,4 @@
-"""The two pictures of a replay."""
+"""The two plots of a replay."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tallystick.model_bundle.evaluation_metrics import Floats
-from tallystick.records.record_store import MonitorReport
 from tallystick.storage.atomic_files import replacing
-from tallystick_simulation.outcome import Scored, iso_week
-from tallystick_simulation.replay import Played
+from tallystick_simulation.replay import ReplayResult
+from tallystick_simulation.replay_scores import ReplayScores, iso_week
 from tallystick_simulation.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -24,14 +23,14 @@ HOUR = timedelta(hours=1)
 SIZE_INCHES = (10.0, 4.2)
 
 
-def draw_performance(path: Path, scored: Scored, played: Played) -> None:
-    """Log loss by week: the loop, the model never trained again, and where it was retrained.
+def plot_performance(path: Path, scores: ReplayScores, result: ReplayResult) -> None:
+    """Plot log loss by week of the loop and of the first model, with the retrainings.
 
     Points are weeks; lines are means over five weeks, weighted by requests, since a
     week of one or two days is mostly noise.
     """
     figure, axes = _figure("Log loss by week of request; lines over five weeks (lower is better)")
-    weekly = scored.weekly()
+    weekly = scores.weekly()
     weeks = list(weekly)
     rows = np.array([week["rows"] for week in weekly.values()])
     for who, color, label in (("never", NEVER, "never retrained"), ("loop", LOOP, "the loop")):
@@ -39,7 +38,7 @@ def draw_performance(path: Path, scored: Scored, played: Played) -> None:
         axes.plot(weeks, losses, color=color, alpha=0.35, marker=".", linestyle="none")
         axes.plot(weeks, _smooth(losses, rows), color=color, linewidth=2, label=label)
     label = "new champion"
-    for decision in played.decisions:
+    for decision in result.decisions:
         week = iso_week(decision.at)
         if decision.promoted and week in weeks:
             axes.axvline(week, color=LOOP, alpha=0.5, linewidth=1, linestyle=":", label=label)
@@ -48,11 +47,11 @@ def draw_performance(path: Path, scored: Scored, played: Played) -> None:
     _save(figure, axes, weeks, path)
 
 
-def draw_parity(path: Path, scenario: Scenario, played: Played) -> None:
-    """Share of served values that equal the expected ones, by week, with the incident marked."""
+def plot_parity(path: Path, scenario: Scenario, result: ReplayResult) -> None:
+    """Plot the share of served values that equal the expected ones, by week, with the outage."""
     figure, axes = _figure("Served values that equal the expected ones, by week (%)")
-    weeks = [_week(look) for look in played.looks]
-    shares = [100 * look.parity.equal / max(look.parity.values, 1) for look in played.looks]
+    weeks = [iso_week(look.start) for look in result.looks]
+    shares = [100 * look.parity.equal / max(look.parity.values, 1) for look in result.looks]
     axes.plot(weeks, shares, color=LOOP, marker="o", markersize=3)
     staged = iso_week(scenario.outage.start)
     if staged in weeks:
@@ -78,10 +77,6 @@ def _smooth(values: Floats, weights: Floats) -> Floats:
     return smooth
 
 
-def _week(look: MonitorReport) -> str:
-    return iso_week(look.start)
-
-
 def _figure(title: str) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure as NewFigure
 
@@ -95,7 +90,7 @@ def _figure(title: str) -> tuple[Figure, Any]:
 
 def _save(figure: Figure, axes: Any, weeks: list[str], path: Path) -> None:
     shown = range(0, len(weeks), max(1, len(weeks) // 12))
-    axes.set_xticks(list(shown), [weeks[place] for place in shown], fontsize=8)
+    axes.set_xticks(list(shown), [weeks[index] for index in shown], fontsize=8)
     axes.margins(x=0.01)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

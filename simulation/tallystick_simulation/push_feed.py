@@ -1,4 +1,4 @@
-"""A feed that delivers a view's rows as they become known."""
+"""A feed that pushes a view's rows when they become known."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tallystick_simulation.scenario import Push
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
 
-ROWS_AT_ONCE = 500
+BATCH_ROWS = 500
 Columns = dict[str, list[Any]]
 
 
-class Feed:
-    """The rows of a view in the order in which they became known.
+class PushFeed:
+    """The rows of a view, in the order in which they became known.
 
     Args:
-        repo: Where the view's history is.
+        repo: The repo that has the view's history.
         view: The view.
-        push: How it is delivered.
+        push: How its rows are pushed.
 
     Attributes:
         source: Name of the push source.
-        every: How often the feed delivers.
+        every: The interval between two pushes.
     """
 
     def __init__(self, repo: Repo, view: str, push: Push) -> None:
@@ -50,11 +50,11 @@ class Feed:
         self._known_us = microseconds(self._table[known])
 
     def between(self, after: datetime, until: datetime) -> Iterator[Columns]:
-        """Rows that became known in (after, until], as columns of JSON values, in portions."""
+        """Rows that became known in (after, until], as batches of JSON columns."""
         bounds = [to_us(after), to_us(until)]
         first, last = self._known_us.searchsorted(bounds, side="right").tolist()
-        for start in range(first, last, ROWS_AT_ONCE):
-            rows = self._table.slice(start, min(ROWS_AT_ONCE, last - start))
+        for start in range(first, last, BATCH_ROWS):
+            rows = self._table.slice(start, min(BATCH_ROWS, last - start))
             yield {
                 name: [
                     value.isoformat() if isinstance(value, datetime) else value
