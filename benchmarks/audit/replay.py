@@ -355,7 +355,7 @@ class _Replay:
         bundle = self._world.bundle
         for number in by:
             bundle = self._servers[number].serve(bundle)
-        return Predictor(self._world.champion, bundle, self._readers, timeout_s=TIMEOUT_S)
+        return Predictor(self._world.champion, bundle, self._readers)
 
     def _note_edited(self, ids: list[str], columns: Any, values: Any) -> None:
         bundle = self._world.bundle

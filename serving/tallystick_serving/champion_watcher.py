@@ -39,7 +39,6 @@ class ChampionWatcher:
         project: Feast project; a bundle of another one is refused.
         store: The online store.
         metrics: Where failures are counted.
-        timeout_s: Seconds that a request may wait for the online store.
         poll_s: Seconds between two checks for new champions.
     """
 
@@ -50,14 +49,12 @@ class ChampionWatcher:
         project: str,
         store: StoreClient,
         metrics: ServerMetrics,
-        timeout_s: float,
         poll_s: float,
     ) -> None:
         self._state_dir = state_dir
         self._project = project
         self._store = store
         self._metrics = metrics
-        self._timeout_s = timeout_s
         self._poll_s = poll_s
         self._predictors: dict[str, Predictor] = {}
         self._failures: dict[str, str] = {}
@@ -138,7 +135,7 @@ class ChampionWatcher:
     def _load(self, champion: Champion) -> Predictor:
         bundle = load_bundle(self._state_dir, champion.model, champion.contract_hash)
         _check_owner(bundle.contract, champion, self._project)
-        predictor = Predictor(champion, bundle, self._store, timeout_s=self._timeout_s)
+        predictor = Predictor(champion, bundle, self._store)
         _warm_up(predictor)
         return predictor
 

@@ -164,12 +164,16 @@ class SDKReader:
             for view, (protos, _) in zip(self._views, entities, strict=True)
         ]
         try:
-            found = await asyncio.gather(*reads)
-        except BaseException:
-            # The other answers are not needed, nor are the warnings about their failures.
+            async with asyncio.timeout(self._client.timeout_s):
+                found = await asyncio.gather(*reads)
+        except TimeoutError as error:
+            raise UnavailableError(
+                self._client.service, f"no answer in {self._client.timeout_s} s"
+            ) from error
+        finally:
+            # After a failure the other answers are not needed, nor the warnings about theirs.
             for read in reads:
                 read.cancel()
-            raise
         return {
             view.use.name: view.rows(answers, positions, request_time_us=request_time_us)
             for view, answers, (_, positions) in zip(self._views, found, entities, strict=True)
@@ -190,6 +194,7 @@ class SDKStoreClient:
 
     Args:
         store: Feast's feature store of the repo.
+        timeout_s: Seconds that a read may take.
         threads: See :data:`THREADS`.
 
     Raises:
@@ -197,14 +202,13 @@ class SDKStoreClient:
 
     Attributes:
         service: The store in error messages.
-        has_own_timeouts: False: a call in a thread cannot be interrupted.
+        timeout_s: See above.
     """
 
-    has_own_timeouts = False
-
-    def __init__(self, store: FeatureStore, *, threads: int = THREADS) -> None:
+    def __init__(self, store: FeatureStore, *, timeout_s: float, threads: int = THREADS) -> None:
         from feast.infra.provider import get_provider
 
+        self.timeout_s = timeout_s
         self._store = store
         self._config = store.config
         kind = str(self._config.online_store.type)

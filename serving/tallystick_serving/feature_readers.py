@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tallystick.definitions.contract import ModelContract
-from tallystick.errors import DefinitionError, UnavailableError
+from tallystick.errors import DefinitionError
 from tallystick.online_store.online_reader import OnlineReader, ViewRows
 from tallystick.online_store.redis_connection import (
     connect_for_reads,
@@ -42,13 +40,10 @@ class StoreClient(Protocol):
         """The store in error messages, without secrets."""
         ...
 
-    @property
-    def has_own_timeouts(self) -> bool:
-        """Whether its readers give up by themselves when a request's time is over."""
-        ...
-
     def reader(self, contract: ModelContract) -> FeatureReader:
-        """A reader of a contract's views; may take seconds, so not on the event loop.
+        """A reader of a contract's views, which gives up when a request's time is over.
+
+        May take seconds, so not on the event loop.
 
         Raises:
             ContractError: The store's views differ from the contract's.
@@ -84,7 +79,6 @@ class RedisStoreClient:
     Attributes:
         redis: The client of Redis.
         service: See :class:`StoreClient`.
-        has_own_timeouts: See :class:`StoreClient`.
     """
 
     def __init__(self, config: StoreConfig, *, timeout_s: float) -> None:
@@ -123,26 +117,15 @@ class RedisStoreClient:
         await self.redis.aclose()
 
 
-@asynccontextmanager
-async def _giving_up(store: StoreClient, timeout_s: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except TimeoutError as error:
-        raise UnavailableError(store.service, f"no answer in {timeout_s} s") from error
-
-
-def within(store: StoreClient, timeout_s: float) -> AbstractAsyncContextManager[None]:
-    """A block that reads a store, for ``timeout_s`` seconds at most.
-
-    Raises:
-        UnavailableError: In the block, when its time is over.
-    """
-    return nullcontext() if store.has_own_timeouts else _giving_up(store, timeout_s)
-
-
-async def open_sdk_store(config: StoreConfig, store: FeatureStore) -> StoreClient:
+async def open_sdk_store(
+    config: StoreConfig, store: FeatureStore, *, timeout_s: float
+) -> StoreClient:
     """Another online store of Feast, read through its SDK; logs once what that costs.
+
+    Args:
+        config: The repo.
+        store: Feast's feature store of the repo.
+        timeout_s: Seconds to wait for an answer, at most.
 
     Raises:
         DefinitionError: Feast cannot create the store.
@@ -154,6 +137,6 @@ async def open_sdk_store(config: StoreConfig, store: FeatureStore) -> StoreClien
         "own store, and with fewer guarantees:  tally check  lists them.",
         config.online_store,
     )
-    client = SDKStoreClient(store)
+    client = SDKStoreClient(store, timeout_s=timeout_s)
     await client.open()
     return client

@@ -16,7 +16,7 @@ from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.online_store.online_reader import ViewRows
 from tallystick.prediction_log.record import Predictions
 from tallystick_serving.error_responses import PredictionError
-from tallystick_serving.feature_readers import StoreClient, within
+from tallystick_serving.feature_readers import StoreClient
 from tallystick_serving.instance_validation import InstanceChecker
 
 
@@ -40,7 +40,6 @@ class Predictor:
         champion: Which version it is.
         bundle: Its contract, estimator and on-demand functions.
         store: The online store that the contract's views are read from.
-        timeout_s: Seconds that a request may wait for the online store.
 
     Raises:
         ContractError: The model takes a type that a request cannot carry, or the store's views
@@ -49,9 +48,7 @@ class Predictor:
         UnavailableError: The store or the registry did not answer.
     """
 
-    def __init__(
-        self, champion: Champion, bundle: Bundle, store: StoreClient, *, timeout_s: float
-    ) -> None:
+    def __init__(self, champion: Champion, bundle: Bundle, store: StoreClient) -> None:
         self.champion = champion
         self.contract = bundle.contract
         self.instances = InstanceChecker(bundle.contract)
@@ -62,9 +59,7 @@ class Predictor:
             for use in bundle.contract.views
             for column in use.columns
         ]
-        self._store = store
         self._reader = store.reader(bundle.contract)
-        self._timeout_s = timeout_s
 
     async def predict(
         self, columns: Mapping[str, Sequence[Any]], *, request_us: int, started_ns: int
@@ -116,8 +111,7 @@ class Predictor:
             DamagedError: A value in the store is not a row.
             DefinitionError: An on-demand function failed.
         """
-        async with within(self._store, self._timeout_s):
-            views = await self._reader.read(columns, request_time_us=request_us)
+        views = await self._reader.read(columns, request_time_us=request_us)
         values: dict[str, Sequence[Any]] = {
             name: views[view].values[column] for name, view, column in self._stored
         }

@@ -76,7 +76,7 @@ async def open_state(
             plans = FeaturePlans(redis.redis)
         else:
             feast_store = await asyncio.to_thread(open_feast, config.path)
-            client = await open_sdk_store(config, feast_store)
+            client = await open_sdk_store(config, feast_store, timeout_s=settings.request_timeout_s)
             plans = FeaturePlans(None)
         stack.push_async_callback(client.close)
         feast = FeastStore(config, plans, feast_store)
@@ -103,7 +103,6 @@ async def open_state(
             project=config.name,
             store=client,
             metrics=metrics,
-            timeout_s=settings.request_timeout_s,
             poll_s=settings.champion_poll_s,
         )
         await champions.look()

@@ -155,7 +155,7 @@ def asked(store, uses, *requests, at_us=NOW_US):
     """What a reader through the SDK gives for each of some requests."""
 
     async def ask():
-        readers = SDKStoreClient(store)
+        readers = SDKStoreClient(store, timeout_s=5)
         await readers.open()
         try:
             reader = await asyncio.to_thread(readers.reader, contract_of(*uses))
@@ -316,7 +316,7 @@ def test_a_value_of_another_type_is_null_and_logged_once(sqlite, caplog):
     from tallystick_serving.feast_sdk_reader import SDKReader
 
     async def ask():
-        calls = SDKStoreClient(sqlite, threads=1)
+        calls = SDKStoreClient(sqlite, timeout_s=5, threads=1)
         spec = use.spec.model_copy(update={"columns": tuple(retyped)})
         reader = SDKReader(calls, [(use.model_copy(update={"spec": spec}), table)])
         got = [await reader.read({"id": [1]}, request_time_us=NOW_US) for _ in range(3)]
@@ -335,7 +335,7 @@ def test_what_a_store_says_is_logged_and_not_answered(sqlite, caplog):
     uses = [use_of(sqlite, "shop", columns=["int64"]), use_of(sqlite, "world")]
 
     async def ask():
-        readers = SDKStoreClient(sqlite)
+        readers = SDKStoreClient(sqlite, timeout_s=5)
         await readers.open()
         reader = await asyncio.to_thread(readers.reader, contract_of(*uses))
         await readers.ping()
@@ -361,7 +361,7 @@ def test_reads_that_hang_do_not_pile_up(sqlite):
     before = threading.active_count()
 
     async def ask():
-        readers = SDKStoreClient(sqlite)
+        readers = SDKStoreClient(sqlite, timeout_s=5)
         reader = await asyncio.to_thread(readers.reader, contract_of(*uses))
         threads = threading.active_count()
         with gated_store.hanging() as store:

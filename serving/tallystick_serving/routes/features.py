@@ -13,7 +13,6 @@ from tallystick.clock import process_clock
 from tallystick.errors import InputError
 from tallystick_serving.error_responses import ProblemList, TooLargeError, shown
 from tallystick_serving.feast_server import OnlineFeaturesRequest, PushRequest, WriteRequest
-from tallystick_serving.feature_readers import within
 from tallystick_serving.online_features import FeaturePlan
 from tallystick_serving.request_body import object_of
 from tallystick_serving.server_state import ServerState, state_of
@@ -44,8 +43,7 @@ async def _planned(state: ServerState, plan: FeaturePlan, entities: Any) -> byte
     if len(lengths) != 1 or not 0 < min(lengths) <= state.settings.request_rows_max:
         return None
     try:
-        async with within(state.store, state.settings.request_timeout_s):
-            return await plan.answer(entities, request_us=process_clock().now_us())
+        return await plan.answer(entities, request_us=process_clock().now_us())
     except InputError:
         return None  # a key of another type, which Feast may accept
 
