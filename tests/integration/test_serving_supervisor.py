@@ -1,4 +1,4 @@
-"""Several workers behind one address, for real processes: deaths, signals, a crew that is gone."""
+"""Several workers behind one address, for real processes: deaths, signals, a supervisor that is gone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Running(ServerProcess):
     def __init__(self, path, state):
         self.port = free_ports()
         super().__init__(
-            "The crew",
+            "The supervisor",
             tally_command(path, "serve", "--workers", "2", "--port", str(self.port)),
             log=path / "server.log",
             environment=os.environ
@@ -73,7 +73,7 @@ def is_alive(pid):
 
 
 @pytest.fixture
-def crew(tmp_path, redis_server):
+def supervised(tmp_path, redis_server):
     scene.fill(redis_server.client)
     (tmp_path / "feature_store.yaml").write_text(YAML % redis_server.connection_string)
     repo = scene.project(tmp_path, redis_server.connection_string)
@@ -84,8 +84,8 @@ def crew(tmp_path, redis_server):
     running.kill()
 
 
-def test_a_dead_worker_is_replaced_and_all_end_together(crew):
-    running, repo = crew
+def test_a_dead_worker_is_replaced_and_all_end_together(supervised):
+    running, repo = supervised
     url = f"http://127.0.0.1:{running.port}{PREDICT}"
     ids = [httpx.post(url, json=BODY).json()["predictions"][0]["prediction_id"] for _ in range(20)]
     before = running.children()
@@ -104,8 +104,8 @@ def test_a_dead_worker_is_replaced_and_all_end_together(crew):
     assert sorted(logged(repo)) == sorted(ids)
 
 
-def test_workers_do_not_outlive_their_crew(crew):
-    running, repo = crew
+def test_workers_do_not_outlive_their_supervisor(supervised):
+    running, repo = supervised
     answer = httpx.post(f"http://127.0.0.1:{running.port}{PREDICT}", json=BODY)
     workers = running.children()
     os.kill(running.pid, signal.SIGKILL)  # not its session, in which the workers are
