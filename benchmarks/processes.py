@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,18 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import httpx
-from benchmarks.harness import ROOT, FailedError
+from benchmarks.harness import FailedError
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tallystick.errors import UnavailableError
 from tallystick.online_store.embedded_redis import server_program
+from tallystick.server_process import ServerProcess, free_port
 
 HOST: Final = "127.0.0.1"
 START_S: Final = 120.0
-STOP_S: Final = 30.0
 COMMAND_S: Final = 600.0
-TAIL_LINES: Final = 30
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 # In /proc/stat; what guests take is in the user's time already.
 _IDLE: Final = (3, 4)
@@ -66,7 +61,7 @@ def on_core(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-class Server:
+class Server(ServerProcess):
     """A process with everything that it starts in turn.
 
     Args:
@@ -86,60 +81,34 @@ class Server:
         log: Path,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.name = name
-        self._log = log
-        with on_core(core), log.open("ab") as output:
-            # A session of its own: Ctrl-C is for the bench, which ends its children in order.
-            self._process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd=ROOT,
-                env={**os.environ, **(environment or {})},
+        with on_core(core):
+            super().__init__(
+                name, command, log=log, environment={**os.environ, **(environment or {})}
             )
 
-    @property
-    def pid(self) -> int:
-        """The process that was started; those it started are of its session."""
-        return self._process.pid
-
-    def wait_until(self, ready: Callable[[], bool]) -> None:
+    def wait_until(self, is_ready: Callable[[], bool], *, timeout_s: float = START_S) -> None:
         """Wait until it is ready.
 
         Raises:
             FailedError: It ended, or is not ready in time.
         """
-        give_up = time.monotonic() + START_S
-        while not ready():
-            if self._process.poll() is not None:
-                raise FailedError(self.failure(f"ended with {self._process.returncode}"))
-            if time.monotonic() > give_up:
-                raise FailedError(self.failure(f"was not ready after {START_S:.0f} s"))
-            time.sleep(0.05)
+        try:
+            super().wait_until(is_ready, timeout_s=timeout_s)
+        except UnavailableError as error:
+            raise FailedError(str(error)) from error
 
-    def wait(self) -> None:
+    def wait_until_done(self) -> None:
         """Wait until it ends by itself.
 
         Raises:
             FailedError: It ended with anything but 0, or did not end in time.
         """
         try:
-            code = self._process.wait(COMMAND_S)
-        except subprocess.TimeoutExpired as error:
-            raise FailedError(self.failure(f"was not done after {COMMAND_S:.0f} s")) from error
+            code = self.wait(COMMAND_S)
+        except UnavailableError as error:
+            raise FailedError(str(error)) from error
         if code:
-            raise FailedError(self.failure(f"ended with {code}"))
-
-    def failure(self, what: str) -> str:
-        """A sentence about it with the end of its log."""
-        lines = self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        return "\n".join([f"{self.name} {what}. The end of its log:", *lines])
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process itself."""
-        self._process.send_signal(number)
+            raise FailedError(f"{self.name} {self.described(f'ended with {code}')}")
 
     def cpu_s(self) -> float:
         """CPU seconds that it and its children have taken."""
@@ -151,19 +120,6 @@ class Server:
                     if int(fields[_SESSION]) == self.pid:
                         total += int(fields[_USER]) + int(fields[_SYSTEM])
         return total / _TICKS_PER_S
-
-    def stop(self) -> None:
-        """End it, gently at first, and all of its session."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait()
 
 
 def start(
@@ -192,7 +148,7 @@ def start(
     """
     log = folder / f"{name.replace(' ', '-')}.log"
     server = Server(name, command, core=core, log=log, environment=environment)
-    stack.callback(server.stop)
+    stack.enter_context(server)
     if ready is not None:
         server.wait_until(ready)
     return server
@@ -225,17 +181,12 @@ def run_together(commands: Mapping[str, Sequence[str]], *, folder: Path) -> None
             for number, (name, command) in enumerate(commands.items())
         ]
         for server in servers:
-            server.wait()
+            server.wait_until_done()
 
 
 def feast(repo: Path, *arguments: str) -> list[str]:
     """A command of Feast."""
     return [sys.executable, "-m", "feast.cli.cli", "-c", str(repo), *arguments]
-
-
-def tally(repo: Path, *arguments: str) -> list[str]:
-    """A command of Tallystick."""
-    return [sys.executable, "-m", "tallystick", "--repo", str(repo), *arguments]
 
 
 def core_busy_s(core: int) -> float:
@@ -248,26 +199,10 @@ def core_busy_s(core: int) -> float:
     raise FailedError(f"The system has no figures for core {core}.")
 
 
-def free_port() -> int:
-    """A port of this machine that is not in use."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def redis_answers(port: int) -> bool:
     """Whether a Redis answers on a port."""
     try:
         with Redis(host=HOST, port=port, socket_timeout=1.0) as client:
             return bool(client.ping())
     except (RedisError, OSError):
-        return False
-
-
-def http_answers(url: str) -> bool:
-    """Whether a GET of a page succeeds."""
-    try:
-        return httpx.get(url, timeout=5.0).is_success
-    except httpx.TransportError:
         return False

@@ -42,7 +42,9 @@ from benchmarks.online.installation import champion
 from benchmarks.online.load_client import Budget, Taken, Target, closed_loop, open_loop
 from benchmarks.online.rounds import OPEN_SHARE
 from benchmarks.online.serving_repo import MODEL, write_repos
-from benchmarks.processes import Cores, free_port, http_answers, start, start_redis, tally
+from benchmarks.processes import Cores, start, start_redis
+
+from tallystick.server_process import free_port, http_answers, tally_command
 
 FULL: Final = {"requests": 20_000, "rounds": 5, "records": 1_000_000}
 QUICK: Final = {"requests": 5_000, "rounds": 3, "records": 300_000}
@@ -88,7 +90,7 @@ def _served(stack: ExitStack, folder: Path, chosen: argparse.Namespace) -> dict[
         start(
             stack,
             mode,
-            tally(repo, "serve", "--port", str(port)),
+            tally_command(repo, "serve", "--port", str(port)),
             folder=folder,
             core=cores.server,
             ready=partial(http_answers, f"http://127.0.0.1:{port}/ready"),

@@ -11,9 +11,11 @@ from typing import Any, Final
 
 from benchmarks.harness import command
 from benchmarks.offline.history import write_history
-from benchmarks.processes import Cores, feast, start_redis, tally
+from benchmarks.processes import Cores, feast, start_redis
 from benchmarks.wide_views import FEAST_STORES, TALLYSTICK_STORES, write_repo
 from redis import Redis
+
+from tallystick.server_process import tally_command
 
 _DEFINITIONS: Final = """\
 from datetime import timedelta
@@ -61,7 +63,7 @@ def _materialize(name: str, repo: Path) -> float:
     if name == "feast":
         apply, materialize = feast(repo, "apply"), feast(repo, "materialize", "2020-01-01", now)
     else:
-        apply, materialize = tally(repo, "apply"), tally(repo, "materialize")
+        apply, materialize = tally_command(repo, "apply"), tally_command(repo, "materialize")
     command(*apply)
     started = time.perf_counter()
     command(*materialize)

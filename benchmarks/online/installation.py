@@ -17,14 +17,13 @@ from benchmarks.processes import (
     Cores,
     Server,
     feast,
-    free_port,
-    http_answers,
     run_together,
     start,
     start_redis,
-    tally,
 )
 from redis import Redis
+
+from tallystick.server_process import free_port, http_answers, tally_command
 
 FEASTS: Final = ("feast", "feast_precomputed")
 BEGINNING: Final = "2020-01-01T00:00:00"
@@ -71,7 +70,7 @@ def install(stack: ExitStack, folder: Path, *, entities: int, cores: Cores) -> I
     commands = {
         **{name: _feast_server(repos[name], ports[name]) for name in FEASTS},
         "bare": [sys.executable, "-m", "benchmarks.online.bare", *bare],
-        "tally": tally(repos["tally"], "serve", "--port", str(ports["tally"])),
+        "tally": tally_command(repos["tally"], "serve", "--port", str(ports["tally"])),
     }
     servers = {
         name: start(stack, name, command, folder=folder, core=cores.server)
@@ -86,7 +85,7 @@ def install(stack: ExitStack, folder: Path, *, entities: int, cores: Cores) -> I
 def champion(repo: Path, folder: Path) -> None:
     """Bring a repo's rows online and train its model, by commands of Tallystick."""
     for name, *arguments in (["apply"], ["materialize"], ["train", MODEL, "--promote"]):
-        run_together({f"tally {name}": tally(repo, name, *arguments)}, folder=folder)
+        run_together({f"tally {name}": tally_command(repo, name, *arguments)}, folder=folder)
 
 
 def _bring_online(repos: Mapping[str, Path], folder: Path) -> None:

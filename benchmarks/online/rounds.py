@@ -175,7 +175,7 @@ class Rounds:
             return await loop
         except OSError as error:
             server = self._installed.servers[engine.server]
-            raise FailedError(server.failure(f"did not answer as it should ({error})")) from error
+            raise FailedError(server.described(f"did not answer as it should ({error})")) from error
 
     async def _drain_log(self) -> None:
         """Have the log written and removed: the next engine shall not pay for it, nor the disk."""

@@ -1,4 +1,4 @@
-"""Several workers behind one address, for real processes: deaths, signals, a supervisor that is gone."""
+"""Several workers behind one address, as real processes: deaths, signals, a dead supervisor."""
 
 from __future__ import annotations
 
