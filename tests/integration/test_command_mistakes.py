@@ -65,6 +65,26 @@ def test_a_damaged_registry(repo):
     assert "registry" in refused(repo, "check")
 
 
+def test_types_that_are_not_supported(tmp_path):
+    path = make_tiny_repo(tmp_path / "repo")
+    file = path / "tiny_definitions.py"
+    text = file.read_text().replace("import Float32,", "import Float32, ZonedTimestamp,")
+    text = text.replace('"load", dtype=Float64', '"load", dtype=ZonedTimestamp')
+    text = text.replace('name="item", dtype=Int64', 'name="item", dtype=Float64')
+    text = text.replace("value_type=ValueType.INT64", "value_type=ValueType.DOUBLE")
+    file.write_text(text)
+    apply(open_repo(path))
+    said = refused(path, "check")
+    assert (
+        "feature load of view shop_stats: expected UNIX_TIMESTAMP, and a STRING for the zone, "
+        "got ZONED_TIMESTAMP"
+    ) in said
+    assert "entity key item of view item_stats: expected INT32 or INT64 or STRING" in said
+    # A model that uses them lists the same.
+    assert "feature shop_stats__load: expected UNIX_TIMESTAMP" in said
+    assert "entity key item: expected INT32 or INT64 or STRING" in said
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"shop_stats": null}'])
 def test_a_damaged_watermark(repo, text):
     (repo / ".tallystick").mkdir(exist_ok=True)

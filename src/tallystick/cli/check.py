@@ -7,7 +7,8 @@ from typing import Any
 
 from tallystick.definitions.contract import ModelInputs, check_same_inputs
 from tallystick.definitions.feature_repo import Repo
-from tallystick.errors import DefinitionError, TallystickError
+from tallystick.definitions.feature_types import Role, type_problems
+from tallystick.errors import DefinitionError, Problem, TallystickError
 from tallystick.model_bundle.bundle import champions, load_bundle, read_champion
 from tallystick.point_in_time.on_demand import Transforms
 
@@ -53,6 +54,7 @@ def check(repo: Repo) -> CheckResult:
     """Check stores, definitions, and the champions' contracts against the definitions."""
     found = CheckResult()
     _check_stores(repo, found)
+    _check_types(repo, found)
     if not repo.models:
         found.warnings.append(
             "No model is declared: add a tallystick.Model to a file of the repo to train and serve."
@@ -103,6 +105,28 @@ def _check_online_store(config: Any, found: CheckResult) -> None:
         f"guarantees need  type: {ONLINE_STORE}"
     )
     found.warnings += [f"online_store {got}: {missing}" for missing in MISSING_ONLINE]
+
+
+def _check_types(repo: Repo, found: CheckResult) -> None:
+    """List the columns of views whose type cannot be stored, logged or be a key."""
+    problems: list[Problem] = []
+    for view in repo.store.list_all_feature_views():
+        fields: dict[Role, list[Any]] = {
+            "feature": list(view.features),
+            "entity key": list(getattr(view, "entity_columns", ())),
+            "request field": [
+                field
+                for source in getattr(view, "source_request_sources", {}).values()
+                for field in source.schema
+            ],
+        }
+        for role, columns in fields.items():
+            types = {f"{each.name} of view {view.name}": each.dtype for each in columns}
+            named = {name: dtype.to_value_type().name for name, dtype in types.items()}
+            problems += type_problems(role, named)
+    if problems:
+        what = "Columns of views have types that are not supported."
+        found.failures.append(str(DefinitionError(what, problems)))
 
 
 def _check_clock(inputs: ModelInputs, found: CheckResult) -> None:
