@@ -114,7 +114,7 @@ def to_file(
     def prepare(views: Sequence[Path], entity_rows: Path) -> Callable[[], int]:
         from tallystick.offline_store import DuckDBOfflineStoreConfig
         from tallystick.offline_store.duckdb_store import view_read
-        from tallystick.offline_store.streaming_join import write_point_in_time
+        from tallystick.offline_store.point_in_time_join import stream_point_in_time, workspace
         from tallystick.point_in_time.rule import VisibilityClock
 
         offline = {"type": "tallystick.offline_store.DuckDBOfflineStore"}
@@ -128,16 +128,25 @@ def to_file(
         ]
 
         def run() -> int:
-            return write_point_in_time(
-                spine=entity_rows,
-                request_time="event_timestamp",
-                reads=reads,
-                clock=VisibilityClock(clock),
-                out=out,
-                config=DuckDBOfflineStoreConfig(
-                    memory_limit=memory_limit, spill_dir=str(out.parent / "spill")
-                ),
+            limits = DuckDBOfflineStoreConfig(
+                memory_limit=memory_limit, spill_dir=str(out.parent / "spill")
             )
+            with (
+                workspace(out, limits) as space,
+                stream_point_in_time(
+                    entity_rows=entity_rows,
+                    request_time="event_timestamp",
+                    reads=reads,
+                    clock=VisibilityClock(clock),
+                    workspace=space,
+                ) as batches,
+            ):
+                first = next(batches)
+                with pq.ParquetWriter(out, first.schema) as writer:
+                    writer.write_table(first)
+                    for batch in batches:
+                        writer.write_table(batch)
+            return int(pq.read_metadata(out).num_rows)
 
         return run
 

@@ -218,7 +218,7 @@ class Replay:
         self._add_incidents(report.incidents)
         self.result.looks.append(report)
         with self._watch.stage("retrain"):
-            decision = retrain(self._repo, self._repo.model(name), report, at=end)
+            decision = retrain(self._repo, self._repo.model(name), report, at=end, repair=False)
         self.result.decisions.append(decision)
 
     def _add_incidents(self, incidents: list[Incident]) -> None:

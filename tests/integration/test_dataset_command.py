@@ -23,6 +23,7 @@ from tallystick.cli.commands import main
 from tallystick.definitions.feature_repo import apply, open_repo
 from tallystick.materialization.materialize import Materializer
 from tallystick.online_store.journal.write_journal import BufferedJournal, journal_in_use
+from tallystick_training.row_selection import RowSelection
 from tallystick_training.training_set import build_dataset
 from tiny_repo import END, ITEMS, MODEL, SHOPS, START, copy_tiny_repo, make_tiny_repo
 
@@ -36,7 +37,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 from tallystick.definitions.feature_repo import open_repo
-from tallystick_training.training_set_file import write_dataset
+from tallystick_training.row_selection import RowSelection
+from tallystick_training.training_set import write_dataset
 
 def tell(text, share):
     print(text, flush=True)
@@ -47,10 +49,8 @@ start, end, known_until = map(datetime.fromisoformat, sys.argv[3:])
 write_dataset(
     repo,
     repo.model("demo_model"),
+    RowSelection(start=start, end=end, known_until=known_until),
     out=Path(sys.argv[2]),
-    start=start,
-    end=end,
-    known_until=known_until,
     batch_rows=700,
     progress=tell,
 )
@@ -90,7 +90,9 @@ def written(repo, out, *arguments):
 
 
 def whole(repo):
-    return build_dataset(repo, repo.model(MODEL), start=START, end=END, known_until=KNOWN).table
+    return build_dataset(
+        repo, repo.model(MODEL), RowSelection(start=START, end=END, known_until=KNOWN)
+    ).table
 
 
 def until(process, wanted):

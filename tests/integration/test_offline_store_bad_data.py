@@ -13,7 +13,7 @@ import pytest
 
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, DefinitionError, InputError
-from tallystick.offline_store import ViewRead, connect, history_sql, point_in_time, visible_between
+from tallystick.offline_store import ViewRead, point_in_time, visible_between
 from tallystick.offline_store.history_cache import KeptHistories, KeptHistory
 from tallystick.point_in_time.rule import VisibilityClock
 
@@ -42,7 +42,7 @@ def read_of(path, *, created="created", dtype="INT64"):
 
 def value_of(read, clock=VisibilityClock.KNOWLEDGE, repo_path=None):
     answer = point_in_time(
-        spine=SPINE, request_time="at", reads=[read], clock=clock, repo_path=repo_path
+        entity_rows=SPINE, request_time="at", reads=[read], clock=clock, repo_path=repo_path
     )
     return answer["stats__value"].to_pylist()
 
@@ -183,7 +183,7 @@ def test_empty_histories_and_spines_are_no_errors(tmp_path):
     pq.write_table(pa.table(ROW).slice(0, 0), path)
     assert value_of(read_of(path)) == [None]
     answer = point_in_time(
-        spine=SPINE.slice(0, 0),
+        entity_rows=SPINE.slice(0, 0),
         request_time="at",
         reads=[read_of(written(tmp_path))],
         clock=VisibilityClock.KNOWLEDGE,
@@ -212,13 +212,3 @@ def test_a_changed_file_is_read_anew(tmp_path):
     pq.write_table(pa.table(ROW | {"value": [2**40]}), tmp_path / "new.parquet")
     (tmp_path / "new.parquet").replace(tmp_path / "rows.parquet")
     assert visible_between(read, **window)["value"].to_pylist() == [2**40]
-
-
-def test_a_history_can_be_queried(tmp_path):
-    sql = history_sql(read_of(written(tmp_path)), clock=VisibilityClock.KNOWLEDGE)
-    connection = connect()
-    try:
-        rows = connection.sql(sql).to_arrow_table().to_pylist()
-    finally:
-        connection.close()
-    assert [(row["key"], row["value"], row["event_time"]) for row in rows] == [(1, 2, NOON)]

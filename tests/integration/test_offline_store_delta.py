@@ -18,23 +18,21 @@ from deltalake import DeltaTable, write_deltalake
 from feast.data_format import DeltaFormat, ParquetFormat
 
 from delta_tables import ask_of_readers, change_log, delete_rows
+from point_in_time_stream import streamed
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, DefinitionError, MissingExtraError
 from tallystick.offline_store import (
     ViewRead,
-    connect,
-    history_sql,
     point_in_time,
     view_history,
     visible_between,
 )
-from tallystick.offline_store.point_in_time_join import changes_between
+from tallystick.offline_store.entity_rows import changes_between
 from tallystick.offline_store.pull import Pull, pull_all, pull_latest
 from tallystick.offline_store.sources.delta_table import open_delta
 from tallystick.offline_store.sources.file_source import open_source
 from tallystick.offline_store.sources.snapshot import Snapshots
 from tallystick.offline_store.spark.spark_source import open_rows
-from tallystick.offline_store.streaming_join import write_point_in_time
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.storage.locations import LOCAL, Location
 
@@ -77,16 +75,13 @@ def read_of(place, *columns, dtypes=None, ttl=None, file_format=None):
 
 def values_at(read, *times, clock=KNOWLEDGE, **more):
     spine = pa.table({"key": [1] * len(times), "at": list(times)})
-    answer = point_in_time(spine=spine, request_time="at", reads=[read], clock=clock, **more)
+    answer = point_in_time(entity_rows=spine, request_time="at", reads=[read], clock=clock, **more)
     return answer[f"stats__{read.columns[0]}"].to_pylist()
 
 
 def all_values(read):
-    connection = connect()
-    try:
-        found = connection.sql(history_sql(read, clock=KNOWLEDGE)).to_arrow_table()
-    finally:
-        connection.close()
+    pull = Pull(("key",), (read.columns[0],), "event", "created", None, None)
+    found = pull_all(read.source, pull, config=None, repo_path=None)
     return sorted(found[read.columns[0]].to_pylist())
 
 
@@ -94,11 +89,9 @@ def files_of(place):
     return sorted(Path(place).glob("**/*.parquet"))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.125])
 @pytest.mark.parametrize("file_format", [DeltaFormat(), ParquetFormat()])
-def test_only_rows_that_the_newest_version_has_count(place, file_format, share, monkeypatch):
+def test_only_rows_that_the_newest_version_has_count(place, file_format):
     """Whether or not the source says that its folder is a Delta table."""
-    monkeypatch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
     add(place, rows(0, 1))
     add(place, rows(2))
     add(place, rows(3, 4))
@@ -230,13 +223,10 @@ def test_partitions_are_columns_in_their_types(place):
         "since": FIRST,
         "ratio": pa.scalar(0.1, pa.float32()).as_py(),
     }
-    for share in (0.0, 0.125):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
-            for name in kinds:
-                read = read_of(place, name, dtypes=dtypes)
-                second = {"number": -5, "flag": False}.get(name)
-                assert values_at(read, FIRST, FIRST + DAY) == [want[name], second], name
+    for name in kinds:
+        read = read_of(place, name, dtypes=dtypes)
+        second = {"number": -5, "flag": False}.get(name)
+        assert values_at(read, FIRST, FIRST + DAY) == [want[name], second], name
     pull = Pull(("key",), tuple(kinds), "event", "created", None, None)
     pulled = pull_all(read.source, pull, config=None, repo_path=None).sort_by("event").to_pylist()
     assert pulled[0]["text"] == "a/b=ü 1%"
@@ -287,19 +277,14 @@ def test_times_that_the_log_cuts_do_not_rule_out_a_file(place):
 def test_a_column_that_older_files_lack_is_null_in_them(place):
     add(place, rows(0))
     add(place, rows(1, more=["x"], parts=[[1, 2]]), schema_mode="merge")
-    for share in (0.0, 0.125):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
-            for name, dtype, value in (("more", "STRING", "x"), ("parts", "INT64_LIST", [1, 2])):
-                read = read_of(place, name, dtypes={name: dtype}, ttl=timedelta(hours=1))
-                assert values_at(read, FIRST, FIRST + DAY) == [None, value]
-                # Only the file without the column is read.
-                assert values_at(read, FIRST) == [None]
+    for name, dtype, value in (("more", "STRING", "x"), ("parts", "INT64_LIST", [1, 2])):
+        read = read_of(place, name, dtypes={name: dtype}, ttl=timedelta(hours=1))
+        assert values_at(read, FIRST, FIRST + DAY) == [None, value]
+        # Only the file without the column is read.
+        assert values_at(read, FIRST) == [None]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.125])
-def test_an_empty_table_has_no_rows(place, share, monkeypatch):
-    monkeypatch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
+def test_an_empty_table_has_no_rows(place):
     DeltaTable.create(str(place), rows(0).schema)
     assert values_at(read_of(place), FIRST) == [None]
     assert all_values(read_of(place)) == []
@@ -309,10 +294,8 @@ def test_an_empty_table_has_no_rows(place, share, monkeypatch):
         values_at(read_of(place, "absent"), FIRST)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.125])
-def test_times_that_other_writers_store_otherwise_are_the_same(place, share, monkeypatch):
+def test_times_that_other_writers_store_otherwise_are_the_same(place):
     """Spark writes times in 96 bits and without a zone, also far from now."""
-    monkeypatch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", share)
     far = datetime(2300, 1, 1, 0, 0, 0, 5, tzinfo=UTC)
     add(place, rows(0, since=pa.array([far], pa.timestamp("us", tz="UTC"))))
     add(place, rows(1, since=pa.array([far], pa.timestamp("us", tz="UTC"))))
@@ -357,11 +340,9 @@ def test_all_views_of_an_answer_see_one_version(place, tmp_path):
     reads = [dataclasses.replace(read_of(place), name=name) for name in ("a", "b", "c")]
     spine = pa.table({"key": [1], "at": [FIRST + 99 * DAY]})
     asked = {"request_time": "at", "reads": reads, "clock": KNOWLEDGE}
-    answer = point_in_time(spine=spine, **asked).to_pylist()
+    answer = point_in_time(entity_rows=spine, **asked).to_pylist()
     assert [answer[0][f"{name}__value"] for name in "abc"] == [1, 1, 1]
-    pq.write_table(spine, tmp_path / "spine.parquet")
-    write_point_in_time(spine=tmp_path / "spine.parquet", out=tmp_path / "out.parquet", **asked)
-    answer = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    answer = streamed(spine, tmp_path, **asked).to_pylist()
     assert [answer[0][f"{name}__value"] for name in "abc"] == [4, 4, 4]
     changes = changes_between(reads, start=FIRST, end=FIRST + 99 * DAY, time="at", clock=KNOWLEDGE)
     assert changes["at"].to_pylist() == [FIRST + day * DAY for day in range(8)]

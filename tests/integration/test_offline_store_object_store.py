@@ -16,11 +16,11 @@ from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.types import Int64
 
+from point_in_time_stream import streamed
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, UnavailableError
-from tallystick.offline_store import ViewRead, connect, history_sql, point_in_time, visible_between
+from tallystick.offline_store import ViewRead, point_in_time, visible_between
 from tallystick.offline_store.sources.parquet_writer import append
-from tallystick.offline_store.streaming_join import write_point_in_time
 from tallystick.point_in_time.rule import VisibilityClock
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
@@ -50,7 +50,7 @@ def read_of(uri, endpoint):
 
 def values_at(read, *times, **more):
     spine = pa.table({"key": [1] * len(times), "at": list(times)})
-    answer = point_in_time(spine=spine, request_time="at", reads=[read], clock=CLOCK, **more)
+    answer = point_in_time(entity_rows=spine, request_time="at", reads=[read], clock=CLOCK, **more)
     return answer["stats__value"].to_pylist()
 
 
@@ -67,33 +67,19 @@ def test_files_folders_globs_and_buckets_are_read(bucket, path):
     assert told["value"].to_pylist() == [2**53 + 1]
 
 
-def test_a_history_too_large_to_be_fetched_at_once_is_read_as_well(bucket, monkeypatch):
-    monkeypatch.setattr("tallystick.offline_store.point_in_time_join.FETCHED_SHARE", 0)
+def test_rows_of_several_files_are_read(bucket):
     read = read_of(bucket.uri("data"), bucket.endpoint)
     append(read.source, rows(1, 2), repo_path=None)
     append(read.source, rows(3, at=NOON + 2 * HOUR), repo_path=None)
     assert values_at(read, NOON, NOON + HOUR, NOON + 2 * HOUR) == [1, 2, 3]
 
 
-def test_a_training_set_is_written_from_file_to_file(bucket, tmp_path):
+def test_an_answer_is_streamed(bucket, tmp_path):
     read = read_of(bucket.uri("data"), bucket.endpoint)
     append(read.source, rows(1, 2), repo_path=None)
-    spine = tmp_path / "spine.parquet"
-    pq.write_table(pa.table({"key": [1, 1], "at": [NOON, NOON + HOUR]}), spine)
-    out = tmp_path / "out.parquet"
-    write_point_in_time(spine=spine, request_time="at", reads=[read], clock=CLOCK, out=out)
-    assert pq.read_table(out)["stats__value"].to_pylist() == [1, 2]
-
-
-def test_a_history_can_be_queried(bucket):
-    read = read_of(bucket.uri("data"), bucket.endpoint)
-    append(read.source, rows(1, 2), repo_path=None)
-    sql = history_sql(read, clock=CLOCK)
-    connection = connect()
-    try:
-        assert connection.sql(sql).to_arrow_table()["value"].to_pylist() == [1, 2]
-    finally:
-        connection.close()
+    entity_rows = pa.table({"key": [1, 1], "at": [NOON, NOON + HOUR]})
+    answer = streamed(entity_rows, tmp_path, request_time="at", reads=[read], clock=CLOCK)
+    assert answer["stats__value"].to_pylist() == [1, 2]
 
 
 def test_appended_rows_are_seen_at_once_in_a_file_of_their_own(bucket):

@@ -41,7 +41,7 @@ def write(path, **columns):
 def values_at(read, *times, keys=None, clock=CLOCK, with_times=False):
     spine = pa.table({"key": keys or [1] * len(times), "at": list(times)})
     answer = point_in_time(
-        spine=spine, request_time="at", reads=[read], clock=clock, with_times=with_times
+        entity_rows=spine, request_time="at", reads=[read], clock=clock, with_times=with_times
     )
     return answer["stats__value"].to_pylist()
 

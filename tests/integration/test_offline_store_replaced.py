@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from point_in_time_stream import streamed
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError
 from tallystick.offline_store import (
@@ -16,12 +17,10 @@ from tallystick.offline_store import (
     newly_visible,
     point_in_time,
     point_in_time_join,
-    streaming_join,
     visible_between,
 )
 from tallystick.offline_store.pull import Pull, pull_all
 from tallystick.offline_store.sources.consistent_read import ATTEMPTS
-from tallystick.offline_store.streaming_join import write_point_in_time
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.storage.atomic_files import replacing
 
@@ -64,10 +63,8 @@ def source(tmp_path):
 
 def replaced_before(monkeypatch, name, source, *, times):
     """Replace the source before each of the first calls of what the retrieval calls ``name``."""
-    module = {"connect_visible": newly_visible, "as_of_sql_streaming": streaming_join}.get(
-        name, point_in_time_join
-    )
-    name = name.removesuffix("_visible").removesuffix("_streaming")
+    module = newly_visible if name == "connect_visible" else point_in_time_join
+    name = name.removesuffix("_visible")
     real, left = getattr(module, name), [times]
 
     def call(*args, **kwargs):
@@ -94,29 +91,28 @@ def read_of(source):
 
 def values_of(source):
     spine = pa.table({"key": [*range(KEYS)] * 2, "at": [MOMENT] * KEYS * 2})
-    answer = point_in_time(spine=spine, request_time="at", reads=[read_of(source)], clock=CLOCK)
+    answer = point_in_time(
+        entity_rows=spine, request_time="at", reads=[read_of(source)], clock=CLOCK
+    )
     return answer["stats__value"].to_pylist()
 
 
-@pytest.mark.parametrize("before", ["connect", "bytes_of", "rows_at"])
+@pytest.mark.parametrize("before", ["connect", "require_times", "read_table"])
 def test_an_answer_is_of_one_version(monkeypatch, source, before):
     replaced_before(monkeypatch, before, source, times=ATTEMPTS - 1)
     assert values_of(source) == source.expected * 2
     assert source.version == ATTEMPTS
 
 
-def test_an_answer_in_a_file_is_of_one_version(monkeypatch, source, tmp_path):
-    spine, out = tmp_path / "spine", tmp_path / "out"
-    pq.write_table(pa.table({"key": [*range(KEYS)], "at": [MOMENT] * KEYS}), spine)
-    replaced_before(monkeypatch, "as_of_sql_streaming", source, times=1)
-    write_point_in_time(
-        spine=spine, request_time="at", reads=[read_of(source)], clock=CLOCK, out=out
-    )
-    assert pq.read_table(out)["stats__value"].to_pylist() == source.expected
+def test_a_streamed_answer_is_of_one_version(monkeypatch, source, tmp_path):
+    replaced_before(monkeypatch, "as_of_sql", source, times=1)
+    entity_rows = pa.table({"key": [*range(KEYS)], "at": [MOMENT] * KEYS})
+    options = {"request_time": "at", "reads": [read_of(source)], "clock": CLOCK}
+    assert streamed(entity_rows, tmp_path, **options)["stats__value"].to_pylist() == source.expected
 
 
 def test_a_source_that_changes_all_the_time_is_named(monkeypatch, source):
-    replaced_before(monkeypatch, "rows_at", source, times=100)
+    replaced_before(monkeypatch, "read_table", source, times=100)
     with pytest.raises(DataError, match=r"rows\.parquet was replaced while it was being read"):
         values_of(source)
 
@@ -130,7 +126,7 @@ def test_what_became_visible_is_of_one_version(monkeypatch, source):
 
 def test_a_file_that_is_gone_says_so(monkeypatch, source):
     source.replace = source.path.unlink
-    replaced_before(monkeypatch, "rows_at", source, times=1)
+    replaced_before(monkeypatch, "read_table", source, times=1)
     with pytest.raises(DataError, match=r"^View stats: .* does not exist"):
         values_of(source)
 

@@ -14,9 +14,9 @@ import pytest
 
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import InputError
-from tallystick.offline_store import ViewRead, streaming_join
+from tallystick.offline_store import ViewRead
 from tallystick.offline_store.duckdb_connection import DefaultLimits
-from tallystick.offline_store.streaming_join import write_point_in_time
+from tallystick.offline_store.point_in_time_join import stream_point_in_time, workspace
 from tallystick.point_in_time.rule import VisibilityClock
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -37,7 +37,7 @@ except OSError as error:
 """
 
 
-def answer(folder, **changes):
+def answer(folder, *, config=None, **changes):
     """Ask for the long texts of as many keys as there are."""
     spec = ViewSpec(
         name="texts",
@@ -54,14 +54,18 @@ def answer(folder, **changes):
         key_map={},
         columns=("text",),
     )
-    return write_point_in_time(
-        spine=folder / "spine.parquet",
-        request_time="at",
-        reads=[read],
-        clock=VisibilityClock.EVENT,
-        out=folder / "out" / "set.parquet",
-        **changes,
-    )
+    with (
+        workspace(folder / "out" / "set.parquet", config) as space,
+        stream_point_in_time(
+            entity_rows=folder / "spine.parquet",
+            request_time="at",
+            reads=[read],
+            clock=VisibilityClock.EVENT,
+            workspace=space,
+            **changes,
+        ) as batches,
+    ):
+        return pa.concat_tables(batches)
 
 
 @pytest.fixture
@@ -91,26 +95,18 @@ def test_an_engine_without_room_says_that_the_disk_is_full(folder):
     assert list((folder / "out").iterdir()) == []
 
 
-def test_work_is_done_where_the_limits_say(folder, monkeypatch):
+def test_work_is_done_where_the_limits_say(folder):
     aside = folder / "aside"
     seen = []
 
-    def tell(text, done, steps):
-        seen.append((text, done, steps, [each.name for each in aside.iterdir()]))
+    def note(text, done):
+        seen.append((text, done, len(list(aside.iterdir()))))
 
-    assert answer(folder, config=DefaultLimits(spill_dir=str(aside)), progress=tell) == ROWS
-    assert [each[:3] for each in seen] == [
-        ("view texts", 0, 2),
-        ("writing set.parquet", 1, 2),
-        ("done", 2, 2),
-    ]
-    assert len(seen[0][3]) == 2
-    assert list(aside.iterdir()) == []
-    assert [each.name for each in (folder / "out").iterdir()] == ["set.parquet"]
-    whole = pq.read_table(folder / "out" / "set.parquet")
-    monkeypatch.setattr(streaming_join, "BATCH", 999)
-    answer(folder)
-    assert pq.read_table(folder / "out" / "set.parquet").equals(whole)
+    whole = answer(folder, config=DefaultLimits(spill_dir=str(aside)), progress=note)
+    assert whole.num_rows == ROWS
+    assert seen == [("view texts", 0, 2)]
+    assert list(aside.iterdir()) == list((folder / "out").iterdir()) == []
+    assert answer(folder, batch_rows=999).equals(whole)
 
 
 def test_a_request_without_time_is_refused_wherever_it_is(folder):

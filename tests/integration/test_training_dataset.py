@@ -10,6 +10,7 @@ import pytest
 from tallystick.errors import DataError, InputError
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.records.record_store import AffectedKeys, Incident
+from tallystick_training.row_selection import RowSelection
 from tallystick_training.training_set import build_dataset, content_hash
 from tiny_repo import END, MATURES_AFTER, MODEL, START
 
@@ -20,7 +21,7 @@ CUTOFF = START + 30 * DAY
 
 def build(repo, model=None, **changes):
     window = {"start": START, "end": END, "known_until": END + 30 * DAY, **changes}
-    return build_dataset(repo, model or repo.model(MODEL), **window)
+    return build_dataset(repo, model or repo.model(MODEL), RowSelection(**window))
 
 
 def rows_of(repo, name):

@@ -16,9 +16,9 @@ from tallystick.definitions.feature_repo import apply, open_repo
 from tallystick.errors import DataError, DefinitionError, InputError
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.records.record_store import AffectedKeys, Incident
-from tallystick_training import training_set_file
-from tallystick_training.training_set import build_dataset, content_hash
-from tallystick_training.training_set_file import write_dataset
+from tallystick_training import training_set
+from tallystick_training.row_selection import RowSelection
+from tallystick_training.training_set import build_dataset, content_hash, write_dataset
 from tiny_repo import END, MODEL, START, copy_tiny_repo, make_tiny_repo
 
 DAY = timedelta(days=1)
@@ -28,16 +28,16 @@ WHOLE = {"start": START, "end": END, "known_until": END + 30 * DAY}
 
 def check_same(repo, model, out, *, batch_rows, **changes):
     """Write it, and compare it with the one in memory; give that one."""
-    window = {**WHOLE, **changes}
-    built = build_dataset(repo, model, **window)
+    selection = RowSelection(**{**WHOLE, **changes})
+    built = build_dataset(repo, model, selection)
     told = []
     written = write_dataset(
         repo,
         model,
+        selection,
         out=out,
         batch_rows=batch_rows,
         progress=lambda text, share: told.append((share, text)),
-        **window,
     )
     table = pq.read_table(out)
     assert table.schema.equals(built.table.schema)
@@ -320,9 +320,9 @@ def test_a_population_of_other_types_is_refused_with_every_mismatch(tiny_repo, t
         write_dataset(
             tiny_repo,
             tiny_repo.model(MODEL),
+            RowSelection(**WHOLE),
             out=tmp_path / "new" / "set.parquet",
             batch_rows=100,
-            **WHOLE,
         )
     assert {problem.where for problem in raised.value.problems} == {
         "column item",
@@ -340,7 +340,10 @@ def test_a_request_without_time_is_refused_wherever_it_is(tiny_repo, tmp_path):
     pq.write_table(table.set_column(at, "event_time", pa.array(times, MOMENT)), path)
     with pytest.raises(DataError, match="expected a time in every row, got 1 nulls"):
         write_dataset(
-            tiny_repo, tiny_repo.model(MODEL), out=tmp_path / "new" / "set.parquet", **WHOLE
+            tiny_repo,
+            tiny_repo.model(MODEL),
+            RowSelection(**WHOLE),
+            out=tmp_path / "new" / "set.parquet",
         )
 
 
@@ -349,17 +352,17 @@ def test_a_window_that_ends_before_it_starts_is_refused(tiny_repo, tmp_path):
         write_dataset(
             tiny_repo,
             tiny_repo.model(MODEL),
+            RowSelection(**{**WHOLE, "end": START}),
             out=tmp_path / "set.parquet",
-            **{**WHOLE, "end": START},
         )
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tiny_repo, tmp_path, monkeypatch):
     model = tiny_repo.model(MODEL)
     out = tmp_path / "new" / "set.parquet"
-    write_dataset(tiny_repo, model, out=out, **WHOLE)
+    write_dataset(tiny_repo, model, RowSelection(**WHOLE), out=out)
     before = out.read_bytes()
-    computed = training_set_file.computed_values
+    computed = training_set.computed_values
     calls = []
 
     def fail(*arguments):
@@ -368,8 +371,8 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tiny_repo, tmp_path, mon
             raise DefinitionError("On-demand view 'x' failed.")
         return computed(*arguments)
 
-    monkeypatch.setattr(training_set_file, "computed_values", fail)
+    monkeypatch.setattr(training_set, "computed_values", fail)
     with pytest.raises(DefinitionError):
-        write_dataset(tiny_repo, model, out=out, batch_rows=200, **WHOLE)
+        write_dataset(tiny_repo, model, RowSelection(**WHOLE), out=out, batch_rows=200)
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert out.read_bytes() == before

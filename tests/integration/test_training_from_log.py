@@ -19,7 +19,8 @@ from tallystick.prediction_log.log_writer import LabelLog
 from tallystick.prediction_log.sent_labels import LabelRow
 from tallystick.records.record_store import save_record
 from tallystick_training.log_training_set import write_served_dataset
-from tallystick_training.training_set_file import write_dataset
+from tallystick_training.row_selection import RowSelection
+from tallystick_training.training_set import write_dataset
 from tiny_repo import END, MODEL, START
 
 DAY = timedelta(days=1)
@@ -35,7 +36,9 @@ def contract(champion_repo):
 
 
 def written(repo, out, write=write_served_dataset, **changes):
-    found = write(repo, repo.model(MODEL), out=out / "set.parquet", **{**WINDOW, **changes})
+    more = {"inputs": changes.pop("inputs")} if "inputs" in changes else {}
+    selection = RowSelection(**{**WINDOW, **changes})
+    found = write(repo, repo.model(MODEL), selection, out=out / "set.parquet", **more)
     return found, pq.read_table(found.path)
 
 

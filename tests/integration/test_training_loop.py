@@ -33,6 +33,7 @@ from tallystick.model_bundle.bundle import (
 )
 from tallystick.model_bundle.compiled.scorer import Scorer
 from tallystick.model_bundle.model_matrix import feature_matrix
+from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.records.record_store import (
     AffectedKeys,
     Decision,
@@ -44,8 +45,9 @@ from tallystick_training import model_registry, train_command
 from tallystick_training.evaluation import predictions_of
 from tallystick_training.retrain import retrain
 from tallystick_training.retraining_policy import judge
+from tallystick_training.row_selection import RowSelection
 from tallystick_training.train import train
-from tallystick_training.training_set import KNOWLEDGE, build_dataset
+from tallystick_training.training_set import build_dataset
 from tiny_repo import END, MATURES_AFTER, MODEL, START, copy_tiny_repo
 
 DAY = timedelta(days=1)
@@ -70,7 +72,7 @@ def repo(trained_tiny_repo, tmp_path):
 
 def learn(repo, model=None, **changes):
     window = {"start": START, "end": MIDDLE, "known_until": MIDDLE, **changes}
-    return train(repo, model or repo.model(MODEL), **window)
+    return train(repo, model or repo.model(MODEL), RowSelection(**window))
 
 
 def changed(repo, **changes):
@@ -91,7 +93,9 @@ def test_the_holdout_is_the_end_of_the_mature_rows_and_is_not_learned(tiny_repo)
     end = MIDDLE - MATURES_AFTER
     split = end - 7 * DAY
     rows = build_dataset(
-        tiny_repo, tiny_repo.model(MODEL), start=START, end=MIDDLE, known_until=MIDDLE
+        tiny_repo,
+        tiny_repo.model(MODEL),
+        RowSelection(start=START, end=MIDDLE, known_until=MIDDLE),
     ).table.to_pylist()
     assert trained.contract.data.rows == sum(row["request_time"] < split for row in rows)
     assert trained.estimator["standardscaler"].n_samples_seen_ == trained.contract.data.rows
@@ -105,7 +109,9 @@ def test_the_holdout_is_the_end_of_the_mature_rows_and_is_not_learned(tiny_repo)
 def test_the_reference_describes_the_rows_learned(tiny_repo):
     trained = learn(tiny_repo)
     data = build_dataset(
-        tiny_repo, tiny_repo.model(MODEL), start=START, end=MIDDLE, known_until=MIDDLE
+        tiny_repo,
+        tiny_repo.model(MODEL),
+        RowSelection(start=START, end=MIDDLE, known_until=MIDDLE),
     )
     count = trained.contract.data.rows
     reference = trained.contract.reference
@@ -133,7 +139,9 @@ def test_training_again_on_the_same_data_gives_the_same_contract(tiny_repo):
 def test_a_bundle_predicts_what_training_predicted(tiny_repo):
     trained = learn(tiny_repo)
     bundle = load_bundle(tiny_repo.state_dir, MODEL, trained.contract.contract_hash)
-    again = predictions_of(tiny_repo, bundle, trained.evaluation.rows, clock=KNOWLEDGE)
+    again = predictions_of(
+        tiny_repo, bundle, trained.evaluation.rows, clock=VisibilityClock.KNOWLEDGE
+    )
     assert np.array_equal(again, trained.evaluation.predictions)
 
 
@@ -170,7 +178,7 @@ def test_a_champion_that_cannot_be_asked_is_named(tiny_repo):
     bundle = load_bundle(tiny_repo.state_dir, MODEL, trained.contract.contract_hash)
     rows = trained.evaluation.rows.drop_columns(["quantity"])
     with pytest.raises(ContractError, match="quantity"):
-        predictions_of(tiny_repo, bundle, rows, clock=KNOWLEDGE)
+        predictions_of(tiny_repo, bundle, rows, clock=VisibilityClock.KNOWLEDGE)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +300,7 @@ def test_a_retraining_that_passes_its_gates_is_promoted_and_recorded(repo):
     save_record(repo.state_dir, incident, model=MODEL, name="one")
     model = changed(repo, gates=(Gate(metric="log_loss", max_regression=0.1, per_slice=True),))
     look = look_at(repo, at=END, gain=0.01)
-    decision = retrain(repo, model, look, at=END)
+    decision = retrain(repo, model, look, at=END, repair=False)
     assert (decision.outcome, decision.challenger, decision.promoted) == ("retrain", "3", True)
     assert decision.gates
     assert all(result.champion is not None for result in decision.gates)
@@ -304,7 +312,7 @@ def test_a_retraining_that_passes_its_gates_is_promoted_and_recorded(repo):
     assert judge(decision.inputs)[0] == "retrain"
     assert load_records(repo.state_dir, Incident, model=MODEL) == [incident]
     # Asked again for the same time: the same decision, and nothing more is done.
-    assert retrain(repo, model, look, at=END) == decision
+    assert retrain(repo, model, look, at=END, repair=False) == decision
 
 
 def closed(*, cause, keys=None, **changes):
@@ -350,7 +358,7 @@ def test_a_retraining_repairs_if_so_asked_and_records_it(repo):
     numbers = f"touched 0 were left out, {decision.repaired_rows} repaired\n"
     assert numbers in str(train_command.Decided(decision))
     later = END + 9 * DAY
-    without = retrain(repo, model, look_at(repo, at=later, gain=0.01), at=later)
+    without = retrain(repo, model, look_at(repo, at=later, gain=0.01), at=later, repair=False)
     assert (without.outcome, without.repaired_rows) == ("retrain", 0)
     assert without.quarantined_rows >= decision.repaired_rows
 
@@ -384,11 +392,11 @@ def test_a_crash_between_promotion_and_its_record_is_mended_by_running_again(rep
     with monkeypatch.context() as patch:
         patch.setattr(model_registry, "promote", promote_and_crash)
         with pytest.raises(KeyboardInterrupt):
-            retrain(repo, model, look, at=END)
+            retrain(repo, model, look, at=END, repair=False)
     (torn,) = load_records(repo.state_dir, Decision, model=MODEL)
     assert (torn.challenger, torn.promoted) == ("3", False)
     assert read_champion(repo.state_dir, MODEL).version == "3"
-    mended = retrain(repo, model, look, at=END)
+    mended = retrain(repo, model, look, at=END, repair=False)
     assert mended == torn.model_copy(update={"promoted": True})
     assert load_records(repo.state_dir, Decision, model=MODEL) == [mended]
 
@@ -396,7 +404,7 @@ def test_a_crash_between_promotion_and_its_record_is_mended_by_running_again(rep
 def test_a_challenger_is_trained_under_the_clock_of_the_champion(repo):
     train_command.train(repo, MODEL, end=MIDDLE, clock="event", promote=True)
     model = changed(repo, gates=())
-    decision = retrain(repo, model, look_at(repo, at=END, gain=0.01), at=END)
+    decision = retrain(repo, model, look_at(repo, at=END, gain=0.01), at=END, repair=False)
     assert decision.promoted
     champion = read_champion(repo.state_dir, MODEL)
     contract = load_bundle(repo.state_dir, MODEL, champion.contract_hash).contract
@@ -406,7 +414,7 @@ def test_a_challenger_is_trained_under_the_clock_of_the_champion(repo):
 def test_a_challenger_that_fails_a_gate_stays_a_challenger(repo):
     model_registry.promote(repo, MODEL, "1")
     model = changed(repo, gates=(Gate(metric="auc", limit=0.999),))
-    decision = retrain(repo, model, look_at(repo, at=END, gain=0.01), at=END)
+    decision = retrain(repo, model, look_at(repo, at=END, gain=0.01), at=END, repair=False)
     assert (decision.outcome, decision.promoted) == ("retrain", False)
     assert "auc at least 0.999 (all)" in decision.reason
     standing = model_registry.status(repo, MODEL)
@@ -417,7 +425,7 @@ def test_an_open_incident_is_not_trained_away(repo):
     model_registry.promote(repo, MODEL, "1")
     incident = looks.incident(at=END, is_open=True, requests=9, model=MODEL)
     look = look_at(repo, at=END, gain=0.01, incidents=[incident])
-    decision = retrain(repo, repo.model(MODEL), look, at=END, force=True)
+    decision = retrain(repo, repo.model(MODEL), look, at=END, force=True, repair=False)
     assert (decision.outcome, decision.challenger) == ("refuse", None)
     assert load_records(repo.state_dir, Decision, model=MODEL) == [decision]
 
@@ -426,7 +434,7 @@ def test_a_challenger_that_cannot_be_trained_is_a_refusal_on_record(repo):
     model_registry.promote(repo, MODEL, "1")
     terms = repo.model(MODEL).retraining.model_copy(update={"window": DAY})
     look = look_at(repo, at=END, gain=0.01)
-    decision = retrain(repo, changed(repo, retraining=terms), look, at=END)
+    decision = retrain(repo, changed(repo, retraining=terms), look, at=END, repair=False)
     assert decision.outcome == "refuse"
     assert "no challenger could be trained" in decision.reason
 

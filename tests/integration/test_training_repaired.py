@@ -25,6 +25,7 @@ from tallystick.model_bundle.bundle import (
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.records.record_store import AffectedKeys, save_record
 from tallystick_training.log_training_set import write_served_dataset
+from tallystick_training.row_selection import RowSelection
 from tallystick_training.training_set import build_dataset
 from tiny_repo import END, MODEL, START
 
@@ -59,14 +60,14 @@ def is_touched(row, found):
     return keys and found.start <= row["request_time"] <= found.end
 
 
-def written(repo, out, *incidents, **changes):
+def written(repo, out, *incidents, repair=False, inputs=None):
     """Counts and rows of the set, by request time, of which there are no two alike."""
     found = write_served_dataset(
         repo,
         repo.model(MODEL),
+        RowSelection(incidents=incidents, repair=repair, **WINDOW),
         out=out / "set.parquet",
-        incidents=incidents,
-        **{**WINDOW, **changes},
+        inputs=inputs,
     )
     rows = pq.read_table(found.path).to_pylist()
     assert len(rows) == found.counts.rows
@@ -74,7 +75,7 @@ def written(repo, out, *incidents, **changes):
 
 
 def history(repo):
-    return build_dataset(repo, repo.model(MODEL), **WINDOW)
+    return build_dataset(repo, repo.model(MODEL), RowSelection(**WINDOW))
 
 
 def by_time(table):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from datetime import timedelta
 from itertools import pairwise
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,13 +30,9 @@ from fold_oracle import (
     view_read,
     write,
 )
+from point_in_time_stream import streamed
 from tallystick.clock import from_us
-from tallystick.offline_store import (
-    point_in_time,
-    point_in_time_join,
-    streaming_join,
-    visible_between,
-)
+from tallystick.offline_store import point_in_time, visible_between
 from tallystick.point_in_time.rule import VisibilityClock
 
 MANY = settings(
@@ -47,30 +42,17 @@ MANY = settings(
 
 def in_memory(spine, read, clock, folder):
     del folder
-    return point_in_time(spine=spine, request_time="at", reads=[read], clock=clock, with_times=True)
+    return point_in_time(
+        entity_rows=spine, request_time="at", reads=[read], clock=clock, with_times=True
+    )
 
 
-def joined(spine, read, clock, folder):
-    """As where a view's columns do not fit into memory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(point_in_time_join, "FETCHED_SHARE", 0.0)
-        return in_memory(spine, read, clock, folder)
+def in_batches(spine, read, clock, folder):
+    options = {"request_time": "at", "reads": [read], "clock": clock, "with_times": True}
+    return streamed(spine, folder, batch_rows=3, **options)
 
 
-def from_file_to_file(spine, read, clock, folder):
-    asked, out = Path(folder) / ".asked.parquet", Path(folder) / ".answer.parquet"
-    pq.write_table(spine, asked)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming_join, "BATCH", 3)
-        rows = streaming_join.write_point_in_time(
-            spine=asked, request_time="at", reads=[read], clock=clock, out=out, with_times=True
-        )
-    answer = pq.read_table(out)
-    assert answer.num_rows == rows
-    return answer
-
-
-@pytest.mark.parametrize("way", [in_memory, joined, from_file_to_file])
+@pytest.mark.parametrize("way", [in_memory, in_batches])
 @MANY
 @given(
     history=histories,
@@ -139,7 +121,7 @@ def test_of_full_ties_the_first_in_source_order_wins(tmp_path, clock, cut):
     history = [row | {"written": 1, "count": count} for count in (7, 8, 6)]
     read = view_read(write(history, tmp_path, cut), ("text",))
     spine = spine_table([{"text": "a", "number": 1, "at": 1}])
-    answer = point_in_time(spine=spine, request_time="at", reads=[read], clock=clock)
+    answer = point_in_time(entity_rows=spine, request_time="at", reads=[read], clock=clock)
     assert answer["s__count"].to_pylist() == [7]
     rows = visible_between(read, after=None, until=from_us(START_US + 1), clock=clock)
     assert rows["count"].to_pylist() == [7]
@@ -149,7 +131,7 @@ def test_of_rows_equal_in_both_times_the_one_written_first_stays(tmp_path):
     row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "event": 1, "created": 1}
     history = [row | {"written": 9, "count": 7}, row | {"written": 5, "count": 8}]
     answer = point_in_time(
-        spine=spine_table([{"text": "a", "number": 1, "at": at} for at in (4, 5, 9)]),
+        entity_rows=spine_table([{"text": "a", "number": 1, "at": at} for at in (4, 5, 9)]),
         request_time="at",
         reads=[view_read(write(history, tmp_path), ("text",))],
         clock=VisibilityClock.SERVED,
@@ -178,7 +160,7 @@ def test_both_ends_of_the_window_are_included(tmp_path, age_us, status, clock):
     row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "event": 10, "created": 10}
     read = view_read(write([row | {"written": None, "count": 3}], tmp_path), ("text",), ttl=5)
     answer = point_in_time(
-        spine=spine_table([{"text": "a", "number": 1, "at": 10 + age_us}]),
+        entity_rows=spine_table([{"text": "a", "number": 1, "at": 10 + age_us}]),
         request_time="at",
         reads=[read],
         clock=clock,
@@ -200,7 +182,7 @@ def test_units_and_zones_of_a_source_do_not_matter(tmp_path, unit, zone):
         table = table.set_column(table.column_names.index(name), name, column)
     pq.write_table(table, tmp_path / "history.parquet")
     answer = point_in_time(
-        spine=spine_table(
+        entity_rows=spine_table(
             [{"text": "a", "number": 1, "at": at} for at in (1, 1_999_999, 2 * second)]
         ),
         request_time="at",
@@ -212,7 +194,6 @@ def test_units_and_zones_of_a_source_do_not_matter(tmp_path, unit, zone):
     assert answer["s__event_time"].to_pylist()[2] == from_us(START_US) + timedelta(seconds=1)
 
 
-@pytest.mark.parametrize("fetched_share", [0.0, 0.125])
 @MANY
 @given(
     history=histories,
@@ -220,14 +201,13 @@ def test_units_and_zones_of_a_source_do_not_matter(tmp_path, unit, zone):
     clock=clocks,
     shape=st.tuples(st.none() | st.integers(0, 25), ttls),
 )
-def test_rows_that_are_not_read_would_change_no_value(fetched_share, history, spine, clock, shape):
+def test_rows_that_are_not_read_would_change_no_value(history, spine, clock, shape):
     """Without times, whole files and row groups are left out."""
     cut, ttl = shape
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(point_in_time_join, "FETCHED_SHARE", fetched_share)
+    with tempfile.TemporaryDirectory() as folder:
         read = view_read(write(history, folder, cut), ("text",), ttl)
         table = spine_table(spine)
-        answer = point_in_time(spine=table, request_time="at", reads=[read], clock=clock)
+        answer = point_in_time(entity_rows=table, request_time="at", reads=[read], clock=clock)
     for request, got in zip(spine, answer.to_pylist(), strict=True):
         row, status = oracle(history, request, key=("text",), clock=clock, ttl=ttl)
         for name in FEATURES:

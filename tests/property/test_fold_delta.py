@@ -26,7 +26,7 @@ from fold_oracle import (
     view_read,
 )
 from tallystick.clock import from_us
-from tallystick.offline_store import point_in_time, point_in_time_join, visible_between
+from tallystick.offline_store import point_in_time, visible_between
 from tallystick.offline_store.sources.delta_writer import commit_rows
 from tallystick.storage.locations import LOCAL, Location
 
@@ -70,7 +70,6 @@ def check(answer, history, spine, shape, *, with_times):
 
 
 @pytest.mark.parametrize("with_times", [True, False])
-@pytest.mark.parametrize("share", [0.0, 0.125])
 @SOME
 @given(
     history=histories,
@@ -83,18 +82,15 @@ def check(answer, history, spine, shape, *, with_times):
         st.sampled_from([None, "text", "number"]),
     ),
 )
-def test_every_request_gets_what_looking_at_all_rows_gives(
-    share, with_times, history, spine, shape
-):
+def test_every_request_gets_what_looking_at_all_rows_gives(with_times, history, spine, shape):
     key, clock, ttl, cut, by = shape
     # Rows that tie in everything have an order within a file alone.
     partition = by if by in key else None
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(point_in_time_join, "FETCHED_SHARE", share)
+    with tempfile.TemporaryDirectory() as folder:
         read = view_read(write_delta(history, folder, cut, partition), key, ttl)
         table = spine_table(spine)
         answer = point_in_time(
-            spine=table, request_time="at", reads=[read], clock=clock, with_times=with_times
+            entity_rows=table, request_time="at", reads=[read], clock=clock, with_times=with_times
         )
     assert answer.select(table.column_names).equals(table)
     check(answer, history, spine, (key, clock, ttl), with_times=with_times)

@@ -17,7 +17,6 @@ from tallystick.clock import from_us, process_clock, to_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DefinitionError, StateError
-from tallystick.offline_store import point_in_time_join
 from tallystick.offline_store.point_in_time_join import point_in_time
 from tallystick.offline_store.view_history import ViewRead
 from tallystick.online_store.bulk_writer import write_table
@@ -193,7 +192,7 @@ def served(folder, spec, moments):
     """The served clock's answer for every key at every moment."""
     asked = [(key, town, at) for at in moments for key, town in KEYS]
     return point_in_time(
-        spine=pa.table(
+        entity_rows=pa.table(
             {
                 "id": pa.array([key for key, _, _ in asked], pa.int64()),
                 "town": [town for _, town, _ in asked],
@@ -236,17 +235,13 @@ def compare(scene):
                     assert bits(got[f"s__{name}"]) == bits(rows.values[name][place]), name
 
 
-@pytest.mark.parametrize("share", [0.125, 0.0], ids=["fetched", "joined"])
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(taken=steps)
-def test_what_was_read_online_is_what_the_served_clock_tells(
-    redis_server, simulated_clock, share, taken
-):
+def test_what_was_read_online_is_what_the_served_clock_tells(redis_server, simulated_clock, taken):
     redis_server.client.flushall()
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(point_in_time_join, "FETCHED_SHARE", share)
+    with tempfile.TemporaryDirectory() as folder:
         scene = Scene(redis_server, simulated_clock, folder)
         now_us = START_US
         # The first write makes sure that there is a journal.

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 from tallystick.clock import duration_us, from_us, to_us
 from tallystick.definitions.contract import REQUEST_TIME, ModelContract, ModelInputs
 from tallystick.definitions.feature_types import arrow_type
-from tallystick.errors import StateError
+from tallystick.errors import InputError, StateError
+from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.log_reader import LogPart, first_time, read_log
 from tallystick.records.quarantine import Quarantine
-from tallystick.records.record_store import Incident
 from tallystick.retrieval.prediction_labels import labels_of, logged_as
 from tallystick.storage.atomic_files import replacing
-from tallystick_training.entity_rows_file import LABEL, Counts
 from tallystick_training.log_repair import logged_quarantine, repaired, touched_rows
-from tallystick_training.training_set import require_rows
-from tallystick_training.training_set_file import DatasetFile, room_for
+from tallystick_training.row_selection import LABEL, Counts, RowSelection
+from tallystick_training.training_set import DatasetFile, room_for
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,48 +33,44 @@ _STEP: Final = timedelta(days=1)
 def write_served_dataset(
     repo: Repo,
     model: Model,
+    selection: RowSelection,
     *,
     out: Path,
-    start: datetime | None,
-    end: datetime,
-    known_until: datetime,
-    incidents: Sequence[Incident] = (),
-    repair: bool = False,
     inputs: ModelInputs | None = None,
     progress: Callable[[str, float], None] = lambda *_: None,
 ) -> DatasetFile:
     """Write a training set of logged predictions to a Parquet file, whole or not at all.
 
-    Its columns are those of :func:`tallystick_training.training_set_file.write_dataset`; its values
-    are those that the model saw, and nothing is computed again, unless it is to be repaired. Each
-    prediction is a row. The log is read a day at a time.
+    Its columns are those of :func:`tallystick_training.training_set.write_dataset`. Its values are
+    those that the model saw. Nothing is computed again, except rows to repair: they get the values
+    that should have been served, under the knowledge clock, by the definitions and functions of the
+    contract under which they were logged. Each prediction is a row. The log is read a day at a
+    time.
 
     Args:
         repo: The repo, applied.
         model: What to learn.
+        selection: Which requests; none from before the first that was logged. Incidents of
+            on-demand views count as well.
         out: The file.
-        start: First request time, included; None for the first that was logged.
-        end: Last request time, excluded.
-        known_until: Labels that became known later are not used.
-        incidents: Spells of skew; requests that those of this model's views touched are left out,
-            also those of on-demand views.
-        repair: Whether to keep these requests where history is not in doubt, with the values that
-            should have been served: the fold's under the knowledge clock, by the definitions and
-            functions of the contract under which they were logged.
         inputs: What the model takes; read from the registry by default. Predictions under a
             contract that has not all of it, in the same types, are left out, and counted.
-        progress: Called with what is done now, and the share that is behind, from 0 to 1.
+        progress: Called with the present day, and the share that is done, from 0 to 1.
 
     Raises:
-        InputError: The end is not after the start.
-        StateError: Nothing was logged, or there is no room on the disk; or, to repair, a bundle is
-            not there.
+        InputError: The selection has no rows, or is to be repaired under another clock.
+        StateError: Nothing was logged, or the disk is full; or, to repair, a bundle is missing.
         DamagedError: The log cannot be read; or, to repair, a contract's bundle.
         DataError: The label source is not as declared; or, to repair, a view's.
         DefinitionError: An on-demand view fails.
     """
     import pyarrow.parquet as pq
 
+    if selection.repair and selection.clock is not VisibilityClock.KNOWLEDGE:
+        raise InputError(
+            "Logged rows are repaired as the audit expects them, under the knowledge clock: leave "
+            "--clock out, or --repair."
+        )
     logged = first_time(repo.state_dir, model.name)
     if logged is None:
         raise StateError(
@@ -83,11 +78,11 @@ def write_served_dataset(
             hint="Serve it first, or build the training set from history:  "
             f"tally dataset {model.name} --out {out}",
         )
-    start = logged if start is None else max(start, logged)
-    require_rows(model, start=start, end=end)
+    selection = replace(selection, start=max(selection.start, logged))
+    selection.check(model)
+    start, end, mature_until = selection.start, selection.end, selection.mature_until(model)
     inputs = repo.inputs(model) if inputs is None else inputs
-    mature_until = known_until - model.label.matures_after
-    counts = _none(repair=repair)
+    counts = Counts(0, 0, 0, 0, 0, repaired=0 if selection.repair else None)
     schema = _schema(inputs)
     with (
         room_for(out, None),
@@ -105,8 +100,8 @@ def write_served_dataset(
                     repo,
                     inputs,
                     part,
-                    logged_quarantine(part, inputs, incidents, repair=repair),
-                    known_until=known_until,
+                    logged_quarantine(part, inputs, selection.incidents, repair=selection.repair),
+                    known_until=selection.known_until,
                     until=mature_until,
                 )
                 counts = _sum(counts, found)
@@ -138,8 +133,7 @@ def _rows(
     total = part.table.num_rows
     schema = _schema(inputs)
     if not _is_alike(part.contract, inputs):
-        counts = replace(_none(repair=quarantine.repairs), population=total, unlike=total)
-        return schema.empty_table(), counts
+        return schema.empty_table(), Counts(total, 0, 0, 0, 0, unlike=total)
     times = part.table[REQUEST_TIME].cast(pa.int64()).to_numpy()
     left_out = touched_rows(quarantine.left_out, part)
     young = ~left_out & (times >= to_us(until))
@@ -167,10 +161,10 @@ def _rows(
 def _is_alike(contract: ModelContract, inputs: ModelInputs) -> bool:
     """Whether what was logged under a contract has all that the model takes, in the same types."""
 
-    def asked(of: ModelInputs) -> set[tuple[str, str]]:
+    def requested(of: ModelInputs) -> set[tuple[str, str]]:
         return {(each.name, each.dtype) for each in of.request_columns}
 
-    return asked(contract) == asked(inputs) and (
+    return requested(contract) == requested(inputs) and (
         contract.value_columns.items() >= inputs.value_columns.items()
     )
 
@@ -200,17 +194,6 @@ def _write(writer: Any, tables: Sequence[pa.Table], keys: Sequence[str]) -> None
     if rows:
         order = [(name, "ascending") for name in (REQUEST_TIME, *keys)]
         writer.write_table(pa.concat_tables(rows).sort_by(order))
-
-
-def _none(*, repair: bool) -> Counts:
-    return Counts(
-        population=0,
-        quarantined=0,
-        immature=0,
-        unlabelled=0,
-        rows=0,
-        repaired=0 if repair else None,
-    )
 
 
 def _sum(one: Counts, other: Counts) -> Counts:

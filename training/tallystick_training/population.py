@@ -1,4 +1,4 @@
-"""The requests that a model learns from, checked against its inputs."""
+"""The population of a model: the requests that it learns from, checked against its inputs."""
 
 from __future__ import annotations
 
@@ -20,29 +20,6 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE: Final = 1_000_000
 """Request times that are in memory at once."""
-
-
-def read_population(repo: Repo, model: Model, inputs: ModelInputs) -> pa.Table:
-    """Read all requests of a model's population.
-
-    Where the population is the label's source, a correction repeats its request; such repeats count
-    once. A population of its own is taken as it is.
-
-    Returns:
-        Entity keys and request fields in the inputs' types, and ``request_time``; ordered by the
-        request time, then by the other columns.
-
-    Raises:
-        DataError: The source cannot be read, lacks columns, or holds other types than the inputs;
-            all mismatches are listed.
-    """
-    rows = population_rows(repo, model, inputs)
-    table, problems = in_input_types(rows.table(), model, inputs)
-    refuse(model, problems)
-    names = [column.name for column in inputs.request_columns]
-    if repeats_requests(model):
-        table = table.group_by([*names, REQUEST_TIME], use_threads=False).aggregate([])
-    return table.sort_by([(name, "ascending") for name in (REQUEST_TIME, *names)])
 
 
 def population_rows(repo: Repo, model: Model, inputs: ModelInputs) -> SourceRows:
@@ -114,14 +91,16 @@ def refuse(model: Model, problems: Sequence[Problem]) -> None:
         )
 
 
-def earliest(repo: Repo, model: Model) -> datetime | None:
-    """The first request time of a population, which is not held in memory; None if it is empty.
+def training_start(repo: Repo, model: Model, *, end: datetime) -> datetime:
+    """The first request time to train on: the model's window before ``end``, or all history.
 
     Raises:
-        DataError: The source cannot be read, or has no times.
+        DataError: The population is empty, or cannot be used.
     """
     import pyarrow.compute as pc
 
+    if model.retraining.window is not None:
+        return end - model.retraining.window
     rows = source_rows(
         repo,
         model.requests,
@@ -130,7 +109,10 @@ def earliest(repo: Repo, model: Model) -> datetime | None:
     )
     refuse(model, time_problems(model, rows.type_of(REQUEST_TIME), nulls=rows.nulls(REQUEST_TIME)))
     firsts = [pc.min(table[REQUEST_TIME]).as_py() for table in rows.batches(rows_max=_ROWS_AT_ONCE)]
-    return min((utc(first) for first in firsts if first is not None), default=None)
+    known = [utc(first) for first in firsts if first is not None]
+    if not known:
+        raise DataError(f"The population of model {model.name!r} has no rows.")
+    return min(known)
 
 
 def _what(model: Model) -> str:

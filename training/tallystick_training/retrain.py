@@ -20,9 +20,10 @@ from tallystick.records.record_store import (
 from tallystick_training import model_registry
 from tallystick_training.evaluation import predictions_of
 from tallystick_training.gates import apply_gates
+from tallystick_training.population import training_start
 from tallystick_training.retraining_policy import decide, judge
+from tallystick_training.row_selection import RowSelection
 from tallystick_training.train import train
-from tallystick_training.training_window import training_start
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
@@ -37,8 +38,8 @@ def retrain(
     report: MonitorReport,
     *,
     at: datetime,
+    repair: bool,
     force: bool = False,
-    repair: bool = False,
 ) -> Decision:
     """Decide by a look; if it says so, train a challenger and promote it if every gate passes.
 
@@ -52,7 +53,7 @@ def retrain(
         model: The model.
         report: The last look at it.
         at: The time of the decision.
-        force: Whether to train whatever the gain; skew forbids it still.
+        force: Whether to train whatever the gain; skew still forbids it.
         repair: Whether the challenger learns from the rows that incidents touched too, where they
             can be repaired.
 
@@ -108,9 +109,7 @@ def _carry_out(
     bundle = load_bundle(repo.state_dir, model.name, champion.contract_hash)
     clock = VisibilityClock(bundle.contract.data.clock)
     try:
-        trained = train(
-            repo,
-            model,
+        selection = RowSelection(
             start=training_start(repo, model, end=at),
             end=at,
             known_until=at,
@@ -118,6 +117,7 @@ def _carry_out(
             incidents=load_records(repo.state_dir, Incident, model=model.name),
             repair=repair,
         )
+        trained = train(repo, model, selection)
     except DataError as error:
         reason = f"{decision.reason} But no challenger could be trained: {error.what}"
         return _record(repo, decision.model_copy(update={"outcome": "refuse", "reason": reason}))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +30,9 @@ from tallystick.model_bundle.reference import feature_reference
 from tallystick.point_in_time.feature_status import Status
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.records.record_store import Incident
-from tallystick_training.entity_rows_file import LABEL, Counts
 from tallystick_training.evaluation import Evaluation, evaluate
-from tallystick_training.training_set import KNOWLEDGE, Dataset, build_dataset, content_hash
+from tallystick_training.row_selection import LABEL, Counts, RowSelection
+from tallystick_training.training_set import Dataset, build_dataset, content_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,17 +70,7 @@ class Trained:
     counts: Counts
 
 
-def train(
-    repo: Repo,
-    model: Model,
-    *,
-    start: datetime,
-    end: datetime,
-    known_until: datetime,
-    clock: VisibilityClock = KNOWLEDGE,
-    incidents: Sequence[Incident] = (),
-    repair: bool = False,
-) -> Trained:
+def train(repo: Repo, model: Model, selection: RowSelection) -> Trained:
     """Fit a model on all but the newest part of the window, evaluate it on that, and freeze it.
 
     The newest part is ``model.retraining.holdout`` long and ends with the last request whose label
@@ -94,35 +81,21 @@ def train(
     Args:
         repo: The repo, applied.
         model: What to train.
-        start: First request time, included.
-        end: Last request time, excluded.
-        known_until: Labels that became known later are not used.
-        clock: Clock of the fold.
-        incidents: Spells of skew; what they touched is left out.
-        repair: Whether to keep of it what can be repaired; see ``build_dataset``.
+        selection: Which requests.
 
     Raises:
         DefinitionError: The estimator cannot be used, or fails.
         DataError: There are too few rows, or only one class; or a source cannot be used.
-        InputError: The end is not after the start, or there is no repairing under the clock.
+        InputError: The selection has no rows, or cannot be repaired.
     """
     if not hasattr(model.estimator, "predict_proba"):
         raise DefinitionError(
             f"The estimator of model {model.name!r} cannot be trained.",
             [Problem("estimator", "a classifier with predict_proba", repr(model.estimator)[:200])],
         )
-    data = build_dataset(
-        repo,
-        model,
-        start=start,
-        end=end,
-        known_until=known_until,
-        clock=clock,
-        incidents=incidents,
-        repair=repair,
-    )
+    data = build_dataset(repo, model, selection)
     fitted, times, holdout = _split(data, model)
-    _check_views(data.inputs, times, clock)
+    _check_views(data.inputs, times, selection.clock)
     estimator = _fit(model, data.inputs, fitted)
     evaluation = evaluate(estimator, data.inputs, holdout, label=LABEL, slices=model.slices)
     compilation = compile_model(
@@ -145,11 +118,11 @@ def train(
         data=TrainingData(
             start=data.start,
             end=data.end,
-            known_until=known_until,
+            known_until=selection.known_until,
             rows=fitted.num_rows,
             quarantined_rows=data.counts.quarantined,
             repaired_rows=data.counts.repaired or 0,
-            clock=str(clock),
+            clock=str(selection.clock),
             content_hash=content_hash(fitted),
         ),
         packages={
@@ -267,7 +240,7 @@ def _check_views(inputs: ModelInputs, times: pa.Table, clock: VisibilityClock) -
     known = (
         "A row counts from its created time on; if the history was created all at once, train by "
         "event time:  --clock event"
-        if clock is KNOWLEDGE
+        if clock is VisibilityClock.KNOWLEDGE
         else "Look whether its keys and times are those of the requests."
     )
     raise DataError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from tallystick.clock import from_us, process_clock
-from tallystick.errors import InputError, StateError
+from tallystick.errors import StateError
 from tallystick.model_bundle.bundle import Champion
 from tallystick.model_bundle.compiled.form_comparison import Compilation
 from tallystick.point_in_time.rule import VisibilityClock
@@ -19,14 +19,14 @@ from tallystick.signals import ending_on_signals
 from tallystick_training import model_registry
 from tallystick_training import retrain as retraining
 from tallystick_training import train as training
-from tallystick_training.entity_rows_file import Counts
 from tallystick_training.log_training_set import write_served_dataset
-from tallystick_training.training_set import require_expected
-from tallystick_training.training_set_file import DatasetFile, write_dataset
-from tallystick_training.training_window import training_start
+from tallystick_training.population import training_start
+from tallystick_training.row_selection import Counts, RowSelection
+from tallystick_training.training_set import DatasetFile, write_dataset
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
+    from tallystick.definitions.model import Model
 
 STEPS = 1000
 """Units of the progress bar."""
@@ -93,92 +93,87 @@ class Decided:
         return "\n".join(lines)
 
 
+class Window(TypedDict, total=False):
+    """Options by which commands choose the rows of a training set; all have a default.
+
+    ``start`` is the model's window before the end, or all history. ``end`` is now, and
+    ``known_until`` the end. ``clock`` is the knowledge clock. ``repair`` is false: rows that
+    incidents touched are left out.
+    """
+
+    start: datetime | None
+    end: datetime | None
+    known_until: datetime | None
+    clock: str
+    repair: bool
+
+
+def _selection(repo: Repo, model: Model, window: Window, *, all_rows: bool = False) -> RowSelection:
+    """The rows that a command chose; of all of them where the log decides on the first one."""
+    end = window.get("end") or _now()
+    start = window.get("start")
+    if start is None:
+        start = from_us(0) if all_rows else training_start(repo, model, end=end)
+    return RowSelection(
+        start=start,
+        end=end,
+        known_until=window.get("known_until") or end,
+        clock=VisibilityClock(window.get("clock", VisibilityClock.KNOWLEDGE)),
+        incidents=load_records(repo.state_dir, Incident, model=model.name),
+        repair=window.get("repair", False),
+    )
+
+
 def dataset(
     repo: Repo,
     model: str,
     *,
     out: Path,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    known_until: datetime | None = None,
-    clock: str = VisibilityClock.KNOWLEDGE,
     memory_limit: str | None = None,
     spill_dir: Path | None = None,
     source: str = "history",
-    repair: bool = False,
+    **window: Unpack[Window],
 ) -> DatasetFile:
-    """Write a training set; by default all requests until now, with labels known by the end.
+    """Write a training set; by default of all requests until now, with labels known by the end.
 
-    From history, or from the log, where clock and limits do not matter. The limits are those of
-    ``offline_store`` in ``feature_store.yaml``, unless others are given. What incidents touched is
-    left out, or, where that can be done, repaired.
+    It is made from history, or from the log, where clock and limits do not matter. The limits are
+    those of ``offline_store`` in ``feature_store.yaml``, unless others are given.
 
     Raises:
-        InputError: There is no repairing under the clock.
+        InputError: The rows cannot be repaired under the clock.
     """
     definition = repo.model(model)
-    end = _now() if end is None else end
-    incidents = load_records(repo.state_dir, Incident, model=model)
-    if source == "log":
-        _require_no_clock(clock, repair=repair)
-        with progress(STEPS, lines=False) as bar, ending_on_signals():
-            return write_served_dataset(
-                repo,
-                definition,
-                out=out,
-                start=start,
-                end=end,
-                known_until=end if known_until is None else known_until,
-                incidents=incidents,
-                repair=repair,
-                progress=lambda text, share: bar.step(text, done=int(share * STEPS)),
-            )
-    require_expected(VisibilityClock(clock), repair=repair)
-    if clock == VisibilityClock.SERVED:
-        _require_journal(repo)
-    given = {"memory_limit": memory_limit, "spill_dir": spill_dir and spill_dir.as_posix()}
+    is_logged = source == "log"
+    selection = _selection(repo, definition, window, all_rows=is_logged)
     with progress(STEPS, lines=False) as bar, ending_on_signals():
+
+        def report(text: str, share: float) -> None:
+            bar.step(text, done=int(share * STEPS))
+
+        if is_logged:
+            return write_served_dataset(repo, definition, selection, out=out, progress=report)
+        selection.check(definition)
+        if selection.clock is VisibilityClock.SERVED:
+            _require_journal(repo)
+        given = {"memory_limit": memory_limit, "spill_dir": spill_dir and spill_dir.as_posix()}
         return write_dataset(
             repo,
             definition,
+            selection,
             out=out,
-            start=training_start(repo, definition, end=end) if start is None else start,
-            end=end,
-            known_until=end if known_until is None else known_until,
-            clock=VisibilityClock(clock),
-            incidents=incidents,
-            repair=repair,
             config=offline_config(repo).model_copy(
                 update={name: value for name, value in given.items() if value is not None}
             ),
-            progress=lambda text, share: bar.step(text, done=int(share * STEPS)),
+            progress=report,
         )
 
 
 def train(
-    repo: Repo,
-    model: str,
-    *,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    known_until: datetime | None = None,
-    clock: str = VisibilityClock.KNOWLEDGE,
-    promote: bool = False,
-    repair: bool = False,
+    repo: Repo, model: str, *, promote: bool = False, **window: Unpack[Window]
 ) -> TrainedVersion:
-    """Train a model, register it, and make it the champion if so asked."""
+    """Train a model, register it, and make it the champion if so requested."""
     definition = repo.model(model)
-    end = _now() if end is None else end
-    trained = training.train(
-        repo,
-        definition,
-        start=training_start(repo, definition, end=end) if start is None else start,
-        end=end,
-        known_until=end if known_until is None else known_until,
-        clock=VisibilityClock(clock),
-        incidents=load_records(repo.state_dir, Incident, model=model),
-        repair=repair,
-    )
+    trained = training.train(repo, definition, _selection(repo, definition, window))
     version = model_registry.register(repo, trained).version
     if promote:
         model_registry.promote(repo, model, version)
@@ -223,19 +218,6 @@ def promote(repo: Repo, model: str, *, version: str) -> NewChampion:
 def rollback(repo: Repo, model: str) -> NewChampion:
     """Make the champion before the present one the champion again."""
     return NewChampion(model_registry.rollback(repo, repo.model(model).name))
-
-
-def _require_no_clock(clock: str, *, repair: bool) -> None:
-    """Refuse to repair logged rows by a clock of one's choice.
-
-    Raises:
-        InputError: It is not the audit's.
-    """
-    if repair and clock != VisibilityClock.KNOWLEDGE:
-        raise InputError(
-            "Logged rows are repaired as the audit expects them, under the knowledge clock: leave "
-            "--clock out, or --repair."
-        )
 
 
 def _require_journal(repo: Repo) -> None:

@@ -1,23 +1,38 @@
-"""Training sets: requests, the features as they could be known, and the truth about them."""
+"""Training sets: requests, their features as they could be known, and their labels.
+
+There is one path. :func:`tallystick_training.entity_rows_file.write_entity_rows` chooses the
+requests and joins their labels, from file to file. The offline store then adds the stored features,
+and the on-demand features are computed from them: batch by batch in :func:`write_dataset`, for all
+rows at once in :func:`build_dataset`.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from tallystick.definitions.contract import REQUEST_TIME, ModelInputs, label_identity
-from tallystick.errors import InputError, Problem
+from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
+from tallystick.errors import StateError
+from tallystick.offline_store.duckdb_connection import EngineLimits
+from tallystick.offline_store.point_in_time_join import BATCH_ROWS, stream_point_in_time, workspace
 from tallystick.point_in_time.on_demand import Transforms
-from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.records.quarantine import Bools, Quarantine, touched, view_names
-from tallystick.records.record_store import Incident
-from tallystick.retrieval.model_features import computed_values, stored_values
-from tallystick.retrieval.source_labels import known_labels
-from tallystick_training.entity_rows_file import LABEL, Counts
-from tallystick_training.population import read_population
+from tallystick.retrieval.model_features import (
+    computed_values,
+    offline_config,
+    stored_values,
+    view_reads,
+)
+from tallystick.storage.atomic_files import replacing
+from tallystick_training.entity_rows_file import write_entity_rows
+from tallystick_training.row_selection import LABEL, Counts, RowSelection
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,12 +40,15 @@ if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
     from tallystick.definitions.model import Model
 
-KNOWLEDGE = VisibilityClock.KNOWLEDGE
+VALUES_AT_ONCE: Final = 4_000_000
+"""Values that are in memory at once, apart from the engine's: rows times columns of a batch."""
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training set.
+    """A training set in memory.
 
     Attributes:
         inputs: What the model takes.
@@ -39,9 +57,7 @@ class Dataset:
         times: For the same rows ``view__event_time``, ``view__created_time`` and ``view__status``.
         counts: Rows in and out.
         start: First request time, included.
-        end: Last request time, excluded; earlier than was asked for where labels are not mature.
-        known_until: Labels known later were not used.
-        clock: Clock of the fold.
+        end: Last request time, excluded; earlier than selected where labels are not mature.
     """
 
     inputs: ModelInputs
@@ -50,136 +66,198 @@ class Dataset:
     counts: Counts
     start: datetime
     end: datetime
-    known_until: datetime
-    clock: VisibilityClock
 
 
-def build_dataset(
-    repo: Repo,
-    model: Model,
-    *,
-    start: datetime,
-    end: datetime,
-    known_until: datetime,
-    clock: VisibilityClock = KNOWLEDGE,
-    incidents: Sequence[Incident] = (),
-    repair: bool = False,
-    inputs: ModelInputs | None = None,
-) -> Dataset:
-    """Build the training set of a model.
+@dataclass(frozen=True)
+class DatasetFile:
+    """A training set in a file.
 
-    A request whose label is not mature at ``known_until`` is left out even if its label is known
-    already: labels that come quickly are not like the others, and keeping only them would bias the
-    newest part of the set.
+    Attributes:
+        path: The Parquet file; its columns are those of :attr:`Dataset.table`.
+        counts: Rows in and out.
+        start: First request time, included.
+        end: Last request time, excluded; earlier than selected where labels are not mature.
+    """
+
+    path: Path
+    counts: Counts
+    start: datetime
+    end: datetime
+
+    def __str__(self) -> str:
+        return (
+            f"Wrote {self.counts.rows:,} rows to {self.path}: requests from "
+            f"{self.start.isoformat()} to {self.end.isoformat()}; {self.counts}"
+        )
+
+
+def build_dataset(repo: Repo, model: Model, selection: RowSelection) -> Dataset:
+    """Build the training set of a model in memory.
 
     Args:
         repo: The repo, applied.
         model: What to learn.
-        start: First request time, included.
-        end: Last request time, excluded.
-        known_until: Labels that became known later are not used.
-        clock: When a row of history counts as visible.
-        incidents: Spells of skew; requests that those of this model's views touched are left out.
-            One that is open has no end yet.
-        repair: Whether to keep these requests where history is not in doubt: its values are those
-            that should have been served.
-        inputs: What the model takes; read from the registry by default.
+        selection: Which requests.
 
     Raises:
-        InputError: The end is not after the start, or there is no repairing under the clock.
+        InputError: The selection has no rows, or cannot be repaired.
         DataError: A source cannot be used; all mismatches of it are listed.
-        StateError: The repo has not been applied.
+        StateError: The repo has not been applied, or the disk is full.
         DefinitionError: The definitions cannot serve a model, or an on-demand view fails.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
-    require_rows(model, start=start, end=end)
-    require_expected(clock, repair=repair)
-    inputs = repo.inputs(model) if inputs is None else inputs
-    population = read_population(repo, model, inputs)
-    times = population[REQUEST_TIME]
-    population = population.filter(
-        pc.and_(pc.greater_equal(times, _moment(start)), pc.less(times, _moment(end)))
-    )
-    quarantine = quarantine_of(model, inputs, incidents, repair=repair)
-    left_out = _touched(quarantine.left_out, population, inputs)
-    kept = population.filter(pa.array(~left_out))
-    mature_until = known_until - model.label.matures_after
-    mature = kept.filter(pc.less(kept[REQUEST_TIME], _moment(mature_until)))
-    labelled = _labelled(repo, model, inputs, mature, known_until)
+    selection.check(model)
+    inputs = repo.inputs(model)
+    config = offline_config(repo)
+    with tempfile.TemporaryDirectory(prefix="tallystick-") as folder:
+        out = Path(folder, "training_set")
+        with room_for(out, config), workspace(out, config) as space:
+            path = space.folder / "entity_rows.parquet"
+            counts = write_entity_rows(
+                repo, model, inputs, selection, workspace=space, out=path, batch_rows=BATCH_ROWS
+            )
+            entity_rows = pq.read_table(path)
+    labels = entity_rows[LABEL]
     values = stored_values(
-        repo, inputs.views, labelled.drop_columns([LABEL]), clock=clock, with_times=True
+        repo,
+        inputs.views,
+        entity_rows.drop_columns([LABEL]),
+        clock=selection.clock,
+        with_times=True,
     )
-    evidence = [
+    times = [
         f"{use.name}__{part}"
         for use in inputs.views
         for part in ("event_time", "created_time", "status")
     ]
-    table = computed_values(
-        inputs, Transforms.from_repo(repo, inputs), values.drop_columns(evidence)
-    )
+    table = computed_values(inputs, Transforms.from_repo(repo, inputs), values.drop_columns(times))
     return Dataset(
         inputs=inputs,
-        table=table.append_column(LABEL, labelled[LABEL]),
-        times=values.select(evidence),
-        counts=Counts(
-            population=population.num_rows,
-            quarantined=population.num_rows - kept.num_rows,
-            immature=kept.num_rows - mature.num_rows,
-            unlabelled=mature.num_rows - labelled.num_rows,
-            rows=labelled.num_rows,
-            repaired=(
-                int(_touched(quarantine.repaired, labelled, inputs).sum()) if repair else None
-            ),
-        ),
-        start=start,
-        end=min(end, mature_until),
-        known_until=known_until,
-        clock=clock,
+        table=table.append_column(LABEL, labels),
+        times=values.select(times),
+        counts=counts,
+        start=selection.start,
+        end=min(selection.end, selection.mature_until(model)),
     )
 
 
-def require_rows(model: Model, *, start: datetime, end: datetime) -> None:
-    """Refuse a training set that must be empty.
+def write_dataset(
+    repo: Repo,
+    model: Model,
+    selection: RowSelection,
+    *,
+    out: Path,
+    config: EngineLimits | None = None,
+    batch_rows: int | None = None,
+    progress: Callable[[str, float], None] = lambda *_: None,
+) -> DatasetFile:
+    """Write the training set of a model to a Parquet file, whole or not at all.
+
+    Columns, types, order and values are those of :func:`build_dataset`, but nothing is held in
+    memory beyond the engine's limits and a batch. On-demand functions are called once per batch,
+    with all of its rows.
+
+    Args:
+        repo: The repo, applied.
+        model: What to learn.
+        selection: Which requests.
+        out: The file. Beside it, or in the limits' ``spill_dir``, there has to be room for the
+            requests, and for their keys and values of every view.
+        config: Limits of the engine; None for the whole machine.
+        batch_rows: Rows per batch; by default as many as make :data:`VALUES_AT_ONCE`.
+        progress: Called with the present step, and the share that is done, from 0 to 1.
 
     Raises:
-        InputError: The end is not after the start.
+        InputError: The selection has no rows, or cannot be repaired.
+        DataError: A source cannot be used, or ``memory_limit`` is too small.
+        StateError: The repo has not been applied, the disk is full, or there is no journal under
+            the served clock.
+        DefinitionError: The definitions cannot serve a model, or an on-demand view fails.
     """
-    if end <= start:
-        raise InputError(
-            f"The training set of model {model.name!r} would be empty.",
-            [Problem("end", f"later than {start.isoformat()}", end.isoformat())],
+    selection.check(model)
+    inputs = repo.inputs(model)
+    columns = len(inputs.request_columns) + len(inputs.value_columns)
+    rows = batch_rows or max(1_000, min(BATCH_ROWS, VALUES_AT_ONCE // columns))
+    steps = len(inputs.views) + 2
+    with room_for(out, config), workspace(out, config) as space:
+        path = space.folder / "entity_rows.parquet"
+        progress("requests and labels", 0.0)
+        counts = write_entity_rows(
+            repo, model, inputs, selection, workspace=space, out=path, batch_rows=rows
         )
+        with stream_point_in_time(
+            entity_rows=path,
+            request_time=REQUEST_TIME,
+            reads=view_reads(repo, inputs.views),
+            clock=selection.clock,
+            workspace=space,
+            repo_path=repo.path,
+            batch_rows=rows,
+            progress=lambda text, done: progress(text, (1 + done) / steps),
+        ) as batches:
+            _write(
+                _finished(batches, inputs, Transforms.from_repo(repo, inputs)),
+                out,
+                report=lambda done: progress(
+                    f"{done:,} of {counts.rows:,} rows",
+                    1 - (counts.rows - done) / max(1, counts.rows) / steps,
+                ),
+            )
+    end = min(selection.end, selection.mature_until(model))
+    return DatasetFile(path=out, counts=counts, start=selection.start, end=end)
 
 
-def require_expected(clock: VisibilityClock, *, repair: bool) -> None:
-    """Refuse to repair rows under the clock that gives what was served.
+def _finished(
+    batches: Iterator[pa.Table], inputs: ModelInputs, transforms: Transforms
+) -> Iterator[pa.Table]:
+    """Batches with the on-demand features, and with the label last."""
+    for batch in batches:
+        table = computed_values(inputs, transforms, batch.drop_columns([LABEL]))
+        yield table.append_column(LABEL, batch[LABEL])
+
+
+def _write(batches: Iterator[pa.Table], out: Path, *, report: Callable[[int], None]) -> None:
+    """Write the batches to a file, and report the number of rows after each."""
+    import pyarrow.parquet as pq
+
+    first = next(batches)
+    with (
+        replacing(out) as draft,
+        pq.ParquetWriter(draft, first.schema, compression="zstd") as writer,
+    ):
+        writer.write_table(first)
+        rows = first.num_rows
+        report(rows)
+        for batch in batches:
+            writer.write_table(batch)
+            rows += batch.num_rows
+            report(rows)
+
+
+@contextmanager
+def room_for(out: Path, config: EngineLimits | None) -> Iterator[None]:
+    """Translate the errors of a full disk.
 
     Raises:
-        InputError: The clock is the served one.
+        StateError: There is no room for the file, or for the intermediate files.
     """
-    if repair and clock is VisibilityClock.SERVED:
-        raise InputError(
-            "Nothing can be repaired under the served clock, which gives the values that were "
-            "served: leave --repair out, or take --clock knowledge."
-        )
-
-
-def quarantine_of(
-    model: Model, inputs: ModelInputs, incidents: Sequence[Incident], *, repair: bool
-) -> Quarantine:
-    """What becomes of the requests of a model that incidents of its stored views touched.
-
-    What is computed on demand is computed again from history, and so is right by itself.
-    """
-    return Quarantine.of(incidents, model=model.name, views=view_names(inputs.views), repair=repair)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        spill = config.spill_dir if config is not None and config.spill_dir else out.parent
+        raise StateError(
+            f"There is no room left to write {out}, with its intermediate files in {spill} "
+            f"({os.strerror(error.errno)}): make room, or name another folder with --spill-dir.",
+        ) from error
 
 
 def content_hash(table: pa.Table) -> str:
     """SHA-256 of a table's names, types and values, in the order of its rows.
 
-    It does not depend on how the columns are cut into chunks, nor on what lies under a null.
+    It does not depend on how the columns are cut into chunks, nor on the bytes under a null.
     """
     import numpy as np
     import pyarrow as pa
@@ -193,30 +271,3 @@ def content_hash(table: pa.Table) -> str:
         batch = pa.record_batch([values], names=[""])
         whole.update(memoryview(batch.serialize()))
     return whole.hexdigest()
-
-
-def _moment(time: datetime) -> pa.Scalar:
-    import pyarrow as pa
-
-    return pa.scalar(time, pa.timestamp("us", tz="UTC"))
-
-
-def _touched(incidents: Sequence[Incident], requests: pa.Table, inputs: ModelInputs) -> Bools:
-    keys = {key.name: requests[key.name] for key in inputs.entity_keys}
-    return touched(incidents, requests[REQUEST_TIME], keys)
-
-
-def _labelled(
-    repo: Repo, model: Model, inputs: ModelInputs, requests: pa.Table, known_until: datetime
-) -> pa.Table:
-    """The requests that have a label, with it, in their order."""
-    import pyarrow as pa
-
-    labels = known_labels(repo, model, inputs, known_until=known_until).drop_columns(
-        ["known_time", "first_known_time"]
-    )
-    row = pa.array(range(requests.num_rows), pa.int64())
-    joined = requests.append_column("__row", row).join(
-        labels, keys=label_identity(model.label.keys), join_type="inner", use_threads=False
-    )
-    return joined.sort_by("__row").select([*requests.column_names, LABEL]).combine_chunks()

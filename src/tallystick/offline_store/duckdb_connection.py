@@ -125,14 +125,6 @@ def _opened(limits: EngineLimits, *, spill: str) -> Any:
     return opened
 
 
-def memory_limit(connection: Any) -> int:
-    """Bytes that the engine may take."""
-    ((text,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
-    number, unit = str(text).split()
-    powers = {"bytes": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
-    return int(float(number) * 1024 ** powers[unit])
-
-
 def read_table(connection: Any, sql: str, *, what: str) -> pa.Table:
     """The answer to a query, as one Arrow table.
 

@@ -14,8 +14,9 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from pydantic import Field
 
 from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
+from tallystick.offline_store.entity_rows import changes_between
 from tallystick.offline_store.feast_interface import FoldOfflineStore
-from tallystick.offline_store.point_in_time_join import changes_between, point_in_time
+from tallystick.offline_store.point_in_time_join import point_in_time
 from tallystick.offline_store.pull import Pull, pull_all, pull_latest
 from tallystick.offline_store.retrieval_job import view_read
 from tallystick.offline_store.sources.snapshot import Snapshots
@@ -76,7 +77,7 @@ class DuckDBEngine:
 
     def point_in_time(
         self,
-        spine: pa.Table,
+        entity_rows: pa.Table,
         *,
         request_time: str,
         reads: Sequence[ViewRead],
@@ -84,7 +85,7 @@ class DuckDBEngine:
     ) -> pa.Table:
         """As :func:`tallystick.offline_store.point_in_time_join.point_in_time`."""
         return point_in_time(
-            spine=spine,
+            entity_rows=entity_rows,
             request_time=request_time,
             reads=reads,
             clock=clock,
@@ -102,7 +103,7 @@ class DuckDBEngine:
         time: str,
         clock: VisibilityClock,
     ) -> pa.Table:
-        """As :func:`tallystick.offline_store.point_in_time_join.changes_between`."""
+        """As :func:`tallystick.offline_store.entity_rows.changes_between`."""
         return changes_between(
             reads,
             start=start,

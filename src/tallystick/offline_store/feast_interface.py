@@ -29,12 +29,12 @@ from tallystick.offline_store.duckdb_connection import EngineLimits
 from tallystick.offline_store.feast_monitoring import MetricFiles, feature_metrics, latest_event
 from tallystick.offline_store.pull import Pull
 from tallystick.offline_store.retrieval_job import (
-    SPINE_TIME,
+    ENTITY_TIME,
     FoldEngine,
     FoldRetrievalJob,
+    changed_entity_rows,
+    entity_table,
     short_names,
-    spine_between,
-    spine_of,
     view_read,
 )
 from tallystick.offline_store.sources.file_source import is_delta, open_source, source_location
@@ -93,18 +93,18 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
             start, end = compute_non_entity_date_range(
                 feature_views, start_date=kwargs.get("start_date"), end_date=kwargs.get("end_date")
             )
-            spine, request_time = (
-                spine_between(engine, reads, start=start, end=end, clock=clock),
-                SPINE_TIME,
-            )
+            request_time = ENTITY_TIME
+            entity_rows = changed_entity_rows(engine, reads, start=start, end=end, clock=clock)
         else:
-            spine, request_time = spine_of(entity_df, engine)
+            entity_rows, request_time = entity_table(entity_df, engine)
 
         def produce() -> pa.Table:
-            table = engine.point_in_time(spine, request_time=request_time, reads=reads, clock=clock)
-            return table if full_feature_names else short_names(table, spine, reads)
+            table = engine.point_in_time(
+                entity_rows, request_time=request_time, reads=reads, clock=clock
+            )
+            return table if full_feature_names else short_names(table, entity_rows, reads)
 
-        times = pc.min_max(arrow_to_us(spine[request_time])).as_py()
+        times = pc.min_max(arrow_to_us(entity_rows[request_time])).as_py()
         return FoldRetrievalJob(
             produce,
             config=config,
@@ -112,7 +112,7 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
             full_feature_names=full_feature_names,
             metadata=RetrievalMetadata(
                 features=feature_refs,
-                keys=[name for name in spine.column_names if name != request_time],
+                keys=[name for name in entity_rows.column_names if name != request_time],
                 min_event_timestamp=None if times["min"] is None else from_us(times["min"]),
                 max_event_timestamp=None if times["max"] is None else from_us(times["max"]),
             ),

@@ -61,25 +61,23 @@ class ServedHistory(History):
     time_keys: tuple[str, ...] = ()
     known_sql: str = ""
 
-    created = "known_us"
-
-    def asked(self, spine: pa.Table) -> pa.Table:
-        """The spine with the number of removals before each request."""
+    def joined_by(self, entity_keys: pa.Table) -> pa.Table:
+        """With the number of removals before each request."""
         import numpy as np
         import pyarrow as pa
 
         for name in self.time_keys:
-            cut: Any = spine[name].to_pandas(integer_object_nulls=True)
-            place = spine.column_names.index(name)
+            cut: Any = entity_keys[name].to_pandas(integer_object_nulls=True)
+            index = entity_keys.column_names.index(name)
             seconds = [None if each is None else each // SECOND_US * SECOND_US for each in cut]
-            spine = spine.set_column(place, name, pa.array(seconds, pa.int64()))
+            entity_keys = entity_keys.set_column(index, name, pa.array(seconds, pa.int64()))
         before = np.searchsorted(
-            np.array(self.removed_us, np.int64), spine["request_us"].to_numpy(), side="right"
+            np.array(self.removed_us, np.int64), entity_keys["request_us"].to_numpy(), side="right"
         )
-        return spine.append_column(_REMOVALS, pa.array(before, pa.int64()))
+        return entity_keys.append_column(_REMOVALS, pa.array(before, pa.int64()))
 
-    def told(self, matched: str) -> str:
-        """See :meth:`History.told`."""
+    def with_created_time(self, matched: str) -> str:
+        """See :meth:`History.with_created_time`."""
         places = " AND ".join(f"known.{name} = matched.{name}" for name in self.position)
         return (
             f"SELECT matched.* REPLACE (known.known_us AS created_us) FROM ({matched}) AS matched "
@@ -159,11 +157,11 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
 def _same_keys(one: ViewSpec, other: ViewSpec) -> bool:
     """Whether two definitions of a view find each other's rows online."""
 
-    def told(spec: ViewSpec) -> list[tuple[str, str]]:
+    def keys(spec: ViewSpec) -> list[tuple[str, str]]:
         # Integers of both widths are one key online.
         return sorted((key.name, key.dtype.replace("INT32", "INT64")) for key in keys_of(spec))
 
-    return told(one) == told(other)
+    return keys(one) == keys(other)
 
 
 def _key_sql(files: SourceFiles, column: str, dtype: str) -> str:

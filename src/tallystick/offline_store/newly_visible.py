@@ -1,4 +1,4 @@
-"""A history as rows of its own: what became visible in between, or all of it."""
+"""Rows of a view that became visible between two moments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tallystick.offline_store.view_history import (
     require_times,
     typed,
 )
-from tallystick.point_in_time.rule import VisibilityClock, quoted, ranked_sql
+from tallystick.point_in_time.rule import VisibilityClock, ranked_sql
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,31 +109,6 @@ def named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:
             **keys,
             **typed(found, history, read),
             "event_time": arrow_from_us(found["event_us"]),
-            "created_time": arrow_from_us(found[history.created]),
+            "created_time": arrow_from_us(found["created_us"]),
         }
     )
-
-
-def history_sql(
-    read: ViewRead, *, clock: VisibilityClock, repo_path: Path | str | None = None
-) -> str:
-    """A query for the whole history of a view, to be run on a connection by ``connect``.
-
-    Its columns: the keys and features under their own names, ``event_time`` and ``created_time``
-    (TIMESTAMPTZ), ``visible_us`` (microseconds since 1970 in UTC), ``file_position`` and
-    ``row_position`` (ascending in source order).
-
-    Raises:
-        DataError: A source does not fit its view, or lacks the time that the clock asks for.
-    """
-    history = open_history(read, clock=clock, repo_path=repo_path)
-    names = [*(key.name for key in read.keys), *read.columns]
-    inner = [*(history.keys if read.keys else ()), *history.values]
-    columns = [
-        *(f"{old} AS {quoted(new)}" for old, new in zip(inner, names, strict=True)),
-        "make_timestamptz(event_us) AS event_time",
-        f"make_timestamptz({history.created}) AS created_time",
-        "visible_us",
-        *history.position,
-    ]
-    return f"SELECT {', '.join(columns)} FROM {history.sql} AS history"

@@ -1,29 +1,40 @@
-"""Reading features from history: as of request times, newly visible, or all of it."""
+"""The point-in-time join on DuckDB: features of entity rows at their request times.
+
+There is one way from entity rows to features, for each view: its keys and request times become a
+relation, the engine answers one query about it, and the answer is put beside the entity rows.
+:func:`point_in_time` keeps these relations in memory. :func:`stream_point_in_time` keeps them in
+files, for more entity rows than fit into memory. docs/adr/0015-one-retrieval-path.md has the
+figures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from datetime import datetime
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import arrow_from_us, arrow_to_us, to_us
-from tallystick.definitions.exact_cast import converted, family, fits
-from tallystick.definitions.feature_types import arrow_type
-from tallystick.errors import DataError, InputError, Problem
+from tallystick.clock import arrow_from_us, arrow_to_us
+from tallystick.errors import InputError
 from tallystick.offline_store.duckdb_connection import (
+    DefaultLimits,
     EngineLimits,
     connect,
-    memory_limit,
+    connection_to,
+    engine_errors,
+    own_database,
     read_table,
 )
-from tallystick.offline_store.row_lookup import bytes_of, rows_at
+from tallystick.offline_store.entity_rows import (
+    check_entity_rows,
+    check_request_times,
+    entity_keys,
+)
 from tallystick.offline_store.sources.consistent_read import read_steadily
-from tallystick.offline_store.sources.pruning import span_of
+from tallystick.offline_store.sources.pruning import Span, span_of
 from tallystick.offline_store.sources.snapshot import Snapshots
-from tallystick.offline_store.sql_dialect import DUCKDB, Dialect, key_type
 from tallystick.offline_store.view_history import (
     History,
     ViewRead,
@@ -32,22 +43,19 @@ from tallystick.offline_store.view_history import (
     typed,
 )
 from tallystick.point_in_time.feature_status import Status
-from tallystick.point_in_time.rule import (
-    VisibilityClock,
-    as_of_sql,
-    values_sql,
-)
+from tallystick.point_in_time.rule import VisibilityClock, as_of_sql, values_sql
+from tallystick.storage.atomic_files import scratch_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FETCHED_SHARE: Final = 0.125
-"""Share of the engine's memory that a view's columns may take to be fetched by position at once."""
+BATCH_ROWS: Final = 100_000
+"""Entity rows of a stream that are in memory at once."""
 
 
 def point_in_time(
     *,
-    spine: pa.Table,
+    entity_rows: pa.Table,
     request_time: str,
     reads: Sequence[ViewRead],
     clock: VisibilityClock,
@@ -56,329 +64,316 @@ def point_in_time(
     with_times: bool = False,
     snapshots: Snapshots | None = None,
 ) -> pa.Table:
-    """The features of every row of a spine at its request time.
+    """The features of entity rows at their request times.
 
     Args:
-        spine: Entity keys and request times, and whatever else; one row per request.
-        request_time: The spine's column of request times: timestamps, naive ones in UTC.
+        entity_rows: Entity keys and request times, with any other columns; one row per request.
+        request_time: Their column of request times: timestamps, naive ones in UTC.
         reads: The views to read.
         clock: When a row counts as visible.
-        config: What the engine may take; None for all of the machine.
+        config: Limits of the engine; None for the whole machine.
         repo_path: Folder from which relative source paths are taken.
         with_times: Add, per view, the winning row's ``view__event_time`` and
             ``view__created_time`` (timestamp[us, UTC], also where it is too old) and
             ``view__status`` (``PRESENT``, ``NOT_FOUND`` or ``OUTSIDE_MAX_AGE``).
-        snapshots: The versions of tables of which the answer is made; None for the newest.
+        snapshots: The versions of tables that the answer is made of; None for the newest.
 
     Returns:
-        The spine, untouched and in its order, one row per row, and after it ``view__feature`` per
-        feature in the declared type.
+        The entity rows, unchanged and in their order, and after their columns ``view__feature`` for
+        each feature in the declared type.
 
     Raises:
-        InputError: The spine lacks columns, or has some of a wrong type or a null request time.
-        DataError: A source does not fit its view, or lacks the time that the clock asks for.
+        InputError: The entity rows lack columns, or have some of a wrong type, or a null request
+            time.
+        DataError: A source does not fit its view, or lacks the time that the clock needs.
     """
-    check_spine(spine, request_time, reads, with_times=with_times)
+    check_entity_rows(entity_rows.schema, request_time, reads, with_times=with_times)
+    check_request_times(request_time, nulls=entity_rows[request_time].null_count)
     shared = snapshots or Snapshots()
-
-    def answered(read: ViewRead) -> dict[str, Any]:
-        return _answer(
-            spine_keys(spine, request_time, read),
-            read,
-            clock=clock,
-            config=config,
-            repo_path=repo_path,
-            with_times=with_times,
-            snapshots=shared,
+    answer = entity_rows
+    for read in reads:
+        keys = entity_keys(entity_rows, request_time, read)
+        span = span_of(keys["request_us"], with_times=with_times)
+        opened = partial(
+            open_history, read, clock=clock, repo_path=repo_path, span=span, snapshots=shared
         )
-
-    answer = spine
-    for read, found in zip(reads, each(answered, reads), strict=True):
-        for name, column in found.items():
-            answer = answer.append_column(f"{read.name}__{name}", column)
+        work = partial(_in_memory, keys=keys, read=read, clock=clock, config=config)
+        history, found = read_steadily(opened, lambda history: [history.files], work)
+        for name, column in _columns(found, history, read, with_times=with_times).items():
+            answer = answer.append_column(name, column)
     return answer
 
 
-def each(work: Callable[[ViewRead], Any], reads: Sequence[ViewRead]) -> Iterator[Any]:
-    """The work for each view, in order; one view's values are fetched while the next is folded."""
-    with ThreadPoolExecutor(max_workers=2) as threads:
-        yield from threads.map(work, reads)
-
-
-def _answer(
-    keys: pa.Table,
-    read: ViewRead,
-    *,
-    clock: VisibilityClock,
-    config: EngineLimits | None,
-    repo_path: Path | str | None,
-    with_times: bool,
-    snapshots: Snapshots,
-) -> dict[str, Any]:
-    """What one view answers: feature, or ``event_time`` and so on → its column."""
-    span = span_of(keys["request_us"], with_times=with_times)
-    return read_steadily(
-        lambda: open_history(
-            read, clock=clock, repo_path=repo_path, span=span, snapshots=snapshots
-        ),
-        lambda history: [history.files],
-        lambda history: _answer_of(
-            history, keys, read, clock=clock, config=config, with_times=with_times
-        ),
-    )
-
-
-def _answer_of(
+def _in_memory(
     history: History,
+    *,
     keys: pa.Table,
     read: ViewRead,
-    *,
     clock: VisibilityClock,
     config: EngineLimits | None,
-    with_times: bool,
-) -> dict[str, Any]:
-    connection = connect(config)
-    try:
-        connection.register("spine", history.asked(keys))
+) -> tuple[History, pa.Table]:
+    """The answer of one view, as a table."""
+    with closing(connect(config)) as connection:
+        connection.register("entity_rows", history.joined_by(keys))
         require_times(connection, history, read, clock)
-        # To fetch, all of the columns are read into memory; to join, only what is found is kept.
-        is_fetched = (
-            keys.num_rows * 2 >= history.files.rows
-            and bytes_of(history.files, history.columns) < memory_limit(connection) * FETCHED_SHARE
-        )
-        times = (*history.position, "event_us", "created_us")
-        sql = as_of_sql(
-            asked_sql(history, keys.num_rows),
-            spine="spine",
-            keys=history.keys,
-            position=history.position,
-            ttl_us=read.spec.ttl_us,
-            wanted=times if with_times or not is_fetched else history.place,
-        )
-        if with_times or not is_fetched:
-            sql = history.told(sql)
-        if not is_fetched:
-            sql = values_sql(
-                history.sql, f"({sql})", values=history.values, position=history.position
-            )
-        found = read_table(connection, sql, what=history.what)
-    finally:
-        connection.close()
-    if is_fetched:
-        found = _fetched(in_order(found), history)
-    return typed(found, history, read) | (times_of(found) if with_times else {})
+        sql = _answer_sql(history, read, rows=keys.num_rows)
+        return history, read_table(connection, sql, what=history.what)
 
 
-def times_of(found: pa.Table) -> dict[str, Any]:
-    """``event_time``, ``created_time`` and ``status`` of what was found."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+@dataclass(frozen=True)
+class Workspace:
+    """Folder and database of one long run.
 
-    found_status = pc.if_else(found["too_old"], Status.OUTSIDE_MAX_AGE, Status.PRESENT)
-    status = pc.if_else(pc.is_null(found["event_us"]), Status.NOT_FOUND, found_status)
-    return {
-        "event_time": arrow_from_us(found["event_us"]),
-        "created_time": arrow_from_us(found["created_us"]),
-        "status": status.cast(pa.string()),
-    }
+    Attributes:
+        folder: For intermediate files.
+        database: By :func:`tallystick.offline_store.duckdb_connection.own_database`.
+        config: Limits of the engine.
+    """
 
+    folder: Path
+    database: Any
+    config: EngineLimits
 
-def asked_sql(history: History, spine_rows: int) -> str:
-    """The history, without keys that the relation ``spine`` lacks, if that is worth the look."""
-    if spine_rows > history.files.rows:
-        return history.sql
-    matches = " AND ".join(f"spine.{key} = history.{key}" for key in history.keys)
-    return (
-        f"(SELECT * FROM {history.sql} AS history "
-        f"WHERE EXISTS (SELECT 1 FROM spine WHERE {matches}))"
-    )
+    @contextmanager
+    def connection(self, *, what: str) -> Iterator[Any]:
+        """Give a connection to the database.
 
+        Args:
+            what: What is read, for messages.
 
-def in_order(found: pa.Table) -> pa.Table:
-    """What was found, in the spine's order; every row of the spine is in it once."""
-    import numpy as np
-    import pyarrow as pa
-
-    rows = found["spine_row"].to_numpy()
-    order = np.empty(len(rows), dtype=np.int64)
-    order[rows] = np.arange(len(rows))
-    return found.drop_columns(["spine_row"]).combine_chunks().take(pa.array(order))
+        Raises:
+            DataError: It cannot be read, or memory is too small.
+            OSError: The disk is full.
+        """
+        with (
+            engine_errors(what, config=self.config, spill=self.folder / "spill"),
+            closing(connection_to(self.database)) as connection,
+        ):
+            yield connection
 
 
-def _fetched(found: pa.Table, history: History) -> pa.Table:
-    """With the values of the rows that were found."""
-    import pyarrow.compute as pc
+@contextmanager
+def workspace(out: Path, config: EngineLimits | None) -> Iterator[Workspace]:
+    """Give a workspace for writing ``out``: in the limits' ``spill_dir``, or else beside it.
 
-    places = [pc.if_else(found["too_old"], None, found[name]) for name in history.place]
-    values = rows_at(history.files, history.columns, places)
-    for name, column in zip(history.values, history.columns, strict=True):
-        found = found.append_column(name, values[column])
-    return found
+    The folder is removed after the block. A folder that a killed process left is removed as well.
+    """
+    limits = config or DefaultLimits()
+    beside = Path(limits.spill_dir) / out.name if limits.spill_dir else out
+    with (
+        scratch_folder(beside) as folder,
+        own_database(limits, spill=folder / "spill") as database,
+    ):
+        yield Workspace(folder, database, limits)
 
 
-def changes_between(
-    reads: Sequence[ViewRead],
+@contextmanager
+def stream_point_in_time(
     *,
-    start: datetime,
-    end: datetime,
-    time: str,
+    entity_rows: Path,
+    request_time: str,
+    reads: Sequence[ViewRead],
     clock: VisibilityClock,
-    config: EngineLimits | None = None,
+    workspace: Workspace,
     repo_path: Path | str | None = None,
-    snapshots: Snapshots | None = None,
-) -> pa.Table:
-    """A spine of all moments at which some view may have changed for some key.
+    with_times: bool = False,
+    batch_rows: int = BATCH_ROWS,
+    progress: Callable[[str, int], None] = lambda *_: None,
+) -> Iterator[Iterator[pa.Table]]:
+    """Give the answer of :func:`point_in_time` in batches; at least one, which may be empty.
 
     Args:
-        reads: The views.
-        start: First moment, included.
-        end: Last moment, included.
-        time: Name of the column of moments.
-        clock: When a row counts as visible; what became visible is a change.
-        config: What the engine may take; None for all of the machine.
+        entity_rows: A Parquet file of entity rows.
+        request_time: As for :func:`point_in_time`, and so are the other ones.
+        reads: The views to read.
+        clock: When a row counts as visible.
+        workspace: Where keys and answers of all views are written.
         repo_path: Folder from which relative source paths are taken.
-        snapshots: As for :func:`point_in_time`, which may go on with them.
-
-    Returns:
-        Each combination of keys and moment once, ordered by moment, then by keys. A key that a view
-        does not have is null in its rows. Views without entities have no changes of their own,
-        unless there are no others.
+        with_times: Whether to add times and status of the winning rows.
+        batch_rows: Rows per batch.
+        progress: Called with the name of the view and the number of views before it.
 
     Raises:
-        DataError: A source does not fit its view, or lacks the time that the clock asks for.
+        InputError: The entity rows cannot be used.
+        DataError: A source does not fit its view, or ``memory_limit`` is too small.
+        OSError: The disk is full.
     """
-    shared = snapshots or Snapshots()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def found(histories: Sequence[History]) -> pa.Table:
-        sql = changes_sql(reads, histories, start_us=to_us(start), end_us=to_us(end))
-        connection = connect(config)
-        try:
-            return read_table(connection, sql, what="the views' sources")
-        finally:
-            connection.close()
+    try:
+        file = pq.ParquetFile(entity_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"The entity rows {entity_rows} cannot be read: {error}") from error
+    with ExitStack() as stack:
+        stack.callback(file.close)
+        check_entity_rows(file.schema_arrow, request_time, reads, with_times=with_times)
+        span = _span_of(file, request_time, rows=batch_rows, with_times=with_times)
+        answers = []
+        snapshots = Snapshots()
+        for number, read in enumerate(reads):
+            progress(f"view {read.name}", number)
+            opened = partial(
+                open_history, read, clock=clock, repo_path=repo_path, span=span, snapshots=snapshots
+            )
+            out = workspace.folder / f"answer-{number}.parquet"
+            work = partial(
+                _to_file,
+                file=file,
+                request_time=request_time,
+                read=read,
+                clock=clock,
+                workspace=workspace,
+                batch_rows=batch_rows,
+                out=out,
+            )
+            history = read_steadily(opened, lambda history: [history.files], work)
+            answer = pq.ParquetFile(out)
+            stack.callback(answer.close)
+            answers.append((read, history, answer))
+        yield _side_by_side(file, answers, with_times=with_times, rows=batch_rows)
 
-    rows = read_steadily(
-        lambda: [
-            open_history(read, clock=clock, repo_path=repo_path, snapshots=shared)
-            for read in that_change(reads)
-        ],
-        lambda histories: [history.files for history in histories],
-        found,
-    )
-    return changes_found(rows, reads, time=time)
 
-
-def that_change(reads: Sequence[ViewRead]) -> list[ViewRead]:
-    """The views whose rows are changes, without their features."""
-    return [replace(read, columns=()) for read in reads if read.keys] or [
-        replace(read, columns=()) for read in reads
-    ]
-
-
-def spine_types(reads: Sequence[ViewRead]) -> dict[str, pa.DataType]:
-    """The spine's key columns that the views ask for, with their types."""
-    return {read.spine_key(key.name): arrow_type(key.dtype) for read in reads for key in read.keys}
-
-
-def changes_sql(
-    reads: Sequence[ViewRead],
-    histories: Sequence[History],
+def _to_file(
+    history: History,
     *,
-    start_us: int,
-    end_us: int,
-    dialect: Dialect = DUCKDB,
-) -> str:
-    """The query of :func:`changes_between`, to be read with :func:`changes_found`."""
-    types = spine_types(reads)
-    rows = []
-    for read, history in zip(that_change(reads), histories, strict=True):
-        own = {read.spine_key(key.name): f"key_{at}" for at, key in enumerate(read.keys)}
-        keys = "".join(f"{own.get(name, 'NULL')} AS {dialect.quoted(name)}, " for name in types)
-        rows.append(
-            f"SELECT {keys}visible_us FROM {history.sql} AS history "
-            f"WHERE visible_us BETWEEN {start_us} AND {end_us}"
+    file: Any,
+    request_time: str,
+    read: ViewRead,
+    clock: VisibilityClock,
+    workspace: Workspace,
+    batch_rows: int,
+    out: Path,
+) -> History:
+    """Write the answer of one view to a file."""
+    import pyarrow.parquet as pq
+
+    path = workspace.folder / "keys.parquet"
+    names = sorted({request_time, *(read.entity_column(key.name) for key in read.keys)})
+    first_row = 0
+    with ExitStack() as stack:
+        writer = None
+        for table in _batches(file, columns=names, rows=batch_rows):
+            keys = history.joined_by(entity_keys(table, request_time, read, first_row=first_row))
+            first_row += table.num_rows
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(path, keys.schema))
+            writer.write_table(keys)
+    with workspace.connection(what=history.what) as connection:
+        connection.execute(f"CREATE TEMP VIEW entity_rows AS FROM {parquet_sql(path)}")
+        require_times(connection, history, read, clock)
+        sql = _answer_sql(history, read, rows=first_row)
+        connection.execute(f"COPY ({sql}) TO {text_sql(out)} (FORMAT parquet)")
+    path.unlink()
+    return history
+
+
+def _answer_sql(history: History, read: ViewRead, *, rows: int) -> str:
+    """The query for a view's values at the ``rows`` rows of the relation ``entity_rows``."""
+    relation = history.sql
+    if rows <= history.files.rows:
+        # Few requests: rows of other keys are left out before the sort.
+        matches = " AND ".join(f"entity_rows.{key} = history.{key}" for key in history.keys)
+        relation = (
+            f"(SELECT * FROM {relation} AS history "
+            f"WHERE EXISTS (SELECT 1 FROM entity_rows WHERE {matches}))"
         )
-    order = ", ".join(("visible_us", *(f"{dialect.quoted(name)} ASC NULLS LAST" for name in types)))
-    return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(rows)}) AS changes ORDER BY {order}"
+    matched = as_of_sql(
+        relation,
+        entity_rows="entity_rows",
+        keys=history.keys,
+        position=history.position,
+        ttl_us=read.spec.ttl_us,
+    )
+    matched = f"({history.with_created_time(matched)})"
+    return values_sql(history.sql, matched, values=history.values, position=history.position)
 
 
-def changes_found(found: pa.Table, reads: Sequence[ViewRead], *, time: str) -> pa.Table:
-    """What :func:`changes_sql` found, as a spine."""
+def _columns(
+    found: pa.Table, history: History, read: ViewRead, *, with_times: bool
+) -> dict[str, Any]:
+    """The columns that one view adds to the entity rows, by name."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    columns = {
-        name: arrow_from_us(found[name]) if pa.types.is_timestamp(kind) else found[name].cast(kind)
-        for name, kind in spine_types(reads).items()
-    }
-    return pa.table({**columns, time: arrow_from_us(found["visible_us"])})
+    columns = typed(found, history, read)
+    if with_times:
+        status = pc.if_else(found["too_old"], str(Status.OUTSIDE_MAX_AGE), str(Status.PRESENT))
+        status = pc.if_else(pc.is_null(found["event_us"]), str(Status.NOT_FOUND), status)
+        columns |= {
+            "event_time": arrow_from_us(found["event_us"]),
+            "created_time": arrow_from_us(found["created_us"]),
+            "status": status.cast(pa.string()),
+        }
+    return {f"{read.name}__{name}": column for name, column in columns.items()}
 
 
-def check_spine(
-    spine: pa.Table, request_time: str, reads: Sequence[ViewRead], *, with_times: bool
-) -> None:
-    """Compare a spine with what the views ask of it.
+def _span_of(file: Any, request_time: str, *, rows: int, with_times: bool) -> Span | None:
+    """The span of the request times in a file; None if it has no rows.
 
     Raises:
-        InputError: With every column that is missing, of a wrong type, or named twice.
+        InputError: A request time is null.
     """
-    problems = []
-    have = spine.schema.names
-    if request_time not in have:
-        problems.append(Problem(f"request time {request_time}", "a column", "no such column"))
-    elif not fits("UNIX_TIMESTAMP", spine.schema.field(request_time).type):
-        kind = spine.schema.field(request_time).type
-        problems.append(Problem(f"request time {request_time}", "timestamps", str(kind)))
-    elif spine[request_time].null_count:
-        nulls = f"{spine[request_time].null_count} nulls"
-        problems.append(Problem(f"request time {request_time}", "a time in every row", nulls))
-    for read in reads:
-        for key in read.keys:
-            name = read.spine_key(key.name)
-            where = f"key {name} of view {read.name}"
-            if name not in have:
-                problems.append(Problem(where, key.dtype, "no such column"))
-            elif not fits(key.dtype, spine.schema.field(name).type):
-                problems.append(Problem(where, key.dtype, str(spine.schema.field(name).type)))
-    extra = ("event_time", "created_time", "status") if with_times else ()
-    names = [*have, *(f"{read.name}__{name}" for read in reads for name in (*read.columns, *extra))]
-    problems += [
-        Problem(f"column {name}", "one column of this name", f"{names.count(name)}")
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    if problems:
-        raise InputError("The spine cannot be used.", problems)
+    import pyarrow.compute as pc
+
+    ends: list[int] = []
+    nulls = 0
+    for batch in file.iter_batches(batch_size=rows, columns=[request_time]):
+        times = batch[request_time]
+        nulls += times.null_count
+        both = pc.min_max(arrow_to_us(times)).as_py()
+        ends += [end for end in both.values() if end is not None]
+        ends = [min(ends), max(ends)] if ends else []
+    check_request_times(request_time, nulls=nulls)
+    return Span(ends[0], ends[1], with_times) if ends else None
 
 
-def spine_keys(
-    spine: pa.Table, request_time: str, read: ViewRead, *, first_row: int = 0
-) -> pa.Table:
-    """The spine as the fold reads it: ``key_0…``, ``request_us`` and ``spine_row``.
+def text_sql(path: Path) -> str:
+    """A path as an SQL text."""
+    return "'" + path.as_posix().replace("'", "''") + "'"
 
-    Args:
-        spine: All rows of the spine, or some that follow each other.
-        request_time: The spine's column of request times.
-        read: The view whose keys are wanted.
-        first_row: The number of the first of them.
 
-    Raises:
-        InputError: An integer key holds a fraction or is out of range.
-    """
-    import numpy as np
+def parquet_sql(path: Path) -> str:
+    """The rows of a Parquet file, as a relation."""
+    return f"read_parquet([{text_sql(path)}], hive_partitioning = false)"
+
+
+def _side_by_side(
+    entity_rows: Any,
+    answers: Sequence[tuple[ViewRead, History, Any]],
+    *,
+    with_times: bool,
+    rows: int,
+) -> Iterator[pa.Table]:
+    """Batches of the entity rows with the answers of all views."""
+    files = (entity_rows, *(file for _, _, file in answers))
+    for batch, *found in zip(*(_batches(file, rows=rows) for file in files), strict=True):
+        table = batch.replace_schema_metadata()
+        for (read, history, _), answer in zip(answers, found, strict=True):
+            columns = _columns(answer, history, read, with_times=with_times)
+            for name, column in columns.items():
+                table = table.append_column(name, column)
+        yield table
+
+
+def _batches(file: Any, *, rows: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """A file in tables of ``rows`` rows; the last, or only one, may have fewer."""
     import pyarrow as pa
 
-    rows = spine.num_rows
-    columns: dict[str, Any] = {}
-    for at, key in enumerate(read.keys):
-        name = read.spine_key(key.name)
-        column = spine[name]
-        try:
-            if family(column.type) == "time":
-                column = arrow_to_us(column)
-            columns[f"key_{at}"] = converted(column, key_type(key.dtype), where=f"Key {name}")
-        except DataError as error:
-            raise InputError(str(error)) from error
-    if not columns:
-        columns["key_0"] = pa.array([0] * rows, pa.int64())
-    columns["request_us"] = arrow_to_us(spine[request_time])
-    columns["spine_row"] = pa.array(np.arange(first_row, first_row + rows))
-    return pa.table(columns)
+    schema = file.schema_arrow
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
+    waiting: list[Any] = []
+    count = 0
+    is_first = True
+    for batch in file.iter_batches(batch_size=rows, columns=columns):
+        waiting.append(batch.select(schema.names))
+        count += batch.num_rows
+        while count >= rows:
+            table = pa.Table.from_batches(waiting, schema)
+            yield table.slice(0, rows).combine_chunks()
+            is_first = False
+            rest = table.slice(rows)
+            count, waiting = rest.num_rows, rest.to_batches()
+    if count or is_first:
+        yield pa.Table.from_batches(waiting, schema).combine_chunks()

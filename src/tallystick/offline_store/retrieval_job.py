@@ -29,7 +29,7 @@ from tallystick.storage.locations import location_of
 
 logger = logging.getLogger(__name__)
 
-SPINE_TIME = "event_timestamp"
+ENTITY_TIME = "event_timestamp"
 """Feast's name for the request time in an entity DataFrame."""
 
 
@@ -38,7 +38,7 @@ class FoldEngine(Protocol):
 
     def point_in_time(
         self,
-        spine: pa.Table,
+        entity_rows: pa.Table,
         *,
         request_time: str,
         reads: Sequence[ViewRead],
@@ -55,7 +55,7 @@ class FoldEngine(Protocol):
         time: str,
         clock: VisibilityClock,
     ) -> pa.Table:
-        """As :func:`tallystick.offline_store.point_in_time_join.changes_between`."""
+        """As :func:`tallystick.offline_store.entity_rows.changes_between`."""
 
     def pull_latest(self, source: DataSource, pull: Pull) -> pa.Table:
         """As :func:`tallystick.offline_store.pull.pull_latest`."""
@@ -181,31 +181,33 @@ def view_read(view: FeatureView, feature_refs: Sequence[str]) -> ViewRead:
     )
 
 
-def spine_of(entity_df: pd.DataFrame | pa.Table | str, engine: FoldEngine) -> tuple[pa.Table, str]:
+def entity_table(
+    entity_df: pd.DataFrame | pa.Table | str, engine: FoldEngine
+) -> tuple[pa.Table, str]:
     """The entity rows as an Arrow table, and the name of their request time.
 
     Raises:
         InputError: No column can be the request time.
     """
     if isinstance(entity_df, str):
-        spine = engine.query(entity_df)
+        rows = engine.query(entity_df)
     elif isinstance(entity_df, pd.DataFrame):
-        spine = pa.Table.from_pandas(times_parsed(entity_df), preserve_index=False)
+        rows = pa.Table.from_pandas(times_parsed(entity_df), preserve_index=False)
     else:
-        spine = entity_df
-    spine = spine.replace_schema_metadata()
-    times = [field.name for field in spine.schema if pa.types.is_timestamp(field.type)]
-    if SPINE_TIME in spine.column_names:
-        return spine, SPINE_TIME
+        rows = entity_df
+    rows = rows.replace_schema_metadata()
+    times = [field.name for field in rows.schema if pa.types.is_timestamp(field.type)]
+    if ENTITY_TIME in rows.column_names:
+        return rows, ENTITY_TIME
     if len(times) == 1:
-        return spine, times[0]
+        return rows, times[0]
     raise InputError(
-        f"The entity rows have no column {SPINE_TIME}, and {len(times)} columns of timestamps.",
-        hint=f"Name the request time {SPINE_TIME}.",
+        f"The entity rows have no column {ENTITY_TIME}, and {len(times)} columns of timestamps.",
+        hint=f"Name the request time {ENTITY_TIME}.",
     )
 
 
-def spine_between(
+def changed_entity_rows(
     engine: FoldEngine,
     reads: Sequence[ViewRead],
     *,
@@ -220,10 +222,10 @@ def spine_between(
     """
 
     def moments(by: VisibilityClock) -> pa.Table:
-        return engine.changes_between(reads, start=start, end=end, time=SPINE_TIME, clock=by)
+        return engine.changes_between(reads, start=start, end=end, time=ENTITY_TIME, clock=by)
 
-    spine = moments(clock)
-    if not spine.num_rows and clock is not VisibilityClock.EVENT:
+    rows = moments(clock)
+    if not rows.num_rows and clock is not VisibilityClock.EVENT:
         events = moments(VisibilityClock.EVENT).num_rows
         if events:
             logger.warning(
@@ -235,7 +237,7 @@ def spine_between(
                 clock.value,
                 events,
             )
-    return spine
+    return rows
 
 
 def times_parsed(entity_df: pd.DataFrame) -> pd.DataFrame:
@@ -244,21 +246,21 @@ def times_parsed(entity_df: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InputError: One is no time.
     """
-    if SPINE_TIME not in entity_df or entity_df[SPINE_TIME].dtype != object:
+    if ENTITY_TIME not in entity_df or entity_df[ENTITY_TIME].dtype != object:
         return entity_df
     try:
-        return entity_df.assign(**{SPINE_TIME: pd.to_datetime(entity_df[SPINE_TIME], utc=True)})
+        return entity_df.assign(**{ENTITY_TIME: pd.to_datetime(entity_df[ENTITY_TIME], utc=True)})
     except (ValueError, TypeError) as error:
-        raise InputError(f"Column {SPINE_TIME} of the entity rows has no time: {error}") from error
+        raise InputError(f"Column {ENTITY_TIME} of the entity rows has no time: {error}") from error
 
 
-def short_names(table: pa.Table, spine: pa.Table, reads: Sequence[ViewRead]) -> pa.Table:
+def short_names(table: pa.Table, entity_rows: pa.Table, reads: Sequence[ViewRead]) -> pa.Table:
     """``view__feature`` renamed to ``feature``.
 
     Raises:
         InputError: Two columns would have the same name.
     """
-    names = [*spine.column_names, *(name for read in reads for name in read.columns)]
+    names = [*entity_rows.column_names, *(name for read in reads for name in read.columns)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(

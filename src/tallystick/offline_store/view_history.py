@@ -37,7 +37,7 @@ class ViewRead:
         spec: The view.
         source: Its Feast ``FileSource``.
         name: Prefix of its columns in the answer.
-        key_map: Key column of the view → column of the spine; keys left out map to themselves.
+        key_map: Key column of the view → column of the entity rows; other keys map to themselves.
         columns: Features to read.
         written_column: Column of the source with the time at which a row was written online; only
             the served clock asks for it, which otherwise replays the journal of online writes.
@@ -71,8 +71,8 @@ class ViewRead:
             )
         return tuple(known[name] for name in self.columns)
 
-    def spine_key(self, key: str) -> str:
-        """The spine's column for a key column of the view."""
+    def entity_column(self, key: str) -> str:
+        """The entity rows' column for a key column of the view."""
         return self.key_map.get(key, key)
 
 
@@ -104,21 +104,14 @@ class History:
     what: str
 
     position = POSITION
-    created = "created_us"
-    """The column with the created time as it is told."""
 
-    def asked(self, spine: pa.Table) -> pa.Table:
-        """The spine's keys and request times, with every column that the fold joins by."""
-        return spine
+    def joined_by(self, entity_keys: pa.Table) -> pa.Table:
+        """Keys and request times of entity rows, with every column that the join compares."""
+        return entity_keys
 
-    def told(self, matched: str) -> str:
-        """What ``as_of_sql`` found, with the created time as it is told."""
+    def with_created_time(self, matched: str) -> str:
+        """The answer to ``as_of_sql``, with ``created_us`` as the time that is returned."""
         return matched
-
-    @property
-    def place(self) -> tuple[str, ...]:
-        """What of the position tells a row from all others."""
-        return POSITION if len(self.files.signature) > 1 else POSITION[1:]
 
 
 def open_history(

@@ -159,50 +159,47 @@ def ranked_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
 def as_of_sql(
     history: str,
     *,
-    spine: str,
+    entity_rows: str,
     keys: Sequence[str],
     position: Sequence[str],
     ttl_us: int | None,
-    wanted: Sequence[str] | None = None,
 ) -> str:
-    """For every row of ``spine`` which row of the history is its value at its request time.
+    """The row of the history that wins for each entity row at its request time.
 
-    Only which row it is: its values are fetched by its position. So the sort stays narrow, and
-    values keep every bit (sorted along in a join, DuckDB turned -0.0 into 0.0).
+    The answer has the row's position, not its values: :func:`values_sql` adds them. So the sort
+    stays narrow, and values keep every bit (sorted along in a join, DuckDB turned -0.0 into 0.0).
 
     Args:
         history: A relation with the columns in the module's text, as a name or in parentheses.
-        spine: A relation with the same key columns, ``spine_row`` (an integer) and ``request_us``.
+        entity_rows: A relation with the same key columns, ``entity_row`` (an integer) and
+            ``request_us``.
         keys: Key columns of both, as SQL identifiers; at least one.
         position: Its position columns, as SQL identifiers, most significant first.
         ttl_us: Microseconds after which a row is too old; None or 0 for never.
-        wanted: Columns of the winning row to return, of its position, ``event_us`` and
-            ``created_us``; all by default. Each one has to be sorted along.
 
     Returns:
-        A query with ``spine_row``, the columns of the winning row, null where there is none, and
-        ``too_old``; in no order.
+        A query with ``entity_row``, ``too_old`` and the winning row's position, ``event_us`` and
+        ``created_us``, which are null where there is none; in no order.
     """
     too_old = "false"
     if ttl_us and ttl_us < TTL_US_MAX:
-        too_old = f"fold.event_us < spine.request_us - {ttl_us}"
-    matches = " AND ".join(f"spine.{key} = fold.{key}" for key in keys)
-    columns = (*position, "event_us", "created_us") if wanted is None else wanted
-    found = ", ".join(f"fold.{column}" for column in columns)
+        too_old = f"fold.event_us < entity_rows.request_us - {ttl_us}"
+    matches = " AND ".join(f"entity_rows.{key} = fold.{key}" for key in keys)
+    found = ", ".join(f"fold.{column}" for column in (*position, "event_us", "created_us"))
     return f"""
-    SELECT spine.spine_row, {found}, {too_old} AS too_old
-    FROM {spine} AS spine
+    SELECT entity_rows.entity_row, {found}, {too_old} AS too_old
+    FROM {entity_rows} AS entity_rows
     ASOF LEFT JOIN ({folded_sql(history, keys=keys, position=position)}) AS fold
-      ON {matches} AND spine.request_us >= fold.visible_us"""
+      ON {matches} AND entity_rows.request_us >= fold.visible_us"""
 
 
 def values_sql(
     history: str, matched: str, *, values: Sequence[str], position: Sequence[str]
 ) -> str:
-    """The values of the rows that :func:`as_of_sql` found, in the spine's order.
+    """The values of the rows that :func:`as_of_sql` found, in the order of the entity rows.
 
     Args:
-        history: The relation that was asked.
+        history: The relation that was joined.
         matched: Its answer, as a name or in parentheses.
         values: Columns of the history to return, as SQL identifiers.
         position: Its position columns, as SQL identifiers.
@@ -211,10 +208,10 @@ def values_sql(
         A query with the values (null unless there is a row that is not too old), ``event_us``,
         ``created_us`` and ``too_old``.
     """
-    places = " AND ".join(f"history.{column} = matched.{column}" for column in position)
+    same_row = " AND ".join(f"history.{column} = matched.{column}" for column in position)
     fetched = "".join(f"history.{value}, " for value in values)
     return f"""
     SELECT {fetched}matched.event_us, matched.created_us, matched.too_old
     FROM {matched} AS matched
-    LEFT JOIN {history} AS history ON {places} AND NOT matched.too_old
-    ORDER BY matched.spine_row"""
+    LEFT JOIN {history} AS history ON {same_row} AND NOT matched.too_old
+    ORDER BY matched.entity_row"""

@@ -58,22 +58,22 @@ def expected_values(
     """
     import pyarrow as pa
 
-    spine = pa.table(
+    entity_rows = pa.table(
         {
             REQUEST_TIME: log[REQUEST_TIME],
             **{key.name: log[f"entity.{key.name}"] for key in contract.entity_keys},
         }
     )
     wanted = contract.views if uses is None else uses
-    expected = spine
+    expected = entity_rows
     for each in sorted({view_clock(use, clock) for use in wanted}):
         alike = [use for use in wanted if view_clock(use, clock) is each]
-        folded = stored_values(repo, alike, spine, clock=each, with_times=with_times)
+        folded = stored_values(repo, alike, entity_rows, clock=each, with_times=with_times)
         for name in folded.column_names:
             if name in contract.stored_columns:
                 column = log_column(folded[name], contract.stored_columns[name])
                 expected = expected.append_column(name, column)
-            elif name not in spine.column_names:
+            elif name not in entity_rows.column_names:
                 expected = expected.append_column(name, folded[name])
     return expected
 

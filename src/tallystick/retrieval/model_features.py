@@ -20,37 +20,35 @@ if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
     from tallystick.offline_store.view_history import ViewRead
 
-"""Column of a spine's request times."""
-
 
 def stored_values(
     repo: Repo,
     uses: Sequence[ViewUse],
-    spine: pa.Table,
+    entity_rows: pa.Table,
     *,
     clock: VisibilityClock,
     with_times: bool = False,
 ) -> pa.Table:
-    """The spine with the stored features of ``uses``, point in time.
+    """Entity rows with the stored features of ``uses`` at their request times.
 
     Args:
         repo: Where the views' sources are.
         uses: Views to read.
-        spine: Entity keys and :data:`REQUEST_TIME`, with anything else.
+        entity_rows: Entity keys and :data:`REQUEST_TIME`, with anything else.
         clock: When a row of history counts as visible.
         with_times: Whether to add ``view__event_time``, ``view__created_time``, ``view__status``.
 
     Returns:
-        The spine's columns and rows, in order, then ``view__feature`` columns.
+        The columns and rows of the entity rows, in order, then ``view__feature`` columns.
 
     Raises:
         DataError: A source cannot be read as declared.
-        InputError: The spine lacks a key.
+        InputError: The entity rows lack a key.
     """
     from tallystick.offline_store.point_in_time_join import point_in_time
 
     return point_in_time(
-        spine=spine,
+        entity_rows=entity_rows,
         request_time=REQUEST_TIME,
         reads=view_reads(repo, uses),
         clock=clock,

@@ -64,8 +64,6 @@ class DeltaFiles(SourceFiles):
 
     are_fixed: ClassVar[bool] = True
 
-    int96_unit: ClassVar[str | None] = "us"
-
     @cached_property
     def rows(self) -> int:
         """Number of rows in all files, those that do not count included."""
@@ -162,15 +160,6 @@ class DeltaFiles(SourceFiles):
             if names.count(column) == 1 and not pa.types.is_nested(structs.type[column].type)
             else None
         )
-
-    def conformed(self, part: pa.Table) -> pa.Table:
-        """Columns of a file in the types of the table; other writers store times otherwise."""
-        for at, each in enumerate(part.schema):
-            if each.name in self.schema.names:
-                kind = self.schema.field(each.name).type
-                if each.type != kind:
-                    part = part.set_column(at, each.name, part[at].cast(kind))
-        return part
 
 
 def open_delta(location: Location, label: str) -> DeltaFiles:

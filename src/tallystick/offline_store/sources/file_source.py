@@ -107,13 +107,6 @@ class SourceFiles:
         """
         return [None] * len(self.signature)
 
-    int96_unit: ClassVar[str | None] = None
-    """What Parquet's old times are read in; None for nanoseconds, which do not reach far."""
-
-    def conformed(self, part: pa.Table) -> pa.Table:
-        """Columns of one of the files, in types in which those of all fit together."""
-        return part
-
 
 def open_source(
     source: Any,

@@ -10,14 +10,14 @@ from tallystick.point_in_time.rule import TTL_US_MAX
 def as_of_sql(
     history: str,
     *,
-    spine: str,
+    entity_rows: str,
     keys: Sequence[str],
     values: Sequence[str],
     position: Sequence[str],
     ttl_us: int | None,
     few_requests: bool,
 ) -> str:
-    """For every row of ``spine`` the values of its key at its request time.
+    """For every entity row the values of its key at its request time.
 
     Rows of a key and requests for it are put into one order, by when a row became visible or a
     request is made; a row comes before a request of the same moment. Over these runs the maximum of
@@ -25,16 +25,17 @@ def as_of_sql(
 
     Args:
         history: A relation with the columns in the text of :mod:`tallystick.point_in_time.rule`.
-        spine: A relation with the same key columns, ``spine_row`` (an integer) and ``request_us``.
+        entity_rows: A relation with the same key columns, ``entity_row`` (an integer) and
+            ``request_us``.
         keys: Key columns of both; at least one.
         values: Columns of the history to return.
         position: Its position columns, integers, most significant first.
         ttl_us: Microseconds after which a row is too old; None or 0 for never.
-        few_requests: Whether the spine's keys can be sent to every reader of the history.
+        few_requests: Whether the requested keys can be sent to every reader of the history.
 
     Returns:
-        A query with ``spine_row``, the values (null unless there is a row that is not too old),
-        ``event_us``, ``created_us`` and ``too_old``; in no order.
+        A query with ``entity_row``, the values (null unless there is a row that is not too old),
+        ``event_us``, ``created_us`` and ``too_old``; in the order of the entity rows.
     """
     partition = ", ".join(keys)
     first_wins = ", ".join(f"-{column}" for column in ("visible_us", *position))
@@ -43,28 +44,30 @@ def as_of_sql(
     if ttl_us and ttl_us < TTL_US_MAX:
         too_old = f"coalesce(winner.event_us < request_us - {ttl_us}, false)"
     found = "".join(f"IF(too_old, NULL, winner.{value}) AS {value}, " for value in values)
-    asked = ""
+    requested = ""
     if few_requests:
-        matches = " AND ".join(f"asked.{key} = history.{key}" for key in keys)
-        asked = f"LEFT SEMI JOIN (SELECT {partition} FROM {spine}) AS asked ON {matches}"
+        matches = " AND ".join(f"requested.{key} = history.{key}" for key in keys)
+        requested = (
+            f"LEFT SEMI JOIN (SELECT {partition} FROM {entity_rows}) AS requested ON {matches}"
+        )
     return f"""
-    SELECT spine_row, {found}winner.event_us AS event_us, winner.created_us AS created_us, too_old
+    SELECT entity_row, {found}winner.event_us AS event_us, winner.created_us AS created_us, too_old
     FROM (
-      SELECT spine_row, winner, {too_old} AS too_old FROM (
-        SELECT spine_row, request_us, max_by(history_row, history_rank) OVER (
-          PARTITION BY {partition} ORDER BY request_us, spine_row NULLS FIRST
+      SELECT entity_row, winner, {too_old} AS too_old FROM (
+        SELECT entity_row, request_us, max_by(history_row, history_rank) OVER (
+          PARTITION BY {partition} ORDER BY request_us, entity_row NULLS FIRST
           ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
         ) AS winner
         FROM (
-          SELECT {partition}, visible_us AS request_us, CAST(NULL AS BIGINT) AS spine_row,
+          SELECT {partition}, visible_us AS request_us, CAST(NULL AS BIGINT) AS entity_row,
             struct({row}) AS history_row,
             struct(event_us, created_us, {first_wins}) AS history_rank
           FROM (
-            SELECT {"/*+ BROADCAST(asked) */ " if asked else ""}history.*
-            FROM {history} AS history {asked}
+            SELECT {"/*+ BROADCAST(requested) */ " if requested else ""}history.*
+            FROM {history} AS history {requested}
           ) AS visible WHERE visible_us IS NOT NULL
           UNION ALL
-          SELECT {partition}, request_us, spine_row, NULL, NULL FROM {spine} AS spine
+          SELECT {partition}, request_us, entity_row, NULL, NULL FROM {entity_rows} AS entity_rows
         ) AS stream
-      ) AS running WHERE spine_row IS NOT NULL
-    ) AS answered"""
+      ) AS running WHERE entity_row IS NOT NULL
+    ) AS answered ORDER BY entity_row"""

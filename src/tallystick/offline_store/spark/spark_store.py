@@ -15,15 +15,15 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from pydantic import Field
 
 from tallystick.clock import to_us
-from tallystick.offline_store.feast_interface import FoldOfflineStore
-from tallystick.offline_store.point_in_time_join import (
+from tallystick.offline_store.entity_rows import (
     changes_found,
     changes_sql,
-    check_spine,
-    in_order,
-    spine_keys,
-    that_change,
+    changing_views,
+    check_entity_rows,
+    check_request_times,
+    entity_keys,
 )
+from tallystick.offline_store.feast_interface import FoldOfflineStore
 from tallystick.offline_store.pull import Pull, all_rows_sql, answered, latest_rows_sql
 from tallystick.offline_store.sources.file_source import SourceFiles
 from tallystick.offline_store.spark.as_of_join import as_of_sql
@@ -86,35 +86,36 @@ class SparkEngine:
 
     def point_in_time(
         self,
-        spine: pa.Table,
+        entity_rows: pa.Table,
         *,
         request_time: str,
         reads: Sequence[ViewRead],
         clock: VisibilityClock,
     ) -> pa.Table:
         """As :func:`tallystick.offline_store.point_in_time_join.point_in_time`."""
-        check_spine(spine, request_time, reads, with_times=False)
-        answer = spine
+        check_entity_rows(entity_rows.schema, request_time, reads, with_times=False)
+        check_request_times(request_time, nulls=entity_rows[request_time].null_count)
+        answer = entity_rows
         for read in reads:
-            keys = spine_keys(spine, request_time, read)
+            keys = entity_keys(entity_rows, request_time, read)
             for name, column in self._answer(keys, read, clock).items():
                 answer = answer.append_column(f"{read.name}__{name}", column)
         return answer
 
     def _answer(self, keys: pa.Table, read: ViewRead, clock: VisibilityClock) -> dict[str, Any]:
-        with self._opened(read.source) as rows, self._registered(keys) as spine:
+        with self._opened(read.source) as rows, self._registered(keys) as view:
             history = history_of(read, rows, clock=clock, dialect=SPARK)
             require_placed(self._runner(history.what), history, read, clock)
             sql = as_of_sql(
                 history.sql,
-                spine=spine,
+                entity_rows=view,
                 keys=history.keys,
                 values=history.values,
                 position=history.position,
                 ttl_us=read.spec.ttl_us,
                 few_requests=keys.num_rows <= FEW_REQUESTS,
             )
-            found = in_order(read_table(self.session, sql, what=history.what))
+            found = read_table(self.session, sql, what=history.what)
         return typed(_restored_history(found, history), history, read)
 
     def changes_between(
@@ -126,12 +127,14 @@ class SparkEngine:
         time: str,
         clock: VisibilityClock,
     ) -> pa.Table:
-        """As :func:`tallystick.offline_store.point_in_time_join.changes_between`."""
-        rows = [open_rows(self.session, read.source, self.repo_path) for read in that_change(reads)]
+        """As :func:`tallystick.offline_store.entity_rows.changes_between`."""
+        rows = [
+            open_rows(self.session, read.source, self.repo_path) for read in changing_views(reads)
+        ]
         try:
             histories = [
                 history_of(read, each, clock=clock, dialect=SPARK)
-                for read, each in zip(that_change(reads), rows, strict=True)
+                for read, each in zip(changing_views(reads), rows, strict=True)
             ]
             sql = changes_sql(
                 reads, histories, start_us=to_us(start), end_us=to_us(end), dialect=SPARK
@@ -175,11 +178,11 @@ class SparkEngine:
 
     @contextmanager
     def _registered(self, keys: pa.Table) -> Iterator[str]:
-        self.session.createDataFrame(keys).createOrReplaceTempView("tallystick_spine")
+        self.session.createDataFrame(keys).createOrReplaceTempView("tallystick_entity_rows")
         try:
-            yield "tallystick_spine"
+            yield "tallystick_entity_rows"
         finally:
-            self.session.catalog.dropTempView("tallystick_spine")
+            self.session.catalog.dropTempView("tallystick_entity_rows")
 
 
 def _restored_history(found: pa.Table, history: History) -> pa.Table:
