@@ -98,6 +98,26 @@ def test_of_full_ties_the_first_in_source_order_wins(engine, tmp_path, clock, na
     assert answer["s__count"].to_pylist() == [7, 7]
 
 
+@pytest.mark.parametrize(
+    ("created", "winner"), [([None, 1, None], 1), ([0, None, 1], 2), ([None, None, 2], 3)]
+)
+def test_a_row_without_created_time_is_created_at_its_event_time_or_refused(
+    engine, tmp_path, created, winner
+):
+    history = [EMPTY | {"event": 1, "created": 1, "count": count} for count in (1, 2, 3)]
+    table = source_table(history)
+    times = [None if at is None else from_us(START_US + at) for at in created]
+    column = pa.array(times, table.schema.field("created").type)
+    table = table.set_column(table.column_names.index("created"), "created", column)
+    pq.write_table(table, tmp_path / "history.parquet")
+    read = view_read(tmp_path, ("text",))
+    spine = spine_table([{"text": "a", "number": 1, "at": 1}])
+    answer = asked(engine, spine, read, VisibilityClock.EVENT)
+    assert answer["s__count"].to_pylist() == [winner]
+    with pytest.raises(DataError, match="column created: expected a time in every row, got"):
+        asked(engine, spine, read, VisibilityClock.KNOWLEDGE)
+
+
 @pytest.mark.parametrize("age_us", [0, 5, 6, -1])
 @pytest.mark.parametrize("clock", CLOCKS)
 def test_both_ends_of_the_window_are_included(engine, tmp_path, age_us, clock):

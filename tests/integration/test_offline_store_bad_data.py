@@ -14,10 +14,13 @@ import pytest
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, DefinitionError, InputError
 from tallystick.offline_store import ViewRead, point_in_time, visible_between
+from tallystick.offline_store.entity_rows import changes_between
 from tallystick.offline_store.history_cache import KeptHistories, KeptHistory
+from tallystick.offline_store.pull import Pull, pull_latest
 from tallystick.point_in_time.rule import VisibilityClock
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 ROW = {"key": [1], "value": [2], "event": [NOON], "created": [NOON]}
 SPINE = pa.table({"key": [1], "at": [NOON]})
 
@@ -97,19 +100,46 @@ def test_all_mismatches_are_reported_at_once(tmp_path):
 
 def test_a_view_without_created_time_cannot_be_asked_what_was_known(tmp_path):
     read = read_of(written(tmp_path), created=None)
-    text = "View stats has no created_timestamp_column; give its source one, or ask for the event"
+    text = "View stats has no created_timestamp_column; give its source one, or use the event"
     with pytest.raises(DataError, match=text):
         value_of(read)
     assert value_of(read, VisibilityClock.EVENT) == [2]
 
 
-def test_under_the_event_clock_a_row_without_created_time_loses_ties(tmp_path):
-    created = pa.array([None, NOON, None], pa.timestamp("us", tz="UTC"))
+@pytest.mark.parametrize(
+    ("created", "winner"),
+    [
+        ([None, NOON, None], 1),
+        ([NOON - MICROSECOND, None, NOON], 2),
+        ([None, None, NOON + MICROSECOND], 3),
+    ],
+)
+def test_under_the_event_clock_a_row_without_created_time_counts_as_created_at_its_event_time(
+    tmp_path, created, winner
+):
+    created = pa.array(created, pa.timestamp("us", tz="UTC"))
     rows = {"key": [1] * 3, "value": [1, 2, 3], "event": [NOON] * 3, "created": created}
     read = read_of(written(tmp_path, **rows))
-    assert value_of(read, VisibilityClock.EVENT) == [2]
+    assert value_of(read, VisibilityClock.EVENT) == [winner]
     told = visible_between(read, after=None, until=NOON, clock=VisibilityClock.EVENT)
-    assert told["value"].to_pylist() == [2]
+    assert told["value"].to_pylist() == [winner]
+    pull = Pull(("key",), ("value",), "event", "created", None, None)
+    latest = pull_latest(read.source, pull, config=None, repo_path=None)
+    assert latest["value"].to_pylist() == [winner]
+
+
+def test_where_knowledge_counts_a_row_without_created_time_is_refused_or_never_visible(tmp_path):
+    """It is refused; if it were not, it would not be visible at its event time."""
+    read = read_of(written(tmp_path, created=pa.nulls(1, pa.timestamp("us", tz="UTC"))))
+    clock = VisibilityClock.KNOWLEDGE
+    for ask in (
+        lambda: value_of(read, clock),
+        lambda: visible_between(read, after=None, until=NOON, clock=clock),
+    ):
+        with pytest.raises(DataError, match="column created: expected a time in every row"):
+            ask()
+    changes = changes_between([read], start=NOON, end=NOON, time="at", clock=clock)
+    assert changes.num_rows == 0
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

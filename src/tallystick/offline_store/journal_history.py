@@ -1,12 +1,13 @@
-"""The history of a view as it was served: the journal of its online writes, ready for the fold.
+"""The history of a view as it was served: the journal of its online writes.
 
-What the fold does not know of an online store is put into the columns that it compares:
+An online store knows two things that the point-in-time rule does not. They become columns that the
+rule compares:
 
-- A row without created time counts, online, as created at its event time; and of full ties a row of
-  another definition replaces the one that is there. So ``created_us`` is not a time here but a
-  number in the order in which rows replace each other; ``known_us`` is the time.
-- All rows of a view may go at once. How often they had done so is one more key, of rows and of
-  requests alike.
+- Of full ties a row of another definition replaces the row that is there. So where the journal has
+  rows of several definitions, ``created_us`` is not a time, but a number that rises in the order in
+  which rows replace each other; ``known_us`` is the created time.
+- All rows of a view may be removed at once. The number of removals before a row, or before a
+  request, is one more key.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tallystick.online_store.journal.write_journal import (
     removals_in,
     view_folder,
 )
-from tallystick.point_in_time.rule import quoted
+from tallystick.point_in_time.rule import CREATED_SQL, quoted
 from tallystick.storage.locations import LOCAL
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class ServedHistory(History):
     Attributes:
         removed_us: When all rows of the view went; ascending.
         time_keys: Keys that are times, which are told apart by whole seconds online.
-        known_sql: Position and ``known_us`` of all rows, in parentheses.
+        known_sql: Position and ``known_us`` of all rows, in parentheses; empty where ``created_us``
+            is the created time.
     """
 
     removed_us: tuple[int, ...] = ()
@@ -78,10 +80,12 @@ class ServedHistory(History):
 
     def with_created_time(self, matched: str) -> str:
         """See :meth:`History.with_created_time`."""
-        places = " AND ".join(f"known.{name} = matched.{name}" for name in self.position)
+        same_row = " AND ".join(f"known.{name} = matched.{name}" for name in self.position)
+        if not self.known_sql:
+            return matched
         return (
             f"SELECT matched.* REPLACE (known.known_us AS created_us) FROM ({matched}) AS matched "
-            f"LEFT JOIN {self.known_sql} AS known ON {places}"
+            f"LEFT JOIN {self.known_sql} AS known ON {same_row}"
         )
 
 
@@ -107,8 +111,8 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
     )
     if not found:
         raise StateError(
-            f"View {spec.name} has no journal of online writes in {folder}, so that what was "
-            "served cannot be told.",
+            f"View {spec.name} has no journal of online writes in {folder}, so the values that were "
+            "served are not known.",
             hint="Set  journal: true  in the online_store of feature_store.yaml, and write all "
             "that is online once more:  tally materialize --again",
         )
@@ -136,7 +140,9 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
     definition = f"[{', '.join(str(number) for _, _, number in found)}][file_index::BIGINT + 1]"
     rows = _rows_sql(files, keys, values, removed, definition)
     names = (*keys, _REMOVALS)
-    sql = _ordered_sql(rows, names) if len(written) > 1 else _plain_sql(rows)
+    plain = f"(SELECT *, known_us AS created_us FROM {rows} AS written)"
+    known = f"(SELECT known_us, {', '.join(POSITION)} FROM {rows} AS written)"
+    sql = _ordered_sql(rows, names) if len(written) > 1 else plain
     return ServedHistory(
         sql=sql,
         whole=files,
@@ -150,7 +156,7 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
         time_keys=tuple(
             f"key_{at}" for at, key in enumerate(keys_of(spec)) if key.dtype == "UNIX_TIMESTAMP"
         ),
-        known_sql=f"(SELECT known_us, {', '.join(POSITION)} FROM {rows} AS written)",
+        known_sql=known if len(written) > 1 else "",
     )
 
 
@@ -193,21 +199,20 @@ def _rows_sql(
     )
 
 
-def _plain_sql(rows: str) -> str:
-    """Rows of one definition: of full ties the first stays."""
-    return f"(SELECT *, coalesce(known_us, event_us) AS created_us FROM {rows} AS written)"
-
-
 def _ordered_sql(rows: str, keys: Sequence[str]) -> str:
     """Rows of several definitions: full ties of another definition replace the last."""
     same = ", ".join((*keys, "event_us"))
-    tied = f"PARTITION BY {same}, told_us ORDER BY visible_us, {', '.join(POSITION)}"
+    tied = f"PARTITION BY {same}, order_us ORDER BY visible_us, {', '.join(POSITION)}"
     return f"""(
-    SELECT *, dense_rank() OVER (PARTITION BY {same} ORDER BY told_us, changes) AS created_us
+    SELECT * EXCLUDE created_us,
+      dense_rank() OVER (PARTITION BY {same} ORDER BY order_us, changes) AS created_us
     FROM (
       SELECT *, sum(is_other) OVER ({tied} ROWS UNBOUNDED PRECEDING) AS changes
       FROM (
         SELECT *, (definition IS DISTINCT FROM lag(definition) OVER ({tied}))::BIGINT AS is_other
-        FROM (SELECT *, coalesce(known_us, event_us) AS told_us FROM {rows} AS written) AS told
+        FROM (
+          SELECT *, {CREATED_SQL} AS order_us
+          FROM (SELECT *, known_us AS created_us FROM {rows} AS written) AS read
+        ) AS ordered
       ) AS compared
     ) AS counted)"""

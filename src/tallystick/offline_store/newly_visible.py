@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,7 @@ def keep(
     """Read a history into memory, sorted and ranked."""
     connection = connect(config)
     try:
-        require_times(connection, history, read, clock)
+        require_times(partial(read_table, connection, what=history.what), history, read, clock)
         sql = ranked_sql(history.sql, keys=history.keys, position=history.position)
         found = read_table(connection, sql, what=history.what)
     finally:

@@ -115,7 +115,7 @@ def _in_memory(
     """The answer of one view, as a table."""
     with closing(connect(config)) as connection:
         connection.register("entity_rows", history.joined_by(keys))
-        require_times(connection, history, read, clock)
+        require_times(partial(read_table, connection, what=history.what), history, read, clock)
         sql = _answer_sql(history, read, rows=keys.num_rows)
         return history, read_table(connection, sql, what=history.what)
 
@@ -261,7 +261,7 @@ def _to_file(
             writer.write_table(keys)
     with workspace.connection(what=history.what) as connection:
         connection.execute(f"CREATE TEMP VIEW entity_rows AS FROM {parquet_sql(path)}")
-        require_times(connection, history, read, clock)
+        require_times(partial(read_table, connection, what=history.what), history, read, clock)
         sql = _answer_sql(history, read, rows=first_row)
         connection.execute(f"COPY ({sql}) TO {text_sql(out)} (FORMAT parquet)")
     path.unlink()

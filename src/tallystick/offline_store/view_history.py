@@ -20,7 +20,7 @@ from tallystick.offline_store.sources.pruning import (
 )
 from tallystick.offline_store.sources.snapshot import Snapshots
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
-from tallystick.point_in_time.rule import VisibilityClock, visible_sql
+from tallystick.point_in_time.rule import VisibilityClock, requires_created, visible_sql
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -242,11 +242,10 @@ def require_clock(read: ViewRead, clock: VisibilityClock) -> None:
     Raises:
         DataError: The knowledge clock without created time.
     """
-    name = read.spec.name
-    if clock is VisibilityClock.KNOWLEDGE and read.spec.created_column is None:
+    if requires_created(clock) and read.spec.created_column is None:
         raise DataError(
-            f"View {name} has no created_timestamp_column; "
-            "give its source one, or ask for the event clock."
+            f"View {read.spec.name} has no created_timestamp_column; "
+            "give its source one, or use the event clock."
         )
 
 
@@ -282,53 +281,29 @@ def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str
 
 
 def require_times(
-    connection: Any, history: History, read: ViewRead, clock: VisibilityClock
+    query: Callable[[str], pa.Table], history: History, read: ViewRead, clock: VisibilityClock
 ) -> None:
-    """As :func:`require_placed`, on DuckDB.
+    """Refuse rows without a time that the clock needs; see :mod:`tallystick.point_in_time.rule`.
+
+    Rows are read only if the files do not say that they have no null.
 
     Args:
-        connection: By :func:`tallystick.offline_store.duckdb_connection.connect`.
+        query: Runs a query on the engine.
         history: The history.
-        read: What is read.
-        clock: The clock of the fold.
-
-    Raises:
-        DataError: With the number of such rows per column.
-    """
-    from tallystick.offline_store.duckdb_connection import read_table
-
-    def run(sql: str) -> pa.Table:
-        return read_table(connection, sql, what=history.what)
-
-    require_placed(run, history, read, clock)
-
-
-def require_placed(
-    run: Callable[[str], pa.Table], history: History, read: ViewRead, clock: VisibilityClock
-) -> None:
-    """Refuse rows that cannot be placed in time.
-
-    A row without event time has no place in any order. One without created time might have been
-    known at any moment, so that the knowledge clock must not guess; other clocks let it lose ties.
-    Rows are only read if the files do not say that they have no null.
-
-    Args:
-        run: Answers a query.
-        history: The history.
-        read: What is read.
-        clock: The clock of the fold.
+        read: How the view is read.
+        clock: When a row counts as visible.
 
     Raises:
         DataError: With the number of such rows per column.
     """
     columns = {"event_us": read.spec.event_column}
-    if clock is VisibilityClock.KNOWLEDGE:
+    if requires_created(clock):
         columns["created_us"] = str(read.spec.created_column)
     original = {new: old for old, new in read.spec.field_mapping.items()}
     if have_no_nulls(history.whole, [original.get(name, name) for name in columns.values()]):
         return
     counted = ", ".join(f"count(*) - count({column}) AS {column}" for column in columns)
-    nulls = run(f"SELECT {counted} FROM {history.whole_sql()} AS history").to_pylist()[0]
+    nulls = query(f"SELECT {counted} FROM {history.whole_sql()} AS history").to_pylist()[0]
     problems = [
         Problem(f"column {name}", "a time in every row", f"{nulls[column]} nulls")
         for column, name in columns.items()
@@ -336,7 +311,7 @@ def require_placed(
     ]
     if problems:
         raise DataError(
-            f"View {read.spec.name} has rows in {history.files.label} that no clock can place.",
+            f"View {read.spec.name} has rows without a time in {history.files.label}.",
             problems,
             hint="Fill these times, or remove the rows.",
         )

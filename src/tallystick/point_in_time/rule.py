@@ -1,19 +1,27 @@
-"""The one point-in-time rule, as SQL.
+"""The point-in-time rule, as SQL.
 
 The value of a view for a key at time t is the row with the largest (event time, created time) among
-the rows *visible* at t; null if its event time is older than t - ttl, both ends of the window
-included. Of rows equal in both times the first to become visible wins, and of these the first in
-source order, as it does online, where a write replaces a row only if its times are larger. See
+the rows *visible* at t. It is null if its event time is older than t - ttl; both ends of the window
+are included. Of rows equal in both times the first to become visible wins, and of these the first
+in source order, as it does online, where a write replaces a row only if its times are larger. See
 docs/adr/0002-the-folds-window.md.
+
+A row may lack a created time. There is one rule for it, and every part of the system refers to it:
+
+- **In the order of rows it counts as created at its event time** (:data:`CREATED_SQL`): offline
+  under every clock, online, and in the journal.
+- **Where visibility depends on it, it is refused** (:func:`requires_created`): under the knowledge
+  clock, when materializing by it, and for labels, which are known from their created time on. A
+  guess would leak the future. Should the refusal be missing somewhere, such a row is never visible.
 
 The rule is computed in two steps. :func:`folded_sql` orders a key's rows by when they became
 visible and keeps those that were the winner at that moment, so that at most one row per key and
 moment remains and its rank only rises. :func:`as_of_sql` joins requests to the last of these. Both
-take O(n log n), and are DuckDB's SQL, which has ``ASOF JOIN``. Spark has none and does both in one:
-:mod:`tallystick.offline_store.spark.as_of_join`.
+take O(n log n), and are DuckDB's SQL, which has ``ASOF JOIN``. Spark does not have it and does both
+in one: :mod:`tallystick.offline_store.spark.as_of_join`.
 
-All times in here are integers: microseconds since 1970-01-01 in UTC, so that no session's time zone
-can matter. A history is any relation with these columns:
+All times are integers: microseconds since 1970-01-01 in UTC, so that the session's time zone does
+not matter. A history is any relation with these columns:
 
 ===============  ===============================================================
 key columns      as named by the caller; rows with a null in one must be left out
@@ -47,10 +55,16 @@ class VisibilityClock(StrEnum):
     """From the moment on at which it was written online."""
 
 
-ORDER_SQL: Final = (
-    "(event_us::HUGEINT * 18446744073709551616 + coalesce(created_us, -9223372036854775808))"
-)
-"""One value that orders rows as ``event_us`` and ``created_us``; without created time, first."""
+CREATED_SQL: Final = "coalesce(created_us, event_us)"
+"""The created time by which rows are ordered."""
+
+ORDER_SQL: Final = f"(event_us::HUGEINT * 18446744073709551616 + {CREATED_SQL})"
+"""One value that orders rows by event time and created time."""
+
+
+def requires_created(clock: VisibilityClock) -> bool:
+    """Whether rows without created time are refused under a clock."""
+    return clock is VisibilityClock.KNOWLEDGE
 
 
 def quoted(name: str) -> str:
@@ -68,13 +82,14 @@ def visible_sql(clock: VisibilityClock, *, event: str, created: str, written: st
     Args:
         clock: Which clock.
         event: Expression of the event time.
-        created: Expression of the created time; must not be null under the knowledge clock.
+        created: Expression of the created time.
         written: Expression of the write time; a row in which it is null was never visible.
     """
     if clock is VisibilityClock.EVENT:
         return event
     if clock is VisibilityClock.KNOWLEDGE:
-        return f"greatest({event}, {created})"
+        # Not greatest() alone, which passes over nulls.
+        return f"CASE WHEN {created} IS NOT NULL THEN greatest({event}, {created}) END"
     return written
 
 
@@ -124,7 +139,7 @@ def latest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
     SELECT * FROM (
       SELECT *, row_number() OVER (
         PARTITION BY {", ".join(keys)}
-        ORDER BY event_us DESC, created_us DESC NULLS LAST, visible_us, {order}
+        ORDER BY event_us DESC, {CREATED_SQL} DESC, visible_us, {order}
       ) AS fold_place
       FROM {history} AS history
     ) AS placed
@@ -149,7 +164,7 @@ def ranked_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
     SELECT *,
       dense_rank() OVER (ORDER BY {", ".join(keys)}) AS fold_key,
       row_number() OVER (
-        ORDER BY {", ".join(keys)}, event_us, created_us NULLS FIRST, {first_wins}
+        ORDER BY {", ".join(keys)}, event_us, {CREATED_SQL}, {first_wins}
       ) AS fold_rank
     FROM {history} AS history
     WHERE visible_us IS NOT NULL

@@ -23,7 +23,7 @@ def known_labels(
     inputs: ModelInputs,
     *,
     known_until: datetime,
-    between: tuple[datetime, datetime] | None = None,
+    between: tuple[datetime, datetime],
 ) -> pa.Table:
     """The labels of a model that were known by ``known_until``; of corrections the last known.
 
@@ -32,16 +32,16 @@ def known_labels(
         model: Whose labels.
         inputs: What the model takes, for the types of the keys.
         known_until: Labels known later are left out.
-        between: Only requests of [first, last); all by default.
+        between: Only requests of [first, last).
 
     Returns:
         One row per labelled request: the label's keys, ``request_time``, ``label`` (int8, 0 or 1),
-        ``known_time``, and ``first_known_time``, when the first of its labels became known.
+        and ``first_known_time``, when the first of its labels became known.
 
     Raises:
-        DataError: The source cannot be read, lacks a column, or holds other labels than 0 and 1.
+        DataError: The source cannot be read, or its labels cannot be used.
     """
-    table = label_rows(repo, model).table(between=between and (REQUEST_TIME, *between))
+    table = label_rows(repo, model).table(between=(REQUEST_TIME, *between))
     # Of corrections the last known counts: the first of each group once sorted that way.
     ordered = usable_labels(model, inputs, table, known_until=known_until).sort_by(
         [("known_time", "descending")]
@@ -49,8 +49,8 @@ def known_labels(
     keys = label_identity(model.label.keys)
     return (
         ordered.group_by(keys, use_threads=False)
-        .aggregate([("label", "first"), ("known_time", "first"), ("known_time", "last")])
-        .rename_columns([*keys, "label", "known_time", "first_known_time"])
+        .aggregate([("label", "first"), ("known_time", "last")])
+        .rename_columns([*keys, "label", "first_known_time"])
     )
 
 
@@ -77,7 +77,10 @@ def label_rows(repo: Repo, model: Model) -> SourceRows:
 def usable_labels(
     model: Model, inputs: ModelInputs, table: pa.Table, *, known_until: datetime
 ) -> pa.Table:
-    """Rows of :func:`label_rows` that were known by ``known_until``, in the types wanted.
+    """Rows of :func:`label_rows` that were known by ``known_until``, in the inputs' types.
+
+    A label is known from its created time on, so one without is refused, by the rule in
+    :mod:`tallystick.point_in_time.rule`.
 
     Args:
         model: Whose labels.
@@ -89,7 +92,8 @@ def usable_labels(
         The same columns, with ``label`` as int8; corrections and what they correct are all there.
 
     Raises:
-        DataError: A column has another type, or there are other labels than 0 and 1.
+        DataError: A column has another type, a label lacks its created time, or there are other
+            labels than 0 and 1.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -99,12 +103,16 @@ def usable_labels(
         for column in inputs.label_key_columns(model.label.keys)
     }
     _check_label_types(model, table, keys)
-    table = table.filter(
-        pc.and_(
-            pc.less_equal(table["known_time"], pa.scalar(known_until)),
-            pc.is_valid(table["label"]),
+    table = table.filter(pc.is_valid(table["label"]))
+    nulls = table["known_time"].null_count
+    if nulls:
+        column = f"column {model.label.source.created_timestamp_column}"
+        raise DataError(
+            f"The labels of model {model.name!r} must say when they became known.",
+            [Problem(column, "a time beside every label", f"{nulls} nulls")],
+            hint="Fill these times, or remove the rows.",
         )
-    )
+    table = table.filter(pc.less_equal(table["known_time"], pa.scalar(known_until)))
     values = table["label"].cast(pa.float64(), safe=False)
     odd = table.filter(pc.invert(pc.is_in(values, pa.array([0.0, 1.0]))))
     if odd.num_rows:

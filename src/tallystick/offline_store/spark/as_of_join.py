@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tallystick.point_in_time.rule import TTL_US_MAX
+from tallystick.point_in_time.rule import CREATED_SQL, TTL_US_MAX
 
 
 def as_of_sql(
@@ -61,7 +61,7 @@ def as_of_sql(
         FROM (
           SELECT {partition}, visible_us AS request_us, CAST(NULL AS BIGINT) AS entity_row,
             struct({row}) AS history_row,
-            struct(event_us, created_us, {first_wins}) AS history_rank
+            struct(event_us, {CREATED_SQL}, {first_wins}) AS history_rank
           FROM (
             SELECT {"/*+ BROADCAST(requested) */ " if requested else ""}history.*
             FROM {history} AS history {requested}

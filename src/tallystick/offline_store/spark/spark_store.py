@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -33,7 +34,7 @@ from tallystick.offline_store.view_history import (
     History,
     ViewRead,
     history_of,
-    require_placed,
+    require_times,
     typed,
 )
 from tallystick.point_in_time.rule import VisibilityClock
@@ -105,7 +106,9 @@ class SparkEngine:
     def _answer(self, keys: pa.Table, read: ViewRead, clock: VisibilityClock) -> dict[str, Any]:
         with self._opened(read.source) as rows, self._registered(keys) as view:
             history = history_of(read, rows, clock=clock, dialect=SPARK)
-            require_placed(self._runner(history.what), history, read, clock)
+            require_times(
+                partial(read_table, self.session, what=history.what), history, read, clock
+            )
             sql = as_of_sql(
                 history.sql,
                 entity_rows=view,
@@ -164,9 +167,6 @@ class SparkEngine:
         names = {f"key_{at}": name for at, name in enumerate(pull.keys)}
         names |= {f"value_{at}": name for at, name in enumerate(pull.features)}
         return answered(_restored(found, names, rows), rows, pull)
-
-    def _runner(self, what: str) -> Callable[[str], pa.Table]:
-        return lambda sql: read_table(self.session, sql, what=what)
 
     @contextmanager
     def _opened(self, source: Any) -> Iterator[SparkRows]:
