@@ -105,6 +105,22 @@ def test_the_event_clock_sees_what_was_not_known_yet(tiny_repo):
     assert by_event != build(tiny_repo).table.to_pylist()
 
 
+def test_a_label_without_created_time_is_refused_and_a_missing_label_needs_none(tiny_repo):
+    path = tiny_repo.path / "data" / "labels.parquet"
+    rows = pq.read_table(path)
+    schema = rows.schema
+    rows = rows.to_pylist()
+    without = build(tiny_repo).counts.unlabelled
+    rows[3] |= {"returned": None, "created_time": None}
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    assert build(tiny_repo).counts.unlabelled == without + 1
+    rows[3] |= {"returned": 1}
+    pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    text = "must say when they became known.*\n.*column created_time: .*, got 1 nulls"
+    with pytest.raises(DataError, match=text):
+        build(tiny_repo)
+
+
 def test_no_label_that_became_known_later_gets_in(tiny_repo):
     # Without a time to mature, corrections lie on both sides of the cutoff.
     model = with_label(tiny_repo.model(MODEL), matures_after=timedelta(0))

@@ -221,14 +221,14 @@ def rollback(repo: Repo, model: str) -> NewChampion:
 
 
 def _require_journal(repo: Repo) -> None:
-    """Refuse the served clock where online writes are not noted.
+    """Refuse the served clock where the online store has no journal.
 
     Raises:
         StateError: The online store keeps no journal.
     """
     if not getattr(repo.store.config.online_store, "journal", False):
         raise StateError(
-            "No journal of online writes is kept, so that what was served cannot be told.",
+            "The online store has no journal of its writes, so the served values are not known.",
             hint="Set  journal: true  in the online_store of feature_store.yaml (which has to be "
             "Tallystick's), and write all that is online once more:  tally materialize --again",
         )
