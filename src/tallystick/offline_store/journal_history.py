@@ -111,8 +111,8 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
     )
     if not found:
         raise StateError(
-            f"View {spec.name} has no journal of online writes in {folder}, so the served values are "
-            "not known.",
+            f"View {spec.name} has no journal of online writes in {folder}, so the served values "
+            "are not known.",
             hint="Set  journal: true  in the online_store of feature_store.yaml, and write all "
             "that is online once more:  tally materialize --again",
         )
