@@ -55,7 +55,7 @@ def engine(offline_store):
 
 
 def asked(engine, spine, read, clock):
-    return engine.point_in_time(spine, request_time="at", reads=[read], clock=clock)
+    return engine.point_in_time(entity_rows=spine, request_time="at", reads=[read], clock=clock)
 
 
 @SOME

@@ -32,7 +32,7 @@ def counted(engine, folder, **place):
     read = dataclasses.replace(view_read(folder, ("text",)), source=source, columns=("count",))
     spine = spine_table([{"text": "a", "number": 1, "at": at} for at in (0, 1, 2)])
     answer = engine.point_in_time(
-        spine, request_time="at", reads=[read], clock=VisibilityClock.KNOWLEDGE
+        entity_rows=spine, request_time="at", reads=[read], clock=VisibilityClock.KNOWLEDGE
     )
     return answer["s__count"].to_pylist()
 

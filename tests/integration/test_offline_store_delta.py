@@ -269,7 +269,7 @@ def test_times_that_the_log_cuts_do_not_rule_out_a_file(place):
     files = open_delta(Location(LOCAL, str(place)), "it")
     told = pa.table(DeltaTable(str(place)).get_add_actions())["max"].combine_chunks()
     assert FIRST in told.field("event").to_pylist()
-    assert None not in files.told_times("event")
+    assert None not in files.known_times("event")
     read = read_of(place, ttl=timedelta(microseconds=50))
     assert values_at(read, late + timedelta(microseconds=50)) == [7]
 

@@ -86,10 +86,10 @@ def predictions_of(repo: Repo, bundle: Bundle, rows: pa.Table, *, clock: Visibil
         repo: Where the sources are.
         bundle: The earlier model.
         rows: Requests: keys, request fields and request time, with anything else.
-        clock: Clock of the fold.
+        clock: When a row counts as visible.
 
     Raises:
-        ContractError: The rows lack what the earlier model has to be asked with, or one of its
+        ContractError: The rows lack a request column of the earlier model, or one of its
             views is no longer defined.
     """
     contract = bundle.contract
@@ -110,8 +110,8 @@ def predictions_of(repo: Repo, bundle: Bundle, rows: pa.Table, *, clock: Visibil
             problems,
             hint=f"Undo the change, or replace it unseen:  tally train {contract.model} --promote",
         )
-    spine = rows.select([*(column.name for column in needed), REQUEST_TIME])
-    values = stored_values(repo, contract.views, spine, clock=clock)
+    entity_rows = rows.select([*(column.name for column in needed), REQUEST_TIME])
+    values = stored_values(repo, contract.views, entity_rows, clock=clock)
     return probabilities(
         bundle.estimator, contract, computed_values(contract, bundle.transforms, values)
     )

@@ -55,16 +55,16 @@ def apply_gates(
         slices: Slice column → its value of each row, as text, of shape (rows,).
 
     Returns:
-        One result for each condition and place: ``all``, or ``column=value`` for slices with enough
+        One result for each condition and slice: ``all``, or ``column=value`` for slices with enough
         rows.
     """
     results = []
     for gate in model.gates:
-        places: list[tuple[str, Texts | None]] = [("all", None)]
+        parts: list[tuple[str, Texts | None]] = [("all", None)]
         if gate.per_slice:
-            places += list(_places(slices))
-        z = _z(len(places) - 1)
-        for where, rows in places:
+            parts += list(_slice_rows(slices))
+        z = _z(len(parts) - 1)
+        for where, rows in parts:
             picked = slice(None) if rows is None else rows
             results += _apply(
                 gate,
@@ -77,7 +77,7 @@ def apply_gates(
     return results
 
 
-def _places(slices: Mapping[str, Texts]) -> Iterator[tuple[str, Texts]]:
+def _slice_rows(slices: Mapping[str, Texts]) -> Iterator[tuple[str, Texts]]:
     for column, values in slices.items():
         for value in np.unique(values):
             rows = values == value
@@ -98,7 +98,7 @@ def _apply(
     *,
     z: float,
 ) -> list[GateResult]:
-    """Apply one gate in one place; nothing where its metric is undefined there."""
+    """Apply one gate to some rows; no result where its metric is undefined."""
     ours = _score(gate.metric, outcomes, challenger)
     theirs = None if champion is None else _score(gate.metric, outcomes, champion)
     if ours is None:

@@ -32,7 +32,7 @@ def logged_quarantine(
         part: The requests.
         inputs: What the model takes; only incidents of its views count.
         incidents: All of the model's.
-        repair: Whether to keep what can be repaired.
+        repair: Whether to repair such requests rather than leave them out.
     """
     names = {use.name for use in inputs.views}
     uses = [use for use in part.contract.views if use.name in names]
@@ -49,8 +49,8 @@ def touched_rows(incidents: Sequence[Incident], part: LogPart) -> Bools:
 def repaired(repo: Repo, part: LogPart, incidents: Sequence[Incident]) -> pa.Table:
     """The log with the expected values where incidents touched it.
 
-    Of a stored view these are the fold's; what depends on them, and what was itself computed
-    wrongly, is computed again by the contract's frozen functions.
+    Those of a stored view come from history. On-demand features that depend on them, or were
+    computed wrongly, are computed again by the contract's frozen functions.
 
     Args:
         repo: Where history and the contract's bundle are.
@@ -110,8 +110,8 @@ def _replaced(table: pa.Table, rows: Bools, values: Mapping[str, pa.ChunkedArray
     position = np.arange(table.num_rows)
     position[rows] = table.num_rows + np.arange(rows.sum())
     for name, new in values.items():
-        place = table.schema.get_field_index(f"feature.{name}")
-        old = table[place]
+        index = table.schema.get_field_index(f"feature.{name}")
+        old = table[index]
         both = pa.chunked_array([*old.chunks, *new.cast(old.type).chunks], old.type)
-        table = table.set_column(place, table.schema.field(place), both.take(pa.array(position)))
+        table = table.set_column(index, table.schema.field(index), both.take(pa.array(position)))
     return table

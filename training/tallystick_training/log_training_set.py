@@ -137,9 +137,9 @@ def _rows(
     times = part.table[REQUEST_TIME].cast(pa.int64()).to_numpy()
     left_out = touched_rows(quarantine.left_out, part)
     young = ~left_out & (times >= to_us(until))
-    kept = LogPart(part.contract, part.table.filter(pa.array(~left_out & ~young)))
-    labels = labels_of(repo, kept, at=known_until).values
-    found = LogPart(part.contract, kept.table.filter(pa.array(~np.isnan(labels))))
+    mature = LogPart(part.contract, part.table.filter(pa.array(~left_out & ~young)))
+    labels = labels_of(repo, mature, at=known_until).values
+    found = LogPart(part.contract, mature.table.filter(pa.array(~np.isnan(labels))))
     labelled = repaired(repo, found, quarantine.repaired)
     columns = {
         field.name: labelled[_column(inputs, field.name)] for field in schema if field.name != LABEL
@@ -150,7 +150,7 @@ def _rows(
         population=total,
         quarantined=int(left_out.sum()),
         immature=int(young.sum()),
-        unlabelled=kept.table.num_rows - table.num_rows,
+        unlabelled=mature.table.num_rows - table.num_rows,
         rows=table.num_rows,
         repaired=(
             int(touched_rows(quarantine.repaired, found).sum()) if quarantine.repairs else None

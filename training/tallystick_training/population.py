@@ -47,7 +47,7 @@ def repeats_requests(model: Model) -> bool:
 def in_input_types(
     table: pa.Table, model: Model, inputs: ModelInputs
 ) -> tuple[pa.Table, list[Problem]]:
-    """Rows of a population in the inputs' types, and what stands in the way.
+    """Rows of a population in the inputs' types, and the problems of its columns.
 
     Args:
         table: All rows, or some.
@@ -119,17 +119,17 @@ def _what(model: Model) -> str:
     return f"The population of model {model.name!r}"
 
 
-def _cast(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | str:
-    """The column in the type wanted, or what stands in the way.
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | str:
+    """The column in another type, or the reason why it cannot be cast.
 
     Arrow would parse text as numbers and the reverse: a key "1" is not the key 1.
     """
     import pyarrow as pa
 
-    if _kind(column.type) != _kind(wanted) and not pa.types.is_null(column.type):
+    if _kind(column.type) != _kind(kind) and not pa.types.is_null(column.type):
         return str(column.type)
     try:
-        return column.cast(wanted)
+        return column.cast(kind)
     except pa.ArrowInvalid as error:
         return f"{column.type} ({str(error).splitlines()[0]})"
 

@@ -1,6 +1,6 @@
 """When a retraining is worth it and allowed: a pure rule over recorded numbers.
 
-Something asks for a retraining if
+There is a reason for a retraining if
 
 - it *pays*: the expected gain, which is max(0, gain per request less its standard error) times the
   requests expected over the horizon, exceeds the cost. The gain per request is what recalibrating
@@ -13,10 +13,10 @@ Something asks for a retraining if
 
 It is too early as long as the shortest interval since the last training, promoted or not, has not
 passed. Skew forbids it, because skew is a bug, and no training mends a pipeline: an open incident,
-values without an explanation, or a look of which more than :data:`TAINTED_SHARE` of the
+values without an explanation, or a look in which more than :data:`TAINTED_SHARE` of the
 requests were served wrongly. Too few mature labels forbid it as well.
 
-The inputs are plain numbers and texts that are kept in the decision's record, so that
+The inputs are plain numbers and texts in the decision's record, so that
 :func:`judge` can be run again on the record alone.
 """
 
@@ -53,7 +53,7 @@ def decide(
         model: The model's definition, for its terms of retraining.
         contract: The champion's contract.
         previous: Earlier decisions about this model.
-        forced: Whether someone asks for it, whatever the gain; skew forbids it still.
+        forced: Whether a retraining was requested, whatever the gain; skew still forbids it.
     """
     inputs = rule_inputs(report, model, contract, previous=previous, forced=forced)
     outcome, reason = judge(inputs)
@@ -113,9 +113,9 @@ def judge(inputs: Mapping[str, Any]) -> tuple[Outcome, str]:
     """
     if inputs["report_contract_hash"] != inputs["contract_hash"]:
         return "nothing", "The last look was at an earlier champion: look again first."
-    asks, why = _asks(inputs)
+    has_reason, why = _reason(inputs)
     skew = _skew(inputs)
-    if not asks:
+    if not has_reason:
         besides = f" It would be refused as well: {skew}." if skew else ""
         return "nothing", f"Nothing asks for a retraining: {why}.{besides}"
     if not inputs["forced"] and inputs["days_since_training"] < inputs["min_interval_days"]:
@@ -138,8 +138,8 @@ def expected_gain(inputs: Mapping[str, Any]) -> float:
     return float(max(0.0, floor) * inputs["requests_per_day"] * inputs["horizon_days"])
 
 
-def _asks(inputs: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether something asks for a retraining, and the clause that says what or why not."""
+def _reason(inputs: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether there is a reason for a retraining, and the clause that says which or why not."""
     if inputs["forced"]:
         return True, "A retraining was asked for"
     expected, cost = expected_gain(inputs), inputs["cost"]

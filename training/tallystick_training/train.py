@@ -257,12 +257,12 @@ def _view_reference(use: ViewUse, rows: pa.Table, times: pa.Table) -> ViewRefere
 
     view = use.name
     is_present = pc.equal(times[f"{view}__status"], Status.PRESENT)
-    asked = rows[REQUEST_TIME].filter(is_present)
+    requested = rows[REQUEST_TIME].filter(is_present)
     present = times[f"{view}__event_time"].filter(is_present)
     if not len(present):
         return ViewReference(absent_share=1.0)
     moment = pa.timestamp("us", tz="UTC")
-    ages_us = pc.subtract(asked.cast(moment).cast("int64"), present.cast(moment).cast("int64"))
+    ages_us = pc.subtract(requested.cast(moment).cast("int64"), present.cast(moment).cast("int64"))
     p50, p99 = np.quantile(ages_us.to_numpy() / 1e6, [0.5, 0.99])
     return ViewReference(
         absent_share=1 - len(present) / rows.num_rows,

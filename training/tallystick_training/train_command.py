@@ -1,4 +1,4 @@
-"""What the command line asks of training; every result says in ``str`` what was done."""
+"""Training commands; the ``str`` of every result is the text that the command prints."""
 
 from __future__ import annotations
 

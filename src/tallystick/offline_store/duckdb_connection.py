@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -120,7 +120,7 @@ def _opened(limits: EngineLimits, *, spill: str) -> Any:
         raise DataError(
             f"DuckDB does not start with memory_limit={limits.memory_limit}, "
             f"threads={limits.threads}, spill_dir={limits.spill_dir}: {error}",
-            hint="Correct offline_store in feature_store.yaml, or what was asked for instead.",
+            hint="Correct offline_store in feature_store.yaml, or the limits of the command.",
         ) from error
     return opened
 
@@ -144,6 +144,12 @@ def read_table(connection: Any, sql: str, *, what: str) -> pa.Table:
         raise DataError(f"Cannot read {what}: {error}") from error
 
 
+def query_table(config: EngineLimits | None, sql: str, *, what: str) -> pa.Table:
+    """As :func:`read_table`, on a connection of its own."""
+    with closing(connect(config)) as connection:
+        return read_table(connection, sql, what=what)
+
+
 @contextmanager
 def engine_errors(what: str, *, config: EngineLimits | None, spill: Path) -> Iterator[None]:
     """Translate what DuckDB says of a long run.
@@ -155,7 +161,7 @@ def engine_errors(what: str, *, config: EngineLimits | None, spill: Path) -> Ite
 
     Raises:
         DataError: Memory is too small, or the source cannot be read.
-        OSError: There is no room on the disk (``ENOSPC``).
+        OSError: The disk is full (``ENOSPC``).
     """
     import duckdb
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-from feast.data_source import DataSource
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from pydantic import Field
 
-from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
+from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.entity_rows import changes_between
-from tallystick.offline_store.feast_interface import FoldOfflineStore
+from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
 from tallystick.offline_store.point_in_time_join import point_in_time
-from tallystick.offline_store.pull import Pull, pull_all, pull_latest
+from tallystick.offline_store.pull import pull_all, pull_latest
 from tallystick.offline_store.retrieval_job import view_read
 from tallystick.offline_store.sources.snapshot import Snapshots
-from tallystick.offline_store.view_history import ViewRead
-from tallystick.point_in_time.rule import VisibilityClock
 
 __all__ = ["DuckDBEngine", "DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "view_read"]
 
@@ -46,87 +40,37 @@ class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     )
 
 
-class DuckDBOfflineStore(FoldOfflineStore):
-    """Parquet files and Delta tables, read by the fold on DuckDB."""
+class DuckDBOfflineStore(PointInTimeOfflineStore):
+    """Parquet files and Delta tables, read on DuckDB."""
 
     @classmethod
     def engine(cls, config: RepoConfig) -> DuckDBEngine:
-        """DuckDB, within the limits that the config sets."""
+        """DuckDB, within the limits in the config."""
         return DuckDBEngine(config.offline_store, config.repo_path)
 
     @classmethod
     def limits(cls, config: RepoConfig) -> EngineLimits | None:
-        """Those of the config."""
+        """The limits in the config."""
         limits: EngineLimits = config.offline_store
         return limits
 
 
-@dataclass(frozen=True)
 class DuckDBEngine:
-    """The fold on DuckDB.
+    """The point-in-time rule on DuckDB; an :class:`OfflineEngine` for one call of Feast's.
 
-    Attributes:
-        config: What it may take.
+    Args:
+        config: Limits of the engine.
         repo_path: Folder from which relative source paths are taken.
-        snapshots: The versions of tables of which its answers to one call of Feast's are made.
     """
 
-    config: EngineLimits
-    repo_path: Path | str | None
-    snapshots: Snapshots = field(default_factory=Snapshots)
-
-    def point_in_time(
-        self,
-        entity_rows: pa.Table,
-        *,
-        request_time: str,
-        reads: Sequence[ViewRead],
-        clock: VisibilityClock,
-    ) -> pa.Table:
-        """As :func:`tallystick.offline_store.point_in_time_join.point_in_time`."""
-        return point_in_time(
-            entity_rows=entity_rows,
-            request_time=request_time,
-            reads=reads,
-            clock=clock,
-            config=self.config,
-            repo_path=self.repo_path,
-            snapshots=self.snapshots,
+    def __init__(self, config: EngineLimits, repo_path: Path | str | None) -> None:
+        snapshots = Snapshots()
+        self.point_in_time = partial(
+            point_in_time, config=config, repo_path=repo_path, snapshots=snapshots
         )
-
-    def changes_between(
-        self,
-        reads: Sequence[ViewRead],
-        *,
-        start: datetime,
-        end: datetime,
-        time: str,
-        clock: VisibilityClock,
-    ) -> pa.Table:
-        """As :func:`tallystick.offline_store.entity_rows.changes_between`."""
-        return changes_between(
-            reads,
-            start=start,
-            end=end,
-            time=time,
-            clock=clock,
-            config=self.config,
-            repo_path=self.repo_path,
-            snapshots=self.snapshots,
+        self.changes_between = partial(
+            changes_between, config=config, repo_path=repo_path, snapshots=snapshots
         )
-
-    def pull_latest(self, source: DataSource, pull: Pull) -> pa.Table:
-        """As :func:`tallystick.offline_store.pull.pull_latest`."""
-        return pull_latest(source, pull, config=self.config, repo_path=self.repo_path)
-
-    def pull_all(self, source: DataSource, pull: Pull) -> pa.Table:
-        """As :func:`tallystick.offline_store.pull.pull_all`."""
-        return pull_all(source, pull, config=self.config, repo_path=self.repo_path)
-
-    def query(self, sql: str) -> pa.Table:
-        """The answer to a query for entity rows."""
-        connection = connect(self.config)
-        try:
-            return read_table(connection, sql, what="the entity query")
-        finally:
-            connection.close()
+        self.pull_latest = partial(pull_latest, config=config, repo_path=repo_path)
+        self.pull_all = partial(pull_all, config=config, repo_path=repo_path)
+        self.query = partial(query_table, config, what="the entity query")

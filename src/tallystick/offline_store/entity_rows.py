@@ -12,7 +12,7 @@ from tallystick.clock import arrow_from_us, arrow_to_us, to_us
 from tallystick.definitions.exact_cast import converted, family, fits
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError, InputError, Problem
-from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
+from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.snapshot import Snapshots
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect, key_type
@@ -140,11 +140,7 @@ def changes_between(
 
     def found(histories: Sequence[History]) -> pa.Table:
         sql = changes_sql(reads, histories, start_us=to_us(start), end_us=to_us(end))
-        connection = connect(config)
-        try:
-            return read_table(connection, sql, what="the views' sources")
-        finally:
-            connection.close()
+        return query_table(config, sql, what="the views' sources")
 
     rows = read_steadily(
         lambda: [

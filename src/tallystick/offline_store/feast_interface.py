@@ -1,4 +1,4 @@
-"""Feast's offline store interface over the fold, whatever engine computes it."""
+"""Feast's offline store interface over the point-in-time rule, on any engine."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tallystick.offline_store.feast_monitoring import MetricFiles, feature_metri
 from tallystick.offline_store.pull import Pull
 from tallystick.offline_store.retrieval_job import (
     ENTITY_TIME,
-    FoldEngine,
-    FoldRetrievalJob,
+    DeferredRetrievalJob,
+    OfflineEngine,
     changed_entity_rows,
     entity_table,
     short_names,
@@ -42,8 +42,8 @@ from tallystick.offline_store.sources.parquet_writer import add_file, append
 from tallystick.point_in_time.rule import VisibilityClock
 
 
-class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
-    """A history of rows, read by the fold on some engine.
+class PointInTimeOfflineStore(OfflineStore):  # type: ignore[misc]
+    """An offline store that answers by the point-in-time rule.
 
     ``get_historical_features`` returns one row per entity row, in its order, with the entity
     DataFrame's own columns first and features in their declared types.
@@ -52,7 +52,7 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
     supports_filter_by_created_timestamp = True
 
     @classmethod
-    def engine(cls, config: RepoConfig) -> FoldEngine:
+    def engine(cls, config: RepoConfig) -> OfflineEngine:
         """What computes the answers."""
         raise NotImplementedError
 
@@ -79,11 +79,11 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
         which a row of it became visible in one of the views. As with Feast's stores ``end_date`` is
         now by default, and ``start_date`` the longest ttl before it, or 30 days.
 
-        ``filter_by_created_timestamp=True`` asks for the knowledge clock whatever the config says.
+        ``filter_by_created_timestamp=True`` selects the knowledge clock whatever the config says.
 
         Raises:
             InputError: The entity rows cannot be used.
-            DataError: A source does not fit its view, or lacks the time that the clock asks for.
+            DataError: A source does not fit its view, or lacks the time that the clock needs.
         """
         forced = kwargs.get("filter_by_created_timestamp", False)
         clock = VisibilityClock.KNOWLEDGE if forced else VisibilityClock(config.offline_store.clock)
@@ -100,12 +100,12 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
 
         def produce() -> pa.Table:
             table = engine.point_in_time(
-                entity_rows, request_time=request_time, reads=reads, clock=clock
+                entity_rows=entity_rows, request_time=request_time, reads=reads, clock=clock
             )
             return table if full_feature_names else short_names(table, entity_rows, reads)
 
         times = pc.min_max(arrow_to_us(entity_rows[request_time])).as_py()
-        return FoldRetrievalJob(
+        return DeferredRetrievalJob(
             produce,
             config=config,
             on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
@@ -139,7 +139,7 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
             start_date,
             end_date,
         )
-        return FoldRetrievalJob(
+        return DeferredRetrievalJob(
             lambda: cls.engine(config).pull_latest(data_source, pull), config=config
         )
 
@@ -164,7 +164,7 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
             start_date,
             end_date,
         )
-        return FoldRetrievalJob(
+        return DeferredRetrievalJob(
             lambda: cls.engine(config).pull_all(data_source, pull), config=config
         )
 
@@ -289,7 +289,7 @@ class FoldOfflineStore(OfflineStore):  # type: ignore[misc]
         start_date: date | None = None,
         end_date: date | None = None,
     ) -> list[dict[str, Any]]:
-        """Metrics that Feast's monitoring kept."""
+        """Metrics that Feast's monitoring saved."""
         return MetricFiles(config.repo_path).query(
             metric_type, project=project, filters=filters or {}, start=start_date, end=end_date
         )

@@ -54,7 +54,7 @@ class ServedHistory(History):
 
     Attributes:
         removed_us: When all rows of the view went; ascending.
-        time_keys: Keys that are times, which are told apart by whole seconds online.
+        time_keys: Keys that are times, which are compared by whole seconds online.
         known_sql: Position and ``known_us`` of all rows, in parentheses; empty where ``created_us``
             is the created time.
     """

@@ -45,7 +45,7 @@ def visible_between(
         after: Excluded; None for the beginning.
         until: Included.
         clock: When a row counts as visible.
-        config: What the engine may take; None for all of the machine.
+        config: Limits of the engine; None for the whole machine.
         repo_path: Folder from which relative source paths are taken.
 
     Returns:
@@ -54,7 +54,7 @@ def visible_between(
         left out. In the order in which they became visible.
 
     Raises:
-        DataError: A source does not fit its view, or lacks the time that the clock asks for.
+        DataError: A source does not fit its view, or lacks the time that the clock needs.
     """
     kept = read_steadily(
         lambda: open_history(read, clock=clock, repo_path=repo_path),

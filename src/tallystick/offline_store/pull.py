@@ -1,4 +1,4 @@
-"""Rows of a source by event time, under the source's own column names, as Feast asks for them."""
+"""Rows of a source by event time, under the source's own column names, for Feast's pulls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tallystick.clock import arrow_from_us, to_us
 from tallystick.definitions.exact_cast import converted, family, fits
 from tallystick.definitions.feature_view import NO_ENTITY_KEY
 from tallystick.errors import DataError, Problem
-from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
+from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, open_source
 from tallystick.offline_store.sources.pruning import Bounds, pruned
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pull:
-    """Which rows and columns of a source are wanted.
+    """Which rows and columns of a source are read.
 
     Attributes:
         keys: Key columns, by the source's names.
@@ -66,7 +66,7 @@ def pull_latest(
     Args:
         source: A Feast ``FileSource``.
         pull: Which rows and columns; rows with a null in a key are left out.
-        config: What the engine may take.
+        config: Limits of the engine.
         repo_path: Folder from which a relative path is taken.
 
     Returns:
@@ -97,11 +97,7 @@ def _pulled(
     repo_path: Path | str | None,
 ) -> pa.Table:
     def read(files: SourceFiles) -> pa.Table:
-        connection = connect(config)
-        try:
-            found = read_table(connection, query(files, pull), what=f"the source {files.label}")
-        finally:
-            connection.close()
+        found = query_table(config, query(files, pull), what=f"the source {files.label}")
         return answered(found, files, pull)
 
     return read_steadily(
@@ -129,7 +125,7 @@ def _by_real_keys(pull: Pull) -> Pull:
 
 
 def rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
-    """The query for a source's rows, normalised for the fold.
+    """The query for a source's rows, with normalised times.
 
     Raises:
         DataError: With every column that is missing or holds no times.

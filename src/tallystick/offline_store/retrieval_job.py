@@ -1,4 +1,4 @@
-"""What a Feast offline store over the fold is asked, and how it answers."""
+"""Feast's retrieval job, and the conversions between Feast's requests and ours."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ ENTITY_TIME = "event_timestamp"
 """Feast's name for the request time in an entity DataFrame."""
 
 
-class FoldEngine(Protocol):
-    """What computes the fold: one engine, its limits, and the repo whose sources it reads."""
+class OfflineEngine(Protocol):
+    """An engine that computes the point-in-time rule, with its limits and the repo it reads."""
 
     def point_in_time(
         self,
-        entity_rows: pa.Table,
         *,
+        entity_rows: pa.Table,
         request_time: str,
         reads: Sequence[ViewRead],
         clock: VisibilityClock,
@@ -67,15 +67,15 @@ class FoldEngine(Protocol):
         """The answer to a query for entity rows."""
 
 
-class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
-    """A query that runs when its result is asked for.
+class DeferredRetrievalJob(RetrievalJob):  # type: ignore[misc]
+    """A query that runs when its result is read.
 
     Args:
         produce: Runs it.
         config: The repo's configuration.
         on_demand: On-demand views to compute from the result.
         full_feature_names: Whether features are named ``view__feature``.
-        metadata: What was asked for.
+        metadata: What was requested.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
 
     @property
     def metadata(self) -> RetrievalMetadata | None:
-        """What was asked for."""
+        """What was requested."""
         return self._metadata
 
     def persist(
@@ -142,7 +142,7 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
         """Write the result in one step: to a file, as the one file of a folder, or to a table.
 
         Raises:
-            DefinitionError: The storage is no file.
+            DefinitionError: The storage is not a file.
             SavedDatasetLocationAlreadyExists: It is there, and may not be overwritten.
             DataError: Its folder has other Parquet files.
         """
@@ -168,10 +168,10 @@ class FoldRetrievalJob(RetrievalJob):  # type: ignore[misc]
 
 
 def view_read(view: FeatureView, feature_refs: Sequence[str]) -> ViewRead:
-    """What ``view:feature`` references ask of one view."""
-    asked = view.projection.name_to_use()
+    """How one view is read for ``view:feature`` references."""
+    requested = view.projection.name_to_use()
     pairs = (reference.split(":", 1) for reference in feature_refs)
-    columns = dict.fromkeys(feature for name, feature in pairs if name == asked)
+    columns = dict.fromkeys(feature for name, feature in pairs if name == requested)
     return ViewRead(
         spec=ViewSpec.from_feast(view),
         source=view.batch_source,
@@ -182,7 +182,7 @@ def view_read(view: FeatureView, feature_refs: Sequence[str]) -> ViewRead:
 
 
 def entity_table(
-    entity_df: pd.DataFrame | pa.Table | str, engine: FoldEngine
+    entity_df: pd.DataFrame | pa.Table | str, engine: OfflineEngine
 ) -> tuple[pa.Table, str]:
     """The entity rows as an Arrow table, and the name of their request time.
 
@@ -208,7 +208,7 @@ def entity_table(
 
 
 def changed_entity_rows(
-    engine: FoldEngine,
+    engine: OfflineEngine,
     reads: Sequence[ViewRead],
     *,
     start: datetime,
@@ -244,7 +244,7 @@ def times_parsed(entity_df: pd.DataFrame) -> pd.DataFrame:
     """Request times that are text or mixed objects, parsed as Feast does; else unchanged.
 
     Raises:
-        InputError: One is no time.
+        InputError: One is not a time.
     """
     if ENTITY_TIME not in entity_df or entity_df[ENTITY_TIME].dtype != object:
         return entity_df

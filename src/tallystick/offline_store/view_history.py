@@ -1,4 +1,4 @@
-"""The history of a view: its source, checked against the definition and normalised for the fold."""
+"""The history of a view: its source, checked against the definition and normalised."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ViewRead:
         key_map: Key column of the view → column of the entity rows; other keys map to themselves.
         columns: Features to read.
         written_column: Column of the source with the time at which a row was written online; only
-            the served clock asks for it, which otherwise replays the journal of online writes.
+            the served clock needs it; otherwise it replays the journal of online writes.
     """
 
     spec: ViewSpec
@@ -66,7 +66,7 @@ class ViewRead:
         unknown = [name for name in self.columns if name not in known]
         if unknown:
             raise InputError(
-                f"View {self.spec.name} does not have every feature that is asked for.",
+                f"View {self.spec.name} does not have every feature that is requested.",
                 [Problem(name, did_you_mean(name, known), "no such feature") for name in unknown],
             )
         return tuple(known[name] for name in self.columns)
@@ -130,7 +130,7 @@ def open_history(
         repo_path: Folder from which relative source paths are taken.
         span: The requests that are to be answered; files and row groups that cannot matter to them
             are not read. None for the whole history.
-        snapshots: The versions of tables of which the answer is made; None for the newest.
+        snapshots: The versions of tables that the answer is made of; None for the newest.
 
     Raises:
         DataError: A file or column is missing or has a type that the declared one cannot come from,
@@ -218,7 +218,7 @@ def history_of(
     return History(
         sql=rows_sql(files, condition),
         whole=whole,
-        # Made when it is asked for: it may have to open every file.
+        # Made on demand: it may have to open every file.
         whole_sql=lambda: rows_sql(whole, "true"),
         keys=tuple(keys),
         values=tuple(values),
@@ -257,19 +257,19 @@ def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str
     """
     spec = read.spec
     times = [spec.event_column, spec.created_column, read.written_column]
-    wanted = [
+    required = [
         *(("key", key.name, key.dtype) for key in read.keys),
         *(("feature", each.name, each.dtype) for each in read.features),
         *(("time", time, "UNIX_TIMESTAMP") for time in times if time is not None),
     ]
     problems = []
-    for role, name, dtype in wanted:
+    for role, name, dtype in required:
         column = original.get(name, name)
         if column not in files.schema.names:
             problems.append(Problem(f"{role} {name}", f"column {column}", "no such column"))
             continue
         found = files.schema.field(column).type
-        # A null created time says nothing about visibility, so a column of nulls is no time column.
+        # A column of nulls is not a time column: it says nothing about visibility.
         if not fits(dtype, found) or (role == "time" and family(found) == "null"):
             problems.append(Problem(f"{role} {name}", dtype, f"column {column} of type {found}"))
     if problems:

@@ -124,7 +124,7 @@ def folded_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
 def latest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
     """The winner of each key among all rows of ``history``, in source order.
 
-    It is the fold's last row per key: what an online store holds once all rows were written.
+    An online store holds these rows once all rows were written.
 
     Args:
         history: A relation with the columns in the module's text, as a name or in parentheses.
@@ -132,7 +132,7 @@ def latest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
         position: Its position columns, as SQL identifiers, most significant first.
 
     Returns:
-        A query with all columns of the history, and one more, ``fold_place``.
+        A query with all columns of the history, and one more, ``row_order``.
     """
     order = ", ".join(position)
     return f"""
@@ -140,10 +140,10 @@ def latest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
       SELECT *, row_number() OVER (
         PARTITION BY {", ".join(keys)}
         ORDER BY event_us DESC, {CREATED_SQL} DESC, visible_us, {order}
-      ) AS fold_place
+      ) AS row_order
       FROM {history} AS history
     ) AS placed
-    WHERE fold_place = 1 ORDER BY {order}"""
+    WHERE row_order = 1 ORDER BY {order}"""
 
 
 def ranked_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:

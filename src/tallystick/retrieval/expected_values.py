@@ -1,8 +1,8 @@
 """What should have been served: expected values of logged requests, in the form of the log.
 
-Stored features are those of the fold, by the contract's definitions. On-demand features are
-computed from the inputs that the log has, by the contract's frozen functions. The audit compares
-with these values, and training repairs by them.
+Stored features follow the point-in-time rule, by the contract's definitions. On-demand features
+are computed from the inputs that the log has, by the contract's frozen functions. The audit
+compares with these values, and training repairs by them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def expected_values(
         ``view__feature`` in the types of the log, among other columns.
 
     Raises:
-        DataError: A source is not as declared, or the clock asks for a time that it does not have.
+        DataError: A source is not as declared, or lacks the time that the clock needs.
     """
     import pyarrow as pa
 
@@ -64,17 +64,17 @@ def expected_values(
             **{key.name: log[f"entity.{key.name}"] for key in contract.entity_keys},
         }
     )
-    wanted = contract.views if uses is None else uses
+    requested = contract.views if uses is None else uses
     expected = entity_rows
-    for each in sorted({view_clock(use, clock) for use in wanted}):
-        alike = [use for use in wanted if view_clock(use, clock) is each]
-        folded = stored_values(repo, alike, entity_rows, clock=each, with_times=with_times)
-        for name in folded.column_names:
+    for each in sorted({view_clock(use, clock) for use in requested}):
+        alike = [use for use in requested if view_clock(use, clock) is each]
+        found = stored_values(repo, alike, entity_rows, clock=each, with_times=with_times)
+        for name in found.column_names:
             if name in contract.stored_columns:
-                column = log_column(folded[name], contract.stored_columns[name])
+                column = log_column(found[name], contract.stored_columns[name])
                 expected = expected.append_column(name, column)
             elif name not in entity_rows.column_names:
-                expected = expected.append_column(name, folded[name])
+                expected = expected.append_column(name, found[name])
     return expected
 
 

@@ -52,7 +52,7 @@ def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> LoggedLabels:
     """
     contract, log = part.contract, part.table
     keys = list(contract.label.keys)
-    asked = log.select(
+    requests = log.select(
         ["prediction_id", "request_time", *(logged_as(contract, key) for key in keys)]
     ).rename_columns(["prediction_id", "request_time", *keys])
     if not log.num_rows:
@@ -65,7 +65,7 @@ def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> LoggedLabels:
         known_until=at,
         between=(times[0].as_py(), times[-1].as_py() + timedelta(microseconds=1)),
     )
-    labels = _joined(asked, known, label_identity(keys))
+    labels = _joined(requests, known, label_identity(keys))
     sent = read_labels(repo.state_dir, contract.model, known_until=at)
     if sent is None:
         return labels
@@ -73,7 +73,7 @@ def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> LoggedLabels:
         [{"value": "label"}.get(name, name.removeprefix("key.")) for name in sent.column_names]
     )
     for by in (label_identity(keys), ["prediction_id"]):
-        found = _joined(asked, _last_known(sent, by), by)
+        found = _joined(requests, _last_known(sent, by), by)
         is_found = ~np.isnan(found.values)
         labels = LoggedLabels(
             np.where(is_found, found.values, labels.values),
@@ -91,15 +91,17 @@ def logged_as(inputs: ModelInputs, name: str) -> str:
     return f"feature.{name}"
 
 
-def _joined(asked: pa.Table, labels: pa.Table, by: Sequence[str]) -> LoggedLabels:
-    """Label of each asked row by the columns ``by``."""
+def _joined(requests: pa.Table, labels: pa.Table, by: Sequence[str]) -> LoggedLabels:
+    """Label of each request by the columns ``by``."""
     import pyarrow as pa
 
-    numbered = asked.select(list(by)).append_column("row", pa.array(np.arange(asked.num_rows)))
-    wanted = labels.select([*by, "label", "first_known_time"])
-    found = numbered.join(wanted, keys=list(by), join_type="inner")
+    numbered = requests.select(list(by)).append_column(
+        "row", pa.array(np.arange(requests.num_rows))
+    )
+    known = labels.select([*by, "label", "first_known_time"])
+    found = numbered.join(known, keys=list(by), join_type="inner")
     rows = found["row"].to_numpy()
-    values, first = np.full(asked.num_rows, np.nan), np.full(asked.num_rows, np.nan)
+    values, first = np.full(requests.num_rows, np.nan), np.full(requests.num_rows, np.nan)
     values[rows] = found["label"].to_numpy()
     first[rows] = found["first_known_time"].cast(pa.int64()).to_numpy()
     return LoggedLabels(values, first)

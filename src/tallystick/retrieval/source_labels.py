@@ -147,11 +147,11 @@ def _check_label_types(model: Model, table: pa.Table, keys: dict[str, pa.DataTyp
     ):
         if not pt.is_timestamp(table[name].type):
             problems.append(Problem(f"column {column}", "a timestamp", str(table[name].type)))
-    for name, wanted in keys.items():
+    for name, kind in keys.items():
         try:
-            table[name].cast(wanted)
+            table[name].cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            problems.append(Problem(f"column {name}", str(wanted), str(table[name].type)))
+            problems.append(Problem(f"column {name}", str(kind), str(table[name].type)))
     if problems:
         raise DataError(
             f"The label source of model {model.name!r} has columns of other types.",

@@ -43,7 +43,7 @@ class SourceRows:
             DataError: The source cannot be read.
         """
         with self._reading():
-            table = self.dataset.to_table(**self._asked(between))
+            table = self.dataset.to_table(**self._selection(between))
         return self._named(table, between)
 
     def batches(self, *, rows_max: int, between: Between | None = None) -> Iterator[pa.Table]:
@@ -55,8 +55,8 @@ class SourceRows:
         import pyarrow as pa
         import pyarrow.dataset as ds
 
-        # Read only what is asked for next: the rest would wait in memory.
-        little_ahead = {
+        # Without reading ahead, which would hold more batches in memory.
+        reading_little_ahead = {
             "batch_size": rows_max,
             "batch_readahead": 1,
             "fragment_readahead": 1,
@@ -65,7 +65,9 @@ class SourceRows:
             ),
         }
         with self._reading():
-            for batch in self.dataset.to_batches(**self._asked(between), **little_ahead):
+            for batch in self.dataset.to_batches(
+                **self._selection(between), **reading_little_ahead
+            ):
                 yield self._named(pa.Table.from_batches([batch]), between)
 
     def nulls(self, name: str) -> int:
@@ -96,7 +98,7 @@ class SourceRows:
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.what} cannot be read: {error}") from error
 
-    def _asked(self, between: Between | None) -> dict[str, Any]:
+    def _selection(self, between: Between | None) -> dict[str, Any]:
         return {
             "columns": sorted(set(self.columns.values())),
             "filter": None if between is None else self._about(*between),
@@ -111,18 +113,18 @@ class SourceRows:
         if not pa.types.is_timestamp(kind):
             return None
         column = pc.field(self.columns[name])
-        wanted = None
+        condition = None
         for sign, time_us in ((1, to_us(start)), (-1, to_us(end))):
             time = time_us * 1_000 if kind.unit == "ns" else time_us // UNIT_US[kind.unit]
             if abs(time) > _INT64_MAX:
                 continue
             bound = pa.scalar(time, kind)
             half = column >= bound if sign == 1 else column <= bound
-            wanted = half if wanted is None else wanted & half
-        return wanted
+            condition = half if condition is None else condition & half
+        return condition
 
     def _named(self, table: pa.Table, between: Between | None) -> pa.Table:
-        """A table under the result's names, cut to the times asked for."""
+        """A table under the result's names, cut to the requested times."""
         import pyarrow as pa
         import pyarrow.compute as pc
 

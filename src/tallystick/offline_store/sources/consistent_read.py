@@ -13,7 +13,7 @@ Opened = TypeVar("Opened")
 Answer = TypeVar("Answer")
 
 ATTEMPTS: Final = 3
-"""How often a source is read anew before its writers are asked to stop."""
+"""How often a source is read anew before the read fails."""
 
 
 def read_steadily(
@@ -23,7 +23,7 @@ def read_steadily(
 ) -> Answer:
     """Open sources and read them, again if one of their files was replaced in between.
 
-    A file is opened more than once: for what it says of itself, for the fold, for the values. So
+    A file is opened more than once: for its footer, for the join, for the values. So
     an answer counts only if every file is the same after it as it was when its source was opened.
 
     Args:

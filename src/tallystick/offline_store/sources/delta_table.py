@@ -1,8 +1,8 @@
 """Delta tables: the files of one version, read as Parquet, and what the table's log says of them.
 
-The log names the files that count, gives the values of partitions, and tells rows, nulls and the
-ends of each column; so files that cannot matter are left out without being opened. What a table
-asks of its readers beyond that is done here, or refused.
+The log names the files that count, gives the values of partitions, and has the number
+of rows and the nulls and ends of each column; so files that cannot matter are left out unopened. A
+feature that a table requires of its readers beyond that is supported here, or refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 READ_FEATURES: Final = frozenset(
     {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "deletionVectors", "columnMapping"}
 )
-"""What a table may ask of its readers; of column mapping only that it is not in use."""
+"""Features that a table may require of its readers; column mapping only where it is not in use."""
 
 DELETED_ROWS_MAX: Final = 100_000
 """Rows that deletion vectors may take from one table; they become part of every query."""
@@ -67,10 +67,10 @@ class DeltaFiles(SourceFiles):
     @cached_property
     def rows(self) -> int:
         """Number of rows in all files, those that do not count included."""
-        told = self.adds["num_records"]
-        if told.null_count:
+        rows = self.adds["num_records"]
+        if rows.null_count:
             return sum(each.num_rows for each in self.footers)
-        return sum(told.to_pylist())
+        return sum(rows.to_pylist())
 
     @property
     def relation(self) -> str:
@@ -94,7 +94,7 @@ class DeltaFiles(SourceFiles):
             "file_index",
             "file_row_number",
         ]
-        return f"(SELECT {', '.join(columns)} FROM {self.read_sql}{self._kept_sql}) AS files"
+        return f"(SELECT {', '.join(columns)} FROM {self.read_sql}{self._live_rows_sql}) AS files"
 
     @property
     def _own_columns(self) -> list[str]:
@@ -103,7 +103,7 @@ class DeltaFiles(SourceFiles):
         return list(dict.fromkeys(name for schema in schemas for name in schema.names))
 
     @property
-    def _kept_sql(self) -> str:
+    def _live_rows_sql(self) -> str:
         """The condition that leaves out rows that do not count."""
         gone = [(at, row) for at, rows in enumerate(self.deleted) for row in rows]
         if not gone:
@@ -128,16 +128,16 @@ class DeltaFiles(SourceFiles):
             deleted=tuple(compress(self.deleted, wanted)),
         )
 
-    def told_nulls(self, column: str) -> list[int | None]:
+    def known_nulls(self, column: str) -> list[int | None]:
         """Nulls of a column in each file; None where the log does not say it."""
-        found = self._told("null_count", column)
+        found = self._statistics("null_count", column)
         return [None] * len(self.signature) if found is None else found.to_pylist()
 
-    def told_times(self, column: str) -> list[tuple[int, int] | None]:
+    def known_times(self, column: str) -> list[tuple[int, int] | None]:
         """First and last time of a column in each file; None where the log does not say them."""
         import pyarrow as pa
 
-        first, last = (self._told(side, column) for side in ("min", "max"))
+        first, last = (self._statistics(side, column) for side in ("min", "max"))
         if first is None or last is None or family(first.type) != "time":
             return [None] * len(self.signature)
         kind = pa.timestamp("us", tz=getattr(first.type, "tz", None))
@@ -147,7 +147,7 @@ class DeltaFiles(SourceFiles):
             for low, high in zip(*ends, strict=True)
         ]
 
-    def _told(self, what: str, column: str) -> Any:
+    def _statistics(self, what: str, column: str) -> Any:
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -170,7 +170,7 @@ def open_delta(location: Location, label: str) -> DeltaFiles:
         label: It, as its owner wrote it, for messages.
 
     Raises:
-        DataError: There is no table, or it cannot be read, or not without misreading it.
+        DataError: There is no table, or it cannot be read, or would be misread.
         MissingExtraError: The package for Delta is not installed.
         UnavailableError: The object store did not answer.
     """
@@ -225,9 +225,8 @@ def opened(location: Location, label: str) -> Any:
         raise MissingExtraError(f"The Delta table {label}", "delta") from error
     if _UNOPENED.search(location.path):
         raise DataError(
-            f"The Delta table {label} has a sign in its path that the package for Delta does not "
-            "take.",
-            hint=r"Rename its folder:  %  before two digits, and  [ ] | ^ \  are such signs.",
+            f"The Delta table {label} has a character in its path that deltalake rejects.",
+            hint=r"Rename its folder:  %  before two digits, and  [ ] | ^ \  are such characters.",
         )
     with translated(label):
         try:
@@ -240,7 +239,7 @@ def require_readable(table: Any, label: str) -> None:
     """Refuse a table, by :func:`opened`, whose files do not mean what they say.
 
     Raises:
-        DataError: Its columns have other names in the files, or it asks for what is not known here.
+        DataError: Its columns have other names in the files, or it requires an unknown feature.
     """
     with translated(label):
         unknown = sorted(set(table.protocol().reader_features or ()) - READ_FEATURES)
@@ -347,8 +346,8 @@ def _deleted(table: Any, paths: Sequence[str], label: str) -> tuple[tuple[int, .
     depths = {path.count("/") + 1 for path in paths}
     rows: dict[str, tuple[int, ...]] = {}
     left = DELETED_ROWS_MAX
-    for uri, kept in zip(vectors["filepath"], vectors["selection_vector"], strict=True):
-        gone = [at for at, keeps in enumerate(kept.as_py()) if not keeps]
+    for uri, selected in zip(vectors["filepath"], vectors["selection_vector"], strict=True):
+        gone = [at for at, is_live in enumerate(selected.as_py()) if not is_live]
         left -= len(gone)
         # Its path in the table is some end of it.
         parts = uri.as_py().split("/")

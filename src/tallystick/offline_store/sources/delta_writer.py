@@ -74,7 +74,7 @@ def commit_rows(
 def _lost_to(
     location: Location, label: str, rows: pa.Table, table: Any, how: dict[str, Any]
 ) -> str:
-    """Try to write rows; what kept them out if another writer made or changed the table."""
+    """Try to write rows; the reason if another writer made or changed the table meanwhile."""
     from deltalake import CommitProperties, write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
 

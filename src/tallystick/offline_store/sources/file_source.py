@@ -96,12 +96,12 @@ class SourceFiles:
             partitions={name: values.filter(mask) for name, values in self.partitions.items()},
         )
 
-    def told_nulls(self, column: str) -> list[int | None]:  # noqa: ARG002 - nothing tells it here
+    def known_nulls(self, column: str) -> list[int | None]:  # noqa: ARG002 - unknown here
         """Nulls of a column in each file, by what is known of it unopened; None for unknown."""
         return [None] * len(self.signature)
 
-    def told_times(self, column: str) -> list[tuple[int, int] | None]:  # noqa: ARG002 - likewise
-        """Times between which a column is in each file, as :meth:`told_nulls`.
+    def known_times(self, column: str) -> list[tuple[int, int] | None]:  # noqa: ARG002 - likewise
+        """Times between which a column is in each file, as :meth:`known_nulls`.
 
         Both are included, in microseconds since 1970 in UTC.
         """
@@ -130,7 +130,7 @@ def open_source(
         repo_path: The repo's folder, from which relative paths are taken.
         declared: Column → Feast type, for columns that folders' names give; the others are
             integers, dates or text, by what fits all folders.
-        snapshots: The versions of Delta tables of which the answer is made; None for the newest.
+        snapshots: The versions of Delta tables that the answer is made of; None for the newest.
 
     Raises:
         DataError: There is no file, one cannot be read, two differ in a column's type, or a
@@ -144,7 +144,7 @@ def open_source(
     if not path or file_format not in {"NoneType", "ParquetFormat", DELTA}:
         raise DefinitionError(
             f"The source {getattr(source, 'name', source)!r} ({type(source).__name__}, "
-            f"{file_format}) is no FileSource that is read here.",
+            f"{file_format}) is not a FileSource that is read here.",
             hint="DuckDBOfflineStore reads feast.FileSource with Parquet files or a Delta table.",
         )
     location = source_location(source, repo_path)
@@ -205,8 +205,8 @@ def listed(location: Location) -> tuple[tuple[str, int, int], ...]:
     else:
         with store_errors(str(location)):
             found = _remote_files(location)
-    wanted = [each for each in found if each[0].rsplit("/", 1)[-1][0] not in "._"]
-    return tuple(sorted(wanted, key=lambda each: each[0].split("/")))
+    visible = [each for each in found if each[0].rsplit("/", 1)[-1][0] not in "._"]
+    return tuple(sorted(visible, key=lambda each: each[0].split("/")))
 
 
 def _local_files(location: Location) -> list[Path]:
@@ -291,8 +291,8 @@ def common_schema(store: Store, signature: tuple[tuple[str, int, int], ...]) -> 
 def _in_utc(schemas: list[pa.Schema]) -> list[pa.Schema]:
     """Schemas in which a time column has one zone, UTC where files have several.
 
-    A time with a zone is the same moment in any. One without stays apart: beside the others nobody
-    knows whether it is UTC, or a clock of the zone of its writer.
+    A time with a zone is the same moment in any. One without stays apart: beside the others it is
+    unknown whether it is UTC, or a clock of the zone of its writer.
     """
     import pyarrow as pa
 

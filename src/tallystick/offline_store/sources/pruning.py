@@ -2,8 +2,8 @@
 
 A row that becomes visible after the last request answers none. Nor does one whose event is older
 than the first request less the ttl: if such a row wins, its answer is null, as it is if there is no
-row at all. Only the winner's times and status tell the two apart, so where these are asked for old
-rows are kept.
+row at all. Only the winner's times and status differ between the two, so where these are requested
+old rows are read.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NS_SAFE_US: Final = 9_000_000_000_000_000
 
 @dataclass(frozen=True)
 class Span:
-    """When requests are made, and what is asked of their answers.
+    """The time span of some requests, and whether times are returned.
 
     Attributes:
         first_us: The first request time, in microseconds since 1970 in UTC.
         last_us: The last one.
-        with_times: Whether the winning row's times and status are asked for.
+        with_times: Whether the winning row's times and status are returned.
     """
 
     first_us: int
@@ -48,7 +48,7 @@ def span_of(request_us: Any, *, with_times: bool) -> Span | None:
 
     Args:
         request_us: Arrow column of integers.
-        with_times: Whether the winning row's times and status are asked for.
+        with_times: Whether the winning row's times and status are returned.
     """
     import pyarrow.compute as pc
 
@@ -104,9 +104,9 @@ def bounds_sql(bounds: Mapping[str, Bounds]) -> str:
 
 
 def pruned(files: SourceFiles, bounds: Mapping[str, Bounds]) -> SourceFiles:
-    """The files that may have rows within all bounds; of some, one is always kept."""
+    """The files that may have rows within all bounds; at least one where there are some."""
     # What is known of files unopened comes first, so that only the others are opened.
-    unopened = _within(files, bounds, files.told_times)
+    unopened = _within(files, bounds, files.known_times)
     return _within(unopened, bounds, lambda column: _file_times(unopened, column))
 
 
@@ -117,8 +117,8 @@ def _within(
 ) -> SourceFiles:
     wanted = [True] * len(files.signature)
     for column, each in bounds.items():
-        told = _folder_times(files, column) or times_of(column)
-        for at, times in enumerate(told):
+        known = _folder_times(files, column) or times_of(column)
+        for at, times in enumerate(known):
             if times is not None and not _meets(times, each):
                 wanted[at] = False
     if wanted and not any(wanted):
@@ -128,24 +128,24 @@ def _within(
 
 def have_no_nulls(files: SourceFiles, columns: Sequence[str]) -> bool:
     """Whether the files say that none of some columns has a null; False if they do not say it."""
-    if not files.signature:  # rows of something that is no file
+    if not files.signature:  # rows that are not in files
         return False
     for column in columns:
         if column in files.partitions:
             if files.partitions[column].null_count:
                 return False
             continue
-        told = files.told_nulls(column)
-        if any(told):
+        known = files.known_nulls(column)
+        if any(known):
             return False
-        untold = files.only([nulls is None for nulls in told]) if 0 in told else files
-        if not all(_has_no_null(footer, column) for footer in untold.footers):
+        unknown = files.only([nulls is None for nulls in known]) if 0 in known else files
+        if not all(_has_no_null(footer, column) for footer in unknown.footers):
             return False
     return True
 
 
 def _has_no_null(footer: Any, column: str) -> bool:
-    at = _place_of(footer, column)
+    at = _column_index(footer, column)
     for group in range(footer.num_row_groups):
         statistics = None if at is None else footer.row_group(group).column(at).statistics
         if statistics is None or not statistics.has_null_count or statistics.null_count:
@@ -175,7 +175,7 @@ def _folder_times(files: SourceFiles, column: str) -> list[tuple[int, int] | Non
 
 def _times_in(footer: Any, column: str) -> tuple[int, int] | None:
     """First and last time in a file, in microseconds since 1970."""
-    at = _place_of(footer, column)
+    at = _column_index(footer, column)
     if at is None:
         return None
     kind = footer.schema.to_arrow_schema().field(column).type
@@ -205,7 +205,7 @@ def _us(raw: int, kind: Any) -> int | None:
     return raw // 1000 if kind.unit == "ns" else raw * UNIT_US[kind.unit]
 
 
-def _place_of(footer: Any, column: str) -> int | None:
-    """The number of a column that is no list and no struct."""
+def _column_index(footer: Any, column: str) -> int | None:
+    """The index of a column that is neither a list nor a struct."""
     schema = footer.schema
     return next((at for at in range(len(schema)) if schema.column(at).path == column), None)

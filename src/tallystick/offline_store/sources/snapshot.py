@@ -22,7 +22,7 @@ class Snapshots:
         self._lock = threading.Lock()
 
     def files(self, location: Location, look_up: Callable[[], SourceFiles]) -> SourceFiles:
-        """The files of the table at a location, as when they were first asked for."""
+        """The files of the table at a location, as of the first call."""
         with self._lock:
             if location not in self._found:
                 self._found[location] = look_up()

@@ -1,1 +1,1 @@
-"""The fold on Spark: sources beyond one machine, with the answers of the fold on DuckDB."""
+"""The point-in-time rule on Spark, for sources beyond one machine."""

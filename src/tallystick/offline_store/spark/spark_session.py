@@ -1,4 +1,4 @@
-"""The Spark session in which the fold runs."""
+"""The Spark session in which the point-in-time rule runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OURS: Final = {
     "spark.sql.parquet.inferTimestampNTZ.enabled": "true",
     "spark.sql.execution.arrow.useLargeVarTypes": "false",
 }
-"""Settings on which the fold's SQL relies: no time zone, no quiet overflow, every nanosecond."""
+"""Settings on which our SQL relies: no time zone, no quiet overflow, every nanosecond."""
 
 
 def open_session(spark_conf: Mapping[str, str] | None) -> Any:

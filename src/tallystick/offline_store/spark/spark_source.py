@@ -98,7 +98,7 @@ def open_rows(session: Any, source: Any, repo_path: Path | str | None) -> SparkR
     for schema, paths in groups.items():
         frame = _reader(session, paths)
         columns = _columns(files.schema, schema, dict(frame.dtypes))
-        parts.append(_placed(session, frame, order, columns, files.label))
+        parts.append(_with_row_index(session, frame, order, columns, files.label))
     frame = reduce(lambda one, other: one.unionByName(other), parts)
     return SparkRows(files.label, files.signature, files.schema, view=_view(frame))
 
@@ -115,17 +115,17 @@ def _reader(session: Any, paths: Sequence[str]) -> Any:
     return in_spark(lambda: session.read.parquet(*plain), what=f"{paths[0]} and those like it")
 
 
-def _placed(
+def _with_row_index(
     session: Any, frame: Any, order: dict[str, int] | None, columns: Sequence[str], label: str
 ) -> Any:
-    """Columns of a frame with the place of each row: its file's in ``order``, and its own."""
+    """Columns of a frame, the index of each row's file in ``order``, and the row's index."""
     # Spark escapes paths, and does not agree with itself on the number of slashes before them.
     names = {re.sub("^file:/+", "/", uri): uri for uri in frame.inputFiles()}
     if order is None:
         ordered = sorted(names, key=lambda name: Path(unquote(name)))
         order = {unquote(name): at for at, name in enumerate(ordered)}
-    place = "regexp_replace(_metadata.file_path, '^file:/+', '/') AS tallystick_file"
-    rows = frame.selectExpr(*columns, place, "_metadata.row_index AS file_row_number")
+    path = "regexp_replace(_metadata.file_path, '^file:/+', '/') AS tallystick_file"
+    rows = frame.selectExpr(*columns, path, "_metadata.row_index AS file_row_number")
     files = session.createDataFrame(
         [(name, order[unquote(name)]) for name in names],
         "tallystick_file string, file_index bigint",
@@ -217,7 +217,7 @@ def _spark_rows(session: Any, source: Any) -> SparkRows:
     frame = in_spark(frame_of, what=f"the source {label}")
     columns = [ticked(name) for name in frame.columns]
     try:
-        placed = _placed(session, frame, None, columns, label)
+        placed = _with_row_index(session, frame, None, columns, label)
     except AnalysisException:
         placed = frame.selectExpr(
             *columns, "0L AS file_index", "monotonically_increasing_id() AS file_row_number"

@@ -24,7 +24,7 @@ from tallystick.offline_store.entity_rows import (
     check_request_times,
     entity_keys,
 )
-from tallystick.offline_store.feast_interface import FoldOfflineStore
+from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
 from tallystick.offline_store.pull import Pull, all_rows_sql, answered, latest_rows_sql
 from tallystick.offline_store.sources.file_source import SourceFiles
 from tallystick.offline_store.spark.as_of_join import as_of_sql
@@ -60,8 +60,8 @@ class SparkOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     )
 
 
-class SparkOfflineStore(FoldOfflineStore):
-    """Parquet files and Spark's tables, read by the fold on Spark.
+class SparkOfflineStore(PointInTimeOfflineStore):
+    """Parquet files and Spark's tables, read on Spark.
 
     Answers are those of ``DuckDBOfflineStore``, value for value. Entity rows and answers pass
     through the driver; histories do not.
@@ -75,7 +75,7 @@ class SparkOfflineStore(FoldOfflineStore):
 
 @dataclass(frozen=True)
 class SparkEngine:
-    """The fold on Spark.
+    """The point-in-time rule on Spark; an :class:`OfflineEngine`.
 
     Attributes:
         session: By :func:`tallystick.offline_store.spark.spark_session.open_session`.
@@ -87,8 +87,8 @@ class SparkEngine:
 
     def point_in_time(
         self,
-        entity_rows: pa.Table,
         *,
+        entity_rows: pa.Table,
         request_time: str,
         reads: Sequence[ViewRead],
         clock: VisibilityClock,
