@@ -30,8 +30,7 @@ from tallystick.offline_store import (
 from tallystick.offline_store.entity_rows import changes_between
 from tallystick.offline_store.pull import Pull, pull_all, pull_latest
 from tallystick.offline_store.sources.delta_table import open_delta
-from tallystick.offline_store.sources.file_source import open_source
-from tallystick.offline_store.sources.snapshot import Snapshots
+from tallystick.offline_store.sources.file_source import Snapshots, open_source
 from tallystick.offline_store.spark.spark_source import open_rows
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.storage.locations import LOCAL, Location

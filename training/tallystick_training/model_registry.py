@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import InputError, StateError, UnavailableError, did_you_mean
-from tallystick.model_bundle.bundle import Champion, load_bundle, publish_champion, read_champion
+from tallystick.model_bundle.bundle import Champion, load_bundle, publish_champion
 from tallystick.settings import quiet_mlflow, settings
 from tallystick_training.train import Trained
 
@@ -31,7 +31,7 @@ CHALLENGER = "challenger"
 HISTORY_TAG = "champions"
 HASH_TAG = "contract_hash"
 HISTORY_MAX = 100
-"""Champions that are remembered: a tag of MLflow holds 5,000 characters."""
+"""Champions in the history: a tag of MLflow holds 5,000 characters."""
 
 PARAM_LENGTH_MAX = 500
 _PAGE = 200
@@ -45,37 +45,11 @@ class Version:
         version: Its number, as text.
         contract_hash: Hash of its contract, which names its bundle.
         aliases: ``champion``, ``challenger``, both or neither.
-        run_id: The MLflow run that made it.
     """
 
     version: str
     contract_hash: str
     aliases: tuple[str, ...]
-    run_id: str
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Which versions there are and which one answers.
-
-    Attributes:
-        versions: All of them, the oldest first.
-        champion: Version with the alias, if any.
-        challenger: Version with the alias, if any.
-        serving: Version that the pointer names, if any.
-        history: Versions that have been champion, the present one last.
-    """
-
-    versions: list[Version]
-    champion: str | None
-    challenger: str | None
-    serving: str | None
-    history: list[str]
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether alias and pointer agree; if not, promote the champion again."""
-        return self.champion == self.serving
 
 
 def register(repo: Repo, trained: Trained) -> Version:
@@ -100,7 +74,7 @@ def register(repo: Repo, trained: Trained) -> Version:
             run_id=run_id,
             tags={HASH_TAG: contract.contract_hash},
         )
-        return Version(str(made.version), contract.contract_hash, (), run_id)
+        return Version(str(made.version), contract.contract_hash, ())
 
 
 def mark_challenger(repo: Repo, model: str, version: str) -> None:
@@ -159,32 +133,6 @@ def rollback(repo: Repo, model: str) -> Champion:
         # Last: as long as the history is whole, running the command again gives the same champion.
         _write_history(client, name, history[:-1])
         return champion
-
-
-def status(repo: Repo, model: str) -> Standing:
-    """Say which versions of a model there are and which one answers.
-
-    Raises:
-        DamagedError: The champion's pointer cannot be read.
-        UnavailableError: MLflow does not answer.
-    """
-    name = registered_name(repo, model)
-    with _answering(repo) as client:
-        _ensure_registered(client, name)
-        found = _versions(client, name)
-        history = _history(client, name)
-    holders = {alias: version.version for version in found for alias in version.aliases}
-    try:
-        serving = read_champion(repo.state_dir, model).version
-    except StateError:
-        serving = None
-    return Standing(
-        versions=found,
-        champion=holders.get(CHAMPION),
-        challenger=holders.get(CHALLENGER),
-        serving=serving,
-        history=history,
-    )
 
 
 def registered_name(repo: Repo, model: str) -> str:
@@ -285,7 +233,6 @@ def _versions(client: Any, name: str) -> list[Version]:
                 aliases=tuple(
                     alias for alias, held in aliases.items() if str(held) == str(item.version)
                 ),
-                run_id=str(item.run_id),
             )
             for item in found
         ),

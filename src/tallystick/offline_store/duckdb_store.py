@@ -15,7 +15,7 @@ from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
 from tallystick.offline_store.point_in_time_join import point_in_time
 from tallystick.offline_store.pull import pull_all, pull_latest
 from tallystick.offline_store.retrieval_job import view_read
-from tallystick.offline_store.sources.snapshot import Snapshots
+from tallystick.offline_store.sources.file_source import Snapshots
 
 __all__ = ["DuckDBEngine", "DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "view_read"]
 

@@ -14,7 +14,7 @@ from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError, InputError, Problem
 from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.sources.consistent_read import read_steadily
-from tallystick.offline_store.sources.snapshot import Snapshots
+from tallystick.offline_store.sources.file_source import Snapshots
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect, key_type
 from tallystick.offline_store.view_history import History, ViewRead, open_history
 from tallystick.point_in_time.rule import VisibilityClock
@@ -136,7 +136,7 @@ def changes_between(
     Raises:
         DataError: A source does not fit its view, or lacks the time that the clock needs.
     """
-    shared = snapshots or Snapshots()
+    shared = Snapshots() if snapshots is None else snapshots
 
     def found(histories: Sequence[History]) -> pa.Table:
         sql = changes_sql(reads, histories, start_us=to_us(start), end_us=to_us(end))

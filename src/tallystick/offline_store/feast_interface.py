@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,14 @@ from feast import FeatureView, OnDemandFeatureView
 from feast.data_source import DataSource
 from feast.feature_logging import LoggingConfig, LoggingSource
 from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
-from feast.infra.offline_stores.offline_store import (
-    OfflineStore,
-    RetrievalJob,
-    RetrievalMetadata,
-)
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import RepoConfig
 from feast.utils import compute_non_entity_date_range
 
 from tallystick.clock import arrow_to_us, from_us
 from tallystick.errors import DefinitionError
-from tallystick.offline_store.duckdb_connection import EngineLimits
-from tallystick.offline_store.feast_monitoring import MetricFiles, feature_metrics, latest_event
+from tallystick.offline_store.feast_monitoring import MonitoredOfflineStore
 from tallystick.offline_store.pull import Pull
 from tallystick.offline_store.retrieval_job import (
     ENTITY_TIME,
@@ -42,7 +37,7 @@ from tallystick.offline_store.sources.parquet_writer import add_file, append
 from tallystick.point_in_time.rule import VisibilityClock
 
 
-class PointInTimeOfflineStore(OfflineStore):  # type: ignore[misc]
+class PointInTimeOfflineStore(MonitoredOfflineStore):
     """An offline store that answers by the point-in-time rule.
 
     ``get_historical_features`` returns one row per entity row, in its order, with the entity
@@ -55,11 +50,6 @@ class PointInTimeOfflineStore(OfflineStore):  # type: ignore[misc]
     def engine(cls, config: RepoConfig) -> OfflineEngine:
         """What computes the answers."""
         raise NotImplementedError
-
-    @classmethod
-    def limits(cls, config: RepoConfig) -> EngineLimits | None:  # noqa: ARG003 - some have none
-        """What DuckDB may take where Feast's monitoring profiles features."""
-        return None
 
     @classmethod
     def get_historical_features(  # noqa: PLR0917 - Feast's signature
@@ -132,12 +122,12 @@ class PointInTimeOfflineStore(OfflineStore):  # type: ignore[misc]
     ) -> RetrievalJob:
         """The winning row of each key among those with an event time in [start, end]."""
         pull = Pull(
-            tuple(join_key_columns),
-            tuple(feature_name_columns),
-            timestamp_field,
-            created_timestamp_column or None,
-            start_date,
-            end_date,
+            keys=tuple(join_key_columns),
+            features=tuple(feature_name_columns),
+            event=timestamp_field,
+            created=created_timestamp_column or None,
+            start=start_date,
+            end=end_date,
         )
         return DeferredRetrievalJob(
             lambda: cls.engine(config).pull_latest(data_source, pull), config=config
@@ -157,12 +147,12 @@ class PointInTimeOfflineStore(OfflineStore):  # type: ignore[misc]
     ) -> RetrievalJob:
         """All rows with an event time in [start, end], in source order."""
         pull = Pull(
-            tuple(join_key_columns),
-            tuple(feature_name_columns),
-            timestamp_field,
-            created_timestamp_column or None,
-            start_date,
-            end_date,
+            keys=tuple(join_key_columns),
+            features=tuple(feature_name_columns),
+            event=timestamp_field,
+            created=created_timestamp_column or None,
+            start=start_date,
+            end=end_date,
         )
         return DeferredRetrievalJob(
             lambda: cls.engine(config).pull_all(data_source, pull), config=config
@@ -232,80 +222,3 @@ class PointInTimeOfflineStore(OfflineStore):  # type: ignore[misc]
             append(logs, table, repo_path=config.repo_path)
             return
         add_file(table, source_location(logs, config.repo_path))
-
-    @classmethod
-    def compute_monitoring_metrics(  # noqa: PLR0917 - Feast's signature
-        cls,
-        config: RepoConfig,
-        data_source: DataSource,
-        feature_columns: list[tuple[str, str]],
-        timestamp_field: str,
-        start_date: datetime | None = None,
-        end_date: datetime | None = None,
-        histogram_bins: int = 20,
-        top_n: int = 10,
-    ) -> list[dict[str, Any]]:
-        """Profiles and histograms of features, for Feast's monitoring."""
-        return feature_metrics(
-            data_source,
-            feature_columns,
-            event=timestamp_field,
-            start=start_date,
-            end=end_date,
-            bins=histogram_bins,
-            top=top_n,
-            config=cls.limits(config),
-            repo_path=config.repo_path,
-        )
-
-    @classmethod
-    def get_monitoring_max_timestamp(
-        cls, config: RepoConfig, data_source: DataSource, timestamp_field: str
-    ) -> datetime | None:
-        """The last event time of a source; None where nothing was written yet."""
-        return latest_event(
-            data_source, timestamp_field, config=cls.limits(config), repo_path=config.repo_path
-        )
-
-    @staticmethod
-    def ensure_monitoring_tables(config: RepoConfig) -> None:
-        """Make the files in which Feast's monitoring keeps its metrics."""
-        MetricFiles(config.repo_path).ensure()
-
-    @staticmethod
-    def save_monitoring_metrics(
-        config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]
-    ) -> None:
-        """Keep metrics of Feast's monitoring; those with the same key are replaced."""
-        if metrics:
-            MetricFiles(config.repo_path).save(metric_type, metrics)
-
-    @staticmethod
-    def query_monitoring_metrics(  # noqa: PLR0917 - Feast's signature
-        config: RepoConfig,
-        project: str,
-        metric_type: str,
-        filters: dict[str, Any] | None = None,
-        start_date: date | None = None,
-        end_date: date | None = None,
-    ) -> list[dict[str, Any]]:
-        """Metrics that Feast's monitoring saved."""
-        return MetricFiles(config.repo_path).query(
-            metric_type, project=project, filters=filters or {}, start=start_date, end=end_date
-        )
-
-    @staticmethod
-    def clear_monitoring_baseline(
-        config: RepoConfig,
-        project: str,
-        feature_view_name: str | None = None,
-        feature_name: str | None = None,
-        data_source_type: str | None = None,
-    ) -> None:
-        """Have no metrics that match be a baseline."""
-        MetricFiles(config.repo_path).clear_baseline(
-            project,
-            feature_view_name=feature_view_name,
-            feature_name=feature_name,
-            data_source_type=data_source_type,
-        )

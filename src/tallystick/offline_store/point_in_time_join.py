@@ -33,8 +33,8 @@ from tallystick.offline_store.entity_rows import (
     entity_keys,
 )
 from tallystick.offline_store.sources.consistent_read import read_steadily
+from tallystick.offline_store.sources.file_source import Snapshots
 from tallystick.offline_store.sources.pruning import Span, span_of
-from tallystick.offline_store.sources.snapshot import Snapshots
 from tallystick.offline_store.view_history import (
     History,
     ViewRead,
@@ -89,7 +89,7 @@ def point_in_time(
     """
     check_entity_rows(entity_rows.schema, request_time, reads, with_times=with_times)
     check_request_times(request_time, nulls=entity_rows[request_time].null_count)
-    shared = snapshots or Snapshots()
+    shared = Snapshots() if snapshots is None else snapshots
     answer = entity_rows
     for read in reads:
         keys = entity_keys(entity_rows, request_time, read)

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from tallystick.definitions.exact_cast import converted, family, fits
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
 from tallystick.errors import DataError, DefinitionError, InputError, Problem, did_you_mean
-from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, open_source
+from tallystick.offline_store.sources.file_source import (
+    POSITION,
+    Snapshots,
+    SourceFiles,
+    open_source,
+)
 from tallystick.offline_store.sources.pruning import (
     Span,
     bounds_of,
@@ -18,7 +23,6 @@ from tallystick.offline_store.sources.pruning import (
     have_no_nulls,
     pruned,
 )
-from tallystick.offline_store.sources.snapshot import Snapshots
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.point_in_time.rule import VisibilityClock, requires_created, visible_sql
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from tallystick.errors import DataError, DefinitionError
 from tallystick.offline_store.sources.hive_partitions import Partitions, folder_values, list_sql
-from tallystick.offline_store.sources.snapshot import Snapshots
 from tallystick.storage.locations import (
     LOCAL,
     Location,
@@ -108,6 +107,10 @@ class SourceFiles:
         return [None] * len(self.signature)
 
 
+Snapshots = dict[Location, SourceFiles]
+"""The version of each table that one answer is made of, however many views read it."""
+
+
 def open_source(
     source: Any,
     repo_path: Path | str | None,
@@ -151,7 +154,10 @@ def open_source(
     if is_delta(source, location):
         from tallystick.offline_store.sources.delta_table import open_delta
 
-        return (snapshots or Snapshots()).files(location, lambda: open_delta(location, path))
+        shared = {} if snapshots is None else snapshots
+        if location not in shared:
+            shared[location] = open_delta(location, path)
+        return shared[location]
     make_readable(location.store)
     signature = listed(location)
     if not signature:
