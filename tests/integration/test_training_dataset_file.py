@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -283,6 +285,48 @@ def odd_template(tmp_path_factory):
     return path
 
 
+def bits(value):
+    """A value that differs wherever a bit does, as -0.0 does from 0.0."""
+    return struct.pack("<d", value) if isinstance(value, float) else value
+
+
+def rank(value):
+    """By what values of one column are ordered: null last, NaN before it, text by its bytes."""
+    if value is None:
+        return (2,)
+    if isinstance(value, float):
+        return (1,) if math.isnan(value) else (0, value)
+    return (0, value.encode() if isinstance(value, str) else value)
+
+
+def expected_requests(repo, model, names, *, known_until):
+    """Keys, fields, time and label of every row, chosen one by one in plain Python."""
+    labels = {}
+    rows = pq.read_table(repo.path / "data" / "labels.parquet").to_pylist()
+    for row in sorted(rows, key=lambda row: row["created_time"]):
+        key = tuple(bits(row[name]) for name in (*model.label.keys, "event_time"))
+        if row["created_time"] > known_until or row["label"] is None or None in key:
+            continue
+        # Of labels that became known at one time the first one counts.
+        if key not in labels or labels[key]["created_time"] < row["created_time"]:
+            labels[key] = row
+    if model.population is not None:
+        rows = pq.read_table(repo.path / "data" / "requests.parquet").to_pylist()
+    found = {}
+    for number, row in enumerate(rows):
+        key = tuple(bits(row[name]) for name in (*model.label.keys, "event_time"))
+        same = tuple(bits(row[name]) for name in (*names, "event_time"))
+        is_chosen = START <= row["event_time"] < min(END, known_until - model.label.matures_after)
+        if is_chosen and key in labels:
+            unique = same if model.population is None else number
+            found.setdefault(unique, row | {"label": labels[key]["label"]})
+    ordered = sorted(
+        found.values(),
+        key=lambda row: [rank(row["event_time"])] + [rank(row[name]) for name in names],
+    )
+    return [[bits(row[name]) for name in (*names, "event_time", "label")] for row in ordered]
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("batch_rows", SIZES[:2])
 @pytest.mark.parametrize("is_own", [True, False])
@@ -295,6 +339,10 @@ def test_odd_values_are_the_same_bit_for_bit(odd_template, tmp_path, seed, batch
     out = tmp_path / "new" / "set.parquet"
     built = check_same(repo, model, out, batch_rows=batch_rows)
     assert built.counts.rows > 10
+    names = built.table.column_names[: built.table.column_names.index("request_time")]
+    requests = built.table.select([*names, "request_time", "label"]).to_pylist()
+    expected = expected_requests(repo, model, names, known_until=WHOLE["known_until"])
+    assert [[bits(value) for value in row.values()] for row in requests] == expected
     incident = looks.incident(
         at=START + 4 * DAY, model="odd", view="stats", is_open=True, requests=1
     )
