@@ -224,7 +224,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_nothing_stays(tiny_repo, tmp_path
     )
     assert done.returncode == 1
     assert done.stderr == (
-        f"There is no room left to write {out}, with what is put aside for it in {out.parent} "
+        f"There is no room left to write {out}, with its intermediate files in {out.parent} "
         "(File too large): make room, or name another folder with --spill-dir.\n"
     )
     assert names_in(out.parent) == []
@@ -302,7 +302,7 @@ def test_the_clock_is_the_one_that_is_asked_for(tiny_repo, tmp_path, clock):
 def test_without_a_journal_there_is_no_served_clock(tiny_repo, tmp_path):
     output, status = run(tiny_repo, "--out", str(tmp_path / "x.parquet"), "--clock", "served")
     assert status == 1
-    assert "No journal of online writes is kept" in output
+    assert "The online store has no journal" in output
     assert "journal: true" in output
 
 

@@ -360,7 +360,7 @@ def test_what_is_no_table_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("name", ["a%20b", "a[1]", "a|b"])
 def test_a_path_that_would_be_taken_for_another_is_refused(tmp_path, name):
-    with pytest.raises(DataError, match="has a sign in its path"):
+    with pytest.raises(DataError, match="has a character in its path"):
         values_at(read_of(tmp_path / name), FIRST)
 
 

@@ -265,12 +265,12 @@ SET = ("dataset", MODEL, "--out", "set.parquet", "--repair")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((*SET, "--clock", "served"), "Nothing can be repaired under the served clock"),
+        ((*SET, "--clock", "served"), "Rows cannot be repaired under the served clock"),
         ((*SET, "--from", "log", "--clock", "served"), "leave --clock out, or --repair"),
         ((*SET, "--from", "log", "--clock", "event"), "leave --clock out, or --repair"),
         (
             ("train", MODEL, "--repair", "--clock", "served"),
-            "Nothing can be repaired under the served clock",
+            "Rows cannot be repaired under the served clock",
         ),
         # Not refused: there is no look to decide by.
         (("retrain", MODEL, "--repair"), "Nobody has looked at model"),
