@@ -181,7 +181,7 @@ def test_an_ensemble_of_trees_is_compiled_with_its_contract(tiny_repo):
 def test_what_is_not_compiled_has_no_form_in_its_contract(tiny_repo):
     trained = learn(tiny_repo)
     assert "Pipeline" in trained.compilation.reason
-    assert "compiled" not in trained.contract.model_dump()
+    assert trained.contract.compiled is None
     assert not (trained.folder / "compiled.bin").exists()
     never = changed(
         tiny_repo, estimator=HistGradientBoostingClassifier(max_iter=3), compile_tolerance=None
