@@ -130,9 +130,9 @@ class Shifted(RandomForestClassifier):
     ("estimator", "says"),
     [
         (LogisticRegression(), "LogisticRegression is not one of scikit-learn's ensembles"),
-        (make_pipeline(HistGradientBoostingClassifier(max_iter=3)), "Pipeline is none"),
-        (DummyClassifier(), "DummyClassifier is none"),
-        (Shifted(n_estimators=3), "Shifted is none"),
+        (make_pipeline(HistGradientBoostingClassifier(max_iter=3)), "Pipeline is not one"),
+        (DummyClassifier(), "DummyClassifier is not one"),
+        (Shifted(n_estimators=3), "Shifted is not one"),
         (GradientBoostingClassifier(loss="exponential", n_estimators=20), "the forms differ by up"),
         (
             GradientBoostingClassifier(init=LogisticRegression(), n_estimators=3),
