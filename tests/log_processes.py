@@ -19,7 +19,7 @@ from pathlib import Path
 
 from log_rows import CONTRACTS, request
 from tallystick.prediction_log import log_reader
-from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record_codec import RecordLayout
 from tallystick.settings import Settings

@@ -37,7 +37,7 @@ from benchmarks.harness import options, run
 
 from tallystick.clock import SimulatedClock
 from tallystick.online_store import embedded_redis
-from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compactor import compact
 
 FULL: Final = {"requests": 50_000, "hours": 96, "timed_requests": 200_000, "rounds": 3}
 QUICK: Final = {"requests": 8_000, "hours": 48, "timed_requests": 80_000}

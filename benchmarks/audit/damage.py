@@ -14,10 +14,9 @@ from benchmarks.audit.scene import HOUR_US, START_US, Scene
 from tallystick.definitions.feature_repo import Repo, open_repo
 from tallystick.prediction_log.frames import Frame, read_frames
 from tallystick.prediction_log.log_import import import_file
-from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.manifest import read_manifests
 from tallystick.prediction_log.record_codec import RecordLayout
-from tallystick.prediction_log.streams import PREDICTIONS, stream_dir
+from tallystick.prediction_log.streams import PREDICTIONS, log_location, stream_dir
 from tallystick.prediction_log.write_ahead_log import segments_in
 
 DAY_HOURS: Final = 24
@@ -75,7 +74,7 @@ def damage_file(
         import_file(repo.state_dir, scene.contract, path)
         if name == "damaged":
             (victim,) = _files(repo) - before
-    file = Path(Sink.of(repo.state_dir).path(victim))
+    file = (log_location(repo.state_dir) / victim).local
     content = bytearray(file.read_bytes())
     # Past the first bytes, before the footer: within the pages.
     content[int(rng.integers(len(content) // 4, len(content) // 2))] ^= _FLIP
@@ -91,5 +90,5 @@ def copy_repo(repo: Repo, folder: Path, *, with_log: bool) -> Repo:
 
 
 def _files(repo: Repo) -> set[str]:
-    manifests = read_manifests(Sink.of(repo.state_dir), PREDICTIONS.name)
+    manifests = read_manifests(log_location(repo.state_dir), PREDICTIONS.name)
     return {file.path for each in manifests.values() for file in each.files}

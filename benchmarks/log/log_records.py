@@ -21,7 +21,7 @@ from benchmarks.harness import peak_mb
 from tallystick.definitions.contract import ModelContract
 from tallystick.model_bundle.bundle import read_contract
 from tallystick.online_store.row_decoder import ViewRows
-from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions

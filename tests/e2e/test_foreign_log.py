@@ -181,7 +181,7 @@ def test_an_hourly_job_that_stopped_and_a_column_that_was_cut(repo, tmp_path):
         repo, "log", "import", "dispath", str(tmp_path / "theirs.parquet"), code=1
     )
     said = tally(repo, "log", "import", "dispatch", str(tmp_path / "theirs.parquet"))
-    assert "600 predictions taken" in said
+    assert "600 predictions imported" in said
     out, findings = tmp_path / "report.json", tmp_path / "findings.parquet"
     options = ("--until", "2024-04-01", "--json", str(out), "--findings", str(findings))
     said = tally(repo, "audit", "dispatch", *options, "--fail-over", "0.01", code=1)
@@ -208,7 +208,7 @@ def test_an_hourly_job_that_stopped_and_a_column_that_was_cut(repo, tmp_path):
     assert (field["field"], field["feature"], field["values"]) == ("crates", "counts__crates", 600)
     assert field["unequal"] == sum(time // 1_000_000 % 7 == 0 for time in asked.tolist()) > 50
     # A second file is only added; a second audit compares no more than that.
-    assert "taken before" in tally(
+    assert "imported before" in tally(
         repo, "log", "import", "dispatch", str(tmp_path / "theirs.parquet")
     )
     tally(repo, "audit", "dispatch", *options[:4])

@@ -16,7 +16,7 @@ from audits import anew, assert_same
 from served_log import HOUR_US, Faults, serve
 from tallystick.clock import to_us
 from tallystick.definitions.feature_repo import Repo
-from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compactor import compact
 from tallystick_monitoring.audit.audit_run import Audited, audit
 from tallystick_monitoring.incidents import champion_contract
 from tiny_repo import MODEL, START

@@ -19,7 +19,7 @@ from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_view import Column
 from tallystick.model_bundle.bundle import Bundle, write_bundle
 from tallystick.point_in_time.on_demand import Transforms
-from tallystick.prediction_log.compaction import compact, forget_file
+from tallystick.prediction_log.compactor import compact, forget_file
 from tallystick_monitoring.audit import audit_run
 from tallystick_monitoring.audit.audit_run import Audited, audit
 from tallystick_monitoring.incidents import champion_contract

@@ -14,7 +14,7 @@ from served_log import Faults, serve
 from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import DataError
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.prediction_log.compaction import compact, forget_file
+from tallystick.prediction_log.compactor import compact, forget_file
 from tallystick_monitoring.audit import audit_state
 from tallystick_monitoring.audit.audit_run import Audited, audit
 from tallystick_monitoring.audit.audit_state import folder_of

@@ -16,11 +16,10 @@ import pytest
 from log_processes import wait_until
 from log_rows import CONTRACTS, ids_of, read_ids, request, rows_of
 from tallystick.errors import DataError
-from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifest
-from tallystick.prediction_log.streams import PREDICTIONS, site_of, stream_dir
+from tallystick.prediction_log.streams import PREDICTIONS, log_location, site_of, stream_dir
 from tallystick.prediction_log.write_ahead_log import CONTRACTS as CONTRACTS_FOLDER
 from tallystick.prediction_log.write_ahead_log import segments_in
 from tallystick.settings import Settings
@@ -169,7 +168,7 @@ def test_full_for_the_sink(tmp_path, full_for):
 
 
 def manifest_of(state):
-    return read_manifest(Sink.of(state), PREDICTIONS.name, site_of(state))
+    return read_manifest(log_location(state), PREDICTIONS.name, site_of(state))
 
 
 def test_rows_beyond_the_budget_are_dropped_and_counted(tmp_path):

@@ -12,8 +12,7 @@ from served_log import Faults, serve
 from tallystick.cli.commands import main
 from tallystick.definitions.feature_repo import apply, open_repo
 from tallystick.model_bundle.bundle import bundle_dir, read_champion, read_contract
-from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.compaction_run import MERGED_FILES
+from tallystick.prediction_log.compactor import MERGED_FILES, compact
 from tallystick.prediction_log.feast_export import export_log
 from tallystick.prediction_log.log_reader import read_log
 from tiny_repo import END, MODEL, START

@@ -102,15 +102,15 @@ def test_the_command_imports_and_forgets(tmp_path, file, monkeypatch, request):
     tally = ["--repo", str(tmp_path), "log"]
     theirs = ["import", CONTRACT.model, str(file()), "--contract", str(contract)]
     done = CliRunner().invoke(main, [*tally, *theirs])
-    assert "2 predictions taken" in done.output
-    assert "taken before" in CliRunner().invoke(main, [*tally, *theirs]).output
+    assert "2 predictions imported" in done.output
+    assert "imported before" in CliRunner().invoke(main, [*tally, *theirs]).output
     other = CliRunner().invoke(main, [*tally, "import", "other", *theirs[2:]])
     assert other.exit_code == 1
-    assert "no contract of this model" in other.output
+    assert "not a contract of this model" in other.output
     damaged = next((tmp_path / "state").rglob("date=2024-03-01/*.parquet"))
     damaged.write_bytes(b"")
     done = CliRunner().invoke(main, [*tally, "forget", str(damaged)])
-    assert "1 rows are forgotten" in done.output
+    assert "1 rows dropped" in done.output
     (part,) = read(tmp_path / "state")
     assert part.table["entity.driver"].to_pylist() == [7]
     assert ledger_of(tmp_path / "state", PREDICTIONS).missing == 0

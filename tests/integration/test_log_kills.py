@@ -12,12 +12,16 @@ import pytest
 
 from log_processes import forge, wait_until
 from log_rows import CONTRACTS, ids_of, read_ids, request, rows_of
-from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.compaction_run import DAMAGED, MERGED_FILES
-from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.compactor import DAMAGED, MERGED_FILES, compact
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifest
-from tallystick.prediction_log.streams import PREDICTIONS, site_of, stream_dir, wal_dir
+from tallystick.prediction_log.streams import (
+    PREDICTIONS,
+    log_location,
+    site_of,
+    stream_dir,
+    wal_dir,
+)
 from tallystick.prediction_log.write_ahead_log import OPEN, segments_in
 from tallystick.settings import Settings
 
@@ -32,7 +36,7 @@ def forger(tmp_path_factory):
 
 
 def manifest_of(state):
-    return read_manifest(Sink.of(state), PREDICTIONS.name, site_of(state))
+    return read_manifest(log_location(state), PREDICTIONS.name, site_of(state))
 
 
 def rows_by_worker(ids):
@@ -198,19 +202,19 @@ def test_worker_killed_at_every_step(forger, tmp_path, step):
 
 
 COMPACTOR_STEPS = {
-    "read a segment": ("tallystick.prediction_log.compaction_run:read_segment", ("before",)),
+    "read a segment": ("tallystick.prediction_log.compactor:read_segment", ("before",)),
     "put aside": ("pathlib:Path.hardlink_to", ("after",)),
-    "plan": ("tallystick.prediction_log.compaction_run:write_text", ("after",)),
+    "plan": ("tallystick.prediction_log.compactor:write_text", ("after",)),
     "text": ("pathlib:Path.write_text", ("half",)),
     "bytes": ("pathlib:Path.write_bytes", ("half",)),
-    "rows": ("tallystick.prediction_log.compaction_run:write_rows", ("before",)),
+    "rows": ("tallystick.prediction_log.compactor:write_rows", ("before",)),
     "Parquet": ("pyarrow.parquet:write_table", ("half",)),
-    "footer": ("tallystick.prediction_log.compaction_run:footer_of", ("after",)),
+    "footer": ("tallystick.prediction_log.compactor:footer_of", ("after",)),
     "rename": ("pathlib:Path.replace", ("before",)),
-    "remove from the sink": ("tallystick.prediction_log.log_location:Sink.remove", ("before",)),
-    "commit": ("tallystick.prediction_log.compaction_run:write_manifest", ("before", "after")),
+    "remove from the log": ("tallystick.storage.locations:Location.remove", ("before",)),
+    "commit": ("tallystick.prediction_log.compactor:write_manifest", ("before", "after")),
     "unlink": ("pathlib:Path.unlink", ("after",)),
-    "read a file": ("tallystick.prediction_log.compaction_run:read_file", ("before",)),
+    "read a file": ("tallystick.prediction_log.compactor:read_file", ("before",)),
     "remove a folder": ("pathlib:Path.rmdir", ("after",)),
 }
 """Each step of a compaction: a function, killed at each of its calls."""

@@ -11,22 +11,21 @@ from log_processes import forge
 from log_rows import CONTRACTS, ids_of, read_ids, request
 from s3_server import free_port
 from tallystick.errors import UnavailableError
-from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifests
-from tallystick.prediction_log.streams import PREDICTIONS, stream_dir
+from tallystick.prediction_log.streams import PREDICTIONS, log_location, stream_dir
 from tallystick.prediction_log.write_ahead_log import segments_in
 from tallystick.settings import Settings, settings
 
 
 @pytest.fixture
-def sink(bucket, monkeypatch, tmp_path):
+def log_folder(bucket, monkeypatch, tmp_path):
     """A folder of the bucket, as the settings name it."""
     monkeypatch.setenv("TALLYSTICK_LOG_SINK", bucket.uri(f"log-{uuid4().hex[:8]}"))
     monkeypatch.setenv("TALLYSTICK_LOG_SINK_ENDPOINT", bucket.endpoint)
     settings.cache_clear()
-    yield Sink.of(tmp_path)
+    yield log_location(tmp_path)
     monkeypatch.undo()
     settings.cache_clear()
 
@@ -43,15 +42,16 @@ def segments(state):
     return segments_in(stream_dir(state, PREDICTIONS))
 
 
-def files_of(sink):
+def files_of(log):
     """Parquet files that are there, and those that a manifest names."""
-    manifests = read_manifests(sink, PREDICTIONS.name).values()
+    manifests = read_manifests(log, PREDICTIONS.name).values()
     named = {file.path for each in manifests for file in each.files}
     named |= {path for each in manifests for path in each.garbage}
-    return {name for name in sink.names(PREDICTIONS.name) if name.endswith(".parquet")}, named
+    there = {file.path.removeprefix(f"{log.path}/") for file in (log / PREDICTIONS.name).files()}
+    return {name for name in there if name.endswith(".parquet")}, named
 
 
-def test_what_was_compacted_is_read_back(sink, tmp_path):
+def test_what_was_compacted_is_read_back(log_folder, tmp_path):
     expected = set()
     for worker in range(9):  # enough for files to be merged
         expected |= append(tmp_path, worker)
@@ -59,12 +59,12 @@ def test_what_was_compacted_is_read_back(sink, tmp_path):
         compact(tmp_path)
         assert segments(tmp_path) == []
         assert read_ids(tmp_path) == expected
-    there, named = files_of(sink)
+    there, named = files_of(log_folder)
     assert there == named
     assert not (tmp_path / "log").exists()
 
 
-def test_two_sites_into_one_sink(sink, tmp_path):
+def test_two_sites_into_one_sink(log_folder, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     one, other = append(here, 0), append(there, 1)
     compact(here)
@@ -74,21 +74,21 @@ def test_two_sites_into_one_sink(sink, tmp_path):
     assert read_ids(here) == one | other | later
     compact(here)
     assert read_ids(there) == one | other | later
-    assert len(read_manifests(sink, PREDICTIONS.name)) == 2
+    assert len(read_manifests(log_folder, PREDICTIONS.name)) == 2
 
 
 KILLS = [
-    ("tallystick.prediction_log.compaction_run:write_rows", "before"),
-    ("tallystick.prediction_log.compaction_run:write_rows", "after"),
-    ("tallystick.prediction_log.compaction_run:write_manifest", "before"),
-    ("tallystick.prediction_log.compaction_run:write_manifest", "after"),
-    ("tallystick.prediction_log.log_location:Sink.names", "after"),
-    ("tallystick.prediction_log.log_location:Sink.write_bytes", "after"),
+    ("tallystick.prediction_log.compactor:write_rows", "before"),
+    ("tallystick.prediction_log.compactor:write_rows", "after"),
+    ("tallystick.prediction_log.compactor:write_manifest", "before"),
+    ("tallystick.prediction_log.compactor:write_manifest", "after"),
+    ("tallystick.storage.locations:Location.files", "after"),
+    ("tallystick.storage.locations:Location.write_bytes", "after"),
     ("pathlib:Path.unlink", "before"),
 ]
 
 
-def test_a_killed_compactor(sink, tmp_path):
+def test_a_killed_compactor(log_folder, tmp_path):
     expected = set()
     # The forge inherits the settings, and opens the store in each process anew.
     with forge(tmp_path / "reports") as forger:
@@ -102,11 +102,11 @@ def test_a_killed_compactor(sink, tmp_path):
     compact(tmp_path)
     assert read_ids(tmp_path) == expected
     assert segments(tmp_path) == []
-    there, named = files_of(sink)
+    there, named = files_of(log_folder)
     assert there == named
 
 
-@pytest.mark.usefixtures("sink")
+@pytest.mark.usefixtures("log_folder")
 def test_a_store_that_does_not_answer(tmp_path, monkeypatch):
     expected = append(tmp_path, 0)
     compact(tmp_path)

@@ -9,8 +9,7 @@ import pytest
 from log_rows import CONTRACTS, END, MODEL, START, ids_of, read_ids, request
 from tallystick.errors import DamagedError
 from tallystick.prediction_log import log_reader
-from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.compaction_run import MERGED_FILES
+from tallystick.prediction_log.compactor import MERGED_FILES, compact
 from tallystick.prediction_log.log_reader import read_labels, read_log
 from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
 from tallystick.prediction_log.sent_labels import LabelRow

@@ -17,7 +17,7 @@ from tallystick.clock import to_us
 from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import InputError, StateError
-from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.log_reader import read_log
 from tallystick.prediction_log.log_writer import LabelLog
 from tallystick.prediction_log.sent_labels import LabelRow

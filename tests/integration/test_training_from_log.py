@@ -14,7 +14,7 @@ from tallystick.cli.commands import main
 from tallystick.clock import to_us
 from tallystick.errors import InputError, StateError
 from tallystick.model_bundle.bundle import bundle_dir, read_champion, read_contract
-from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.log_writer import LabelLog
 from tallystick.prediction_log.sent_labels import LabelRow
 from tallystick.records.record_store import save_record

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from log_rows import CONTRACTS, END, MODEL, START, read_ids, request, rows_of
 from tallystick.errors import ContractError, DamagedError
-from tallystick.prediction_log.compaction import compact
+from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.frames import (
     HEADER_BYTES,
     Damage,
@@ -23,12 +23,11 @@ from tallystick.prediction_log.frames import (
     packed_frame,
     read_frames,
 )
-from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.log_reader import read_log
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.manifest import read_manifest
 from tallystick.prediction_log.record_codec import RecordLayout
-from tallystick.prediction_log.streams import PREDICTIONS, site_of, stream_dir
+from tallystick.prediction_log.streams import PREDICTIONS, log_location, site_of, stream_dir
 from tallystick.prediction_log.write_ahead_log import CONTRACTS as CONTRACTS_FOLDER
 from tallystick.prediction_log.write_ahead_log import OPEN, SEALED
 from tallystick.settings import Settings
@@ -132,7 +131,7 @@ def lay_out(state, contents):
 
 
 def worker_rows(state):
-    return read_manifest(Sink.of(state), PREDICTIONS.name, site_of(state)).workers.get(WORKER)
+    return read_manifest(log_location(state), PREDICTIONS.name, site_of(state)).workers.get(WORKER)
 
 
 @settings(max_examples=60)

@@ -12,16 +12,14 @@ from contracts import small_contract
 from tallystick.clock import from_us, to_us
 from tallystick.errors import ContractError, DamagedError
 from tallystick.online_store.row_decoder import ViewRows
-from tallystick.prediction_log.compaction import compact
-from tallystick.prediction_log.compaction_run import MERGED_FILES, Keeping
+from tallystick.prediction_log.compactor import MERGED_FILES, Retention, compact
 from tallystick.prediction_log.ledger import ledger_of
-from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.log_reader import first_time, has_records, read_labels, read_log
 from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
 from tallystick.prediction_log.manifest import read_manifests
 from tallystick.prediction_log.record import Predictions
 from tallystick.prediction_log.sent_labels import LabelRow
-from tallystick.prediction_log.streams import PREDICTIONS
+from tallystick.prediction_log.streams import PREDICTIONS, log_location
 from tallystick.settings import Settings
 
 START = datetime(2013, 7, 1, tzinfo=UTC)
@@ -241,11 +239,11 @@ def test_old_days_are_removed_and_counted(tmp_path):
         log.append(CONTRACT, predictions(day, moment=START + timedelta(days=day)))
     log.wal.close()
     compact(tmp_path)
-    sizes = read_manifests(Sink.of(tmp_path), "predictions").popitem()[1].bytes
+    sizes = read_manifests(log_location(tmp_path), "predictions").popitem()[1].bytes
     age = datetime.now(UTC) - START - timedelta(hours=1)
-    compact(tmp_path, keeping=Keeping(time=age))
+    compact(tmp_path, retention=Retention(time=age))
     assert first_time(tmp_path, CONTRACT.model) == START + timedelta(days=1)
-    compact(tmp_path, keeping=Keeping(bytes=sizes // 2))
+    compact(tmp_path, retention=Retention(bytes=sizes // 2))
     assert first_time(tmp_path, CONTRACT.model) == START + timedelta(days=2)
     ledger = ledger_of(tmp_path, PREDICTIONS)
     assert (ledger.accepted, ledger.in_parquet, ledger.expired, ledger.missing) == (8, 4, 4, 0)
@@ -312,7 +310,7 @@ def test_workers_that_have_ended_are_summed_up(tmp_path):
         log.wal.seal()
         log.wal.close()
         compact(tmp_path)
-    (manifest,) = read_manifests(Sink.of(tmp_path), "predictions").values()
+    (manifest,) = read_manifests(log_location(tmp_path), "predictions").values()
     assert len(manifest.workers) == 1
     assert (manifest.past.rows, manifest.past.accepted, manifest.past.full) == (4, 8, 4)
     ledger = ledger_of(tmp_path, PREDICTIONS)

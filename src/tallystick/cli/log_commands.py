@@ -1,4 +1,4 @@
-"""``tally log``: what can be done with the prediction log."""
+"""``tally log``: compact, import, export and mend the prediction log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,21 +16,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tallystick.definitions.contract import ModelContract
-    from tallystick.prediction_log.compaction_run import Compacted
+    from tallystick.prediction_log.compactor import CompactionReport
 
 logger = logging.getLogger(__name__)
 
 
 @click.group()
 def log() -> None:
-    """Compact, import and mend the prediction log."""
+    """Compact, import, export and mend the prediction log."""
 
 
 @log.command()
 @click.option(
     "--every",
     type=click.FloatRange(min=0, min_open=True),
-    help="Go on, with as many seconds between, until the standard input ends.",
+    help="Compact again every so many seconds, until the standard input ends.",
 )
 @click.pass_obj
 def compact(path: Path, every: float | None) -> None:
@@ -42,8 +43,8 @@ def compact(path: Path, every: float | None) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     ended = _input_ends()
     while not ended.wait(every):
-        _compact_somehow(state)
-    _compact_somehow(state)
+        _compact_and_log_errors(state)
+    _compact_and_log_errors(state)
 
 
 @log.command(name="import")
@@ -59,7 +60,7 @@ def compact(path: Path, every: float | None) -> None:
 )
 @click.pass_obj
 def import_(path: Path, model: str, files: tuple[Path, ...], contract_path: Path | None) -> None:
-    """Take predictions that another server logged.
+    """Import predictions that another server logged.
 
     MODEL is a model of the repo; or a feature service that another server answers from.
     """
@@ -78,18 +79,18 @@ def import_(path: Path, model: str, files: tuple[Path, ...], contract_path: Path
         contract = read_contract(contract_path)
     if contract.model != model:
         raise InputError(
-            f"{contract_path} is no contract of this model.",
+            f"{contract_path} is not a contract of this model.",
             [Problem("model", model, contract.model)],
         )
     for file in files:
         rows = import_file(state, contract, file)
-        click.echo(f"{file}: {rows:,} predictions taken" if rows else f"{file}: taken before")
+        click.echo(f"{file}: {rows:,} predictions imported" if rows else f"{file}: imported before")
 
 
 @log.command()
 @click.pass_obj
 def export(path: Path) -> None:
-    """Copy predictions to where feature services' LoggingConfig says."""
+    """Copy predictions to the destinations in the feature services' LoggingConfig."""
     from tallystick.definitions.feature_repo import open_repo
     from tallystick.prediction_log.feast_export import export_log
 
@@ -105,10 +106,10 @@ def export(path: Path) -> None:
 @click.pass_obj
 def forget(path: Path, file: str) -> None:
     """Take a damaged FILE out of the log, and count its rows."""
-    from tallystick.prediction_log.compaction import forget_file
+    from tallystick.prediction_log.compactor import forget_file
 
     rows = forget_file(_state_of(path), file)
-    click.echo(f"{rows:,} rows are forgotten; the file goes with the next compaction.")
+    click.echo(f"{rows:,} rows dropped; the file is removed at the next compaction.")
 
 
 def _observed(path: Path, name: str) -> ModelContract | None:
@@ -139,40 +140,42 @@ def _state_of(path: Path) -> Path:
 
 
 def _compact(state: Path) -> Iterator[str]:
-    from tallystick.prediction_log.compaction import compact, keeping_of
+    from tallystick.prediction_log.compactor import Retention, compact
     from tallystick.settings import settings
 
-    done = compact(state, keeping=keeping_of(settings()))
+    days, size = settings().log_keep_days, settings().log_keep_bytes
+    age = None if days is None else timedelta(days=days)
+    done = compact(state, retention=Retention(age, size))
     if done is None:
-        yield "Another compactor is at work; nothing was done."
+        yield "Another compactor is running; nothing was done."
         return
     for stream, result in done.items():
-        yield from _told(stream, result)
+        yield from _lines(stream, result)
 
 
-def _told(stream: str, done: Compacted) -> Iterator[str]:
+def _lines(stream: str, done: CompactionReport) -> Iterator[str]:
     yield (
         f"{stream}: {done.rows:,} rows of {done.segments:,} segments in {done.files:,} files"
-        + (f", {done.expired:,} rows had had their time" if done.expired else "")
+        + (f", {done.expired:,} expired rows removed" if done.expired else "")
     )
     if done.damages:
-        yield f"✗ {stream}: {done.lost:,} rows are damaged; their segments were put aside:"
+        yield f"✗ {stream}: {done.lost:,} rows are damaged; their segments are in wal/damaged:"
         yield from (f"  {damage}" for damage in done.damages)
 
 
-def _compact_somehow(state: Path) -> None:
-    """Compact; what goes wrong is logged, and tried again the next time."""
+def _compact_and_log_errors(state: Path) -> None:
+    """Compact; an error is logged, and the next run tries again."""
     try:
         for line in _compact(state):
             if line.startswith(("✗", " ")):
                 logger.error(line)
     except Exception:
-        # Whatever it was, the segments stay until it can be done.
+        # The segments stay until they can be compacted.
         logger.exception("The log cannot be compacted, and stays in segments.")
 
 
 def _input_ends() -> threading.Event:
-    """Set once the standard input has ended: whoever started this is gone, or wants it to end."""
+    """Set once the standard input ends, as it does with the server that started this process."""
     ended = threading.Event()
 
     def watch() -> None:

@@ -12,9 +12,8 @@ from tallystick.errors import TallystickError
 from tallystick.materialization.materialize import marks_path, read_marks
 from tallystick.model_bundle.bundle import read_champion
 from tallystick.prediction_log.ledger import ledger_of
-from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.manifest import read_manifests
-from tallystick.prediction_log.streams import PREDICTIONS, STREAMS, Stream
+from tallystick.prediction_log.streams import PREDICTIONS, STREAMS, Stream, log_location
 from tallystick.records.record_store import Decision, Incident, MonitorReport, load_records
 
 _DROPPED: Final = {
@@ -91,7 +90,7 @@ def _model(repo: Repo, name: str) -> Iterator[str]:
         yield str(error).replace("\n", " ")
     files = [
         file
-        for manifest in read_manifests(Sink.of(repo.state_dir), PREDICTIONS.name).values()
+        for manifest in read_manifests(log_location(repo.state_dir), PREDICTIONS.name).values()
         for file in manifest.files
         if file.model == name
     ]

@@ -1,8 +1,8 @@
-"""What Feast's tools expect of a feature service with a ``LoggingConfig``: a copy in its layout.
+"""Export of the log for Feast's tools: a copy in Feast's layout of a feature service's logs.
 
-The copy lies where the service's destination says and is written through Feast's own interface, so
-that ``FeatureStore.validate_logged_features`` and the like find it. Of the config's ``sample_rate``
-whole entities are taken, as of Tallystick's own log.
+The copy is written through Feast's own interface to the destination in the service's
+``LoggingConfig``, so that ``FeatureStore.validate_logged_features`` and other tools find it. The
+config's ``sample_rate`` selects whole entities, as ``TALLYSTICK_LOG_SHARE`` does.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tallystick.point_in_time.feature_status import Status
-from tallystick.prediction_log.compaction import export_files
-from tallystick.prediction_log.log_location import Sink
+from tallystick.prediction_log.compactor import only_compactor
 from tallystick.prediction_log.log_writer import are_sampled
 from tallystick.prediction_log.parquet_files import read_file
-from tallystick.prediction_log.streams import PREDICTIONS, sink_contract
+from tallystick.prediction_log.streams import PREDICTIONS, compacted_contract, log_location
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 def export_log(repo: Repo) -> dict[str, int]:
     """Copy what was not copied yet to the destinations of the models' feature services.
 
-    A copy is marked once it is there: if the process is killed in between, the next run copies that
-    file again, and ``__request_id`` tells the same prediction twice.
+    A file is marked after it was copied. If the process is killed in between, the next run copies
+    that file again; ``__request_id`` identifies the repeated predictions.
 
     Args:
         repo: The repo, applied.
@@ -37,10 +36,10 @@ def export_log(repo: Repo) -> dict[str, int]:
         Model → rows copied, for the models whose service has a logging config.
 
     Raises:
-        DefinitionError: A destination is none that the offline store writes to.
+        DefinitionError: The offline store does not write to a destination.
         DamagedError: A file of the log cannot be read.
     """
-    sink = Sink.of(repo.state_dir)
+    location = log_location(repo.state_dir)
     done: dict[str, int] = {}
     for name, model in sorted(repo.models.items()):
         service = repo.store.get_feature_service(model.features.name)
@@ -50,15 +49,16 @@ def export_log(repo: Repo) -> dict[str, int]:
             continue
 
         def copy(file: LogFile, service: Any = service) -> int:
-            contract = sink_contract(sink, PREDICTIONS, file.model, file.contract)
+            contract = compacted_contract(location, PREDICTIONS, file.model, file.contract)
             schema = PREDICTIONS.schema(contract)
-            rows = read_file(sink, file.path, schema, footer=file.footer)
+            rows = read_file(location / file.path, schema, footer=file.footer)
             table = as_feast_logs(repo, service, contract, rows)
             if table.num_rows:
                 repo.store.write_logged_features(table, service)
             return int(table.num_rows)
 
-        done[name] = export_files(repo.state_dir, PREDICTIONS, name, copy, sink=sink)
+        with only_compactor(repo.state_dir, PREDICTIONS) as compactor:
+            done[name] = compactor.export(name, copy)
     return done
 
 
@@ -97,10 +97,10 @@ def _columns(contract: ModelContract, rows: pa.Table) -> dict[str, Any]:
     from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
     number = FieldStatus.Value
-    asked = rows["request_time"]
+    request_time = rows["request_time"]
     columns = {
-        "__log_timestamp": asked,
-        "__log_date": asked.cast(pa.timestamp("us")).cast(pa.date32()),
+        "__log_timestamp": request_time,
+        "__log_date": request_time.cast(pa.timestamp("us")).cast(pa.date32()),
         "__request_id": rows["prediction_id"],
     }
     columns |= {key.name: rows[f"entity.{key.name}"] for key in contract.entity_keys}
@@ -109,11 +109,11 @@ def _columns(contract: ModelContract, rows: pa.Table) -> dict[str, Any]:
     for name in contract.value_columns:
         values = rows[f"feature.{name}"]
         present = pc.if_else(pc.is_valid(values), number(Status.PRESENT), number(Status.NULL_VALUE))
-        times, status = asked, present
+        times, status = request_time, present
         if view := of_view.get(name):
             times = rows[f"view.{view}.event_time"]
-            told = rows[f"view.{view}.status"]
+            logged = rows[f"view.{view}.status"]
             for each in (Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE):
-                status = pc.if_else(pc.equal(told, each), number(each), status)
+                status = pc.if_else(pc.equal(logged, each), number(each), status)
         columns |= {name: values, f"{name}__timestamp": times, f"{name}__status": status}
     return columns

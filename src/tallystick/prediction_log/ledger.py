@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from tallystick.errors import DamagedError
-from tallystick.prediction_log.log_location import Sink
-from tallystick.prediction_log.manifest import WorkerRows, read_manifest
-from tallystick.prediction_log.segment import is_live, read_segment
-from tallystick.prediction_log.streams import Stream, known_site, stream_dir
+from tallystick.prediction_log.manifest import read_manifest, uncompacted
+from tallystick.prediction_log.segment import is_live
+from tallystick.prediction_log.streams import Stream, log_location, site_of, stream_dir
 from tallystick.prediction_log.write_ahead_log import segments_in
 
 _ATTEMPTS: Final = 5
@@ -25,15 +24,15 @@ class StreamLedger:
         accepted: Rows that workers had been given when they last wrote.
         in_parquet: Rows in files.
         in_segments: Rows that wait for the compactor.
-        expired: Rows removed because they had had their time.
+        expired: Rows removed by the retention.
         imported: Rows in files that no worker wrote.
         forgotten: Rows of files that were taken out by hand.
         dropped: Reason → rows that workers dropped.
         lost: Rows that were durable and are damaged.
-        damages: Places in segments that are no whole frame.
+        damages: Parts of segments that are not whole frames.
         in_flight: Rows that running workers held when they last wrote.
-        cut_off: Rows that workers held when they last wrote, and which died after that.
-        died: Workers that did not end as they should.
+        cut_off: Rows that workers held when they last wrote before they were killed.
+        died: Workers that were killed.
     """
 
     accepted: int
@@ -57,37 +56,28 @@ class StreamLedger:
         return self.accepted - found - gone
 
 
-def ledger_of(state_dir: Path, stream: Stream, *, sink: Sink | None = None) -> StreamLedger:
+def ledger_of(state_dir: Path, stream: Stream) -> StreamLedger:
     """Count what is on disk.
 
     Raises:
         DamagedError: A manifest cannot be read.
-        UnavailableError: The sink did not answer.
+        UnavailableError: The log's store did not answer.
     """
     for _ in range(_ATTEMPTS):
         # A segment that was there a moment ago is compacted now.
         with suppress(FileNotFoundError):
-            return _counted(state_dir, stream, sink or Sink.of(state_dir))
+            return _counted(state_dir, stream)
     raise DamagedError(f"Segments in {stream_dir(state_dir, stream)} vanish while they are read.")
 
 
-def _counted(state_dir: Path, stream: Stream, sink: Sink) -> StreamLedger:
+def _counted(state_dir: Path, stream: Stream) -> StreamLedger:
     segments = segments_in(stream_dir(state_dir, stream))
-    manifest = read_manifest(sink, stream.name, known_site(state_dir))
+    live = {path.parent.name for path in segments if is_live(path)}
+    manifest = read_manifest(log_location(state_dir), stream.name, site_of(state_dir))
     workers = dict(manifest.workers)
-    live = set()
-    waiting = 0
-    for path in segments:
-        before = workers.get(path.parent.name, WorkerRows())
-        if is_live(path):
-            live.add(path.parent.name)
-        if int(path.stem) <= before.segment:
-            continue
-        segment = read_segment(path, expected=before.after, totals=before.totals)
-        workers[segment.worker] = before.with_segment(segment)
-        waiting += segment.rows
+    waiting = sum(segment.rows for segment in uncompacted(segments, workers))
     every = [*workers.values(), manifest.past]
-    held = {
+    in_memory = {
         name: each.accepted - each.dropped - each.after
         for name, each in workers.items()
         if not each.is_closed
@@ -105,7 +95,7 @@ def _counted(state_dir: Path, stream: Stream, sink: Sink) -> StreamLedger:
         },
         lost=sum(each.lost for each in every),
         damages=sum(each.damages for each in every),
-        in_flight=sum(rows for name, rows in held.items() if name in live),
-        cut_off=sum(rows for name, rows in held.items() if name not in live),
-        died=sum(1 for name in held if name not in live),
+        in_flight=sum(rows for name, rows in in_memory.items() if name in live),
+        cut_off=sum(rows for name, rows in in_memory.items() if name not in live),
+        died=sum(1 for name in in_memory if name not in live),
     )

@@ -1,7 +1,7 @@
-"""Predictions that another server logged: one documented record in, and the log has them.
+"""Import of predictions that another server logged.
 
-docs/prediction-log.md has the record. What is imported is audited, monitored and learned from like
-what was served here; a file is taken once, however often it is given.
+docs/prediction-log.md describes the record. Imported predictions are audited, monitored and used
+for training like those that were served here. A file is imported once, however often it is given.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.errors import DataError, InputError, Problem, did_you_mean
 from tallystick.point_in_time.feature_status import Status
-from tallystick.prediction_log.compaction import add_rows
+from tallystick.prediction_log.compactor import only_compactor
 from tallystick.prediction_log.record import log_schema
 from tallystick.prediction_log.streams import PREDICTIONS
 from tallystick.storage.atomic_files import sha256_of
@@ -21,23 +21,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallystick.definitions.contract import ModelContract
-    from tallystick.prediction_log.log_location import Sink
 
 _VERSION: Final = "imported"
 _GIVEN: Final = ("prediction_id", "model_version", "latency_us")
-"""Columns for which there is something to take where they are missing."""
+"""Columns that get a default where they are missing."""
 
 
-def import_file(
-    state_dir: Path, contract: ModelContract, path: Path, *, sink: Sink | None = None
-) -> int:
+def import_file(state_dir: Path, contract: ModelContract, path: Path) -> int:
     """Take the predictions of a Parquet file into the log.
 
     Args:
         state_dir: The repo's state folder.
         contract: The contract under which they were made.
         path: The file.
-        sink: Where the log's files are; that of the settings by default.
 
     Returns:
         How many were taken; 0 if the file was taken before.
@@ -45,7 +41,7 @@ def import_file(
     Raises:
         DataError: The file cannot be read, or lacks columns, or has some of a wrong type; all of it
             is listed.
-        StateError: A compactor is at work for too long.
+        StateError: A compactor runs for too long.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -56,7 +52,8 @@ def import_file(
         raise DataError(f"{path} is not a Parquet file that can be read: {error}") from error
     name = sha256_of(path)
     table = as_record(contract, given, what=str(path), name=name)
-    return add_rows(state_dir, PREDICTIONS, contract, table, name=name, sink=sink)
+    with only_compactor(state_dir, PREDICTIONS) as compactor:
+        return compactor.add(contract, table, name)
 
 
 def as_record(contract: ModelContract, given: pa.Table, *, what: str, name: str) -> pa.Table:
@@ -127,7 +124,7 @@ def _missing(contract: ModelContract, given: pa.Table, field: pa.Field, name: st
         space = uuid.UUID(name[:32])
         return pa.array([str(uuid.uuid5(space, str(row))) for row in range(rows)], field.type)
     if field.name == "prediction":
-        # Features were served, and what was made of them is not told.
+        # Another server answered with features, and what its client predicted is unknown.
         return pa.repeat(pa.scalar(float("nan")), rows)
     if field.name in _GIVEN:
         value = _VERSION if field.name == "model_version" else 0

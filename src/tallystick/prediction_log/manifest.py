@@ -1,36 +1,37 @@
 """The manifest of a stream: which Parquet files are in it, and what became of each worker's rows.
 
-It is one small file in the sink, JSON and in a second line its checksum, written anew under the
-next number at each commit; the highest number counts. A Parquet file counts if the manifest names
-it, and a segment of the write-ahead log does not count any more if the manifest says that it was
-compacted. So one write of one file moves rows from there to here, whatever happens before or after
-it.
+A manifest is one small JSON file, with its checksum in a second line. Each commit writes the whole
+manifest anew under the next number, and the highest number is valid. A Parquet file is part of the
+log if the manifest names it, and a segment of the write-ahead log is not if the manifest says that
+it was compacted. So one write of one file moves rows from segments to Parquet.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tallystick.errors import DamagedError
 from tallystick.prediction_log.frames import Totals
-from tallystick.prediction_log.log_location import Sink
-from tallystick.prediction_log.segment import Segment
+from tallystick.prediction_log.segment import Segment, read_segment
+from tallystick.storage.locations import Location
 
 MANIFEST_VERSION: Final = 1
 FOLDER: Final = "manifest"
-_KEPT: Final = 3
-"""Manifests that stay, the newest included: who has found a name reads it a moment later."""
+_STAYING: Final = 3
+"""Manifests that stay, the newest included: a reader opens a file a moment after listing it."""
 
 
 class LogFile(BaseModel):
     """A Parquet file of the log: rows of one contract and one day.
 
     Attributes:
-        path: Within the sink.
+        path: Within the log.
         model: Whose predictions, or labels of whose predictions.
         contract: Hash of the contract of all its rows.
         day: Of the times of all its rows, in UTC; YYYY-MM-DD.
@@ -38,7 +39,7 @@ class LogFile(BaseModel):
         last_us: The last.
         rows: How many rows it has.
         bytes: Its size.
-        footer: Checksum of its end, which says where in it everything is; None where unknown.
+        footer: Checksum of its end, which says where in it everything is.
         is_exported: Whether it was copied to where a feature service's logging config says.
     """
 
@@ -52,7 +53,7 @@ class LogFile(BaseModel):
     last_us: int
     rows: int
     bytes: int
-    footer: int | None = None
+    footer: int
     is_exported: bool = False
 
 
@@ -63,14 +64,14 @@ class WorkerRows(BaseModel):
         segment: Number of the last segment that was compacted.
         after: Number of the row that comes next.
         rows: Rows that were compacted.
-        lost: Rows that were acknowledged as durable, and found damaged.
-        damages: Places in segments that were no whole frame.
+        lost: Rows that were durable, and found damaged.
+        damages: Parts of segments that are not whole frames.
         accepted: Rows that the worker had been given when it last wrote.
         full: Rows that it had dropped by then because its buffer was full.
-        budget: Because the disk budget was used up.
-        refused: Because it was ending.
-        is_closed: Whether its last segment ends as it should.
-        is_ended: Whether it wrote no more after that.
+        budget: Rows dropped because the disk budget was used up.
+        refused: Rows dropped because the worker was ending.
+        is_closed: Whether its last segment was sealed.
+        is_ended: Whether it stopped after that.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,7 +94,7 @@ class WorkerRows(BaseModel):
         return self.full + self.budget + self.refused
 
     def plus(self, other: WorkerRows) -> WorkerRows:
-        """What became of the rows of both, who have ended."""
+        """The sum of two workers that have ended."""
         counts = ("after", "rows", "lost", "damages", "accepted", "full", "budget", "refused")
         sums = {name: getattr(self, name) + getattr(other, name) for name in counts}
         return WorkerRows(**sums, is_closed=True, is_ended=True)
@@ -128,10 +129,10 @@ class Manifest(BaseModel):
         number: Of this manifest; the highest counts.
         files: The stream's Parquet files.
         workers: Worker → what became of its rows.
-        past: The sum of those who have ended and left nothing.
-        garbage: Files that were replaced, or had had their time; removed at the next commit.
-        expired: Rows that are gone because they had had their time.
-        imported: Name of an import that was taken → its rows.
+        past: The sum of workers that have ended and left nothing.
+        garbage: Files that were replaced or expired; removed at the next commit.
+        expired: Rows removed by the retention.
+        imported: Name of an import → its rows.
         forgotten: Rows of files that were taken out by hand.
     """
 
@@ -158,66 +159,71 @@ class Manifest(BaseModel):
         return sum(file.bytes for file in self.files)
 
 
-def read_manifests(sink: Sink, stream: str) -> dict[str, Manifest]:
-    """Site → its newest manifest, for all who write to a sink.
+def read_manifests(location: Location, stream: str) -> dict[str, Manifest]:
+    """Site → its newest manifest, for all sites that write to a log.
 
-    A site is a state folder whose servers write ahead there, and whose one compactor commits.
+    A site is a state folder: its servers write ahead there, and its one compactor commits.
 
     Raises:
         DamagedError: A manifest cannot be read.
-        UnavailableError: The sink did not answer.
+        UnavailableError: The log's store did not answer.
     """
-    top = f"{stream}/{FOLDER}"
-    newest: dict[str, str] = {}
-    for name in sink.names(top):
-        newest[name.removeprefix(f"{top}/").split("/")[0]] = name
-    return {site: _newest(sink, stream, site, name) for site, name in newest.items()}
+    top = location / stream / FOLDER
+    sites = {file.path.removeprefix(f"{top.path}/").split("/")[0] for file in top.files()}
+    return {site: read_manifest(location, stream, site) for site in sorted(sites)}
 
 
-def read_manifest(sink: Sink, stream: str, site: str) -> Manifest:
+def read_manifest(location: Location, stream: str, site: str) -> Manifest:
     """The newest manifest of a site; an empty one if there is none. Errors as above."""
-    if not site:
-        return Manifest()
-    names = sink.names(f"{stream}/{FOLDER}/{site}")
-    return _newest(sink, stream, site, names[-1]) if names else Manifest()
-
-
-def write_manifest(sink: Sink, stream: str, site: str, manifest: Manifest) -> None:
-    """Write a manifest as the newest one: what it says is so from now on."""
-    folder = f"{stream}/{FOLDER}/{site}"
-    content = manifest.model_dump_json().encode()
-    sink.write_bytes(
-        f"{folder}/{manifest.number:012d}.json", content + b"\n%08x\n" % zlib.crc32(content)
-    )
-    for name in sink.names(folder)[:-_KEPT]:
-        sink.remove(name)
-
-
-def _newest(sink: Sink, stream: str, site: str, name: str) -> Manifest:
-    """The manifest of that name, or a newer one if it is gone meanwhile."""
-    for _ in range(_KEPT):
-        with suppress(FileNotFoundError):
-            return _parsed(sink, name)
-        name = sink.names(f"{stream}/{FOLDER}/{site}")[-1]
+    folder = location / stream / FOLDER / site
+    for _ in range(_STAYING):
+        if not site or not (files := folder.files()):
+            return Manifest()
+        with suppress(FileNotFoundError):  # a newer one has replaced it
+            return _parsed(files[-1])
     raise DamagedError(
-        f"The manifests of {stream} in {sink.place} vanish while they are read.",
+        f"The manifests in {folder} are removed while they are read.",
         hint="Let only one compactor write for each state folder.",
     )
 
 
-def _check(content: bytes, checksum: bytes) -> None:
-    if checksum != b"%08x\n" % zlib.crc32(content):
-        raise ValueError("it fails its checksum")
+def write_manifest(location: Location, stream: str, site: str, manifest: Manifest) -> None:
+    """Write a manifest as the newest one: the commit."""
+    folder = location / stream / FOLDER / site
+    content = manifest.model_dump_json().encode()
+    file = folder / f"{manifest.number:012d}.json"
+    file.write_bytes(content + b"\n%08x\n" % zlib.crc32(content))
+    for old in folder.files()[:-_STAYING]:
+        old.remove()
 
 
-def _parsed(sink: Sink, name: str) -> Manifest:
-    content, _, checksum = sink.read_bytes(name).partition(b"\n")
+def uncompacted(paths: Iterable[Path], workers: dict[str, WorkerRows]) -> Iterator[Segment]:
+    """Read the segments that a manifest does not cover yet.
+
+    Args:
+        paths: Segments, by worker and number.
+        workers: The manifest's workers; brought up to date with each segment.
+
+    Raises:
+        FileNotFoundError: A segment was compacted meanwhile.
+    """
+    for path in paths:
+        before = workers.get(path.parent.name, WorkerRows())
+        if int(path.stem) > before.segment:
+            segment = read_segment(path, expected=before.after, totals=before.totals)
+            workers[segment.worker] = before.with_segment(segment)
+            yield segment
+
+
+def _parsed(file: Location) -> Manifest:
+    content, _, checksum = file.read_bytes().partition(b"\n")
     try:
-        _check(content, checksum)
+        if checksum != b"%08x\n" % zlib.crc32(content):
+            raise ValueError("it fails its checksum")  # noqa: TRY301 raised as pydantic's is
         return Manifest.model_validate_json(content)
-    except ValueError as error:  # pydantic's is one, too
+    except ValueError as error:
         raise DamagedError(
-            f"{sink.text(name)} is not a manifest that this version can read: {error}",
-            hint="Restore it from a backup; the one before it, under the next lower number, is "
-            "whole but lacks what was compacted last.",
+            f"{file} is not a manifest that this version can read: {error}",
+            hint="Restore it from a backup. The manifest with the next lower number is whole but "
+            "lacks what was compacted last.",
         ) from error

@@ -7,19 +7,17 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.errors import ContractError, DamagedError, Problem, UnavailableError
-from tallystick.storage.locations import has_no_answer, store_errors
+from tallystick.storage.locations import Location, has_no_answer, store_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from tallystick.prediction_log.log_location import Sink
 
 _END_BYTES: Final = 1 << 16
 """Bytes that are read at once to find where a file's metadata begin."""
 
 
-def write_rows(sink: Sink, name: str, table: pa.Table) -> int:
-    """Write a file of the log, and give its size in bytes."""
+def write_rows(file: Location, table: pa.Table) -> int:
+    """Write a file of the log, and return its size in bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -40,35 +38,29 @@ def write_rows(sink: Sink, name: str, table: pa.Table) -> int:
             write_page_checksum=True,
         )
 
-    return sink.write(name, content)
+    return file.write(content)
 
 
-def footer_of(sink: Sink, name: str) -> int:
-    """The checksum of a file's end, which its own checksums do not cover."""
-    with store_errors(sink.text(name)):
-        return zlib.crc32(_end_of(sink, name))
+def footer_of(file: Location) -> int:
+    """The checksum of a file's end, which the checksums of its pages do not cover."""
+    with store_errors(str(file)):
+        return zlib.crc32(_end_of(file))
 
 
 def read_file(
-    sink: Sink,
-    name: str,
-    expected: pa.Schema,
-    columns: Collection[str] | None = None,
-    *,
-    footer: int | None = None,
+    file: Location, expected: pa.Schema, columns: Collection[str] | None = None, *, footer: int
 ) -> pa.Table:
     """Read a file, or some columns of it, after comparing its schema with the expected one.
 
     Args:
-        sink: Where it is.
-        name: Its path there.
+        file: The file.
         expected: Its schema.
         columns: Which columns; all by default.
-        footer: The checksum of its end; it is compared if it is given.
+        footer: The checksum of its end.
 
     Raises:
-        FileNotFoundError: It is gone.
-        UnavailableError: The sink did not answer.
+        FileNotFoundError: It does not exist any more.
+        UnavailableError: The store did not answer.
         DamagedError: It cannot be read, or fails a checksum.
         ContractError: It has other columns.
     """
@@ -76,43 +68,43 @@ def read_file(
     import pyarrow.parquet as pq
 
     try:
-        end = _end_of(sink, name)
+        end = _end_of(file)
         with pq.ParquetFile(
-            sink.path(name),
+            file.path,
             metadata=pq.read_metadata(pa.BufferReader(end)),
-            filesystem=sink.filesystem,
+            filesystem=file.store.filesystem,
             page_checksum_verification=True,
-        ) as file:
-            if not file.schema_arrow.equals(expected):
-                _check_schema(sink.text(name), expected, file.schema_arrow)
+        ) as opened:
+            if not opened.schema_arrow.equals(expected):
+                _check_schema(str(file), expected, opened.schema_arrow)
             _check_end(end, footer)
-            table = file.read(columns=None if columns is None else list(columns))
+            table = opened.read(columns=None if columns is None else list(columns))
             return table if columns is None else table.select(list(columns))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         if has_no_answer(error):
-            raise UnavailableError(f"The store of {sink.text(name)}", str(error)) from error
+            raise UnavailableError(f"The store of {file}", str(error)) from error
         raise DamagedError(
-            f"Log file {sink.text(name)} cannot be read: {error}",
-            hint="Restore it from a backup; or take it out of the log:  tally log forget FILE",
+            f"Log file {file} cannot be read: {error}",
+            hint="Restore it from a backup, or take it out of the log:  tally log forget FILE",
         ) from error
 
 
-def _end_of(sink: Sink, name: str) -> bytes:
+def _end_of(file: Location) -> bytes:
     """The bytes from the metadata of a Parquet file on."""
-    with sink.filesystem.open_input_file(sink.path(name)) as file:
-        size = file.size()
+    with file.store.filesystem.open_input_file(file.path) as opened:
+        size = opened.size()
         start = max(0, size - _END_BYTES)
-        end: bytes = file.read_at(size - start, start)
-        wanted = int.from_bytes(end[-8:-4], "little") + 8
-        if len(end) < wanted <= size:
-            end = file.read_at(wanted, size - wanted)
-        return end[-wanted:]
+        end: bytes = opened.read_at(size - start, start)
+        needed = int.from_bytes(end[-8:-4], "little") + 8
+        if len(end) < needed <= size:
+            end = opened.read_at(needed, size - needed)
+        return end[-needed:]
 
 
-def _check_end(end: bytes, footer: int | None) -> None:
-    if footer is not None and zlib.crc32(end) != footer:
+def _check_end(end: bytes, footer: int) -> None:
+    if zlib.crc32(end) != footer:
         raise ValueError("its end fails its checksum")
 
 

@@ -1,30 +1,30 @@
-"""The two streams of the log: predictions, and the labels that are sent for them."""
+"""The two streams of the log, predictions and sent labels, and where their files are."""
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import ValidationError
+
 from tallystick.definitions.contract import ModelContract
 from tallystick.errors import DamagedError
 from tallystick.model_bundle.bundle import read_contract
-from tallystick.prediction_log.log_location import Sink
 from tallystick.prediction_log.record import log_schema
 from tallystick.prediction_log.record_codec import RecordLayout
 from tallystick.prediction_log.sent_labels import label_schema, label_table
 from tallystick.prediction_log.write_ahead_log import CONTRACTS
-from tallystick.storage.atomic_files import replacing
+from tallystick.settings import settings
+from tallystick.storage.atomic_files import write_text
+from tallystick.storage.locations import Location, location_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SITE: Final = "site"
 _SITE_LETTERS: Final = 12
 
 
@@ -33,7 +33,7 @@ class Stream:
     """What one kind of rows needs.
 
     Attributes:
-        name: Its folder, in the write-ahead log and in the sink.
+        name: Its folder, in the write-ahead log and in the log.
         time: The column by whose days its files are parted.
         schema: Contract → schema of its files.
         table: Contract and the payloads of frames → their rows.
@@ -64,50 +64,42 @@ def stream_dir(state_dir: Path, stream: Stream) -> Path:
     return wal_dir(state_dir) / stream.name
 
 
-def known_site(state_dir: Path) -> str:
-    """The name under which a state folder commits to its sink; empty if it never has.
+def log_location(state_dir: Path) -> Location:
+    """Folder of the log's Parquet files and manifests, by default ``log`` in the state folder."""
+    given = settings()
+    uri = given.log_sink or str(state_dir / "log")
+    return location_of(uri, Path.cwd(), endpoint=given.log_sink_endpoint)
+
+
+def contract_folder(stream: Stream, model: str, contract_hash: str) -> str:
+    """Folder of a contract's files within the log."""
+    return f"{stream.name}/model={model}/contract={contract_hash}"
+
+
+def site_of(state_dir: Path, *, create: bool = False) -> str:
+    """The name under which a state folder commits to its log; empty if it never has.
+
+    Args:
+        state_dir: The repo's state folder.
+        create: Give it a name if it has none; only the one compactor may do so.
 
     Raises:
-        DamagedError: What was made then is not there any more.
+        DamagedError: The file with the name was changed.
     """
-    with suppress(FileNotFoundError):
-        return _named_in(wal_dir(state_dir) / _SITE)
-    return ""
-
-
-def site_of(state_dir: Path) -> str:
-    """The name under which a state folder commits to its sink; made when first asked for.
-
-    Raises:
-        DamagedError: What was made then is not there any more.
-    """
-    if site := known_site(state_dir):
-        return site
-    path = wal_dir(state_dir) / _SITE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Two may come at once: the name of the first stays.
-    with replacing(path.with_name(f"{_SITE}.{os.getpid()}")) as draft:
-        draft.write_text(uuid.uuid4().hex[:_SITE_LETTERS], "utf-8")
-        with suppress(FileExistsError):
-            path.hardlink_to(draft)
-    path.with_name(f"{_SITE}.{os.getpid()}").unlink()
-    return _named_in(path)
-
-
-def _named_in(path: Path) -> str:
-    name = path.read_text("utf-8", errors="replace")
+    path = wal_dir(state_dir) / "site"
+    if create and not path.exists():
+        write_text(path, uuid.uuid4().hex[:_SITE_LETTERS])
+    try:
+        name = path.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
     if len(name) != _SITE_LETTERS or not set(name) <= set("0123456789abcdef"):
         raise DamagedError(
-            f"{path} names no site.",
-            hint="Write into it the name of the folder below <sink>/predictions/manifest that this "
-            "state folder has committed to.",
+            f"{path} does not contain the name of a site.",
+            hint="Write into it the name of the folder below LOG/predictions/manifest to which "
+            "this state folder has committed.",
         )
     return name
-
-
-def folder_of(stream: Stream, model: str, contract_hash: str) -> str:
-    """Where a sink has a contract's files."""
-    return f"{stream.name}/model={model}/contract={contract_hash}"
 
 
 def local_contract(state_dir: Path, stream: Stream, contract_hash: str) -> ModelContract:
@@ -120,19 +112,30 @@ def local_contract(state_dir: Path, stream: Stream, contract_hash: str) -> Model
     return _checked(read_contract(path), contract_hash, str(path))
 
 
-def sink_contract(sink: Sink, stream: Stream, model: str, contract_hash: str) -> ModelContract:
-    """A contract under which files of a sink were written.
+def compacted_contract(
+    location: Location, stream: Stream, model: str, contract_hash: str
+) -> ModelContract:
+    """A contract under which Parquet files were written.
 
     Raises:
         DamagedError: It cannot be read.
-        UnavailableError: The sink did not answer.
+        UnavailableError: The log's store did not answer.
     """
-    name = f"{folder_of(stream, model, contract_hash)}/contract.json"
-    return _sink_contract(sink, name, contract_hash)
+    file = location / contract_folder(stream, model, contract_hash) / "contract.json"
+    return _read_contract(file, contract_hash)
+
+
+@lru_cache(maxsize=64)
+def _read_contract(file: Location, contract_hash: str) -> ModelContract:
+    try:
+        contract = ModelContract.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise DamagedError(f"{file} is not a contract that this version can read.") from error
+    return _checked(contract, contract_hash, str(file))
 
 
 def _checked(contract: ModelContract, contract_hash: str, where: str) -> ModelContract:
-    """A contract, if it is the one that its place says."""
+    """A contract, if it is the one that its path says."""
     if contract.contract_hash != contract_hash:
         raise DamagedError(
             f"{where} is not the contract {contract_hash}: its content has the hash "
@@ -140,16 +143,3 @@ def _checked(contract: ModelContract, contract_hash: str, where: str) -> ModelCo
             hint="Restore it from a backup, or from the model's bundle.",
         )
     return contract
-
-
-@lru_cache(maxsize=64)
-def _sink_contract(sink: Sink, name: str, contract_hash: str) -> ModelContract:
-    from pydantic import ValidationError
-
-    try:
-        contract = ModelContract.model_validate_json(sink.read_bytes(name))
-    except (FileNotFoundError, ValidationError) as error:
-        raise DamagedError(
-            f"{sink.text(name)} is not a contract that this version can read."
-        ) from error
-    return _checked(contract, contract_hash, sink.text(name))
