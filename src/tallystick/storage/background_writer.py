@@ -87,6 +87,7 @@ class BackgroundWriter(Generic[Item]):
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._wake = threading.Event()
+        self._is_closed = False
         self._ended = threading.Event()
         self._entries: list[_Entry[Item]] = []
         self._failed: dict[Hashable, list[_Entry[Item]]] = {}
@@ -104,17 +105,15 @@ class BackgroundWriter(Generic[Item]):
         """
         with self._lock:
             in_flight = self._accepted + rows - self._settled
-            if self._ended.is_set():
-                reason = "refused"
-            elif in_flight > self._rows_max:
-                reason = "full"
-            else:
+            is_full = in_flight > self._rows_max
+            if not (is_full or self._is_closed):
                 self._accepted += rows
                 self._entries.append((item, rows, on_written))
-                reason = ""
-        if on_written is not None or in_flight >= self._flush_rows:
-            self._wake.set()
-        return self.drop(rows, reason) if reason else True
+                if on_written is not None or in_flight >= self._flush_rows:
+                    self._wake.set()
+                return True
+        self._wake.set()
+        return self.drop(rows, "refused" if self._is_closed else "full")
 
     def drop(self, rows: int, reason: str) -> bool:
         """Count rows as accepted and dropped; always False, as :meth:`append` returns then."""
@@ -157,6 +156,7 @@ class BackgroundWriter(Generic[Item]):
         Raises:
             OSError: What was left could not be written.
         """
+        self._is_closed = True
         self._ended.set()
         self._wake.set()
         self._thread.join()
