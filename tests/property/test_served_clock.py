@@ -6,6 +6,7 @@ import asyncio
 import math
 import struct
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from tallystick.online_store.journal.journal_entry import entry_of_table
 from tallystick.online_store.journal.write_journal import (
     BufferedJournal,
     Journal,
-    cut_off_in,
+    pending_in,
     view_folder,
 )
 from tallystick.online_store.online_reader import OnlineReader
@@ -133,10 +134,11 @@ class Scene:
         """A process that was killed while it wrote."""
         entry = entry_of_table(spec, table, write_us=process_clock().now_us())
         entry = entry.filter(entry["key::id"].is_valid())
-        kept = self.direct.begin(self.redis.client, PROJECT, RowCodec(spec), entry)
-        if is_written:
-            self.write(spec, table, None)
-        kept.abandon()  # as the system lets the file go
+        recording = self.direct.recording(self.redis.client, PROJECT, RowCodec(spec), entry)
+        with suppress(InterruptedError), recording:
+            if is_written:
+                self.write(spec, table, None)
+            raise InterruptedError
 
     def take(self, step, spec, drawn):
         table = table_of(spec, drawn, START_US)
@@ -157,7 +159,7 @@ class Scene:
 
     def settle(self):
         self.write(DEFINITIONS[0], table_of(DEFINITIONS[0], [], START_US), self.direct)
-        self.direct._look_back(self.redis.client, PROJECT, "stats/1")
+        self.direct.settle(self.redis.client, PROJECT, "stats/1")
 
     def look(self):
         now_us = process_clock().now_us()
@@ -272,7 +274,7 @@ def test_a_write_that_was_cut_off_has_to_be_settled(redis_server, simulated_cloc
     simulated_clock.set(from_us(to_us(from_us(process_clock().now_us())) + 5))
     scene.cut_off(spec, table_of(spec, [later], START_US), is_written=True)
     now_us = process_clock().now_us()
-    assert len(cut_off_in(view_folder(scene.state, spec.name))) == 1
+    assert len(pending_in(view_folder(scene.state, spec.name))) == 1
     with pytest.raises(StateError, match="was cut off"):
         served(tmp_path, spec, [now_us])
     scene.settle()
@@ -289,11 +291,10 @@ def test_an_entry_of_a_write_under_way_is_neither_read_nor_settled(
     scene.write(spec, first, scene.direct)
     second = table_of(spec, [(KEYS[1], 0, 0, NOTHING | {"count": 8})], START_US)
     entry = entry_of_table(spec, second, write_us=process_clock().now_us())
-    under_way = scene.direct.begin(redis_server.client, PROJECT, RowCodec(spec), entry)
-    scene.settle()
-    now_us = process_clock().now_us()
-    assert served(tmp_path, spec, [now_us])["s__count"].to_pylist() == [7, None, None]
-    under_way.commit()
+    with scene.direct.recording(redis_server.client, PROJECT, RowCodec(spec), entry):
+        scene.settle()
+        now_us = process_clock().now_us()
+        assert served(tmp_path, spec, [now_us])["s__count"].to_pylist() == [7, None, None]
     assert served(tmp_path, spec, [now_us])["s__count"].to_pylist() == [7, 8, None]
     scene.buffered.buffer.close()
 
@@ -312,8 +313,8 @@ def test_a_write_that_fails_leaves_its_entry_to_be_settled(redis_server, simulat
         with pytest.raises(DefinitionError):
             scene.write(spec, row, journal)
         redis_server.client.flushall()
-        assert len(cut_off_in(view_folder(scene.state, spec.name))) == 1
+        assert len(pending_in(view_folder(scene.state, spec.name))) == 1
         scene.settle()
-        assert cut_off_in(view_folder(scene.state, spec.name)) == []
+        assert pending_in(view_folder(scene.state, spec.name)) == []
     scene.buffered.buffer.close()
     assert list(view_folder(scene.state, spec.name).glob("*/*.parquet")) == []

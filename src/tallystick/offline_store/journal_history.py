@@ -33,8 +33,8 @@ from tallystick.online_store.journal.journal_entry import (
     keys_of,
 )
 from tallystick.online_store.journal.write_journal import (
-    cut_off_in,
     definitions_in,
+    pending_in,
     removals_in,
     view_folder,
 )
@@ -116,7 +116,7 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
             hint="Set  journal: true  in the online_store of feature_store.yaml, and write all "
             "that is online once more:  tally materialize --again",
         )
-    if cut_off_in(folder):
+    if pending_in(folder):
         raise StateError(
             f"A write of view {spec.name} was cut off, and it is not known how far it came.",
             hint="Write the view once more, which settles it:  tally materialize",

@@ -62,7 +62,7 @@ def write_table(
         table: The rows. A null created time is taken as the event time.
         write_us: Write time of all rows, in microseconds.
         key_ttl_s: See :func:`tallystick.online_store.row_writer.write_rows`.
-        journal: Where the write is noted; None for nowhere.
+        journal: Where the write is recorded; None for nowhere.
 
     Raises:
         DataError: Columns are missing, or have values that do not fit their type; all are listed.
@@ -83,10 +83,9 @@ def write_table(
     if journal is None or not cast.num_rows:
         return write_rows(client, project, codec, rows(), key_ttl_s=key_ttl_s)
     from tallystick.online_store.journal.journal_entry import entry_of_table
-    from tallystick.online_store.journal.write_journal import noted
 
     entry = entry_of_table(spec, cast, write_us=write_us)
-    with noted(journal.begin(client, project, codec, entry)):
+    with journal.recording(client, project, codec, entry):
         return write_rows(client, project, codec, rows(), key_ttl_s=key_ttl_s)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -21,7 +22,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import Field, model_validator
 
-from tallystick.clock import process_clock, to_us
+from tallystick.clock import SECOND_US, process_clock, to_us
 from tallystick.definitions.feature_repo import state_dir
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import DataError, Problem
@@ -41,7 +42,7 @@ from tallystick.online_store.feast_answers import (
     stored_name,
 )
 from tallystick.online_store.journal.journal_entry import entry_of_rows
-from tallystick.online_store.journal.write_journal import Entry, Journal, journal_of, noted
+from tallystick.online_store.journal.write_journal import Journal, journal_of
 from tallystick.online_store.redis_address import (
     JOURNAL_WITHOUT_TTL,
     SENTINEL_MASTER,
@@ -152,7 +153,7 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
             UnavailableError: Redis did not answer; the same batch may be written again.
         """
         codec, rows = _packed(config, table, data)
-        with noted(self._begun(config, codec, data, rows)):
+        with self._recording(config, codec, data, rows):
             counts = write_rows(
                 self._connected(config),
                 config.project,
@@ -281,18 +282,18 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
                 )
             return self._client
 
-    def _begun(
+    def _recording(
         self,
         config: RepoConfig,
         codec: RowCodec,
         data: Sequence[Row],
         rows: Sequence[tuple[bytes | None, bytes]],
-    ) -> Entry | None:
-        """What is noted of a write before it; None where nothing is."""
+    ) -> AbstractContextManager[None]:
+        """Record the rows in the journal, if there is one, while the block writes them."""
         journal = _journal(config)
         places = [place for place, (key, _) in enumerate(rows) if key is not None]
         if journal is None or not places:
-            return None
+            return nullcontext()
         keys: dict[str, list[Any]] = {}
         for place in places:
             entity_key = data[place][0]
@@ -300,9 +301,9 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
                 field = value.WhichOneof("val")
                 content = getattr(value, field)
                 is_time = field == "unix_timestamp_val"  # in whole seconds
-                keys.setdefault(name, []).append(content * 1_000_000 if is_time else content)
+                keys.setdefault(name, []).append(content * SECOND_US if is_time else content)
         entry = entry_of_rows(codec, keys, [rows[place][1] for place in places])
-        return journal.begin(self._connected(config), config.project, codec, entry)
+        return journal.recording(self._connected(config), config.project, codec, entry)
 
     def _written(
         self, codec: RowCodec, counts: WriteCounts, progress: Callable[[int], Any] | None
@@ -326,7 +327,7 @@ def _repo_path(config: RepoConfig) -> Path | None:
 
 
 def _journal(config: RepoConfig) -> Journal | None:
-    """Where writes are noted; None where they are not."""
+    """Where writes are recorded; None where they are not."""
     if not config.online_store.journal:
         return None
     return journal_of(state_dir(_repo_path(config) or Path()))

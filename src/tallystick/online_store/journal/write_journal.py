@@ -1,13 +1,13 @@
-"""A journal of online writes: what went online, and when, in Parquet files.
+"""The journal of online writes: what went online, and when, in Parquet files.
 
-The served clock replays it. Files lie in ``STATE/journal/<view>/<definition hash>``, are whole or
-absent, and are named ``<first write>_<last write>_<moment>_<id>.parquet``, so that by their names
-they are in the order in which they were written. docs/adr/0009-the-journal.md says what holds when
-a write is cut off.
+The served clock replays it. Files are in ``STATE/journal/<view>/<definition hash>``, are whole or
+absent, and are named ``<first write>_<last write>_<time>_<id>.parquet``, so that their names sort
+in the order in which they were written. docs/adr/0009-the-journal.md describes what holds when a
+write is interrupted.
 
-An entry is there before its rows go to Redis, under a name that no reader looks at, and gets its
-name once Redis has answered. An entry that was left behind in between is settled by the next write
-of its view: rows that Redis holds with this very write time were written.
+An entry is written before its rows go to Redis, under a name that no reader opens, and gets its
+final name once Redis has answered. A write that was interrupted in between leaves a pending entry.
+The next write of its view settles it: a row was written if Redis has it with this write time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from tallystick.clock import SystemClock, process_clock
@@ -78,12 +78,12 @@ def definitions_in(folder: Path) -> dict[str, ViewSpec]:
 
 
 def removals_in(folder: Path) -> list[int]:
-    """The moments at which all rows of a view went, in microseconds; ascending."""
+    """The times at which all rows of a view were removed, in microseconds; ascending."""
     return sorted(int(file.name.removeprefix(_REMOVED)) for file in folder.glob(f"{_REMOVED}*"))
 
 
-def cut_off_in(folder: Path) -> list[Path]:
-    """Entries that were left behind by a write that is no longer under way."""
+def pending_in(folder: Path) -> list[Path]:
+    """Pending entries of writes that were interrupted."""
     left = []
     for path in sorted(folder.glob(f"*/.*{_PENDING}")):
         with abandoned(path) as handle:
@@ -92,18 +92,8 @@ def cut_off_in(folder: Path) -> list[Path]:
     return left
 
 
-class Entry(Protocol):
-    """What is noted of one write that is under way."""
-
-    def commit(self) -> None:
-        """Redis has answered: the rows are written."""
-
-    def abandon(self) -> None:
-        """The write failed, maybe in its midst: leave the entry to be settled."""
-
-
 class Journal:
-    """Notes online writes, each in a file of its own.
+    """Records online writes, each in a file of its own.
 
     Args:
         state_dir: The repo's state folder.
@@ -112,8 +102,11 @@ class Journal:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
 
-    def begin(self, client: SyncClient, project: str, codec: RowCodec, table: pa.Table) -> Entry:
-        """Note rows that are about to be written; what was left behind is settled first.
+    @contextmanager
+    def recording(
+        self, client: SyncClient, project: str, codec: RowCodec, table: pa.Table
+    ) -> Iterator[None]:
+        """Record rows while the block writes them to Redis; pending entries are settled first.
 
         Args:
             client: Redis.
@@ -125,11 +118,17 @@ class Journal:
             UnavailableError: Redis did not answer.
             OSError: The entry could not be written; nothing may be written to Redis then.
         """
-        self._look_back(client, project, codec.name)
-        return self._noted(codec, table)
+        self.settle(client, project, codec.name)
+        path, handle = self._write_pending(codec, table)
+        try:
+            yield  # an error leaves the entry pending
+            path.rename(_settled_name(path))
+            sync(path.parent)
+        finally:
+            os.close(handle)
 
     def removed(self, view: str, *, version: str | None = None) -> None:
-        """Note that all online rows of a view went.
+        """Record that all online rows of a view were removed.
 
         Args:
             view: The view's name.
@@ -140,30 +139,30 @@ class Journal:
             if folder.name in names or (
                 version is None and folder.name.startswith(f"{quote(view, safe='')}%00")
             ):
-                self._note_removal(folder)
+                self._record_removal(folder)
 
     def all_removed(self) -> None:
-        """Note that all online rows of the project went."""
+        """Record that all online rows of the project were removed."""
         for folder in self._folders():
-            self._note_removal(folder)
+            self._record_removal(folder)
 
     def _folders(self) -> list[Path]:
         top = journal_dir(self._state_dir)
         return [folder for folder in sorted(top.glob("*")) if any(folder.glob("*/*.parquet"))]
 
     @staticmethod
-    def _note_removal(folder: Path) -> None:
+    def _record_removal(folder: Path) -> None:
         write_text(folder / f"{_REMOVED}{process_clock().now_us():020d}", "")
 
-    def _look_back(self, client: SyncClient, project: str, name: str) -> None:
-        """Settle what was left behind, and notice a store that was emptied."""
-        self._settle(client, project, name)
+    def settle(self, client: SyncClient, project: str, name: str) -> None:
+        """Settle pending entries, and notice a store that was emptied."""
+        self._settle_pending(client, project, name)
         with redis_errors(client):
             is_filled = client.exists(definitions_key(project))
         if not is_filled:
             self.all_removed()
 
-    def _settle(self, client: SyncClient, project: str, name: str) -> None:
+    def _settle_pending(self, client: SyncClient, project: str, name: str) -> None:
         folder = view_folder(self._state_dir, name)
         for path in sorted(folder.glob(f"*/.*{_PENDING}")):
             with abandoned(path) as handle:
@@ -174,33 +173,31 @@ class Journal:
 
                 codec = RowCodec(definitions_in(folder)[path.parent.name], name)
                 table = pq.read_table(path)
-                held = _are_held(client, project, codec, table)
-                kept = table.filter(pa.array(held, pa.bool_()))
-                if kept.num_rows:
-                    _write(kept, _settled_name(path))
+                written = table.filter(pa.array(_are_online(client, project, codec, table)))
+                if written.num_rows:
+                    _write(written, _settled_name(path))
                 path.unlink()
 
     def _folder_of(self, codec: RowCodec) -> Path:
         folder = view_folder(self._state_dir, codec.name) / codec.spec.definition_hash
-        # Looked for each time: whoever clears old entries away may take it along.
+        # Checked each time: a clean-up of old entries may have removed it.
         if not (folder / _DEFINITION).is_file():
             write_text(folder / _DEFINITION, codec.spec.canonical_json())
         return folder
 
-    def _noted(self, codec: RowCodec, table: pa.Table) -> _Pending:
-        """An entry under the name that no reader looks at, claimed by this process."""
+    def _write_pending(self, codec: RowCodec, table: pa.Table) -> tuple[Path, int]:
+        """Write a pending entry; gives its path, and the descriptor that holds its lock."""
         path = self._folder_of(codec) / f".{_name_of(table)}{_PENDING}"
-        with drafted(path) as (temporary, lock):
-            _write_parquet(table, temporary)
-            handle = os.dup(lock)  # keeps the lock
-        return _Pending(path, handle)
+        with drafted(path) as (draft, lock):
+            _write_parquet(table, draft)
+            return path, os.dup(lock)
 
 
 class BufferedJournal(Journal):
-    """Notes online writes in memory once they are done; a thread writes them to files.
+    """Records online writes in memory once they are done; a thread writes them to files.
 
-    For a process that answers requests: no file is written for a row. The entry of a write that
-    failed is written at once, to be settled.
+    For a process that answers requests: it does not write a file for each row. The entry of a write
+    that failed is written at once, and is pending.
 
     Args:
         state_dir: The repo's state folder.
@@ -222,10 +219,19 @@ class BufferedJournal(Journal):
             group_of=lambda item: item[0].tag,
         )
 
-    def begin(self, client: SyncClient, project: str, codec: RowCodec, table: pa.Table) -> Entry:
-        """See :meth:`Journal.begin`."""
-        self._look_back(client, project, codec.name)
-        return _Gathered(self, codec, table)
+    @contextmanager
+    def recording(
+        self, client: SyncClient, project: str, codec: RowCodec, table: pa.Table
+    ) -> Iterator[None]:
+        """See :meth:`Journal.recording`."""
+        self.settle(client, project, codec.name)
+        try:
+            yield
+        except BaseException:
+            os.close(self._write_pending(codec, table)[1])
+            raise
+        if table.num_rows:
+            self.buffer.append((codec, table), table.num_rows)
 
     def all_removed(self) -> None:
         """See :meth:`Journal.all_removed`."""
@@ -237,10 +243,6 @@ class BufferedJournal(Journal):
         self.buffer.flush()
         super().removed(view, version=version)
 
-    def leave(self, codec: RowCodec, table: pa.Table) -> None:
-        """Write an entry that is to be settled."""
-        self._noted(codec, table).abandon()
-
     def _write_items(self, items: Sequence[tuple[RowCodec, pa.Table]]) -> None:
         import pyarrow as pa
 
@@ -248,71 +250,26 @@ class BufferedJournal(Journal):
         _write(table, self._folder_of(items[0][0]) / f"{_name_of(table)}.parquet")
 
 
-class _Pending:
-    """An entry that has a file, and this process's claim on it."""
-
-    def __init__(self, path: Path, handle: int) -> None:
-        self._path = path
-        self._handle = handle
-
-    def commit(self) -> None:
-        try:
-            self._path.rename(_settled_name(self._path))
-            sync(self._path.parent)
-        finally:
-            os.close(self._handle)
-
-    def abandon(self) -> None:
-        os.close(self._handle)
-
-
-class _Gathered:
-    """An entry that is only in memory."""
-
-    def __init__(self, journal: BufferedJournal, codec: RowCodec, table: pa.Table) -> None:
-        self._journal, self._codec, self._table = journal, codec, table
-
-    def commit(self) -> None:
-        if self._table.num_rows:
-            self._journal.buffer.append((self._codec, self._table), self._table.num_rows)
-
-    def abandon(self) -> None:
-        self._journal.leave(self._codec, self._table)
-
-
-@contextmanager
-def noted(entry: Entry | None) -> Iterator[None]:
-    """Commit an entry once the block has written its rows; without an entry do nothing."""
-    try:
-        yield
-    except BaseException:
-        if entry is not None:
-            entry.abandon()
-        raise
-    if entry is not None:
-        entry.commit()
-
-
-_in_process: dict[Path, Journal] = {}
+_of_process: dict[Path, Journal] = {}
 
 
 @contextmanager
 def journal_in_use(state_dir: Path, journal: Journal) -> Iterator[None]:
-    """Have all writes of this process to the repo of ``state_dir`` noted in one journal."""
-    _in_process[state_dir.resolve()] = journal
+    """Record all writes of this process to the repo of ``state_dir`` in one journal."""
+    _of_process[state_dir.resolve()] = journal
     try:
         yield
     finally:
-        del _in_process[state_dir.resolve()]
+        del _of_process[state_dir.resolve()]
 
 
 def journal_of(state_dir: Path) -> Journal:
-    """The journal in which this process notes writes to the repo of ``state_dir``."""
-    return _in_process.get(state_dir.resolve()) or Journal(state_dir)
+    """The journal in which this process records writes to the repo of ``state_dir``."""
+    return _of_process.get(state_dir.resolve()) or Journal(state_dir)
 
 
-def _are_held(client: SyncClient, project: str, codec: RowCodec, table: pa.Table) -> list[bool]:
-    """Which rows Redis holds, with their very write time."""
+def _are_online(client: SyncClient, project: str, codec: RowCodec, table: pa.Table) -> list[bool]:
+    """Which rows Redis has with exactly this write time."""
     import pyarrow as pa
 
     count = table.num_rows
@@ -323,22 +280,22 @@ def _are_held(client: SyncClient, project: str, codec: RowCodec, table: pa.Table
     keys = EntityKeys(project, codec.spec.join_keys).of(columns)
     times = list(zip(*(table[name].cast(pa.int64()).to_pylist() for name in TIMES), strict=True))
     sections = SectionReader([codec.view])
-    held = []
+    online = []
     for start in range(0, count, _KEYS_AT_ONCE):
-        asked = keys[start : start + _KEYS_AT_ONCE]
+        requested = keys[start : start + _KEYS_AT_ONCE]
         with redis_errors(client):
-            found = mget(client, [key or b"" for key in asked])
+            found = mget(client, [key or b"" for key in requested])
         rows = sections.rows(found)[codec.view]
-        held += [
+        online += [
             key is not None
             and row is not None
             and row[:TAG] == codec.tag
-            and times_of_row(row) == wanted
-            for key, row, wanted in zip(
-                asked, rows, times[start : start + _KEYS_AT_ONCE], strict=True
+            and times_of_row(row) == expected
+            for key, row, expected in zip(
+                requested, rows, times[start : start + _KEYS_AT_ONCE], strict=True
             )
         ]
-    return held
+    return online
 
 
 def _name_of(table: pa.Table) -> str:
