@@ -191,8 +191,8 @@ def test_rows_beyond_the_budget_are_dropped_and_counted(tmp_path):
         row_id for number in kept for row_id in request(0, number).prediction_id
     }
     (worker,) = manifest_of(tmp_path).workers.values()
-    assert (worker.rows, worker.budget, worker.lost) == (rows, lacking, 0)
-    assert worker.accepted == worker.rows + worker.dropped
+    assert (worker.rows, worker.totals.budget, worker.lost) == (rows, lacking, 0)
+    assert worker.totals.accepted == worker.rows + worker.totals.dropped
 
 
 def test_drops_after_the_last_segment_are_counted_as_well(tmp_path):
@@ -203,7 +203,7 @@ def test_drops_after_the_last_segment_are_counted_as_well(tmp_path):
     log.wal.close()
     compact(tmp_path)
     (worker,) = manifest_of(tmp_path).workers.values()
-    assert (worker.rows, worker.budget, worker.accepted) == (
+    assert (worker.rows, worker.totals.budget, worker.totals.accepted) == (
         rows_of(0),
         rows_of(6),
         rows_of(0) + rows_of(6),

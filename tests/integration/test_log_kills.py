@@ -70,8 +70,8 @@ def check_ledger(forger, state, pids):
     past = manifest.past
     assert manifest.rows == sum(map(len, found.values()))
     assert manifest.rows == past.rows + sum(each.rows for each in manifest.workers.values())
-    assert past.accepted == past.rows + past.dropped + past.lost
-    assert (past.lost, past.damages, past.dropped) == (0, 0, 0)
+    assert past.totals.accepted == past.rows + past.totals.dropped + past.lost
+    assert (past.lost, past.damages, past.totals.dropped) == (0, 0, 0)
     named = {int(name.split("-")[0]): rows for name, rows in manifest.workers.items()}
     assert len(named) == len(manifest.workers)
     for pid in pids:
@@ -81,11 +81,11 @@ def check_ledger(forger, state, pids):
             assert len(found.get(report["worker"], ())) >= report["durable"]
             assert report["closed"] or report["acknowledged"] == report["durable"] == 0
             continue
-        assert (rows.lost, rows.damages, rows.dropped) == (0, 0, 0)
+        assert (rows.lost, rows.damages, rows.totals.dropped) == (0, 0, 0)
         assert rows.rows == rows.after == len(found.get(report["worker"], ()))
-        assert rows.accepted >= rows.rows
+        assert rows.totals.accepted >= rows.rows
         if report["closed"]:
-            assert rows.accepted == rows.rows
+            assert rows.totals.accepted == rows.rows
             assert rows.is_closed
 
 
@@ -307,7 +307,7 @@ def check_scene_ledger(state, rows):
     assert manifest.rows == sum(each.rows for each in every) == rows
     assert [each.lost for each in every if each.lost] == [rows_of(0)]
     for each in every:
-        assert each.accepted == each.rows + each.lost + each.dropped
+        assert each.totals.accepted == each.rows + each.lost + each.totals.dropped
     assert len([*(wal_dir(state) / DAMAGED).rglob("*.sealed")]) == 1
 
 

@@ -196,7 +196,7 @@ def test_a_torn_end_of_a_killed_worker_is_no_damage(frames, data):
         assert (done.segments, done.rows, done.lost, done.damages) == (1, len(expected), 0, [])
         assert read_ids(state) == expected
         told = worker_rows(state)
-        assert (told.rows, told.lost, told.damages, told.accepted) == (
+        assert (told.rows, told.lost, told.damages, told.totals.accepted) == (
             len(expected),
             0,
             0,

@@ -312,7 +312,8 @@ def test_workers_that_have_ended_are_summed_up(tmp_path):
         compact(tmp_path)
     (manifest,) = read_manifests(log_location(tmp_path), "predictions").values()
     assert len(manifest.workers) == 1
-    assert (manifest.past.rows, manifest.past.accepted, manifest.past.full) == (4, 8, 4)
+    past = manifest.past
+    assert (past.rows, past.totals.accepted, past.totals.full) == (4, 8, 4)
     ledger = ledger_of(tmp_path, PREDICTIONS)
     assert (ledger.accepted, ledger.in_parquet, ledger.dropped["full"]) == (12, 6, 6)
     assert (ledger.missing, ledger.died) == (0, 0)

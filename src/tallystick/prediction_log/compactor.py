@@ -12,7 +12,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import reduce
 from itertools import pairwise
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import duration_us, from_us, process_clock
 from tallystick.errors import DamagedError, InputError, StateError
-from tallystick.prediction_log.frames import Damage, Frame
+from tallystick.prediction_log.frames import Frame
 from tallystick.prediction_log.manifest import (
     LogFile,
     Manifest,
@@ -301,7 +301,8 @@ class Compactor:
             tables = self._tables(segment for _, segment in taken)
         except DamagedError:
             # The values of a frame may fit no column although its checksum is right.
-            taken = [(path, self._without_unusable(segment)) for path, segment in taken]
+            for _, segment in taken:
+                self._discard_unusable(segment)
             tables = self._tables(segment for _, segment in taken)
         workers = dict(self._manifest.workers)
         for path, segment in taken:
@@ -332,19 +333,13 @@ class Compactor:
         contract = local_contract(self._state_dir, self.stream, contract_hash)
         return contract, self.stream.table(contract, [frame.payload for frame in frames])
 
-    def _without_unusable(self, segment: Segment) -> Segment:
-        """A segment without the frames that cannot become a table."""
-        usable, damages, lost = [], list(segment.damages), segment.lost
-        for frame in segment.frames:
+    def _discard_unusable(self, segment: Segment) -> None:
+        """Discard the frames that cannot become a table."""
+        for frame in list(segment.frames):
             try:
                 self._table(frame.contract, [frame])
             except DamagedError as error:
-                why = f"rows from {frame.first}: {error.what}"
-                damages.append(Damage(0, 0, why, is_end=False))
-                lost += frame.rows
-            else:
-                usable.append(frame)
-        return replace(segment, frames=tuple(usable), lost=lost, damages=tuple(damages))
+                segment.discard(frame, error.what)
 
     def _merge_files(self, files: list[LogFile]) -> None:
         import pyarrow as pa

@@ -1,11 +1,11 @@
-"""What a segment of the write-ahead log consists of: frames, each with its own checksums.
+"""Frames: what a segment of the write-ahead log consists of, each with its own checksums.
 
-A frame is what one commit wrote of one contract: a header of fixed width, then a payload in
-MessagePack, an array with one element per request. The header says how many rows the payload has
-and which numbers they bear among all rows of their worker; so that a frame which was written twice
-counts once, and of one that is damaged it is known how many rows are lost. The header's own
-checksum tells a damaged payload, behind which the next frame begins where it says, from a damaged
-header, behind which the next one has to be looked for.
+A frame is what one commit wrote under one contract: a header of fixed width, then a payload in
+MessagePack, an array with one element per request. The header has the number of rows, and the
+number of the first one among all rows of the worker. So a frame that was written twice counts once,
+and the rows of a damaged frame are counted as lost. The header has a checksum of its own. Behind a
+damaged payload the next frame begins where the header says; behind a damaged header it is searched
+for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final
 
 FRAME_VERSION: Final = 1
@@ -51,6 +51,10 @@ class Totals:
         """Rows dropped for any reason."""
         return self.full + self.budget + self.refused
 
+    def plus(self, other: Totals) -> Totals:
+        """The sum of two workers."""
+        return Totals(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -79,14 +83,13 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes of a segment that are no whole frame.
+    """Bytes of a segment that are not a whole frame.
 
     Attributes:
         start: First byte.
         end: Byte after the last.
         why: What is wrong with them.
-        is_end: Whether no frame follows and none is whole: they may be what a killed worker had
-            begun to write.
+        is_end: Whether no frame follows: they may be what a killed worker had begun to write.
     """
 
     start: int
@@ -143,7 +146,7 @@ def packed_frame(
 
 
 def read_frames(content: bytes) -> Iterator[Frame | Damage]:
-    """The frames of a segment, and what lies between them, in order."""
+    """The frames of a segment, and the damages between them, in order."""
     view = memoryview(content)
     at, bad, why, is_foreign = 0, -1, "", False
     while 0 <= at < len(content):

@@ -78,19 +78,19 @@ def _counted(state_dir: Path, stream: Stream) -> StreamLedger:
     waiting = sum(segment.rows for segment in uncompacted(segments, workers))
     every = [*workers.values(), manifest.past]
     in_memory = {
-        name: each.accepted - each.dropped - each.after
+        name: each.totals.accepted - each.totals.dropped - each.after
         for name, each in workers.items()
         if not each.is_closed
     }
     return StreamLedger(
-        accepted=sum(each.accepted for each in every),
+        accepted=sum(each.totals.accepted for each in every),
         in_parquet=manifest.rows,
         in_segments=waiting,
         expired=manifest.expired,
         imported=sum(manifest.imported.values()),
         forgotten=manifest.forgotten,
         dropped={
-            reason: sum(getattr(each, reason) for each in every)
+            reason: sum(getattr(each.totals, reason) for each in every)
             for reason in ("full", "budget", "refused")
         },
         lost=sum(each.lost for each in every),

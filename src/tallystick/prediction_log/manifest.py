@@ -66,10 +66,7 @@ class WorkerRows(BaseModel):
         rows: Rows that were compacted.
         lost: Rows that were durable, and found damaged.
         damages: Parts of segments that are not whole frames.
-        accepted: Rows that the worker had been given when it last wrote.
-        full: Rows that it had dropped by then because its buffer was full.
-        budget: Rows dropped because the disk budget was used up.
-        refused: Rows dropped because the worker was ending.
+        totals: Rows accepted and dropped by the worker when it last wrote.
         is_closed: Whether its last segment was sealed.
         is_ended: Whether it stopped after that.
     """
@@ -81,28 +78,16 @@ class WorkerRows(BaseModel):
     rows: int = 0
     lost: int = 0
     damages: int = 0
-    accepted: int = 0
-    full: int = 0
-    budget: int = 0
-    refused: int = 0
+    totals: Totals = Totals()
     is_closed: bool = False
     is_ended: bool = False
 
-    @property
-    def dropped(self) -> int:
-        """Rows that it dropped, for any reason."""
-        return self.full + self.budget + self.refused
-
     def plus(self, other: WorkerRows) -> WorkerRows:
         """The sum of two workers that have ended."""
-        counts = ("after", "rows", "lost", "damages", "accepted", "full", "budget", "refused")
+        counts = ("after", "rows", "lost", "damages")
         sums = {name: getattr(self, name) + getattr(other, name) for name in counts}
-        return WorkerRows(**sums, is_closed=True, is_ended=True)
-
-    @property
-    def totals(self) -> Totals:
-        """Accepted and dropped rows, as the next segment should have them at least."""
-        return Totals(self.accepted, self.full, self.budget, self.refused)
+        totals = self.totals.plus(other.totals)
+        return WorkerRows(**sums, totals=totals, is_closed=True, is_ended=True)
 
     def with_segment(self, segment: Segment) -> WorkerRows:
         """Once a segment that was read with ``expected=self.after`` is compacted."""
@@ -112,10 +97,7 @@ class WorkerRows(BaseModel):
             rows=self.rows + segment.rows,
             lost=self.lost + segment.lost,
             damages=self.damages + len(segment.damages),
-            accepted=segment.totals.accepted,
-            full=segment.totals.full,
-            budget=segment.totals.budget,
-            refused=segment.totals.refused,
+            totals=segment.totals,
             is_closed=segment.is_closed,
             is_ended=segment.is_ended,
         )

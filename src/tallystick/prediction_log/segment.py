@@ -1,4 +1,4 @@
-"""Segments of the write-ahead log, as those who read and compact them see them."""
+"""Segments of the write-ahead log, as readers and the compactor see them."""
 
 from __future__ import annotations
 
@@ -11,74 +11,68 @@ from tallystick.prediction_log.write_ahead_log import OPEN, SEALED
 from tallystick.storage.locks import abandoned
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Segment:
     """What a segment holds.
 
     Attributes:
-        worker: Who wrote it: process and start.
+        worker: Its writer: process and start.
         number: Its number among that worker's, from 0.
-        frames: Its whole frames, without those that repeat what was written before.
         after: Number of the row that follows its last one.
-        lost: Rows that are damaged, as far as the frames around them tell.
-        damages: What in it is no frame.
-        totals: Of the worker, by its last frame.
-        is_closed: Whether it ends as its worker wanted it to.
-        is_ended: Whether its worker wrote no more after it.
+        totals: The worker's, by its last frame.
+        frames: Its whole frames, without those that repeat earlier rows.
+        lost: Rows that are damaged, by the row numbers of the frames around them.
+        damages: What in it is not a frame.
+        is_closed: Whether its worker sealed it.
+        is_ended: Whether its worker stopped after it.
     """
 
     worker: str
     number: int
-    frames: tuple[Frame, ...]
     after: int
-    lost: int
-    damages: tuple[Damage, ...]
     totals: Totals
-    is_closed: bool
-    is_ended: bool
+    frames: list[Frame] = field(default_factory=list)
+    lost: int = 0
+    damages: list[Damage] = field(default_factory=list)
+    is_closed: bool = False
+    is_ended: bool = False
 
     @property
     def rows(self) -> int:
         """Rows that it holds."""
         return sum(frame.rows for frame in self.frames)
 
-
-@dataclass(slots=True)
-class _Reading:
-    """How far a segment was read."""
-
-    expected: int
-    lost: int = 0
-    totals: Totals = field(default_factory=Totals)
-    is_closed: bool = False
-    is_ended: bool = False
-    frames: list[Frame] = field(default_factory=list)
-    damages: list[Damage] = field(default_factory=list)
-
-    def take(self, frame: Frame) -> None:
-        if frame.first < self.expected and frame.rows:
+    def add(self, frame: Frame) -> None:
+        """Add the next frame, unless it repeats rows that were read before."""
+        if frame.rows and frame.first < self.after:
             return
-        self.lost += max(0, frame.first - self.expected)
-        self.expected = max(self.expected, frame.first + frame.rows)
+        self.lost += max(0, frame.first - self.after)
+        self.after = max(self.after, frame.first + frame.rows)
         self.totals = frame.totals
         self.is_closed, self.is_ended = frame.is_last, frame.is_ended
         if frame.rows:
             self.frames.append(frame)
 
+    def discard(self, frame: Frame, why: str) -> None:
+        """Count the rows of a frame as lost."""
+        self.frames.remove(frame)
+        self.lost += frame.rows
+        self.damages.append(Damage(0, 0, f"rows from {frame.first}: {why}", is_end=False))
 
-def read_segment(path: Path, *, expected: int = 0, totals: Totals | None = None) -> Segment:
+
+def read_segment(path: Path, *, expected: int, totals: Totals) -> Segment:
     """Read a segment.
 
-    What a killed worker had begun to write at the end of an open one is no damage: it was never
-    acknowledged.
+    What a killed worker had begun to write at the end of an open segment does not count as damage:
+    it was never acknowledged.
 
     Args:
         path: Its file.
-        expected: Number of the row with which it should begin; rows before it repeat others.
+        expected: Number of the row with which it should begin; rows before it are repetitions.
         totals: The worker's before it.
 
     Raises:
-        FileNotFoundError: It is gone, into Parquet files most likely.
+        FileNotFoundError: It is gone, most likely because it was compacted.
         DamagedError: It cannot be read at all.
     """
     try:
@@ -87,23 +81,13 @@ def read_segment(path: Path, *, expected: int = 0, totals: Totals | None = None)
         raise
     except OSError as error:
         raise DamagedError(f"The log segment {path} cannot be read: {error}") from error
-    reading = _Reading(expected, totals=totals or Totals())
+    segment = Segment(path.parent.name, int(path.stem), expected, totals)
     for found in read_frames(content):
         if isinstance(found, Frame):
-            reading.take(found)
+            segment.add(found)
         elif path.suffix == SEALED or not found.is_end:
-            reading.damages.append(found)
-    return Segment(
-        worker=path.parent.name,
-        number=int(path.stem),
-        frames=tuple(reading.frames),
-        after=reading.expected,
-        lost=reading.lost,
-        damages=tuple(reading.damages),
-        totals=reading.totals,
-        is_closed=reading.is_closed,
-        is_ended=reading.is_ended,
-    )
+            segment.damages.append(found)
+    return segment
 
 
 def is_live(path: Path) -> bool:
