@@ -327,17 +327,18 @@ class Compactor:
         for segment in segments:
             for frame in segment.frames:
                 frames.setdefault(frame.contract, []).append(frame)
-        return [self._table(contract_hash, of_it) for contract_hash, of_it in frames.items()]
-
-    def _table(self, contract_hash: str, frames: Iterable[Frame]) -> tuple[ModelContract, pa.Table]:
-        contract = local_contract(self._state_dir, self.stream, contract_hash)
-        return contract, self.stream.table(contract, [frame.payload for frame in frames])
+        return [
+            (contract, self.stream.table(contract, [frame.payload for frame in of_it]))
+            for contract_hash, of_it in frames.items()
+            for contract in [local_contract(self._state_dir, self.stream, contract_hash)]
+        ]
 
     def _discard_unusable(self, segment: Segment) -> None:
-        """Discard the frames that cannot become a table."""
+        """Discard the frames that cannot become a table; a damaged contract discards nothing."""
         for frame in list(segment.frames):
+            contract = local_contract(self._state_dir, self.stream, frame.contract)
             try:
-                self._table(frame.contract, [frame])
+                self.stream.table(contract, [frame.payload])
             except DamagedError as error:
                 segment.discard(frame, error.what)
 
