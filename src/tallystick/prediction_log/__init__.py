@@ -1,4 +1,5 @@
-"""The prediction log: what was asked, what was seen, what was answered; and the labels that came.
+"""The prediction log: requests, the features that were read, answers, and the labels that came.
 
-``record`` lays out a record, ``writer`` keeps it off the request path, ``reader`` reads it back.
+Read ``log_writer``, ``compactor`` and ``log_reader`` first: rows go from a server's write-ahead log
+to Parquet files, and readers see both.
 """

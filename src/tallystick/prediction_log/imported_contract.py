@@ -1,8 +1,7 @@
-"""Contracts of models that were not trained here, and that only their log tells of.
+"""Contracts of models that were not trained here, for the import of their predictions.
 
-A feature service that another server answers from has no contract: nobody froze one. To take its
-log in and audit it, one is made of the definitions as they are applied now. Nothing was seen in
-training, and nothing is known of a label.
+A feature service that another server answers from has no contract. To import and audit its log, one
+is made from the definitions as they are applied now. It has no training data and no label.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from tallystick.definitions.feature_repo import Repo
 
 
 def observed_contract(repo: Repo, service: str) -> ModelContract:
-    """The contract of whatever answers from a feature service.
+    """The contract of the model that answers from a feature service.
 
     Args:
         repo: An applied repo.
-        service: Name of the feature service; the log calls the model so.
+        service: Name of the feature service, which becomes the name of the model.
 
     Raises:
         StateError: The repo has not been applied, or has no such service.

@@ -1,4 +1,4 @@
-"""What a serving process writes to: the log of predictions, and that of the labels sent to it."""
+"""The logs that a serving process writes to: predictions, and the labels sent to it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tallystick.storage.background_writer import OnWritten, report
 def are_sampled(keys: Sequence[Sequence[Any]], share: float) -> list[bool]:
     """Whether each row's entity is among those whose predictions are logged.
 
-    It depends on the values of its keys alone, so that servers and days agree, and an entity's
-    history is whole or not there.
+    It depends only on the values of its keys. So all servers make the same choice every day, and an
+    entity's history is complete or absent.
 
     Args:
         keys: Each key's column.

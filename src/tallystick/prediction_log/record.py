@@ -4,7 +4,7 @@ Columns: ``prediction_id``, ``request_time``, ``model_version``, ``prediction``,
 then ``entity.<key>``, ``request.<field>``, for each view ``view.<name>.status``, ``.event_time``,
 ``.created_time``, ``.write_time``, ``.definition``, and ``feature.<view>__<feature>`` for every
 value, stored or computed. A file holds records of one contract, whose hash is part of its path; so
-types are exact, and an old record stays readable by the contract that lies beside it.
+types are exact, and an old record stays readable by the contract in the same folder.
 """
 
 from __future__ import annotations
@@ -78,33 +78,33 @@ class Predictions:
     prediction: Sequence[float]
     latency_us: int
 
-    def only(self, wanted: Sequence[bool]) -> Predictions:
-        """Some of the predictions, in their order."""
+    def only(self, selected: Sequence[bool]) -> Predictions:
+        """The selected predictions, in their order."""
 
-        def chosen(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
-            return {name: list(compress(plain(each), wanted)) for name, each in columns.items()}
+        def select(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
+            return {name: list(compress(plain(each), selected)) for name, each in columns.items()}
 
         return Predictions(
-            prediction_id=list(compress(self.prediction_id, wanted)),
+            prediction_id=list(compress(self.prediction_id, selected)),
             request_us=self.request_us,
             model_version=self.model_version,
-            keys=chosen(self.keys),
-            views={name: _ChosenRows(read, wanted) for name, read in self.views.items()},
-            values=chosen(self.values),
-            prediction=list(compress(self.prediction, wanted)),
+            keys=select(self.keys),
+            views={name: _SelectedRows(read, selected) for name, read in self.views.items()},
+            values=select(self.values),
+            prediction=list(compress(self.prediction, selected)),
             latency_us=self.latency_us,
         )
 
 
-class _ChosenRows:
-    """What was read of one view for some of a request's rows."""
+class _SelectedRows:
+    """What was read of one view for the selected rows of a request."""
 
-    def __init__(self, read: ViewColumns, wanted: Sequence[bool]) -> None:
-        self.status = list(compress(read.status, wanted))
-        self.event_us = list(compress(plain(read.event_us), wanted))
-        self.created_us = list(compress(plain(read.created_us), wanted))
-        self.write_us = list(compress(plain(read.write_us), wanted))
-        self.definition = list(compress(read.definition, wanted))
+    def __init__(self, read: ViewColumns, selected: Sequence[bool]) -> None:
+        self.status = list(compress(read.status, selected))
+        self.event_us = list(compress(plain(read.event_us), selected))
+        self.created_us = list(compress(plain(read.created_us), selected))
+        self.write_us = list(compress(plain(read.write_us), selected))
+        self.definition = list(compress(read.definition, selected))
 
 
 def log_schema(inputs: ModelInputs) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""How predictions are packed within the request, and how frames of them become columns."""
+"""The codec of records: predictions to bytes within the request, and frames of them to columns."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _VIEW_TEXTS: Final = ("status", "definition")
 
 
 class RecordLayout:
-    """How predictions by one contract are packed, and made columns again.
+    """Packs the predictions of one contract, and unpacks them to columns.
 
-    A request with few rows is one array in MessagePack: the values of fixed width of all rows, one
-    after the other as C has them; a bit for each that is null, or nothing if none is; and the other
-    values in a list. One with many rows is a number of rows and a list of columns, of which those
-    without null are arrays.
+    A request with few rows is an array of three in MessagePack: the values of fixed width of all
+    rows, one after the other as C has them; a bit for each value that is null, or nothing if none
+    is; and a list of the other values. A request with many rows is the number of rows and a list of
+    columns, where a column without nulls is an array.
 
     Args:
         inputs: What the model takes.
@@ -61,7 +61,7 @@ class RecordLayout:
         for prefix, columns in (("entity", inputs.entity_keys), ("request", inputs.request_fields)):
             converts |= {f"{prefix}.{each.name}": _converter(each.dtype) for each in columns}
         self._converts = {name: each for name, each in converts.items() if each is not None}
-        # Times of features and of requests are objects, those of the record itself are numbers.
+        # Times of features and of requests are objects, times of the record itself are numbers.
         times = [f"view.{view}.{time}" for view in self._views for time in VIEW_TIMES]
         texts_of_views = [f"view.{view}.{text}" for view in self._views for text in _VIEW_TEXTS]
         kinds = {field.name: field.type for field in self.schema}
@@ -89,10 +89,10 @@ class RecordLayout:
         self._null_bytes = (len(formats) + 7) // 8
 
     def packed(self, part: Predictions) -> bytes:
-        """The predictions of one request; within the request, and so quick."""
+        """The predictions of one request; called within the request, so it has to be fast."""
         whole: tuple[Any, ...] = ()
         if len(part.prediction_id) < ROWS_MANY:
-            # Arrow makes a double beyond a float's range infinite and 7.0 an integer; C does not.
+            # C raises where Arrow would convert: 7.0 as an integer, or beyond a float's range.
             with suppress(OverflowError, struct.error):
                 whole = self._few(part)
         packed: bytes = _encoder().encode(whole or self._many(part))
@@ -140,17 +140,17 @@ class RecordLayout:
     def _with_nulls(self, rows: Sequence[Sequence[Any]]) -> tuple[bytes, bytes]:
         fixed, nulls = [], []
         for values in rows:
-            bits = sum(1 << place for place, value in enumerate(values) if value is None)
+            bits = sum(1 << bit for bit, value in enumerate(values) if value is None)
             filled = [0 if value is None else value for value in values]
             fixed.append(self._packer.pack(*filled))
             nulls.append(bits.to_bytes(self._null_bytes, "little"))
         return b"".join(fixed), b"".join(nulls)
 
     def table(self, payloads: Sequence[bytes | memoryview]) -> pa.Table:
-        """The predictions of several frames as one table, in no order.
+        """The predictions of several frames as one table, in any order.
 
         Args:
-            payloads: Of each frame; an array of what :meth:`packed` made.
+            payloads: The payload of each frame: an array of what :meth:`packed` made.
 
         Raises:
             DamagedError: They are not in this layout, though their checksum is right.
@@ -159,8 +159,8 @@ class RecordLayout:
         import pyarrow as pa
 
         try:
-            with _uncollected():
-                few, many = _sorted_out(payloads)
+            with _without_collector():
+                few, many = _by_size(payloads)
                 parts = [self._of_few(few)] if few else []
                 parts += [
                     self._batch(
@@ -186,19 +186,19 @@ class RecordLayout:
         fixed = np.frombuffer(b"".join(part[0] for part in parts), self._kinds)
         masks = self._masks(parts, len(fixed))
         columns: dict[str, Any] = {}
-        for place, name in enumerate(self._fixed):
+        for index, name in enumerate(self._fixed):
             values = np.ascontiguousarray(fixed[name])
             if pa.types.is_boolean(self.schema.field(name).type):
                 values = values.astype(bool)
-            mask = None if masks is None else np.ascontiguousarray(masks[:, place])
+            mask = None if masks is None else np.ascontiguousarray(masks[:, index])
             columns[name] = pa.array(values, mask=mask)
         others = [value for part in parts for value in part[2]]
-        for place, name in enumerate(self._others):
-            columns[name] = others[place :: len(self._others)]
+        for index, name in enumerate(self._others):
+            columns[name] = others[index :: len(self._others)]
         return self._batch(columns)
 
     def _masks(self, parts: Sequence[tuple[bytes, bytes, list[Any]]], rows: int) -> Any:
-        """Which values are null, of shape (rows, columns); None if none is."""
+        """Which values are null, of shape (rows, columns); None if there are no nulls."""
         import numpy as np
 
         if not any(part[1] for part in parts):
@@ -225,14 +225,14 @@ class RecordLayout:
 
 
 def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
-    """What gives a mapping's values by name, quicker than one by one."""
+    """A function that gives a mapping's values by name, faster than one by one."""
     if len(names) > 1:
         return itemgetter(*names)
     return lambda values: [values[name] for name in names]
 
 
 def _code(kind: pa.DataType) -> str:
-    """How :mod:`struct` calls a type of fixed width; empty for others. None fits none of them."""
+    """The letter of :mod:`struct` for a type of fixed width; empty for others."""
     import pyarrow as pa
 
     return {
@@ -252,8 +252,8 @@ def _kinds_of(names: Sequence[str], formats: Sequence[str]) -> Any:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Look for no cycles of garbage: among many new objects without any it takes long."""
+def _without_collector() -> Iterator[None]:
+    """Switch the garbage collector off: it is slow among many new objects without cycles."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -263,7 +263,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _sorted_out(
+def _by_size(
     payloads: Sequence[bytes | memoryview],
 ) -> tuple[list[tuple[bytes, bytes, list[Any]]], list[list[Any]]]:
     """The requests with few rows, and the columns of those with many."""
@@ -278,7 +278,7 @@ def _sorted_out(
 
 
 def _packable(value: Any) -> Any:
-    """What is no plain value as one that MessagePack has; an array of numbers as its bytes."""
+    """A value outside MessagePack as one inside it; an array of numbers as its bytes."""
     import msgspec
     import numpy as np
 
@@ -292,7 +292,7 @@ def _packable(value: Any) -> Any:
 
 
 def _unpackable(code: int, content: memoryview) -> Any:
-    """What :func:`_packable` made of an array."""
+    """The array that :func:`_packable` converted."""
     import numpy as np
 
     if code != _NUMBERS:
@@ -316,7 +316,7 @@ def _decoder() -> Any:
 
 
 def _converter(dtype: str) -> Callable[[Any], Any] | None:
-    """What makes of a column of a type what Arrow takes; None if Arrow takes it as it is."""
+    """A function that makes a column of a type ready for Arrow; None if Arrow takes it as it is."""
     own = feature_type(dtype)
     if own.is_document:
         return lambda column: log_values(plain(column), dtype)

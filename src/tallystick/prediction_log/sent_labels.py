@@ -1,4 +1,4 @@
-"""Labels that were sent to the API: late, out of order, corrected or never."""
+"""The labels that clients send to the API: late, out of order, and corrected."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def label_table(contract: ModelContract, payloads: Sequence[bytes | memoryview])
 
     Args:
         contract: The contract under which they were sent.
-        payloads: Of each frame; an array of what :func:`packed_labels` made.
+        payloads: The payload of each frame: an array of what :func:`packed_labels` made.
 
     Raises:
         DamagedError: They are not in this layout, though their checksum is right.

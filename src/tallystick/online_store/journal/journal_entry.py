@@ -1,4 +1,4 @@
-"""The rows of an online write as the journal has them: by name and type, with all three times."""
+"""The rows of an online write in the layout of the journal: by name and type, with all times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVENT: Final = "event_time"
 CREATED: Final = "created_time"
 WRITTEN: Final = "write_time"
 TIMES: Final = (EVENT, CREATED, WRITTEN)
-"""Columns of an entry besides keys and features; these have a colon in their names."""
+"""Columns of an entry besides keys and features, which have a colon in their names."""
 
 
 def key_column(name: str) -> str:
@@ -28,7 +28,7 @@ def key_column(name: str) -> str:
 
 
 def feature_column(column: Column) -> str:
-    """The column of an entry that holds a feature: of another type it is another column."""
+    """The column of an entry that holds a feature; its name contains the type."""
     return f"{column.name}:{column.dtype}"
 
 
@@ -77,11 +77,11 @@ def entry_of_rows(
     kinds = [row[TAG] & VALUES for row in rows]
     values: dict[str, list[Any]] = {name: [None] * len(rows) for name in spec.column_names}
     for kind in set(kinds):
-        places = [place for place, other in enumerate(kinds) if other == kind]
-        decoded = codec.decode([rows[place] for place in places])
+        indices = [index for index, other in enumerate(kinds) if other == kind]
+        decoded = codec.decode([rows[index] for index in indices])
         for name, column in decoded.values.items():
-            for place, value in zip(places, column, strict=True):
-                values[name][place] = value
+            for index, value in zip(indices, column, strict=True):
+                values[name][index] = value
     times = [times_of_row(row) for row in rows]
     columns = {
         key_column(key.name): pa.array(keys[key.name], arrow_type(key.dtype))
@@ -90,8 +90,8 @@ def entry_of_rows(
     for each in spec.columns:
         column = log_values(values[each.name], each.dtype)
         columns[feature_column(each)] = pa.array(column, arrow_type(each.dtype))
-    for place, name in enumerate(TIMES):
-        columns[name] = pa.array([row_times[place] for row_times in times], moment)
+    for index, name in enumerate(TIMES):
+        columns[name] = pa.array([row_times[index] for row_times in times], moment)
     return pa.table(columns)
 
 

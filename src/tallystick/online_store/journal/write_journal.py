@@ -173,7 +173,8 @@ class Journal:
 
                 codec = RowCodec(definitions_in(folder)[path.parent.name], name)
                 table = pq.read_table(path)
-                written = table.filter(pa.array(_are_online(client, project, codec, table)))
+                online = _are_online(client, project, codec, table)
+                written = table.filter(pa.array(online, pa.bool_()))
                 if written.num_rows:
                     _write(written, _settled_name(path))
                 path.unlink()
