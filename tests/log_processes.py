@@ -115,7 +115,7 @@ class _Reporting:
 
 
 def work(*, reports, state, worker, durable, pause_s=0.002, requests=10**9, options=None):
-    """Append request after request; end as a server does when told to.
+    """Append request after request; end as a server does on SIGTERM.
 
     Args:
         reports: Folder of the reports.
@@ -142,15 +142,15 @@ def work(*, reports, state, worker, durable, pause_s=0.002, requests=10**9, opti
         if ended.wait(pause_s):
             break
         if durable:
-            told = threading.Event()
+            done = threading.Event()
             answers = []
 
-            def tell(is_written, told=told, answers=answers):
+            def on_written(is_written, done=done, answers=answers):
                 answers.append(is_written)
-                told.set()
+                done.set()
 
-            assert log.append(contract, request(worker, number), on_written=tell)
-            told.wait()
+            assert log.append(contract, request(worker, number), on_written=on_written)
+            done.wait()
             if answers[0]:
                 report.say(acknowledged=number + 1)
         else:
@@ -181,15 +181,15 @@ def compact_once(*, reports, state):
 JOBS = {"work": work, "compact_on": compact_on, "compact_once": compact_once}
 
 
-def kill_at(place, *, call, when):
+def kill_at(function, *, call, when):
     """Have this process kill itself at a call of a function.
 
     Args:
-        place: The function: module, a colon, and the name in it.
+        function: Module, a colon, and the name in it.
         call: Which of its calls, from 1.
         when: ``before`` it, ``after`` it, or ``half``: when half of what it writes is written.
     """
-    module, _, path = place.partition(":")
+    module, _, path = function.partition(":")
     *outer, name = path.split(".")
     owner = import_module(module)
     for each in outer:
@@ -233,7 +233,7 @@ def _warm():
 def _be_forked(given):
     job = JOBS[given.pop("job")]
     if killed := given.pop("kill_at", None):
-        kill_at(killed["place"], call=killed["call"], when=killed["when"])
+        kill_at(killed["function"], call=killed["call"], when=killed["when"])
     job(**given)
 
 

@@ -26,7 +26,7 @@ class Bucket:
 
     Attributes:
         name: Its name.
-        endpoint: Where the server is asked.
+        endpoint: The server's address.
         filesystem: It, opened.
     """
 
@@ -41,7 +41,7 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where one S3 server for all tests of the session is asked."""
+    """The address of one S3 server for all tests of the session."""
     port = free_port()
     server = ServerProcess(
         "The S3 server",

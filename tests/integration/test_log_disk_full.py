@@ -55,15 +55,15 @@ def ledger_of(log):
 
 
 def fill_segments(state, size):
-    """Append under a limit of so many bytes, then without; gives what was told, and the ledger."""
+    """Append under a limit of so many bytes, then without; gives the answers, and the ledger."""
     log = PredictionLog(state, Settings(log_window_s=0.01))
-    told = []
+    answers = []
     log.append(CONTRACT, request(0, 0))
     log.wal.flush()
     limit(size)
     ledgers = []
     for number in range(1, 6):
-        log.append(CONTRACT, request(0, number), on_written=told.append)
+        log.append(CONTRACT, request(0, number), on_written=answers.append)
         with_error = False
         try:
             log.wal.flush()
@@ -72,14 +72,14 @@ def fill_segments(state, size):
         ledgers.append([with_error, *ledger_of(log)])
     unlimit()
     log.wal.close()
-    return {"told": told, "full": ledgers, "end": ledger_of(log)}
+    return {"answers": answers, "full": ledgers, "end": ledger_of(log)}
 
 
 def fill_contracts(state):
     limit(10)
     log = PredictionLog(state, Settings(log_window_s=60.0))
-    told = []
-    log.append(CONTRACT, request(0, 0), on_written=told.append)
+    answers = []
+    log.append(CONTRACT, request(0, 0), on_written=answers.append)
     code = 0
     try:
         log.wal.flush()
@@ -88,7 +88,7 @@ def fill_contracts(state):
     full = ledger_of(log)
     unlimit()
     log.wal.close()
-    return {"told": told, "code": code, "full": full, "end": ledger_of(log)}
+    return {"answers": answers, "code": code, "full": full, "end": ledger_of(log)}
 
 
 def fill_sink(state, size):
@@ -118,7 +118,7 @@ def test_full_for_segments(tmp_path, more):
     # The contract's file is there already, and is larger than all segments.
     answer = in_a_process("fill_segments", tmp_path / "state", size)
     first, rest = rows_of(0), sum(map(rows_of, range(1, 6)))
-    assert answer["told"] == [False] * 5
+    assert answer["answers"] == [False] * 5
     held = 0
     for number, (with_error, durable, dropped, in_flight) in enumerate(answer["full"], 1):
         held += rows_of(number)
@@ -133,7 +133,7 @@ def test_full_for_contracts(tmp_path):
     answer = in_a_process("fill_contracts", tmp_path)
     rows = rows_of(0)
     assert answer == {
-        "told": [False],
+        "answers": [False],
         "code": errno.EFBIG,
         "full": [0, 0, rows],
         "end": [rows, 0, 0],
@@ -173,22 +173,22 @@ def manifest_of(state):
 
 def test_rows_beyond_the_budget_are_dropped_and_counted(tmp_path):
     log = PredictionLog(tmp_path, Settings(log_window_s=60.0, log_budget_bytes=2_000))
-    told = {number: [] for number in range(12)}
+    answers = {number: [] for number in range(12)}
     for number in range(12):
-        assert log.append(CONTRACT, request(0, number), on_written=told[number].append)
+        assert log.append(CONTRACT, request(0, number), on_written=answers[number].append)
         log.wal.flush()
-    kept = [number for number in told if told[number] == [True]]
-    dropped = [number for number in told if told[number] == [False]]
-    assert kept
+    written = [number for number in answers if answers[number] == [True]]
+    dropped = [number for number in answers if answers[number] == [False]]
+    assert written
     assert dropped
-    assert sorted(kept + dropped) == list(range(12))
-    rows, lacking = (sum(map(rows_of, numbers)) for numbers in (kept, dropped))
+    assert sorted(written + dropped) == list(range(12))
+    rows, lacking = (sum(map(rows_of, numbers)) for numbers in (written, dropped))
     assert ledger_of(log) == [rows, lacking, 0]
     assert log.wal.ledger.dropped_by == {"full": 0, "budget": lacking, "refused": 0}
     log.wal.close()
     compact(tmp_path)
     assert read_ids(tmp_path) == {
-        row_id for number in kept for row_id in request(0, number).prediction_id
+        row_id for number in written for row_id in request(0, number).prediction_id
     }
     (worker,) = manifest_of(tmp_path).workers.values()
     assert (worker.rows, worker.totals.budget, worker.lost) == (rows, lacking, 0)
@@ -227,21 +227,21 @@ def failing(monkeypatch, name, times, code=errno.EIO):
 @pytest.mark.parametrize(("syncs", "cuts"), [(1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (6, 0)])
 def test_a_sync_that_fails(tmp_path, monkeypatch, syncs, cuts):
     log = PredictionLog(tmp_path, Settings(log_window_s=0.01))
-    told = []
-    assert log.append(CONTRACT, request(0, 0), on_written=told.append)
-    wait_until(lambda: told == [True])
+    answers = []
+    assert log.append(CONTRACT, request(0, 0), on_written=answers.append)
+    wait_until(lambda: answers == [True])
     # Where cutting fails too, what was not synced stays in the segment and is written once more.
     failing(monkeypatch, "ftruncate", cuts)
     left = failing(monkeypatch, "fdatasync", syncs)
-    assert log.append(CONTRACT, request(0, 1), on_written=told.append)
-    wait_until(lambda: len(told) == 2)
-    assert told == [True, False]
+    assert log.append(CONTRACT, request(0, 1), on_written=answers.append)
+    wait_until(lambda: len(answers) == 2)
+    assert answers == [True, False]
     assert read_ids(tmp_path) >= ids_of(0, 1)
     wait_until(lambda: log.wal.ledger.in_flight == 0)
     assert left == [0]
-    assert log.append(CONTRACT, request(0, 2), on_written=told.append)
-    wait_until(lambda: len(told) == 3)
-    assert told == [True, False, True]
+    assert log.append(CONTRACT, request(0, 2), on_written=answers.append)
+    wait_until(lambda: len(answers) == 3)
+    assert answers == [True, False, True]
     log.wal.close()
     assert ledger_of(log) == [sum(map(rows_of, range(3))), 0, 0]
     assert read_ids(tmp_path) == ids_of(0, 3)
@@ -273,22 +273,22 @@ def test_half_a_write_that_cannot_be_taken_back(tmp_path, monkeypatch):
     assert read_ids(tmp_path) == ids_of(0, 3)
 
 
-def test_a_caller_that_cannot_be_told_costs_no_row(tmp_path):
+def test_a_callback_that_fails_costs_no_row(tmp_path):
     log = PredictionLog(tmp_path, Settings(log_window_s=60.0, log_budget_bytes=1_000))
 
     def gone(is_written):
         raise RuntimeError(f"Event loop is closed; {is_written}")
 
-    told = []
+    answers = []
     for number in range(4):
         assert log.append(CONTRACT, request(0, number), on_written=gone)
-        assert log.append(CONTRACT, request(1, number), on_written=told.append)
+        assert log.append(CONTRACT, request(1, number), on_written=answers.append)
     log.wal.flush()
     durable, dropped, in_flight = ledger_of(log)
     assert in_flight == 0
     assert durable
     assert dropped
-    assert len(told) == 4
+    assert len(answers) == 4
     log.wal.close()
     assert len(read_ids(tmp_path)) == durable
 

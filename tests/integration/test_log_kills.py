@@ -120,11 +120,11 @@ def test_killed_at_random_under_load(forger, tmp_path):
     running += [(start_compactor(None), start_compactor, None) for _ in range(2)]
     for kill in range(1, KILLS + 1):
         time.sleep(chance.uniform(0.01, 0.3))
-        place = chance.randrange(len(running))
-        pid, start_again, how = running[place]
+        index = chance.randrange(len(running))
+        pid, start_again, how = running[index]
         # Some end as a server that is started again does.
         forger.stop(pid, signal.SIGTERM if chance.random() < 0.15 else signal.SIGKILL)
-        running[place] = (start_again(how), start_again, how)
+        running[index] = (start_again(how), start_again, how)
         if kill % max(5, KILLS // 10) == 0:
             check(forger, state, pids)
     for pid, _, _ in running:
@@ -173,7 +173,7 @@ WORKER_STEPS = {
 
 @pytest.mark.parametrize("step", WORKER_STEPS)
 def test_worker_killed_at_every_step(forger, tmp_path, step):
-    place, whens = WORKER_STEPS[step]
+    function, whens = WORKER_STEPS[step]
     requests = 4
     for when in whens:
         call, is_over = 0, False
@@ -183,7 +183,7 @@ def test_worker_killed_at_every_step(forger, tmp_path, step):
             given = {"state": str(state), "worker": 1, "durable": True, "requests": requests}
             # A segment is full with two requests.
             options = {"log_window_s": 0.001, "log_segment_bytes": 700}
-            killed = {"place": place, "call": call, "when": when}
+            killed = {"function": function, "call": call, "when": when}
             pid = forger.start("work", **given, options=options, kill_at=killed, pause_s=0)
             ending = forger.reports / f"{pid}.status"
             wait_until(ending.exists)
@@ -245,10 +245,10 @@ def make_scene(state):
     expected = set().union(*(ids_of(2 * worker, 1) for worker in range(MERGED_FILES - 2)))
     append(state, 50, [0])
     committed = segment_of(state, set())
-    kept = committed.read_bytes()
+    saved = committed.read_bytes()
     compact(state)
     committed.parent.mkdir()
-    committed.write_bytes(kept)
+    committed.write_bytes(saved)
     expected |= ids_of(50, 1)
 
     append(state, 52, [0, 2])
@@ -279,7 +279,7 @@ def scene(tmp_path_factory):
 @pytest.mark.parametrize("step", COMPACTOR_STEPS)
 def test_compactor_killed_at_every_step(forger, tmp_path, scene, step):
     prepared, expected = scene
-    place, whens = COMPACTOR_STEPS[step]
+    function, whens = COMPACTOR_STEPS[step]
     for when in whens:
         call, status = 0, -signal.SIGKILL
         while status:
@@ -289,7 +289,7 @@ def test_compactor_killed_at_every_step(forger, tmp_path, scene, step):
             status = forger.run(
                 "compact_once",
                 state=str(state),
-                kill_at={"place": place, "call": call, "when": when},
+                kill_at={"function": function, "call": call, "when": when},
             )
             assert status in (0, -signal.SIGKILL)
             assert read_ids(state) == expected

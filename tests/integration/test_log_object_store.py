@@ -92,9 +92,9 @@ def test_a_killed_compactor(log_folder, tmp_path):
     expected = set()
     # The forge inherits the settings, and opens the store in each process anew.
     with forge(tmp_path / "reports") as forger:
-        for worker, (place, when) in enumerate(KILLS):
+        for worker, (function, when) in enumerate(KILLS):
             expected |= append(tmp_path, worker)
-            killed = {"place": place, "call": 1, "when": when}
+            killed = {"function": function, "call": 1, "when": when}
             assert (
                 forger.run("compact_once", state=str(tmp_path), kill_at=killed) == -signal.SIGKILL
             )

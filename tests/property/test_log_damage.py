@@ -86,8 +86,8 @@ def damaged(draw):
     """Segments with one damage: contents, ids of the frames that it left, and what it is."""
     segments, rows = segments_of(draw(SHAPES))
     contents = [b"".join(frame for frame, _ in segment) for segment in segments]
-    place = draw(st.integers(0, len(segments) - 1))
-    content = bytearray(contents[place])
+    damaged_at = draw(st.integers(0, len(segments) - 1))
+    content = bytearray(contents[damaged_at])
     kind = draw(st.sampled_from(["cut", "flip", "insert", "zero", "drop"]))
     start = draw(st.integers(0, len(content) - 1))
     end = len(content)
@@ -104,18 +104,18 @@ def damaged(draw):
         content[start:] = bytes(end - start)
     else:
         start = 0
-    contents[place] = None if kind == "drop" else bytes(content)
-    kept, at = set(), 0
+    contents[damaged_at] = None if kind == "drop" else bytes(content)
+    intact, at = set(), 0
     for number, segment in enumerate(segments):
         at = 0
         for frame, ids in segment:
-            touched = number == place and at < max(end, start + 1) and at + len(frame) > start
+            touched = number == damaged_at and at < max(end, start + 1) and at + len(frame) > start
             if kind == "insert" and at == start:
                 touched = False  # before it, not within
             if not touched:
-                kept |= ids
+                intact |= ids
             at += len(frame)
-    return contents, kept, rows, place
+    return contents, intact, rows, damaged_at
 
 
 def lay_out(state, contents):
@@ -137,25 +137,25 @@ def worker_rows(state):
 @settings(max_examples=60)
 @given(given=damaged())
 def test_damaged_segments(given):
-    contents, kept, rows, place = given
+    contents, intact, rows, damaged_at = given
     with TemporaryDirectory() as folder:
         state = Path(folder)
         lay_out(state, contents)
         found = read_ids(state)
         # What is inserted may be what was there, so that a frame is whole after all; never less.
-        assert kept <= found
+        assert intact <= found
         compact(state)
         assert read_ids(state) == found
-        told = worker_rows(state)
-        if told is None:
+        worker = worker_rows(state)
+        if worker is None:
             assert not found
             return
-        assert told.rows == len(found)
-        assert told.rows + told.lost == told.after
-        if place < len(contents) - 1:
-            assert told.after == rows  # what follows says how many there were
+        assert worker.rows == len(found)
+        assert worker.rows + worker.lost == worker.after
+        if damaged_at < len(contents) - 1:
+            assert worker.after == rows  # what follows says how many there were
         aside = [path.name for path in (state / "wal" / "damaged").rglob(f"*{SEALED}")]
-        assert len(aside) == bool(told.damages)
+        assert len(aside) == bool(worker.damages)
 
 
 @settings(max_examples=30)
@@ -173,8 +173,8 @@ def test_swapped_segments_lose_no_row_uncounted(shape, data):
         found = read_ids(state)
         compact(state)
         assert read_ids(state) == found
-        told = worker_rows(state)
-        assert (told.rows, told.rows + told.lost) == (len(found), rows)
+        worker = worker_rows(state)
+        assert (worker.rows, worker.rows + worker.lost) == (len(found), rows)
 
 
 @settings(max_examples=30)
@@ -195,8 +195,8 @@ def test_a_torn_end_of_a_killed_worker_is_no_damage(frames, data):
         done = compact(state)[PREDICTIONS.name]
         assert (done.segments, done.rows, done.lost, done.damages) == (1, len(expected), 0, [])
         assert read_ids(state) == expected
-        told = worker_rows(state)
-        assert (told.rows, told.lost, told.damages, told.totals.accepted) == (
+        worker = worker_rows(state)
+        assert (worker.rows, worker.lost, worker.damages, worker.totals.accepted) == (
             len(expected),
             0,
             0,
@@ -246,16 +246,16 @@ def compacted(tmp_path_factory):
     return state
 
 
-def assert_told_or_right(state, path, expected):
+def assert_right_or_error_names(state, path, expected):
     """The rows are right, or the error names the file."""
-    told = ""
+    problem = ""
     try:
         found = read_ids(state)
     except (DamagedError, ContractError) as error:
-        found, told = expected, str(error)
+        found, problem = expected, str(error)
     assert found == expected
-    assert not told or path.name in told
-    return not told
+    assert not problem or path.name in problem
+    return not problem
 
 
 @pytest.mark.parametrize("pattern", ["*.parquet", "*.json"])
@@ -281,7 +281,7 @@ def test_damaged_files_of_the_sink(compacted, pattern, data):
             del content[at:]
         path.write_bytes(content)
         newest = max((state / "log").rglob("manifest/*/*.json"))
-        is_right = assert_told_or_right(state, path, expected)
+        is_right = assert_right_or_error_names(state, path, expected)
         if path == newest:
             assert not is_right
         if path.name == "contract.json":

@@ -77,7 +77,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert names_in(tmp_path) == ["x"]
 
 
-def test_a_scratch_folder_goes_with_what_is_in_it_and_may_be_kept(tmp_path):
+def test_a_scratch_folder_goes_with_what_is_in_it_and_may_stay(tmp_path):
     with scratch_folder(tmp_path / "x") as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "part").write_text("")
@@ -114,15 +114,15 @@ def test_drafts_of_living_writers_stay(tmp_path):
     assert names_in(tmp_path) == [".12345678.tmp", ".x.not-a-draft.tmp", "own", "y"]
 
 
-def test_a_lock_may_be_kept_beyond_the_draft(tmp_path):
+def test_a_duplicate_holds_the_lock_beyond_the_draft(tmp_path):
     with drafted(tmp_path / "x") as (draft, lock):
         draft.write_text("whole")
-        kept = os.dup(lock)
+        duplicate = os.dup(lock)
     draft = tmp_path / ".x.01234567.tmp"
     (tmp_path / "x").rename(draft)
     remove_abandoned(tmp_path)
     assert draft.exists()
-    os.close(kept)
+    os.close(duplicate)
     remove_abandoned(tmp_path)
     assert not draft.exists()
 

@@ -265,21 +265,21 @@ def test_small_files_of_a_day_are_merged(tmp_path):
     ]
 
 
-def test_who_waits_is_told_once_it_is_on_disk(tmp_path):
+def test_a_waiting_caller_is_notified_once_it_is_on_disk(tmp_path):
     log = open_log(tmp_path)
-    told = []
+    answers = []
     written = threading.Event()
 
-    def tell(is_written):
+    def on_written(is_written):
         (part,) = read_all(tmp_path)
-        told.append((is_written, part.table.num_rows))
+        answers.append((is_written, part.table.num_rows))
         written.set()
 
-    assert log.append(CONTRACT, predictions(0), on_written=tell)
+    assert log.append(CONTRACT, predictions(0), on_written=on_written)
     assert written.wait(10)
-    assert told == [(True, 2)]
+    assert answers == [(True, 2)]
     log.wal.close()
-    assert log.append(CONTRACT, predictions(1), on_written=tell) is False
+    assert log.append(CONTRACT, predictions(1), on_written=on_written) is False
     assert log.wal.ledger.dropped_by == {"full": 0, "budget": 0, "refused": 2}
 
 
