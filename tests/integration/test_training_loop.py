@@ -434,8 +434,8 @@ def test_a_challenger_that_fails_a_gate_stays_a_challenger(repo):
     decision = retrain(repo, model, look_at(repo, at=END, gain=0.01), at=END, repair=False)
     assert (decision.outcome, decision.promoted) == ("retrain", False)
     assert "auc at least 0.999 (all)" in decision.reason
-    standing = model_registry.status(repo, MODEL)
-    assert (standing.champion, standing.serving, standing.challenger) == ("1", "1", "3")
+    found = standing(repo)
+    assert (found.champion, found.serving, found.challenger) == ("1", "1", "3")
 
 
 def test_an_open_incident_is_not_trained_away(repo):

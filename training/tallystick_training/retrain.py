@@ -21,15 +21,13 @@ from tallystick_training import model_registry
 from tallystick_training.evaluation import predictions_of
 from tallystick_training.gates import apply_gates
 from tallystick_training.population import training_start
-from tallystick_training.retraining_policy import decide, judge
+from tallystick_training.retraining_policy import decide
 from tallystick_training.row_selection import RowSelection
 from tallystick_training.train import train
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
     from tallystick.definitions.model import Model
-
-__all__ = ["decide", "judge", "retrain"]
 
 
 def retrain(
