@@ -26,6 +26,7 @@ from tallystick.definitions.contract import (
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.model_bundle.bundle import Bundle, Champion, publish_champion, write_bundle
 from tallystick.online_store.entity_keys import EntityKeys
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_writer import write_rows
 from tallystick.point_in_time.on_demand import Transforms
@@ -182,7 +183,7 @@ def project(folder, connection_string, *, state=None):
     return StoreConfig(
         path=folder,
         name=PROJECT,
-        connection_string=connection_string,
+        redis=RedisOptions(connection_string=connection_string),
         state_dir=folder / "state" if state is None else state,
     )
 

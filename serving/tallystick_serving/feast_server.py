@@ -135,7 +135,7 @@ class FeastStore:
 
     def _packed_views(self, store: FeatureStore, request: PushRequest) -> tuple[ViewSpec, ...]:
         """The views that a push writes without Feast; none if Feast has to write it."""
-        is_plain = self._config.is_packed and not self._config.is_versioned
+        is_plain = self._config.redis is not None and not self._config.is_versioned
         if not is_plain or request.to != "online":
             return ()
         return self._pushed.views_of(store, request.push_source_name)
@@ -207,7 +207,7 @@ class FeastStore:
         except (ValueError, TypeError, KeyError) as error:
             raise RequestError(f"Feast cannot use the request: {error}") from error
         except Exception as error:
-            if self._config.is_packed:
+            if self._config.redis is not None:
                 raise
             # Any exception: every online store has its own.
             logger.warning("Feast failed: %s: %s", type(error).__name__, error)

@@ -69,7 +69,7 @@ class RedisStoreClient:
     """Tallystick's own store, read from Redis without Feast.
 
     Args:
-        config: The repo.
+        config: The repo, with Tallystick's own store.
         timeout_s: Seconds to connect, and to wait for an answer, at most.
 
     Raises:
@@ -82,13 +82,15 @@ class RedisStoreClient:
     """
 
     def __init__(self, config: StoreConfig, *, timeout_s: float) -> None:
+        options = config.redis
+        assert options is not None
         self.redis: Any = connect_for_reads(
-            config.connection_string,
+            options.connection_string,
             config.path,
-            redis_type=config.redis_type,
-            sentinel_master=config.sentinel_master,
-            connect_timeout_s=min(timeout_s, config.connect_timeout_s),
-            read_timeout_s=min(timeout_s, config.read_timeout_s),
+            redis_type=options.redis_type,
+            sentinel_master=options.sentinel_master,
+            connect_timeout_s=min(timeout_s, options.connect_timeout_s),
+            read_timeout_s=min(timeout_s, options.read_timeout_s),
             budget_s=timeout_s,
         )
         self._is_versioned = config.is_versioned

@@ -35,17 +35,20 @@ def listening(host: str, port: int, uds: Path | None) -> Iterator[socket.socket]
                 uds.unlink(missing_ok=True)
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(BACKLOG)
-        except (OSError, OverflowError) as error:
-            in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            reason = "is in use" if in_use else f"cannot be listened on ({error})"
-            raise InputError(
-                f"Port {port} on {host} {reason}; choose another one:  tally serve --port N"
-            ) from error
+    try:
+        listener = socket.create_server(
+            (host, port),
+            family=family,
+            backlog=BACKLOG,
+            dualstack_ipv6=family is socket.AF_INET6 and socket.has_dualstack_ipv6(),
+        )
+    except (OSError, OverflowError) as error:
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "is in use" if in_use else f"cannot be listened on ({error})"
+        raise InputError(
+            f"Port {port} on {host} {reason}; choose another one:  tally serve --port N"
+        ) from error
+    with listener:
         yield listener
 
 

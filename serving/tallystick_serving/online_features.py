@@ -17,7 +17,6 @@ import orjson
 
 from tallystick.definitions.contract import ViewUse
 from tallystick.online_store.online_reader import OnlineReader
-from tallystick.online_store.row_decoder import ViewRows
 from tallystick.point_in_time.feature_status import Status
 from tallystick_serving.json_columns import feast_json_column, moments
 
@@ -111,7 +110,11 @@ class FeaturePlan:
     ) -> None:
         self.keys = keys
         self._reader = reader
-        self._views = [_AnsweredView(use) for use in uses]
+        self._columns = []
+        for use in uses:
+            dtypes = {column.name: column.dtype for column in use.spec.columns}
+            as_json = [feast_json_column(dtypes[column]) for column in use.columns]
+            self._columns.append((use.name, list(zip(use.columns, as_json, strict=True))))
         self._names = [
             f"{use.name}__{column}" if full_names else column
             for use in uses
@@ -137,43 +140,21 @@ class FeaturePlan:
         results = [
             _result(values, ["PRESENT"] * count, [_NO_TIME] * count) for values in entities.values()
         ]
-        for view in self._views:
-            results += view.results(read[view.name])
+        for view, columns in self._columns:
+            rows = read[view]
+            times = orjson.Fragment(moments(rows.event_us))
+            statuses = orjson.Fragment(orjson.dumps(rows.status))
+            for column, as_json in columns:
+                assert as_json is not None
+                values = rows.values[column]
+                own: Any = statuses
+                if not rows.is_complete and isinstance(values, list) and None in values:
+                    own = _with_nulls(rows.status, values)
+                results.append(_result(as_json(values), own, times))
         return orjson.dumps(
             {"results": results, "metadata": {"feature_names": [*entities, *self._names]}},
             option=orjson.OPT_SERIALIZE_NUMPY,
         )
-
-
-class _AnsweredView:
-    """How the columns of one view are answered.
-
-    Args:
-        use: The view.
-
-    Attributes:
-        name: Its name in the plan.
-    """
-
-    def __init__(self, use: ViewUse) -> None:
-        dtypes = {column.name: column.dtype for column in use.spec.columns}
-        self.name = use.name
-        self._columns = use.columns
-        self._as_json = [feast_json_column(dtypes[column]) for column in use.columns]
-
-    def results(self, rows: ViewRows) -> list[dict[str, Any]]:
-        """What is answered of each column."""
-        times = orjson.Fragment(moments(rows.event_us))
-        statuses = orjson.Fragment(orjson.dumps(rows.status))
-        results = []
-        for column, as_json in zip(self._columns, self._as_json, strict=True):
-            assert as_json is not None
-            values = rows.values[column]
-            own: Any = statuses
-            if not rows.is_complete and isinstance(values, list) and None in values:
-                own = _with_nulls(rows.status, values)
-            results.append(_result(as_json(values), own, times))
-        return results
 
 
 def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,6 @@ from tallystick.prediction_log.record import Predictions
 from tallystick_serving.error_responses import PredictionError
 from tallystick_serving.feature_readers import StoreClient
 from tallystick_serving.instance_validation import InstanceChecker
-
-
-@dataclass(slots=True)
-class Answer:
-    """The answer to a request.
-
-    Attributes:
-        record: The predictions, as they are logged.
-        positive: Whether each probability reaches the model's threshold.
-    """
-
-    record: Predictions
-    positive: Sequence[bool]
 
 
 class Predictor:
@@ -63,7 +49,7 @@ class Predictor:
 
     async def predict(
         self, columns: Mapping[str, Sequence[Any]], *, request_us: int, started_ns: int
-    ) -> Answer:
+    ) -> Predictions:
         """Predict checked instances.
 
         Args:
@@ -80,7 +66,7 @@ class Predictor:
         views, values = await self.features(columns, request_us=request_us)
         probabilities = self.probabilities(values)
         ids = [str(uuid7()) for _ in probabilities]
-        record = Predictions(
+        return Predictions(
             prediction_id=ids,
             request_us=request_us,
             model_version=self.champion.version,
@@ -91,8 +77,6 @@ class Predictor:
             # Not by the process clock, which stands still in a replay.
             latency_us=(time.perf_counter_ns() - started_ns) // 1000,
         )
-        threshold = self.contract.threshold
-        return Answer(record=record, positive=[number >= threshold for number in probabilities])
 
     async def features(
         self, columns: Mapping[str, Sequence[Any]], *, request_us: int

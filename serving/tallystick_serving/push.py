@@ -18,6 +18,7 @@ from tallystick.errors import DataError, Problem
 from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.journal.write_journal import journal_of
 from tallystick.online_store.redis_connection import SyncClient, connect
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick_serving.store_config import StoreConfig
 
 if TYPE_CHECKING:
@@ -57,25 +58,30 @@ class PushedRows:
             DataError: Columns are missing or of a wrong type; all are listed.
             UnavailableError: Redis did not answer.
         """
-        tables = [(spec, _table(spec, columns)) for spec in views]
-        for spec, table in tables:
+        options = self._options
+        for spec, table in [(spec, _table(spec, columns)) for spec in views]:
             write_table(
                 self._client,
                 self._config.name,
                 spec,
                 table,
                 write_us=process_clock().now_us(),
-                key_ttl_s=self._config.key_ttl_s,
-                journal=journal_of(self._config.state_dir) if self._config.journal else None,
+                key_ttl_s=options.key_ttl_seconds,
+                journal=journal_of(self._config.state_dir) if options.journal else None,
             )
+
+    @property
+    def _options(self) -> RedisOptions:
+        assert self._config.redis is not None  # Feast writes to other stores
+        return self._config.redis
 
     @cached_property
     def _client(self) -> SyncClient:
         return connect(
-            self._config.connection_string,
+            self._options.connection_string,
             self._config.path,
-            redis_type=self._config.redis_type,
-            sentinel_master=self._config.sentinel_master,
+            redis_type=self._options.redis_type,
+            sentinel_master=self._options.sentinel_master,
         )
 
 

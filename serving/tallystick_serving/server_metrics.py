@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tallystick.model_bundle.bundle import Champion
@@ -67,12 +68,12 @@ class ServerMetrics:
             registry=self.registry,
         )
         self._champions: dict[str, Champion] = {}
-        self.registry.register(_ChampionCollector(self._champions))
+        self.registry.register(_ScrapedCollector(partial(_champion_metrics, self._champions)))
         self._children: dict[Any, Any] = {}
 
     def add_logs(self, logs: Mapping[str, HasLedger]) -> None:
         """Report the ledgers of logs, by name of the log."""
-        self.registry.register(_LogCollector(logs))
+        self.registry.register(_ScrapedCollector(partial(_log_metrics, logs)))
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Report the number of requests in flight."""
@@ -112,56 +113,46 @@ class ServerMetrics:
         return child
 
 
-class _ChampionCollector(Collector):
-    """The version of each model that answers, read at each scrape.
+class _ScrapedCollector(Collector):
+    """Metrics that are computed at each scrape."""
 
-    A gauge of prometheus_client would have to remove the labels of the former champion, which it
-    cannot once the process, as Feast does, has switched it to files.
-    """
+    def __init__(self, families: Callable[[], Iterator[Metric]]) -> None:
+        self._families = families
 
-    def __init__(self, champions: Mapping[str, Champion]) -> None:
-        self._champions = champions
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The metric of all champions."""
-        gauge = GaugeMetricFamily(
-            "tallystick_champion_info",
-            "1 for the version of each model that answers.",
-            labels=["model", "version", "contract_hash"],
-        )
-        for champion in list(self._champions.values()):
-            gauge.add_metric([champion.model, champion.version, champion.contract_hash], 1)
-        yield gauge
+    def collect(self) -> Iterator[Metric]:
+        """The metrics."""
+        return self._families()
 
 
-class _LogCollector(Collector):
-    """The ledgers of the logs, read at each scrape."""
+def _champion_metrics(champions: Mapping[str, Champion]) -> Iterator[Metric]:
+    # A Gauge would have to remove the labels of the former champion, which it cannot once the
+    # process, as Feast does, has switched prometheus_client to files.
+    gauge = GaugeMetricFamily(
+        "tallystick_champion_info",
+        "1 for the version of each model that answers.",
+        labels=["model", "version", "contract_hash"],
+    )
+    for champion in list(champions.values()):
+        gauge.add_metric([champion.model, champion.version, champion.contract_hash], 1)
+    yield gauge
 
-    def __init__(self, logs: Mapping[str, HasLedger]) -> None:
-        self._logs = logs
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """The metrics of all logs."""
-        read = {name: log.ledger for name, log in self._logs.items()}
-        dropped = CounterMetricFamily(
-            "tallystick_log_dropped", "Log rows dropped, by reason.", labels=["log", "reason"]
-        )
-        for name, ledger in read.items():
-            for reason, rows in ledger.dropped_by.items():
-                dropped.add_metric([name, reason], rows)
-        yield dropped
-        for state in ("accepted", "durable"):
-            counter = CounterMetricFamily(
-                f"tallystick_log_{state}", f"Log rows {state}.", labels=["log"]
-            )
-            for name, ledger in read.items():
-                counter.add_metric([name], getattr(ledger, state))
-            yield counter
-        gauge = GaugeMetricFamily(
-            "tallystick_log_in_flight",
-            "Log rows accepted and not yet written.",
-            labels=["log"],
-        )
-        for name, ledger in read.items():
-            gauge.add_metric([name], ledger.in_flight)
-        yield gauge
+def _log_metrics(logs: Mapping[str, HasLedger]) -> Iterator[Metric]:
+    ledgers = {name: log.ledger for name, log in logs.items()}
+    dropped = CounterMetricFamily(
+        "tallystick_log_dropped", "Log rows dropped, by reason.", labels=["log", "reason"]
+    )
+    accepted, durable = (
+        CounterMetricFamily(f"tallystick_log_{state}", f"Log rows {state}.", labels=["log"])
+        for state in ("accepted", "durable")
+    )
+    in_flight = GaugeMetricFamily(
+        "tallystick_log_in_flight", "Log rows accepted and not yet written.", labels=["log"]
+    )
+    for name, ledger in ledgers.items():
+        for reason, rows in ledger.dropped_by.items():
+            dropped.add_metric([name, reason], rows)
+        accepted.add_metric([name], ledger.accepted)
+        durable.add_metric([name], ledger.durable)
+        in_flight.add_metric([name], ledger.in_flight)
+    yield from (dropped, accepted, durable, in_flight)

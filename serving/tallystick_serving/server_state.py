@@ -68,7 +68,7 @@ async def open_state(
     # Closed last in, first out: the logs are written whatever fails before them.
     async with AsyncExitStack() as stack:
         client: StoreClient
-        if config.is_packed:
+        if config.redis is not None:
             feast_store = None
             client = redis = await asyncio.to_thread(
                 RedisStoreClient, config, timeout_s=settings.request_timeout_s
@@ -83,7 +83,7 @@ async def open_state(
         stack.push_async_callback(feast.close)
         logs: dict[str, HasLedger] = {}
         journal = None
-        if config.journal:
+        if config.redis is not None and config.redis.journal:
             journal = BufferedJournal(
                 config.state_dir,
                 rows_max=settings.log_buffer_rows_max,

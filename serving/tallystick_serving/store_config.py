@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from pydantic import ValidationError
 
 from tallystick.definitions.feature_repo import state_dir
 from tallystick.errors import DefinitionError, InputError, Problem
-from tallystick.online_store.redis_address import JOURNAL_WITHOUT_TTL, SENTINEL_MASTER
-from tallystick.online_store.redis_connection import CONNECT_TIMEOUT_S, EMBEDDED, READ_TIMEOUT_S
+from tallystick.online_store.redis_options import RedisOptions
 
 ONLINE_STORE = "tallystick.online_store.RedisOnlineStore"
 """Tallystick's own online store; any other is read through Feast's SDK."""
@@ -30,35 +30,18 @@ class StoreConfig:
     Attributes:
         path: Folder of ``feature_store.yaml``.
         name: Feast project.
-        connection_string: Address of its Redis; empty for another online store.
         state_dir: Folder of models and logs.
         online_store: Type of its online store, by its name in Feast.
-        redis_type: ``redis``, ``redis_cluster`` or ``redis_sentinel``.
-        sentinel_master: Name by which Sentinels know its Redis.
-        connect_timeout_s: Seconds to connect to its Redis.
-        read_timeout_s: Seconds to wait for an answer of its Redis.
-        key_ttl_s: Seconds after an entity's last write at which Redis removes its value.
+        redis: Options of Tallystick's own online store; None for another one.
         is_versioned: Whether Feast stores each version of a view online.
-        journal: Whether every write to its online store is journaled.
     """
 
     path: Path
     name: str
-    connection_string: str
     state_dir: Path
     online_store: str = ONLINE_STORE
-    redis_type: str = "redis"
-    sentinel_master: str = SENTINEL_MASTER
-    connect_timeout_s: float = CONNECT_TIMEOUT_S
-    read_timeout_s: float = READ_TIMEOUT_S
-    key_ttl_s: int | None = None
+    redis: RedisOptions | None = None
     is_versioned: bool = False
-    journal: bool = False
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether its online store is Tallystick's own."""
-        return self.online_store == ONLINE_STORE
 
 
 def read_store_config(path: Path) -> StoreConfig:
@@ -88,52 +71,28 @@ def read_store_config(path: Path) -> StoreConfig:
         problems.append(Problem("project", "a name", repr(root.get("project"))))
     if not isinstance(kind, str) or kind.lower() in {"none", "null"}:
         problems.append(Problem("online_store.type", f"a type, like {ONLINE_STORE}", repr(kind)))
-    redis = _read_redis(online, problems) if kind == ONLINE_STORE else {"connection_string": ""}
+    redis = None
+    if kind == ONLINE_STORE:
+        try:
+            redis = RedisOptions.model_validate(online)
+        except ValidationError as error:
+            problems += [
+                Problem(
+                    ".".join(["online_store", *map(str, item["loc"])]),
+                    item["msg"],
+                    repr(item["input"]),
+                )
+                for item in error.errors()
+            ]
     if problems:
         raise DefinitionError(f"{file} cannot be served.", problems)
+    registry = root.get("registry")
+    versioning = "enable_online_feature_view_versioning"
     return StoreConfig(
         path=path,
         name=root["project"],
         state_dir=state_dir(path),
         online_store=kind,
-        is_versioned=_is_versioned(root.get("registry")),
-        **redis,
+        redis=redis,
+        is_versioned=isinstance(registry, dict) and bool(registry.get(versioning)),
     )
-
-
-def _is_versioned(registry: Any) -> bool:
-    option = "enable_online_feature_view_versioning"
-    return isinstance(registry, dict) and bool(registry.get(option, False))
-
-
-def _read_redis(online: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """How Tallystick's own store reaches its Redis; mismatches are added to ``problems``."""
-    read = {
-        "connection_string": online.get("connection_string", EMBEDDED),
-        "redis_type": online.get("redis_type", "redis"),
-        "sentinel_master": online.get("sentinel_master", SENTINEL_MASTER),
-    }
-    problems += [
-        Problem(f"online_store.{name}", "a text", "something else")
-        for name, value in read.items()
-        if not isinstance(value, str)
-    ]
-    for name, default in (
-        ("connect_timeout_s", CONNECT_TIMEOUT_S),
-        ("read_timeout_s", READ_TIMEOUT_S),
-    ):
-        value = online.get(name, default)
-        read[name] = value
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            problems.append(Problem(f"online_store.{name}", "seconds above 0", repr(value)))
-    read["key_ttl_s"] = ttl_s = online.get("key_ttl_seconds")
-    if ttl_s is not None and (type(ttl_s) is not int or ttl_s < 1):
-        problems.append(
-            Problem("online_store.key_ttl_seconds", "whole seconds, 1 or more", repr(ttl_s))
-        )
-    read["journal"] = journal = online.get("journal", False)
-    if type(journal) is not bool:
-        problems.append(Problem("online_store.journal", "true or false", repr(journal)))
-    elif journal and ttl_s is not None:
-        problems.append(Problem("online_store", JOURNAL_WITHOUT_TTL, "both"))
-    return read

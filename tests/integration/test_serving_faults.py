@@ -131,7 +131,7 @@ def test_redis_dies_and_comes_back(tmp_path):
         place = Path(folder)
         repo = scene.project(tmp_path, f"unix://{embedded_redis.start(place)}")
         scene.publish(repo.state_dir, scene.constant(0.25))
-        with Redis(unix_socket_path=repo.connection_string.removeprefix("unix://")) as client:
+        with Redis(unix_socket_path=repo.redis.connection_string.removeprefix("unix://")) as client:
             scene.fill(client)
         with scene.running(repo, request_timeout_s=0.5) as http:
             assert http.post(PREDICT, json=BODY).status_code == 200
@@ -161,7 +161,7 @@ def test_redis_dies_again_and_again_under_load(tmp_path):
         place = Path(folder)
         repo = scene.project(tmp_path, f"unix://{embedded_redis.start(place)}")
         scene.publish(repo.state_dir, scene.constant(0.25))
-        with Redis(unix_socket_path=repo.connection_string.removeprefix("unix://")) as client:
+        with Redis(unix_socket_path=repo.redis.connection_string.removeprefix("unix://")) as client:
             scene.fill(client)
             pid = client.info("server")["process_id"]
         answers, stop = [], threading.Event()
@@ -186,7 +186,7 @@ def test_redis_dies_again_and_again_under_load(tmp_path):
                 scene.wait_for(lambda seen=seen: _count(answers, 503, since=seen) > 20)
                 embedded_redis.start(place)
                 with Redis(
-                    unix_socket_path=repo.connection_string.removeprefix("unix://")
+                    unix_socket_path=repo.redis.connection_string.removeprefix("unix://")
                 ) as client:
                     pid = client.info("server")["process_id"]
             seen = len(answers)

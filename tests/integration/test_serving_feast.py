@@ -99,7 +99,7 @@ def repo(tmp_path, redis_server):
 def ours(repo):
     online = {
         "type": "tallystick.online_store.RedisOnlineStore",
-        "connection_string": repo.connection_string,
+        "connection_string": repo.redis.connection_string,
     }
     found = store(repo.path, online)
     found.apply(definitions(repo.path))
@@ -183,7 +183,11 @@ def test_pushes_go_where_they_are_told(repo, ours):
 
 @pytest.mark.usefixtures("ours")
 def test_pushes_to_a_server_are_noted_at_its_end_at_the_latest(repo):
-    noted = replace(repo, journal=True, state_dir=repo.path / ".tallystick")
+    noted = replace(
+        repo,
+        redis=repo.redis.model_copy(update={"journal": True}),
+        state_dir=repo.path / ".tallystick",
+    )
     now = datetime.now(UTC).isoformat()
     row = {"id": [77], "n": [5], "share": [0.5], "event_timestamp": [now], "created": [now]}
     with scene.running(noted) as client:

@@ -78,7 +78,7 @@ def test_more_than_the_limit_is_refused_at_once_and_the_rest_is_answered(repo):
 @contextmanager
 def stopped(repo):
     """A Redis that does not answer until the end of the block."""
-    with Redis(unix_socket_path=repo.connection_string.removeprefix("unix://")) as client:
+    with Redis(unix_socket_path=repo.redis.connection_string.removeprefix("unix://")) as client:
         pid = client.info("server")["process_id"]
     os.kill(pid, signal.SIGSTOP)
     try:

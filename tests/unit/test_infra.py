@@ -234,7 +234,7 @@ def test_the_repo_in_the_readme_can_be_served(tmp_path, monkeypatch):
     monkeypatch.setenv(
         "REDIS_CONNECTION", COMPOSE["x-tallystick"]["environment"]["REDIS_CONNECTION"]
     )
-    assert read_store_config(tmp_path).connection_string == "redis:6379"
+    assert read_store_config(tmp_path).redis.connection_string == "redis:6379"
 
 
 def test_the_repo_in_the_readme_is_one_that_feast_takes(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tallystick.errors import DefinitionError, InputError
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick_serving.store_config import ONLINE_STORE, read_store_config
 
 GOOD = """\
@@ -19,9 +20,8 @@ def test_it_reads_the_project_and_expands_the_environment(tmp_path, monkeypatch)
     monkeypatch.setenv("SHOP_REDIS", "redis:6379")
     (tmp_path / "feature_store.yaml").write_text(GOOD)
     project = read_store_config(tmp_path)
-    assert (project.name, project.connection_string) == ("shop", "redis:6379,db=1")
+    assert (project.name, project.redis.connection_string) == ("shop", "redis:6379,db=1")
     assert project.state_dir == tmp_path / ".tallystick"
-    assert project.is_packed
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,7 @@ def test_any_online_store_can_be_served(tmp_path, text, kind):
     (tmp_path / "feature_store.yaml").write_text(f"project: shop\n{text}\n")
     project = read_store_config(tmp_path)
     assert project.online_store == kind
-    assert project.is_packed == (kind == ONLINE_STORE)
-    assert project.connection_string == ("embedded" if project.is_packed else "")
+    assert project.redis == (RedisOptions() if kind == ONLINE_STORE else None)
 
 
 @pytest.mark.parametrize("text", ["null", "none", "{type: null}", "[sqlite]"])

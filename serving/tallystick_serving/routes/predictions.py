@@ -11,10 +11,11 @@ import orjson
 from tallystick.clock import from_us, process_clock
 from tallystick.definitions.columns import plain
 from tallystick.online_store.row_decoder import ViewRows
+from tallystick.prediction_log.record import Predictions
 from tallystick_serving.durability import append_durably
 from tallystick_serving.error_responses import ProblemList, RequestError, TooLargeError, shown
 from tallystick_serving.json_columns import json_column
-from tallystick_serving.predictor import Answer, Predictor
+from tallystick_serving.predictor import Predictor
 from tallystick_serving.request_body import object_of
 from tallystick_serving.server_state import ServerState
 
@@ -28,10 +29,9 @@ async def predict(state: ServerState, name: str, body: bytes) -> bytes:
     settings = state.settings
     instances, parameters = _read_body(object_of(body), rows_max=settings.request_rows_max)
     columns = predictor.instances.columns(instances)
-    answer = await predictor.predict(
+    record = await predictor.predict(
         columns, request_us=process_clock().now_us(), started_ns=started_ns
     )
-    record = answer.record
     if parameters.get("durable", settings.log_durable):
         await append_durably(
             lambda report: state.predictions.append(predictor.contract, record, on_written=report),
@@ -46,7 +46,7 @@ async def predict(state: ServerState, name: str, body: bytes) -> bytes:
         {view: read.status for view, read in record.views.items()},
     )
     explained = parameters.get("features", False)
-    return orjson.dumps(_answer_body(predictor, answer, explained=explained))
+    return orjson.dumps(_answer_body(predictor, record, explained=explained))
 
 
 async def read_features(state: ServerState, name: str, body: bytes) -> bytes:
@@ -118,13 +118,15 @@ def _read_body(body: dict[str, Any], *, rows_max: int) -> tuple[list[Any], dict[
     return instances, parameters
 
 
-def _answer_body(predictor: Predictor, answer: Answer, *, explained: bool) -> dict[str, Any]:
-    record = answer.record
+def _answer_body(predictor: Predictor, record: Predictions, *, explained: bool) -> dict[str, Any]:
+    threshold = predictor.contract.threshold
     predictions: list[dict[str, Any]] = [
-        {"prediction_id": prediction_id, "probability": probability, "positive": positive}
-        for prediction_id, probability, positive in zip(
-            record.prediction_id, record.prediction, answer.positive, strict=True
-        )
+        {
+            "prediction_id": prediction_id,
+            "probability": probability,
+            "positive": probability >= threshold,
+        }
+        for prediction_id, probability in zip(record.prediction_id, record.prediction, strict=True)
     ]
     if explained:
         features = {

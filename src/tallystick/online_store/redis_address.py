@@ -21,9 +21,6 @@ RedisType: TypeAlias = Literal["redis", "redis_cluster", "redis_sentinel"]
 """Feast's field ``redis_type``."""
 
 FORM: Final = "host:port[,host2:port2…][,option=value…], unix:///path[,option=value…], or embedded"
-JOURNAL_WITHOUT_TTL: Final = (
-    "journal: true needs key_ttl_seconds unset: what Redis forgets by it, the journal cannot know"
-)
 SENTINEL_MASTER: Final = "mymaster"
 """Name of the Redis behind Sentinels where the file gives none; Feast's default."""
 _REDIS_TYPES: Final = get_args(RedisType)

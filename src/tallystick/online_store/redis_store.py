@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from feast import Entity, FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
@@ -20,7 +20,6 @@ from feast.protos.feast.serving.ServingService_pb2 import (
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
-from pydantic import Field, model_validator
 
 from tallystick.clock import SECOND_US, process_clock, to_us
 from tallystick.definitions.feature_repo import state_dir
@@ -43,20 +42,9 @@ from tallystick.online_store.feast_answers import (
 )
 from tallystick.online_store.journal.journal_entry import entry_of_rows
 from tallystick.online_store.journal.write_journal import Journal, journal_of
-from tallystick.online_store.redis_address import (
-    JOURNAL_WITHOUT_TTL,
-    SENTINEL_MASTER,
-    RedisType,
-)
 from tallystick.online_store.redis_commands import mget
-from tallystick.online_store.redis_connection import (
-    CONNECT_TIMEOUT_S,
-    EMBEDDED,
-    READ_TIMEOUT_S,
-    SyncClient,
-    connect,
-    redis_errors,
-)
+from tallystick.online_store.redis_connection import SyncClient, connect, redis_errors
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_decoder import UnknownDefinitionError, ViewRows
 from tallystick.online_store.row_writer import (
@@ -71,43 +59,12 @@ logger = logging.getLogger(__name__)
 Row: TypeAlias = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
 
-class RedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
+class RedisOnlineStoreConfig(RedisOptions, FeastConfigBaseModel):  # type: ignore[misc]
     """The ``online_store`` part of ``feature_store.yaml``."""
 
     type: Literal["tallystick.online_store.RedisOnlineStore"] = (
         "tallystick.online_store.RedisOnlineStore"
     )
-    connection_string: str = Field(
-        default=EMBEDDED,
-        description="host:port[,host2:port2…][,option=value…], unix:///path, or embedded for a "
-        "private server in the repo's state folder; docs/settings.md has the options.",
-    )
-    redis_type: RedisType = Field(
-        default="redis",
-        description="redis_cluster if connection_string names one node of a cluster (several nodes"
-        " are a cluster anyway), redis_sentinel if it names Sentinels.",
-    )
-    sentinel_master: str = Field(
-        default=SENTINEL_MASTER, description="Name by which the Sentinels know the Redis."
-    )
-    key_ttl_seconds: int | None = Field(
-        default=None,
-        ge=1,
-        description="Seconds after its last write at which an entity's value goes in any case; "
-        "rows are forgotten by their views' ttl anyway.",
-    )
-    journal: bool = Field(
-        default=False,
-        description="Whether every write is noted in the state folder, for the served clock.",
-    )
-    connect_timeout_s: float = Field(default=CONNECT_TIMEOUT_S, gt=0)
-    read_timeout_s: float = Field(default=READ_TIMEOUT_S, gt=0)
-
-    @model_validator(mode="after")
-    def _check_journal(self) -> Self:
-        if self.journal and self.key_ttl_seconds is not None:
-            raise ValueError(JOURNAL_WITHOUT_TTL)
-        return self
 
 
 class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
