@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from tallystick.errors import TallystickError
+
 ROOT: Final = Path(__file__).parents[1]
 QUIET: Final = {"FEAST_USAGE": "False", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 """Environment of everything that a bench starts: no telemetry."""
@@ -81,7 +83,7 @@ def run(
     load_before, started = os.getloadavg()[0], time.monotonic()
     try:
         report = measure()
-    except FailedError as error:
+    except (FailedError, TallystickError) as error:
         raise SystemExit(f"Not measured: {error}") from error
     except KeyboardInterrupt as error:
         raise SystemExit("Stopped. No process is left, and no report was written.") from error

@@ -15,7 +15,6 @@ from benchmarks.harness import FailedError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tallystick.errors import UnavailableError
 from tallystick.online_store.embedded_redis import server_program
 from tallystick.server_process import ServerProcess, free_port
 
@@ -61,65 +60,16 @@ def on_core(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-class Server(ServerProcess):
-    """A process with everything that it starts in turn.
-
-    Args:
-        name: For people.
-        command: Its command line.
-        core: The core on which it stays.
-        log: File for what it prints.
-        environment: Variables beside those of this process.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        *,
-        core: int,
-        log: Path,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        with on_core(core):
-            super().__init__(
-                name, command, log=log, environment={**os.environ, **(environment or {})}
-            )
-
-    def wait_until(self, is_ready: Callable[[], bool], *, timeout_s: float = START_S) -> None:
-        """Wait until it is ready.
-
-        Raises:
-            FailedError: It ended, or is not ready in time.
-        """
-        try:
-            super().wait_until(is_ready, timeout_s=timeout_s)
-        except UnavailableError as error:
-            raise FailedError(str(error)) from error
-
-    def wait_until_done(self) -> None:
-        """Wait until it ends by itself.
-
-        Raises:
-            FailedError: It ended with anything but 0, or did not end in time.
-        """
-        try:
-            code = self.wait(COMMAND_S)
-        except UnavailableError as error:
-            raise FailedError(str(error)) from error
-        if code:
-            raise FailedError(f"{self.name} {self.described(f'ended with {code}')}")
-
-    def cpu_s(self) -> float:
-        """CPU seconds that it and its children have taken."""
-        total = 0
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                with suppress(OSError):
-                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                    if int(fields[_SESSION]) == self.pid:
-                        total += int(fields[_USER]) + int(fields[_SYSTEM])
-        return total / _TICKS_PER_S
+def cpu_s(server: ServerProcess) -> float:
+    """CPU seconds that a server and the processes of its session have taken."""
+    total = 0
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[_SESSION]) == server.pid:
+                    total += int(fields[_USER]) + int(fields[_SYSTEM])
+    return total / _TICKS_PER_S
 
 
 def start(
@@ -131,7 +81,7 @@ def start(
     core: int,
     ready: Callable[[], bool] | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Server:
+) -> ServerProcess:
     """Start a process that ends with the stack, and wait until it is ready.
 
     Args:
@@ -144,13 +94,16 @@ def start(
         environment: Variables beside those of this process.
 
     Raises:
-        FailedError: It ended, or is not ready in time.
+        UnavailableError: It ended, or is not ready in time.
     """
     log = folder / f"{name.replace(' ', '-')}.log"
-    server = Server(name, command, core=core, log=log, environment=environment)
+    with on_core(core):
+        server = ServerProcess(
+            name, command, log=log, environment={**os.environ, **(environment or {})}
+        )
     stack.enter_context(server)
     if ready is not None:
-        server.wait_until(ready)
+        server.wait_until(ready, timeout_s=START_S)
     return server
 
 
@@ -172,7 +125,8 @@ def run_together(commands: Mapping[str, Sequence[str]], *, folder: Path) -> None
         folder: Where their logs go.
 
     Raises:
-        FailedError: One ended with anything but 0, or did not end in time; the others are ended.
+        FailedError: One ended with anything but 0; the others are ended.
+        UnavailableError: One did not end in time.
     """
     cores = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
@@ -181,7 +135,8 @@ def run_together(commands: Mapping[str, Sequence[str]], *, folder: Path) -> None
             for number, (name, command) in enumerate(commands.items())
         ]
         for server in servers:
-            server.wait_until_done()
+            if code := server.wait(COMMAND_S):
+                raise FailedError(f"{server.name} {server.described(f'ended with {code}')}")
 
 
 def feast(repo: Path, *arguments: str) -> list[str]:

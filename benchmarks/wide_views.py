@@ -40,7 +40,7 @@ project: {project}
 provider: local
 registry: {{path: data/registry.db, cache_ttl_seconds: 0}}
 offline_store: {{type: {offline}}}
-online_store: {{type: {online}, connection_string: "127.0.0.1:{port}"}}
+online_store: {{type: {online}, connection_string: "{address}"}}
 entity_key_serialization_version: 3
 """
 FEAST_STORES: Final = ("file", "redis")
@@ -111,7 +111,7 @@ def write_columns(path: Path, columns: dict[str, Any]) -> None:
 
 
 def write_repo(
-    repo: Path, definitions: str, *, stores: tuple[str, str], port: int, project: str
+    repo: Path, definitions: str, *, stores: tuple[str, str], address: str, project: str
 ) -> Path:
     """Write a Feast repo; give its folder.
 
@@ -119,13 +119,13 @@ def write_repo(
         repo: The folder, to be made.
         definitions: Text of its module.
         stores: Types of its offline and its online store.
-        port: Of Redis.
+        address: Redis, as ``connection_string`` has it.
         project: Its name.
     """
     (repo / "data").mkdir(parents=True)
     offline, online = stores
     (repo / "feature_store.yaml").write_text(
-        STORE.format(project=project, offline=offline, online=online, port=port)
+        STORE.format(project=project, offline=offline, online=online, address=address)
     )
     (repo / "declared.py").write_text(definitions)
     return repo

@@ -16,15 +16,6 @@ KEYS: Final = {
 }
 """View → its join keys."""
 
-STORE: Final = """\
-project: audit_bench
-provider: local
-registry: {{path: data/registry.db, cache_ttl_seconds: 0}}
-offline_store: {{type: tallystick.offline_store.DuckDBOfflineStore}}
-online_store: {{type: tallystick.online_store.RedisOnlineStore, connection_string: "{address}"}}
-entity_key_serialization_version: 3
-"""
-
 DEFINITIONS: Final = """\
 from datetime import timedelta
 

@@ -32,7 +32,8 @@ from benchmarks.audit.faults import (
     moment_of,
 )
 from benchmarks.audit.replay import Fault, Key, Played, history_of, keys_of, stamps_us
-from benchmarks.audit.scene import HOUR_US, START_US, Array, Scene
+from benchmarks.audit.scene import HOUR_US, START_US, Scene
+from benchmarks.wide_views import Array
 
 from tallystick.records.causes import Cause
 

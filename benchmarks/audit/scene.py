@@ -16,8 +16,14 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from benchmarks.audit.declared import DEFINITIONS, KEYS, MODEL, STORE
+from benchmarks.audit.declared import DEFINITIONS, KEYS, MODEL
+from benchmarks.wide_views import (
+    TALLYSTICK_STORES,
+    TIMESTAMP,
+    Array,
+    write_columns,
+    write_repo,
+)
 
 from tallystick.clock import from_us, to_us
 from tallystick.definitions.contract import (
@@ -37,9 +43,6 @@ START_US: Final = to_us(START)
 HOUR_US: Final = 3_600_000_000
 WARM_HOURS: Final = 72
 AFTER_HOURS: Final = 8
-MOMENT: Final = pa.timestamp("us", tz="UTC")
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,10 @@ def make_scene(path: Path, sizes: Sizes, *, address: str) -> Scene:
     rng = np.random.default_rng(sizes.seed)
     data = path / "data"
     pairs = _pairs(rng, sizes)
-    _write_definitions(path, DEFINITIONS, address)
+    _write_repo(path, DEFINITIONS, address)
     for view in KEYS:
         _write_history(data, view, rng, sizes, pairs)
-    write_table(
+    write_columns(
         data / "labels.parquet",
         {
             "member": member_names(np.arange(2)),
@@ -165,10 +168,8 @@ def make_scene(path: Path, sizes: Sizes, *, address: str) -> Scene:
     return Scene(path, sizes, _requests(rng, sizes, pairs), contract, redefined)
 
 
-def _write_definitions(path: Path, definitions: str, address: str) -> None:
-    (path / "data").mkdir(parents=True)
-    (path / "feature_store.yaml").write_text(STORE.format(address=address))
-    (path / "declared_views.py").write_text(definitions)
+def _write_repo(path: Path, definitions: str, address: str) -> None:
+    write_repo(path, definitions, stores=TALLYSTICK_STORES, address=address, project="audit_bench")
 
 
 def _redefined(path: Path, address: str) -> dict[str, ViewSpec]:
@@ -176,7 +177,7 @@ def _redefined(path: Path, address: str) -> dict[str, ViewSpec]:
     changed = path.with_name(f"{path.name}-redefined")
     views, rest = DEFINITIONS.split("@on_demand_feature_view")
     narrower = views.replace("dtype=Float64", "dtype=Float32")
-    _write_definitions(changed, f"{narrower}@on_demand_feature_view{rest}", address)
+    _write_repo(changed, f"{narrower}@on_demand_feature_view{rest}", address)
     for file in (path / "data").glob("*.parquet"):
         shutil.copy(file, changed / "data")
     repo = open_repo(changed)
@@ -192,15 +193,6 @@ def member_names(numbers: Array) -> Array:
 def prediction_id(number: int) -> str:
     """Id of the prediction of that number among all; the same in each replay."""
     return f"00000000-0000-7000-8000-{number:012x}"
-
-
-def write_table(path: Path, columns: dict[str, Any]) -> None:
-    """Write a Parquet file; columns that end in ``_time`` are microseconds."""
-    arrays = {
-        name: pa.array(values).cast(MOMENT) if name.endswith("_time") else pa.array(values)
-        for name, values in columns.items()
-    }
-    pq.write_table(pa.table(arrays), path)
 
 
 def _pairs(rng: np.random.Generator, sizes: Sizes) -> Array:
@@ -221,7 +213,7 @@ def _write_history(
     times = {"event_time": START_US + event * HOUR_US}
     if view != "profile":
         times["created_time"] = START_US + created * HOUR_US
-    write_table(data / f"{view}.parquet", {**names, **_values(view, rng, len(key)), **times})
+    write_columns(data / f"{view}.parquet", {**names, **_values(view, rng, len(key)), **times})
 
 
 def _times(
@@ -261,7 +253,7 @@ def _values(view: str, rng: np.random.Generator, rows: int) -> dict[str, Any]:
         return pa.array(values, kind, mask=rng.random(rows) < 0.2)
 
     def moments() -> pa.Array:
-        return pa.array(START_US - rng.integers(1, 10**12, size=rows)).cast(MOMENT)
+        return pa.array(START_US - rng.integers(1, 10**12, size=rows)).cast(TIMESTAMP)
 
     normal = 10.0 * rng.normal(size=(rows, 3))
     whole = rng.integers(1, 10**6, size=(rows, 2))

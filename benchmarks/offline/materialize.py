@@ -45,7 +45,7 @@ def measure_materialize(folder: Path, engines: Mapping[str, int]) -> dict[str, A
                 folder / f"repo_{name}",
                 _DEFINITIONS.format(path=rows),
                 stores=_STORES[name],
-                port=port,
+                address=f"127.0.0.1:{port}",
                 project=f"bench_{name}",
             )
             seconds = _materialize(name, repo)

@@ -13,17 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.online.serving_repo import MODEL, bare_rows, write_repos
-from benchmarks.processes import (
-    Cores,
-    Server,
-    feast,
-    run_together,
-    start,
-    start_redis,
-)
+from benchmarks.processes import Cores, feast, run_together, start, start_redis
 from redis import Redis
 
-from tallystick.server_process import free_port, http_answers, tally_command
+from tallystick.server_process import ServerProcess, free_port, http_answers, tally_command
 
 FEASTS: Final = ("feast", "feast_precomputed")
 BEGINNING: Final = "2020-01-01T00:00:00"
@@ -40,7 +33,7 @@ class Installed:
         cores: The cores of the servers and of the client.
     """
 
-    servers: Mapping[str, Server]
+    servers: Mapping[str, ServerProcess]
     ports: Mapping[str, int]
     tally_repo: Path
     cores: Cores

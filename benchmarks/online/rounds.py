@@ -17,7 +17,7 @@ from benchmarks.online.answering_engines import SIZES, TALLYSTICK_PREDICT, Engin
 from benchmarks.online.cells import CLOSED, HEADLINE, OPEN, Round, quantile_ms
 from benchmarks.online.installation import Installed
 from benchmarks.online.load_client import Budget, Taken, Target, closed_loop, open_loop
-from benchmarks.processes import HOST, Cores, core_busy_s
+from benchmarks.processes import HOST, Cores, core_busy_s, cpu_s
 
 FULL_REQUESTS: Final = 20_000
 """Requests of a cell of ours with which Feast's cells have all their time."""
@@ -146,11 +146,11 @@ class Rounds:
         engine, size, name, number = cell
         server, cores = self._installed.servers[engine.server], self._installed.cores
 
-        server_before, cores_before = server.cpu_s(), _busy_s(cores)
+        server_before, cores_before = cpu_s(server), _busy_s(cores)
         taken = await self._answered(engine, loop)
         # The cores first: to look for the server's processes takes a while.
         spent = [now - then for now, then in zip(_busy_s(cores), cores_before, strict=True)]
-        server_cpu_s = server.cpu_s() - server_before
+        server_cpu_s = cpu_s(server) - server_before
         busy = [seconds / spent[0] for seconds in spent[1:]]
         self.cells[engine.name, size, name].append(
             Round(taken, server_cpu_s, busy[0], busy[1], rate_per_s)

@@ -118,7 +118,7 @@ def write_repos(folder: Path, *, entities: int, redis_port: int) -> dict[str, Pa
                 "PRECOMPUTED", str(name == "feast_precomputed")
             ),
             stores=stores,
-            port=redis_port,
+            address=f"127.0.0.1:{redis_port}",
             project=f"{name}_bench",
         )
         for name, definitions, stores in (
