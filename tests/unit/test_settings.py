@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tallystick.errors import InputError
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.settings import PREFIX, Settings, settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -36,9 +38,22 @@ def test_every_wrong_variable_is_named_at_once(monkeypatch):
     assert "TALLYSTICK_NO_SUCH" in text
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_is_documented(name):
-    assert f"`{PREFIX}{name.upper()}`" in DOCS.read_text()
+def test_the_documentation_has_every_setting_and_its_default():
+    rows = re.findall(rf"^\| `{PREFIX}(\w+)` \| (.*?) \|", DOCS.read_text(), re.MULTILINE)
+    documented = dict(rows)
+    assert len(documented) == len(rows)
+    assert documented.keys() == {name.upper() for name in Settings.model_fields}
+    defaults = {
+        name.upper(): str(field.default).lower()
+        for name, field in Settings.model_fields.items()
+        if field.default is not None
+    }
+    assert {name: documented[name] for name in defaults} == defaults
+
+
+def test_the_documentation_has_every_option_of_the_online_store():
+    text = DOCS.read_text()
+    assert [name for name in RedisOptions.model_fields if f"`{name}" not in text] == []
 
 
 def test_a_relative_folder_stays_where_it_was_when_the_working_folder_changes(
