@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from tallystick.model_bundle.bundle import Champion
 from tallystick.storage.background_writer import Ledger
 from tallystick_serving.server_metrics import ServerMetrics
 
-LOG = SimpleNamespace(ledger=Ledger(0, 0, {"full": 0}))
-
 
 def exposed() -> ServerMetrics:
     metrics = ServerMetrics()
-    metrics.add_logs({"predictions": LOG})
+    metrics.add_logs({"predictions": lambda: Ledger(0, 0, {"full": 0})})
     champion = Champion(model="m", version="1", contract_hash="c")
     metrics.set_champion(champion)
     metrics.champion_failures.labels("m").inc()

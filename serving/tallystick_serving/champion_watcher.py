@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.errors import ContractError, Problem, TallystickError, did_you_mean
@@ -40,6 +38,10 @@ class ChampionWatcher:
         store: The online store.
         metrics: Where failures are counted.
         poll_s: Seconds between two checks for new champions.
+
+    Attributes:
+        predictors: Model → its predictor.
+        failures: Model → why its present champion cannot be loaded.
     """
 
     def __init__(
@@ -56,18 +58,8 @@ class ChampionWatcher:
         self._store = store
         self._metrics = metrics
         self._poll_s = poll_s
-        self._predictors: dict[str, Predictor] = {}
-        self._failures: dict[str, str] = {}
-
-    @property
-    def predictors(self) -> Mapping[str, Predictor]:
-        """Model → its predictor."""
-        return MappingProxyType(self._predictors)
-
-    @property
-    def failures(self) -> Mapping[str, str]:
-        """Model → why its present champion cannot be loaded."""
-        return MappingProxyType(self._failures)
+        self.predictors: dict[str, Predictor] = {}
+        self.failures: dict[str, str] = {}
 
     def predictor(self, model: str) -> Predictor:
         """The predictor that answers for ``model`` now.
@@ -76,11 +68,11 @@ class ChampionWatcher:
             UnknownModelError: There is no such model.
             NotReadyError: It has no champion, or its champion cannot be loaded.
         """
-        found = self._predictors.get(model)
+        found = self.predictors.get(model)
         if found is not None:
             return found
-        if model in self._failures:
-            raise NotReadyError(f"Model {model!r} cannot answer: {self._failures[model]}")
+        if model in self.failures:
+            raise NotReadyError(f"Model {model!r} cannot answer: {self.failures[model]}")
         known = self._known()
         if model in known:
             raise NotReadyError(
@@ -104,22 +96,22 @@ class ChampionWatcher:
         except OSError as error:
             logger.warning("The folder of models cannot be read: %s", error)
             return
-        for model in self._failures.keys() - {*names, *self._predictors}:
-            del self._failures[model]
-        for model in sorted({*names, *self._predictors}):
+        for model in self.failures.keys() - {*names, *self.predictors}:
+            del self.failures[model]
+        for model in sorted({*names, *self.predictors}):
             await self._check(model)
 
     async def _check(self, model: str) -> None:
         try:
             champion = await asyncio.to_thread(read_champion, self._state_dir, model)
-            now = self._predictors.get(model)
+            now = self.predictors.get(model)
             if now is None or now.champion != champion:
                 predictor = await asyncio.to_thread(self._load, champion)
                 _predict_on_one_thread()
-                self._predictors[model] = predictor
+                self.predictors[model] = predictor
                 logger.info("Model %s: version %s answers now.", model, champion.version)
                 self._metrics.set_champion(champion)
-            self._failures.pop(model, None)
+            self.failures.pop(model, None)
         except (TallystickError, OSError) as error:
             self._fail(model, str(error))
         except Exception as error:  # noqa: BLE001 unpickling an estimator raises whatever it leads to
@@ -127,8 +119,8 @@ class ChampionWatcher:
 
     def _fail(self, model: str, reason: str) -> None:
         """Log the reason once; the former champion goes on answering until a check succeeds."""
-        if self._failures.get(model) != reason:
-            self._failures[model] = reason
+        if self.failures.get(model) != reason:
+            self.failures[model] = reason
             self._metrics.champion_failures.labels(model).inc()
             logger.error("Model %s: the new champion cannot be loaded: %s", model, reason)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,25 +18,13 @@ from tallystick.storage.background_writer import Ledger
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-class HasLedger(Protocol):
-    """A log that counts its rows."""
-
-    @property
-    def ledger(self) -> Ledger:
-        """Rows accepted, in memory and on disk."""
-
-
 class ServerMetrics:
     """The metrics of one app, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "tallystick_requests",
-            "Requests answered.",
-            ["route", "status"],
-            registry=self.registry,
-        )
+        counter = partial(Counter, registry=self.registry)
+        self._requests = counter("tallystick_requests", "Requests answered.", ["route", "status"])
         self._seconds = Histogram(
             "tallystick_request_seconds",
             "Time from a request's arrival to its answer.",
@@ -44,36 +32,25 @@ class ServerMetrics:
             buckets=_BUCKETS_S,
             registry=self.registry,
         )
-        self._predictions = Counter(
-            "tallystick_predictions",
-            "Predictions answered.",
-            ["model", "version"],
-            registry=self.registry,
+        self._predictions = counter(
+            "tallystick_predictions", "Predictions answered.", ["model", "version"]
         )
-        self._statuses = Counter(
-            "tallystick_view_statuses",
-            "Rows read, by view and status.",
-            ["model", "view", "status"],
-            registry=self.registry,
+        self._statuses = counter(
+            "tallystick_view_statuses", "Rows read, by status.", ["model", "view", "status"]
         )
-        self.champion_failures = Counter(
-            "tallystick_champion_failures",
-            "Champions that could not be loaded.",
-            ["model"],
-            registry=self.registry,
+        self.champion_failures = counter(
+            "tallystick_champion_failures", "Champions that could not be loaded.", ["model"]
         )
         self._in_flight = Gauge(
-            "tallystick_requests_in_flight",
-            "Requests that are being worked on.",
-            registry=self.registry,
+            "tallystick_requests_in_flight", "Requests in flight.", registry=self.registry
         )
         self._champions: dict[str, Champion] = {}
         self.registry.register(_ScrapedCollector(partial(_champion_metrics, self._champions)))
         self._children: dict[Any, Any] = {}
 
-    def add_logs(self, logs: Mapping[str, HasLedger]) -> None:
-        """Report the ledgers of logs, by name of the log."""
-        self.registry.register(_ScrapedCollector(partial(_log_metrics, logs)))
+    def add_logs(self, ledgers: Mapping[str, Callable[[], Ledger]]) -> None:
+        """Report the rows of logs, by name of the log."""
+        self.registry.register(_ScrapedCollector(partial(_log_metrics, ledgers)))
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Report the number of requests in flight."""
@@ -137,8 +114,7 @@ def _champion_metrics(champions: Mapping[str, Champion]) -> Iterator[Metric]:
     yield gauge
 
 
-def _log_metrics(logs: Mapping[str, HasLedger]) -> Iterator[Metric]:
-    ledgers = {name: log.ledger for name, log in logs.items()}
+def _log_metrics(ledgers: Mapping[str, Callable[[], Ledger]]) -> Iterator[Metric]:
     dropped = CounterMetricFamily(
         "tallystick_log_dropped", "Log rows dropped, by reason.", labels=["log", "reason"]
     )
@@ -149,7 +125,8 @@ def _log_metrics(logs: Mapping[str, HasLedger]) -> Iterator[Metric]:
     in_flight = GaugeMetricFamily(
         "tallystick_log_in_flight", "Log rows accepted and not yet written.", labels=["log"]
     )
-    for name, ledger in ledgers.items():
+    for name, read_ledger in ledgers.items():
+        ledger = read_ledger()
         for reason, rows in ledger.dropped_by.items():
             dropped.add_metric([name, reason], rows)
         accepted.add_metric([name], ledger.accepted)

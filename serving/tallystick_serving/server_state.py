@@ -17,7 +17,7 @@ from tallystick_serving.champion_watcher import ChampionWatcher
 from tallystick_serving.feast_server import FeastStore, open_feast
 from tallystick_serving.feature_readers import RedisStoreClient, StoreClient, open_sdk_store
 from tallystick_serving.online_features import FeaturePlans
-from tallystick_serving.server_metrics import HasLedger, ServerMetrics
+from tallystick_serving.server_metrics import ServerMetrics
 from tallystick_serving.store_config import StoreConfig
 
 
@@ -81,7 +81,6 @@ async def open_state(
         stack.push_async_callback(client.close)
         feast = FeastStore(config, plans, feast_store)
         stack.push_async_callback(feast.close)
-        logs: dict[str, HasLedger] = {}
         journal = None
         if config.redis is not None and config.redis.journal:
             journal = BufferedJournal(
@@ -90,14 +89,19 @@ async def open_state(
                 flush_rows=settings.journal_flush_rows,
                 interval_s=settings.journal_flush_s,
             )
-            logs["journal"] = journal.buffer
             stack.push_async_callback(asyncio.to_thread, journal.buffer.close)
             stack.enter_context(journal_in_use(config.state_dir, journal))
         labels = LabelLog(config.state_dir, settings)
         stack.push_async_callback(asyncio.to_thread, labels.wal.close)
         predictions = PredictionLog(config.state_dir, settings)
         stack.push_async_callback(asyncio.to_thread, predictions.wal.close)
-        metrics.add_logs({"predictions": predictions.wal, "labels": labels.wal, **logs})
+        metrics.add_logs(
+            {
+                "predictions": lambda: predictions.wal.ledger,
+                "labels": lambda: labels.wal.ledger,
+                **({} if journal is None else {"journal": lambda: journal.buffer.ledger}),
+            }
+        )
         champions = ChampionWatcher(
             state_dir=config.state_dir,
             project=config.name,
