@@ -156,9 +156,9 @@ def work(*, reports, state, worker, durable, pause_s=0.002, requests=10**9, opti
         else:
             assert log.append(contract, request(worker, number))
             if number % 10 == 0:
-                report.say(durable=log.wal.ledger.durable)
-    log.wal.close()
-    ledger = log.wal.ledger
+                report.say(durable=log.ledger.durable)
+    log.close()
+    ledger = log.ledger
     assert ledger.accepted == ledger.durable
     report.say(closed=True, durable=ledger.durable)
 

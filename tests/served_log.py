@@ -246,7 +246,7 @@ def serve(
             ),
         )
         assert accepted
-    log.wal.close()
+    log.close()
     return len(requests)
 
 

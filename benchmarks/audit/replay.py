@@ -296,7 +296,7 @@ class _Replay:
                 before = moment
         finally:
             await self._readers.close()
-            self._log.wal.close()
+            self._log.close()
         return self._edited
 
     def _refresh(self, after: datetime | None, until: datetime) -> None:
@@ -326,7 +326,7 @@ class _Replay:
             await self._answer_rows(batch, by, rows)
         done = batch.first // batch.rows + 1
         if self._commit_batches and done % self._commit_batches == 0:
-            self._log.wal.flush()
+            self._log.flush()
 
     async def _answer_rows(self, batch: Batch, by: tuple[int, ...], rows: list[int]) -> None:
         columns = {name: [values[row] for row in rows] for name, values in batch.columns.items()}

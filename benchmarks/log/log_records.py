@@ -57,9 +57,9 @@ def write(state: Path, contract: ModelContract, records: int) -> dict[str, Any]:
     started = time.perf_counter()
     for number in range(records):
         log.append(contract, _prediction(contract, number, float(numbers[number]), records))
-    log.wal.flush()
+    log.flush()
     seconds = time.perf_counter() - started
-    assert log.wal.ledger.durable == records
+    assert log.ledger.durable == records
     size = bytes_in(stream_dir(state, PREDICTIONS))
     return {
         "segment_bytes_per_prediction": round(size / records, 1),

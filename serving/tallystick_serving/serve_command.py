@@ -159,8 +159,8 @@ def _flushing_on_signal(state: ServerState) -> Iterator[None]:
 
     def flush() -> None:
         try:
-            state.predictions.wal.seal()
-            state.labels.wal.seal()
+            state.predictions.seal()
+            state.labels.seal()
             if state.journal is not None:
                 state.journal.buffer.flush()
         except OSError as error:

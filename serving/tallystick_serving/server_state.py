@@ -92,13 +92,13 @@ async def open_state(
             stack.push_async_callback(asyncio.to_thread, journal.buffer.close)
             stack.enter_context(journal_in_use(config.state_dir, journal))
         labels = LabelLog(config.state_dir, settings)
-        stack.push_async_callback(asyncio.to_thread, labels.wal.close)
+        stack.push_async_callback(asyncio.to_thread, labels.close)
         predictions = PredictionLog(config.state_dir, settings)
-        stack.push_async_callback(asyncio.to_thread, predictions.wal.close)
+        stack.push_async_callback(asyncio.to_thread, predictions.close)
         metrics.add_logs(
             {
-                "predictions": lambda: predictions.wal.ledger,
-                "labels": lambda: labels.wal.ledger,
+                "predictions": lambda: predictions.ledger,
+                "labels": lambda: labels.ledger,
                 **({} if journal is None else {"journal": lambda: journal.buffer.ledger}),
             }
         )

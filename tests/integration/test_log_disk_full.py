@@ -49,7 +49,7 @@ def unlimit():
 
 
 def ledger_of(log):
-    ledger = log.wal.ledger
+    ledger = log.ledger
     assert ledger.accepted == ledger.durable + ledger.dropped + ledger.in_flight
     return [ledger.durable, ledger.dropped, ledger.in_flight]
 
@@ -59,19 +59,19 @@ def fill_segments(state, size):
     log = PredictionLog(state, Settings(log_window_s=0.01))
     answers = []
     log.append(CONTRACT, request(0, 0))
-    log.wal.flush()
+    log.flush()
     limit(size)
     ledgers = []
     for number in range(1, 6):
         log.append(CONTRACT, request(0, number), on_written=answers.append)
         with_error = False
         try:
-            log.wal.flush()
+            log.flush()
         except OSError as error:
             with_error = error.errno == errno.EFBIG
         ledgers.append([with_error, *ledger_of(log)])
     unlimit()
-    log.wal.close()
+    log.close()
     return {"answers": answers, "full": ledgers, "end": ledger_of(log)}
 
 
@@ -82,12 +82,12 @@ def fill_contracts(state):
     log.append(CONTRACT, request(0, 0), on_written=answers.append)
     code = 0
     try:
-        log.wal.flush()
+        log.flush()
     except OSError as error:
         code = error.errno
     full = ledger_of(log)
     unlimit()
-    log.wal.close()
+    log.close()
     return {"answers": answers, "code": code, "full": full, "end": ledger_of(log)}
 
 
@@ -107,14 +107,14 @@ def fill_sink(state, size):
     return {"message": message, "before": before, "left": left, "drafts": drafts}
 
 
-@pytest.mark.parametrize("more", [0, 1, 84, 150])
+@pytest.mark.parametrize("more", [0, 1, 76, 150])
 def test_full_for_segments(tmp_path, more):
     probe = PredictionLog(tmp_path / "probe", Settings(log_window_s=60.0))
     probe.append(CONTRACT, request(0, 0))
-    probe.wal.flush()
+    probe.flush()
     (path,) = segments_in(stream_dir(tmp_path / "probe", PREDICTIONS))
     size = path.stat().st_size + more
-    probe.wal.close()
+    probe.close()
     # The contract's file is there already, and is larger than all segments.
     answer = in_a_process("fill_segments", tmp_path / "state", size)
     first, rest = rows_of(0), sum(map(rows_of, range(1, 6)))
@@ -150,7 +150,7 @@ def test_full_for_the_sink(tmp_path, full_for):
         log = PredictionLog(tmp_path, Settings(log_window_s=60.0))
         for number in range(requests):
             assert log.append(CONTRACT, request(worker, number))
-        log.wal.close()
+        log.close()
     expected = set().union(*(ids_of(worker, requests) for worker in range(workers)))
     size = 11_500 if full_for == "manifest" else 12_000
     answer = in_a_process("fill_sink", tmp_path, size)
@@ -176,7 +176,7 @@ def test_rows_beyond_the_budget_are_dropped_and_counted(tmp_path):
     answers = {number: [] for number in range(12)}
     for number in range(12):
         assert log.append(CONTRACT, request(0, number), on_written=answers[number].append)
-        log.wal.flush()
+        log.flush()
     written = [number for number in answers if answers[number] == [True]]
     dropped = [number for number in answers if answers[number] == [False]]
     assert written
@@ -184,8 +184,8 @@ def test_rows_beyond_the_budget_are_dropped_and_counted(tmp_path):
     assert sorted(written + dropped) == list(range(12))
     rows, lacking = (sum(map(rows_of, numbers)) for numbers in (written, dropped))
     assert ledger_of(log) == [rows, lacking, 0]
-    assert log.wal.ledger.dropped_by == {"full": 0, "budget": lacking, "refused": 0}
-    log.wal.close()
+    assert log.ledger.dropped_by == {"full": 0, "budget": lacking, "refused": 0}
+    log.close()
     compact(tmp_path)
     assert read_ids(tmp_path) == {
         row_id for number in written for row_id in request(0, number).prediction_id
@@ -198,9 +198,9 @@ def test_rows_beyond_the_budget_are_dropped_and_counted(tmp_path):
 def test_drops_after_the_last_segment_are_counted_as_well(tmp_path):
     log = PredictionLog(tmp_path, Settings(log_window_s=60.0, log_budget_bytes=600))
     assert log.append(CONTRACT, request(0, 0))
-    log.wal.seal()
+    log.seal()
     assert log.append(CONTRACT, request(0, 6))
-    log.wal.close()
+    log.close()
     compact(tmp_path)
     (worker,) = manifest_of(tmp_path).workers.values()
     assert (worker.rows, worker.totals.budget, worker.totals.accepted) == (
@@ -237,12 +237,12 @@ def test_a_sync_that_fails(tmp_path, monkeypatch, syncs, cuts):
     wait_until(lambda: len(answers) == 2)
     assert answers == [True, False]
     assert read_ids(tmp_path) >= ids_of(0, 1)
-    wait_until(lambda: log.wal.ledger.in_flight == 0)
+    wait_until(lambda: log.ledger.in_flight == 0)
     assert left == [0]
     assert log.append(CONTRACT, request(0, 2), on_written=answers.append)
     wait_until(lambda: len(answers) == 3)
     assert answers == [True, False, True]
-    log.wal.close()
+    log.close()
     assert ledger_of(log) == [sum(map(rows_of, range(3))), 0, 0]
     assert read_ids(tmp_path) == ids_of(0, 3)
     done = compact(tmp_path)[PREDICTIONS.name]
@@ -253,7 +253,7 @@ def test_a_sync_that_fails(tmp_path, monkeypatch, syncs, cuts):
 def test_half_a_write_that_cannot_be_taken_back(tmp_path, monkeypatch):
     log = PredictionLog(tmp_path, Settings(log_window_s=60.0))
     assert log.append(CONTRACT, request(0, 0))
-    log.wal.flush()
+    log.flush()
     write = os.write
 
     def half(handle, content):
@@ -265,9 +265,9 @@ def test_half_a_write_that_cannot_be_taken_back(tmp_path, monkeypatch):
     failing(monkeypatch, "ftruncate", 1)
     assert log.append(CONTRACT, request(0, 1))
     with pytest.raises(OSError, match="No space"):
-        log.wal.flush()
+        log.flush()
     assert log.append(CONTRACT, request(0, 2))
-    log.wal.close()
+    log.close()
     done = compact(tmp_path)[PREDICTIONS.name]
     assert (done.segments, done.lost, done.damages) == (2, 0, [])
     assert read_ids(tmp_path) == ids_of(0, 3)
@@ -283,13 +283,13 @@ def test_a_callback_that_fails_costs_no_row(tmp_path):
     for number in range(4):
         assert log.append(CONTRACT, request(0, number), on_written=gone)
         assert log.append(CONTRACT, request(1, number), on_written=answers.append)
-    log.wal.flush()
+    log.flush()
     durable, dropped, in_flight = ledger_of(log)
     assert in_flight == 0
     assert durable
     assert dropped
     assert len(answers) == 4
-    log.wal.close()
+    log.close()
     assert len(read_ids(tmp_path)) == durable
 
 
@@ -302,9 +302,9 @@ def test_a_folder_that_cannot_be_listed_costs_no_row(tmp_path, monkeypatch):
             lambda _: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files")),
         )
         with pytest.raises(OSError, match="Too many"):
-            log.wal.flush()
+            log.flush()
     assert ledger_of(log) == [0, 0, rows_of(0)]
-    log.wal.close()
+    log.close()
     assert read_ids(tmp_path) == ids_of(0, 1)
 
 

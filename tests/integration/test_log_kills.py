@@ -224,8 +224,8 @@ def append(state, worker, requests, *, seals=False):
     log = PredictionLog(state, Settings(log_window_s=60.0))
     for number in requests:
         assert log.append(CONTRACTS[worker % 2], request(worker, number))
-        log.wal.seal() if seals else log.wal.flush()
-    log.wal.close()
+        log.seal() if seals else log.flush()
+    log.close()
 
 
 def segment_of(state, known):

@@ -34,7 +34,7 @@ def append(state, worker, requests=3):
     log = PredictionLog(state, Settings(log_window_s=60.0))
     for number in range(requests):
         assert log.append(CONTRACTS[worker % 2], request(worker, number))
-    log.wal.close()
+    log.close()
     return ids_of(worker, requests)
 
 

@@ -22,8 +22,8 @@ def append(state, worker, requests=2):
     log = PredictionLog(state, Settings(log_window_s=60.0))
     for number in range(requests):
         assert log.append(CONTRACTS[0], request(worker, number))
-        log.wal.seal()
-    log.wal.close()
+        log.seal()
+    log.close()
     return ids_of(worker, requests)
 
 
@@ -72,7 +72,7 @@ def test_a_damaged_file_keeps_no_label_from_being_compacted(tmp_path):
         if worker == MERGED_FILES - 1:
             labels = LabelLog(tmp_path, Settings(log_window_s=60.0))
             assert labels.append(CONTRACTS[0], [LabelRow(1, request(0, 0).request_us, "a")])
-            labels.wal.close()
+            labels.close()
         expected |= append(tmp_path, worker)
         if worker < MERGED_FILES - 1:
             compact(tmp_path)

@@ -263,7 +263,7 @@ def test_labels_that_were_sent_count_most(champion_repo: Repo, contract: ModelCo
     )
     log = LabelLog(champion_repo.state_dir)
     assert log.append(contract, rows)
-    log.wal.close()
+    log.close()
     after = performance(champion_repo, contract, at=END)
     assert 0 < before.labelled < after.labelled == after.requests
     assert after.positive_share == pytest.approx(1 / after.requests)
@@ -282,7 +282,7 @@ def test_a_label_that_was_sent_by_keys(champion_repo: Repo, contract: ModelContr
         for row in read_requests(champion_repo, BEGIN, END)
     ]
     assert log.append(contract, rows)
-    log.wal.close()
+    log.close()
     assert performance(champion_repo, contract, at=END).positive_share == 1.0
 
 

@@ -81,7 +81,7 @@ def test_no_label_is_used_that_was_not_known_by_the_cutoff(champion_repo, contra
     for value, known in ((1, cutoff), (0, cutoff + DAY)):
         row = LabelRow(value, to_us(known), prediction_id=f"p-{first['request_us']}")
         assert log.append(contract, [row])
-    log.wal.close()
+    log.close()
     for known_until, label in ((cutoff, 1), (cutoff + DAY, 0)):
         _, table = written(champion_repo, tmp_path, known_until=known_until)
         assert table["label"][0].as_py() == label

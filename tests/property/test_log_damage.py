@@ -44,7 +44,6 @@ def frame_of(number, first):
             contract=CONTRACT.contract_hash,
             first=first,
             rows=rows_of(number),
-            committed_us=number,
             totals=totals,
         )
     )
@@ -56,7 +55,6 @@ def last_frame(first):
         contract="",
         first=first,
         rows=0,
-        committed_us=0,
         totals=Totals(accepted=first),
         is_last=True,
     )
@@ -241,7 +239,7 @@ def compacted(tmp_path_factory):
         log = PredictionLog(state, Settings(log_window_s=60.0))
         for number in numbers:
             assert log.append(CONTRACT, request(0, number))
-        log.wal.close()
+        log.close()
         compact(state)
     return state
 
@@ -307,7 +305,7 @@ def test_a_file_that_is_gone_is_an_error(compacted, tmp_path):
 def test_a_damaged_contract_keeps_segments(tmp_path):
     log = PredictionLog(tmp_path, Settings(log_window_s=60.0))
     assert log.append(CONTRACT, request(0, 0))
-    log.wal.close()
+    log.close()
     (path,) = tmp_path.rglob(f"{CONTRACTS_FOLDER}/*.json")
     whole = path.read_text()
     path.write_text(whole.replace('"trips"', '"tripz"'))

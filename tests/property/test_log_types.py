@@ -131,7 +131,6 @@ def assert_same(contract, requests):
             contract=contract.contract_hash,
             first=0,
             rows=sum(len(each.prediction_id) for each in requests),
-            committed_us=0,
             totals=Totals(),
         )
     )

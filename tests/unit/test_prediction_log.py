@@ -66,7 +66,7 @@ def test_what_was_logged_is_read_back_exactly(tmp_path, settled):
     log = open_log(tmp_path)
     for number in range(3):
         assert log.append(CONTRACT, predictions(number, moment=START + timedelta(minutes=number)))
-    log.wal.close()
+    log.close()
     settled(tmp_path)
     (part,) = read_all(tmp_path)
     assert part.contract == CONTRACT
@@ -84,7 +84,7 @@ def test_only_the_time_asked_for_is_read(tmp_path, settled):
     log = open_log(tmp_path)
     for hour in (0, 1, 2):
         log.append(CONTRACT, predictions(hour, moment=START + timedelta(hours=hour)))
-    log.wal.close()
+    log.close()
     settled(tmp_path)
     one = timedelta(hours=1)
     (part,) = read_log(tmp_path, CONTRACT.model, start=START + one, end=START + 2 * one)
@@ -98,10 +98,10 @@ def test_the_ledger_adds_up_and_the_buffer_is_bounded(tmp_path):
     log = open_log(tmp_path, log_buffer_rows_max=5)
     taken = [log.append(CONTRACT, predictions(number)) for number in range(4)]
     assert taken == [True, True, False, False]
-    ledger = log.wal.ledger
+    ledger = log.ledger
     assert (ledger.accepted, ledger.dropped, ledger.in_flight, ledger.durable) == (8, 4, 4, 0)
-    log.wal.close()
-    ledger = log.wal.ledger
+    log.close()
+    ledger = log.ledger
     assert (ledger.accepted, ledger.dropped, ledger.in_flight, ledger.durable) == (8, 4, 0, 4)
 
 
@@ -110,27 +110,27 @@ def test_a_write_that_fails_keeps_the_rows(tmp_path):
     log = open_log(tmp_path)
     log.append(CONTRACT, predictions(0))
     with pytest.raises(OSError, match="wal"):
-        log.wal.flush()
-    assert log.wal.ledger.in_flight == 2
+        log.flush()
+    assert log.ledger.in_flight == 2
     (tmp_path / "wal").unlink()
-    log.wal.close()
-    assert log.wal.ledger.durable == 2
+    log.close()
+    assert log.ledger.durable == 2
 
 
 def test_the_thread_writes_by_itself(tmp_path):
     log = open_log(tmp_path, log_window_s=0.01)
     log.append(CONTRACT, predictions(0))
     give_up = time.monotonic() + 10
-    while log.wal.ledger.durable == 0 and time.monotonic() < give_up:
+    while log.ledger.durable == 0 and time.monotonic() < give_up:
         time.sleep(0.01)
-    assert log.wal.ledger.durable == 2
-    log.wal.close()
+    assert log.ledger.durable == 2
+    log.close()
 
 
 def test_a_damaged_file_is_named(tmp_path):
     log = open_log(tmp_path)
     log.append(CONTRACT, predictions(0))
-    log.wal.close()
+    log.close()
     compact(tmp_path)
     (path,) = tmp_path.rglob("*.parquet")
     path.write_bytes(path.read_bytes()[:-20])
@@ -141,7 +141,7 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_a_file_of_other_columns_is_refused_with_every_difference(tmp_path):
     log = open_log(tmp_path)
     log.append(CONTRACT, predictions(0))
-    log.wal.close()
+    log.close()
     compact(tmp_path)
     (path,) = tmp_path.rglob("*.parquet")
     table = pq.read_table(path)
@@ -160,7 +160,7 @@ def test_labels_known_later_are_not_read(tmp_path, settled):
     early, late = to_us(START), to_us(START + timedelta(hours=1))
     log.append(CONTRACT, [LabelRow(1, early, prediction_id="a"), LabelRow(0, late, "a")])
     log.append(CONTRACT, [LabelRow(0, early, keys={"driver": 2**53 + 1}, request_us=to_us(START))])
-    log.wal.close()
+    log.close()
     settled(tmp_path)
     labels = read_labels(tmp_path, CONTRACT.model, known_until=from_us(late - 1))
     assert labels is not None
@@ -174,7 +174,7 @@ def test_labels_known_later_are_not_read(tmp_path, settled):
 def test_some_columns_can_be_read_alone(tmp_path, settled):
     log = open_log(tmp_path)
     log.append(CONTRACT, predictions(0))
-    log.wal.close()
+    log.close()
     settled(tmp_path)
     end = START + timedelta(days=1)
     names = ["request_time", "entity.driver"]
@@ -199,7 +199,7 @@ def test_small_and_large_requests_lie_in_one_file(tmp_path, settled):
         part.values["stats__rate"] = [0.25] * len(part.prediction_id)
     for part in (few, whole, some, many):
         assert log.append(CONTRACT, part)
-    log.wal.close()
+    log.close()
     settled(tmp_path)
     (part,) = read_all(tmp_path)
     rows = {row["prediction_id"]: row for row in part.table.to_pylist()}
@@ -223,21 +223,21 @@ def test_of_a_share_of_the_entities_all_is_logged_and_of_others_nothing(tmp_path
     many.keys = {"driver": [2**53 + number for number in range(200)], "amount": [None] * 200}
     many.prediction_id = [f"{number}-many" for number in range(200)]
     log.append(CONTRACT, many)
-    log.wal.close()
+    log.close()
     (part,) = read_all(tmp_path)
     rows = {}
     for row in part.table.to_pylist():
         rows.setdefault(row["entity.driver"] - 2**53, set()).add(row["prediction_id"])
     assert 30 < len(rows) < 90
     assert all(ids == {f"{n}-0", f"{n}-1", f"{n}-many"} for n, ids in rows.items())
-    assert log.wal.ledger.accepted == part.table.num_rows
+    assert log.ledger.accepted == part.table.num_rows
 
 
 def test_old_days_are_removed_and_counted(tmp_path):
     log = open_log(tmp_path)
     for day in range(4):
         log.append(CONTRACT, predictions(day, moment=START + timedelta(days=day)))
-    log.wal.close()
+    log.close()
     compact(tmp_path)
     sizes = read_manifests(log_location(tmp_path), "predictions").popitem()[1].bytes
     age = datetime.now(UTC) - START - timedelta(hours=1)
@@ -255,7 +255,7 @@ def test_small_files_of_a_day_are_merged(tmp_path):
     for number in range(MERGED_FILES):
         log = open_log(tmp_path)
         log.append(CONTRACT, predictions(number, moment=START + timedelta(minutes=number)))
-        log.wal.close()
+        log.close()
         compact(tmp_path)
     compact(tmp_path)
     assert len(list((tmp_path / "log").rglob("*.parquet"))) == 1
@@ -278,21 +278,21 @@ def test_a_waiting_caller_is_notified_once_it_is_on_disk(tmp_path):
     assert log.append(CONTRACT, predictions(0), on_written=on_written)
     assert written.wait(10)
     assert answers == [(True, 2)]
-    log.wal.close()
+    log.close()
     assert log.append(CONTRACT, predictions(1), on_written=on_written) is False
-    assert log.wal.ledger.dropped_by == {"full": 0, "budget": 0, "refused": 2}
+    assert log.ledger.dropped_by == {"full": 0, "budget": 0, "refused": 2}
 
 
 def test_rows_that_no_column_takes_keep_nothing_else_from_parquet(tmp_path):
     log = open_log(tmp_path)
     log.append(CONTRACT, predictions(0))
-    log.wal.flush()
+    log.flush()
     odd = predictions(1)
     odd.model_version = 5
     log.append(CONTRACT, odd)
-    log.wal.flush()
+    log.flush()
     log.append(CONTRACT, predictions(2))
-    log.wal.close()
+    log.close()
     done = compact(tmp_path)["predictions"]
     assert (done.rows, done.lost, len(done.damages)) == (4, 2, 1)
     (part,) = read_all(tmp_path)
@@ -307,8 +307,8 @@ def test_workers_that_have_ended_are_summed_up(tmp_path):
         log = open_log(tmp_path, log_buffer_rows_max=2)
         log.append(CONTRACT, predictions(number))
         log.append(CONTRACT, predictions(number))
-        log.wal.seal()
-        log.wal.close()
+        log.seal()
+        log.close()
         compact(tmp_path)
     (manifest,) = read_manifests(log_location(tmp_path), "predictions").values()
     assert len(manifest.workers) == 1

@@ -20,7 +20,7 @@ FRAME_VERSION: Final = 1
 """Version of this layout; in every header."""
 
 _MAGIC: Final = b"\xf5TLy"  # MessagePack has no text that begins so
-_HEADER: Final = struct.Struct("<4sBBxxIIQq16sQQQQI")
+_HEADER: Final = struct.Struct("<4sBBxxIIQ16sQQQQI")
 _CHECKSUM: Final = struct.Struct("<I")
 HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
 _LAST: Final = 1
@@ -64,17 +64,15 @@ class Frame:
         contract: Hash of the contract of its rows, in hexadecimal; empty where it has none.
         first: Number of its first row among the rows of its worker, from 0.
         rows: How many rows it has.
-        committed_us: When it was written, by the machine's clock.
-        totals: Of the worker, then.
-        is_last: Whether its segment ends with it.
-        is_ended: Whether its worker does.
+        totals: The worker's, when it wrote the frame.
+        is_last: Whether it is the last frame of its segment.
+        is_ended: Whether its worker stopped after it.
         payload: The requests in MessagePack.
     """
 
     contract: str
     first: int
     rows: int
-    committed_us: int
     totals: Totals
     is_last: bool
     is_ended: bool
@@ -104,22 +102,20 @@ def packed_frame(
     contract: str,
     first: int,
     rows: int,
-    committed_us: int,
     totals: Totals,
     is_last: bool = False,
     is_ended: bool = False,
 ) -> list[bytes]:
-    """A frame as the pieces that are written one after the other.
+    """A frame as pieces to be written one after the other.
 
     Args:
         payloads: The requests, each in MessagePack.
-        contract: See :class:`Frame`, as the others.
-        first: Number of the first row.
-        rows: Rows of all requests.
-        committed_us: The machine's time.
-        totals: The worker's.
-        is_last: Whether the segment ends with it.
-        is_ended: Whether the worker does.
+        contract: See :class:`Frame`, as for the others.
+        first: See there.
+        rows: See there.
+        totals: See there.
+        is_last: See there.
+        is_ended: See there.
     """
     start = _ARRAY.pack(_ARRAY_OF_32_BITS, len(payloads))
     checksum = zlib.crc32(start)
@@ -127,20 +123,10 @@ def packed_frame(
     for payload in payloads:
         checksum = zlib.crc32(payload, checksum)
         size += len(payload)
+    flags = (_LAST if is_last else 0) | (_ENDED if is_ended else 0)
+    counts = astuple(totals)
     header = _HEADER.pack(
-        _MAGIC,
-        FRAME_VERSION,
-        (_LAST if is_last else 0) | (_ENDED if is_ended else 0),
-        size,
-        rows,
-        first,
-        committed_us,
-        bytes.fromhex(contract),
-        totals.accepted,
-        totals.full,
-        totals.budget,
-        totals.refused,
-        checksum,
+        _MAGIC, FRAME_VERSION, flags, size, rows, first, bytes.fromhex(contract), *counts, checksum
     )
     return [header, _CHECKSUM.pack(zlib.crc32(header)), start, *payloads]
 
@@ -181,9 +167,7 @@ def _frame_at(view: memoryview, at: int) -> tuple[Frame | None, int] | str:
     header = bytes(view[at : at + _HEADER.size])
     if why := _wrong_header(view, at, header):
         return why
-    (_, version, flags, size, rows, first, moment, contract, *totals, checksum) = _HEADER.unpack(
-        header
-    )
+    _, version, flags, size, rows, first, contract, *counts, checksum = _HEADER.unpack(header)
     if version != FRAME_VERSION:
         return f"{_FOREIGN} {version}, and this one reads {FRAME_VERSION}"
     if start + size > len(view):
@@ -192,16 +176,8 @@ def _frame_at(view: memoryview, at: int) -> tuple[Frame | None, int] | str:
     if zlib.crc32(payload) != checksum:
         return None, start + size
     named = contract.hex() if any(contract) else ""
-    frame = Frame(
-        contract=named,
-        first=first,
-        rows=rows,
-        committed_us=moment,
-        totals=Totals(*totals),
-        is_last=bool(flags & _LAST),
-        is_ended=bool(flags & _ENDED),
-        payload=payload,
-    )
+    totals = Totals(*counts)
+    frame = Frame(named, first, rows, totals, bool(flags & _LAST), bool(flags & _ENDED), payload)
     return frame, start + size
 
 

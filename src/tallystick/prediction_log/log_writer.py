@@ -35,20 +35,17 @@ def are_sampled(keys: Sequence[Sequence[Any]], share: float) -> list[bool]:
     ]
 
 
-class PredictionLog:
-    """Takes predictions, without waiting.
+class PredictionLog(WriteAheadLog):
+    """The write-ahead log of predictions.
 
     Args:
         state_dir: The repo's state folder.
-        settings: Bounds of the write-ahead log, and the share of the entities that is logged.
-
-    Attributes:
-        wal: The write-ahead log behind it.
+        settings: Bounds of the log, and the share of the entities that is logged.
     """
 
     def __init__(self, state_dir: Path, settings: Settings | None = None) -> None:
         settings = settings or Settings()
-        self.wal = WriteAheadLog(stream_dir(state_dir, PREDICTIONS), settings)
+        super().__init__(stream_dir(state_dir, PREDICTIONS), settings)
         self._share = settings.log_share
         self._layouts: dict[str, RecordLayout] = {}
 
@@ -59,13 +56,7 @@ class PredictionLog:
         *,
         on_written: OnWritten | None = None,
     ) -> bool:
-        """Log the predictions of one request; False if they were dropped.
-
-        Args:
-            contract: The contract under which they were made.
-            predictions: The predictions.
-            on_written: See :meth:`tallystick.prediction_log.write_ahead_log.WriteAheadLog.append`.
-        """
+        """Take the predictions of one request; see :meth:`WriteAheadLog.append_rows`."""
         layout = self._layouts.get(contract.contract_hash)
         if layout is None:
             layout = self._layouts[contract.contract_hash] = RecordLayout(contract)
@@ -76,22 +67,14 @@ class PredictionLog:
                 report([on_written], is_written=True)  # there is nothing to wait for
                 return True
         rows = len(predictions.prediction_id)
-        return self.wal.append(contract, rows, layout.packed(predictions), on_written=on_written)
+        return self.append_rows(contract, rows, layout.packed(predictions), on_written=on_written)
 
 
-class LabelLog:
-    """Takes labels, without waiting.
-
-    Args:
-        state_dir: The repo's state folder.
-        settings: Bounds of the write-ahead log.
-
-    Attributes:
-        wal: The write-ahead log behind it.
-    """
+class LabelLog(WriteAheadLog):
+    """The write-ahead log of labels; parameters as for predictions."""
 
     def __init__(self, state_dir: Path, settings: Settings | None = None) -> None:
-        self.wal = WriteAheadLog(stream_dir(state_dir, LABELS), settings or Settings())
+        super().__init__(stream_dir(state_dir, LABELS), settings or Settings())
 
     def append(
         self,
@@ -100,6 +83,6 @@ class LabelLog:
         *,
         on_written: OnWritten | None = None,
     ) -> bool:
-        """Take labels for writing; False if the buffer is full and none was taken."""
+        """Take the labels of one request; see :meth:`WriteAheadLog.append_rows`."""
         payload = packed_labels(contract, rows)
-        return self.wal.append(contract, len(rows), payload, on_written=on_written)
+        return self.append_rows(contract, len(rows), payload, on_written=on_written)

@@ -51,39 +51,36 @@ class RecordLayout:
 
     def __init__(self, inputs: ModelInputs) -> None:
         self.schema = log_schema(inputs)
-        self._keys = [key.name for key in inputs.entity_keys]
-        self._keys += [field.name for field in inputs.request_fields]
+        self._keys = [column.name for column in inputs.request_columns]
         self._views = [use.name for use in inputs.views]
         self._values = list(inputs.value_columns)
-        converts = {
-            f"feature.{name}": _converter(dtype) for name, dtype in inputs.value_columns.items()
-        }
-        for prefix, columns in (("entity", inputs.entity_keys), ("request", inputs.request_fields)):
-            converts |= {f"{prefix}.{each.name}": _converter(each.dtype) for each in columns}
+        dtypes = {f"entity.{each.name}": each.dtype for each in inputs.entity_keys}
+        dtypes |= {f"request.{each.name}": each.dtype for each in inputs.request_fields}
+        keys = dict(zip(self._keys, dtypes, strict=True))
+        dtypes |= {f"feature.{name}": dtype for name, dtype in inputs.value_columns.items()}
+        converts = {name: _converter(dtype) for name, dtype in dtypes.items()}
         self._converts = {name: each for name, each in converts.items() if each is not None}
+        codes = {name: _code(self.schema.field(name).type) for name in dtypes}
+        self._fixed_keys = [name for name in self._keys if codes[keys[name]]]
+        self._other_keys = [name for name in self._keys if not codes[keys[name]]]
+        self._fixed_values = [name for name in self._values if codes[f"feature.{name}"]]
+        self._other_values = [name for name in self._values if not codes[f"feature.{name}"]]
+        self._fixed_of = _getter(self._fixed_values)
         # Times of features and of requests are objects, times of the record itself are numbers.
         times = [f"view.{view}.{time}" for view in self._views for time in VIEW_TIMES]
-        texts_of_views = [f"view.{view}.{text}" for view in self._views for text in _VIEW_TEXTS]
-        kinds = {field.name: field.type for field in self.schema}
-        keys = {name: f"entity.{name}" for name in self._keys[: len(inputs.entity_keys)]}
-        keys |= {name: f"request.{name}" for name in self._keys[len(inputs.entity_keys) :]}
-        self._fixed_keys = [name for name in self._keys if _code(kinds[keys[name]])]
-        self._other_keys = [name for name in self._keys if not _code(kinds[keys[name]])]
-        self._fixed_values = [name for name in self._values if _code(kinds[f"feature.{name}"])]
-        self._other_values = [name for name in self._values if not _code(kinds[f"feature.{name}"])]
-        self._fixed_of = _getter(self._fixed_values)
+        texts = [f"view.{view}.{text}" for view in self._views for text in _VIEW_TEXTS]
+        codes |= dict.fromkeys(["request_time", "latency_us", *times], "q") | {"prediction": "d"}
         self._fixed = ["request_time", "latency_us", "prediction"]
         self._fixed += [keys[name] for name in self._fixed_keys]
         self._fixed += [*times, *(f"feature.{name}" for name in self._fixed_values)]
         self._others = ["model_version", "prediction_id"]
         self._others += [keys[name] for name in self._other_keys]
-        self._others += [*texts_of_views, *(f"feature.{name}" for name in self._other_values)]
+        self._others += [*texts, *(f"feature.{name}" for name in self._other_values)]
         self._names = ["request_time", "model_version", "latency_us", "prediction_id", "prediction"]
-        self._names += [keys[name] for name in self._keys]
+        self._names += keys.values()
         self._names += [f"view.{view}.{field}" for view in self._views for field in VIEW_FIELDS]
         self._names += [f"feature.{name}" for name in self._values]
-        own = {"request_time", *times}
-        formats = ["q" if name in own else _code(kinds[name]) for name in self._fixed]
+        formats = [codes[name] for name in self._fixed]
         self._packer = struct.Struct("<" + "".join(formats))
         self._kinds = _kinds_of(self._fixed, formats)
         self._null_bytes = (len(formats) + 7) // 8

@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from tallystick.clock import SystemClock
 from tallystick.definitions.contract import ModelContract
 from tallystick.prediction_log.frames import Totals, packed_frame
 from tallystick.settings import Settings
@@ -61,7 +60,7 @@ class WriteAheadLog:
             after_write=self._seal_if_old,
         )
 
-    def append(
+    def append_rows(
         self,
         contract: ModelContract,
         rows: int,
@@ -126,7 +125,6 @@ class WriteAheadLog:
     def _frames(self, items: Sequence[_Item]) -> _Frames:
         """One frame per contract."""
         first, totals = self._segments.next_row, self._totals()
-        now_us = SystemClock().now_us()
         groups: dict[int, list[_Item]] = {}
         for item in items:
             groups.setdefault(id(item[0]), []).append(item)
@@ -139,7 +137,6 @@ class WriteAheadLog:
                 contract=contract.contract_hash,
                 first=first,
                 rows=rows,
-                committed_us=now_us,
                 totals=totals,
             )
             frames.append((contract, pieces, rows))
@@ -230,7 +227,6 @@ class _Segments:
             contract="",
             first=self.next_row,
             rows=0,
-            committed_us=SystemClock().now_us(),
             totals=totals,
             is_last=True,
             is_ended=is_ended,
