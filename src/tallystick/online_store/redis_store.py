@@ -188,7 +188,7 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         deleted = delete_project(self._connected(config), config.project)
         logger.info("removed %d keys of project %s", deleted, config.project)
         if (journal := _journal(config)) is not None:
-            journal.all_removed()
+            journal.removed()
 
     def _is_versioned_read_supported(self) -> bool:
         return True

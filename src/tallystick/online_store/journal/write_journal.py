@@ -127,32 +127,21 @@ class Journal:
         finally:
             os.close(handle)
 
-    def removed(self, view: str, *, version: str | None = None) -> None:
-        """Record that all online rows of a view were removed.
+    def removed(self, view: str | None = None, *, version: str | None = None) -> None:
+        """Record that online rows were removed.
 
         Args:
-            view: The view's name.
-            version: Its name online, where only one version went; None for all.
+            view: Name of the view; None for all rows of the project.
+            version: The view's name online, where only one version was removed; None for all.
         """
-        names = {quote(version if version is not None else view, safe="")}
-        for folder in self._folders():
-            if folder.name in names or (
-                version is None and folder.name.startswith(f"{quote(view, safe='')}%00")
+        name = version if version is not None else view
+        written = quote(name or "", safe="")
+        for folder in sorted(journal_dir(self._state_dir).glob("*")):
+            is_version = version is None and folder.name.startswith(f"{written}%00")
+            if (name is None or folder.name == written or is_version) and any(
+                folder.glob("*/*.parquet")
             ):
-                self._record_removal(folder)
-
-    def all_removed(self) -> None:
-        """Record that all online rows of the project were removed."""
-        for folder in self._folders():
-            self._record_removal(folder)
-
-    def _folders(self) -> list[Path]:
-        top = journal_dir(self._state_dir)
-        return [folder for folder in sorted(top.glob("*")) if any(folder.glob("*/*.parquet"))]
-
-    @staticmethod
-    def _record_removal(folder: Path) -> None:
-        write_text(folder / f"{_REMOVED}{process_clock().now_us():020d}", "")
+                write_text(folder / f"{_REMOVED}{process_clock().now_us():020d}", "")
 
     def settle(self, client: SyncClient, project: str, name: str) -> None:
         """Settle pending entries, and notice a store that was emptied."""
@@ -160,7 +149,7 @@ class Journal:
         with redis_errors(client):
             is_filled = client.exists(definitions_key(project))
         if not is_filled:
-            self.all_removed()
+            self.removed()
 
     def _settle_pending(self, client: SyncClient, project: str, name: str) -> None:
         folder = view_folder(self._state_dir, name)
@@ -234,12 +223,7 @@ class BufferedJournal(Journal):
         if table.num_rows:
             self.buffer.append((codec, table), table.num_rows)
 
-    def all_removed(self) -> None:
-        """See :meth:`Journal.all_removed`."""
-        self.buffer.flush()
-        super().all_removed()
-
-    def removed(self, view: str, *, version: str | None = None) -> None:
+    def removed(self, view: str | None = None, *, version: str | None = None) -> None:
         """See :meth:`Journal.removed`."""
         self.buffer.flush()
         super().removed(view, version=version)
