@@ -60,6 +60,8 @@ requests = st.fixed_dictionaries(
 spines = st.lists(requests, max_size=20).map(lambda some: some + some[:3])
 ttls = st.none() | st.sampled_from([0, 1, 2, 5, 10**6, 3_600_000_000, 1 << 70])
 clocks = st.sampled_from(VisibilityClock)
+unwritten_clocks = st.sampled_from([VisibilityClock.EVENT, VisibilityClock.KNOWLEDGE])
+"""The clocks of rows that are yet to be written online."""
 
 
 def visible_at(row, clock):

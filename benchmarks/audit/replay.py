@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 from benchmarks.audit.declared import KEYS, MODEL, ON_DEMAND
 from benchmarks.audit.scene import START, Batch, Scene, prediction_id
 
-from tallystick.clock import SimulatedClock, process_clock
+from tallystick.clock import SimulatedClock, process_clock, to_us
 from tallystick.definitions.feature_repo import Repo, open_repo
 from tallystick.definitions.feature_view import ViewSpec
-from tallystick.materialization.materialize import Materializer
+from tallystick.materialization.materializer import Materializer
 from tallystick.model_bundle.bundle import Bundle, load_bundle, read_champion
-from tallystick.offline_store.newly_visible import visible_between
+from tallystick.offline_store.newly_visible import Covered, file_digests, read_newly_visible
 from tallystick.offline_store.view_history import ViewRead
 from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.entity_keys import EntityKeys
@@ -152,6 +152,11 @@ class World:
         self.champion = champion
         self.specs = {use.spec.name: use.spec for use in self.bundle.contract.views}
         self._sources = {view: repo.view_source(view) for view in self.specs}
+        self._files: dict[str, list[str]] = {}
+        self._empty = {
+            view: self._read(view, datetime(2100, 1, 1, tzinfo=UTC), None)[0].slice(0, 0)
+            for view in self.specs
+        }
 
     @cached_property
     def client(self) -> Any:
@@ -160,21 +165,36 @@ class World:
 
     def visible(self, view: str, *, after: datetime | None, until: datetime) -> pa.Table:
         """The newest row of each key of those that became visible in (after, until]."""
+        covered = None if after is None else Covered(self._files[view], to_us(after))
+        rows = pa.concat_tables([self._empty[view], *self._read(view, until, covered)])
+        times = [stamps_us(rows, name).tolist() for name in _times(self.specs[view])]
+        newest: dict[Key, tuple[tuple[int, ...], int]] = {}
+        for number, (key, *order) in enumerate(zip(keys_of(rows, view), *times, strict=True)):
+            before = newest.get(key)
+            if before is None or tuple(order) > before[0]:
+                newest[key] = (tuple(order), number)
+        return rows.take(sorted(number for _, number in newest.values()))
+
+    def _read(self, view: str, until: datetime, covered: Covered | None) -> list[pa.Table]:
         spec = self.specs[view]
+        batches: list[pa.Table] = []
         known = VisibilityClock.KNOWLEDGE if spec.created_column else VisibilityClock.EVENT
-        return visible_between(
+        files = read_newly_visible(
             ViewRead(
                 spec=spec,
                 source=self._sources[view],
                 name=view,
-                key_map={name: name for name in spec.key_names},
+                key_map={},
                 columns=spec.column_names,
             ),
-            after=after,
-            until=until,
+            batches.append,
             clock=self.visibility or known,
+            until_us=to_us(until),
+            covered=covered,
             repo_path=self.repo.path,
         )
+        self._files[view] = file_digests(files)
+        return batches
 
     def write(self, spec: ViewSpec, rows: pa.Table) -> None:
         """Fold rows into the online store."""
@@ -250,6 +270,11 @@ class ServerFault(Fault):
     def serve(self, bundle: Bundle) -> Bundle:
         """The bundle that the server serves instead of the champion's."""
         raise NotImplementedError
+
+
+def _times(spec: ViewSpec) -> list[str]:
+    """The time columns of a view, in the order in which they decide."""
+    return [name for name in (spec.event_column, spec.created_column) if name is not None]
 
 
 def keys_of(table: pa.Table, view: str, prefix: str = "") -> list[Key]:

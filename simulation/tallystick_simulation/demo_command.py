@@ -68,7 +68,7 @@ def _run(
 ) -> str:
     """Apply, train, materialize, serve, replay, and report."""
     from tallystick.definitions.feature_repo import apply
-    from tallystick.materialization.materialize import Materializer
+    from tallystick.materialization.materializer import Materializer
     from tallystick.model_bundle.bundle import load_bundle, read_champion
     from tallystick.online_store import embedded_redis
     from tallystick.storage.atomic_files import write_text

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tallystick.clock import SimulatedClock
-from tallystick.materialization.materialize import Materializer
+from tallystick.materialization.materializer import Materializer
 from tallystick.records.record_store import Decision, Incident, MonitorReport
 from tallystick_simulation.http_traffic import Traffic
 from tallystick_simulation.push_feed import PushFeed

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from tallystick.cli.commands import main
 from tallystick.clock import process_clock
 from tallystick.definitions.feature_repo import apply, open_repo
-from tallystick.materialization.materialize import read_marks
+from tallystick.materialization.materializer import Materializer
 from tallystick.online_store import embedded_redis
+from tallystick.online_store.entity_keys import marks_key
 from tallystick.settings import settings
 from tiny_repo import copy_tiny_repo, make_tiny_repo
 
@@ -85,12 +86,20 @@ def test_types_that_are_not_supported(tmp_path):
     assert "entity key item: expected INT32 or INT64 or STRING" in said
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"shop_stats": null}'])
-def test_a_damaged_watermark(repo, text):
-    (repo / ".tallystick").mkdir(exist_ok=True)
-    (repo / ".tallystick" / "materialized.json").write_text(text)
-    for command in ("status", "materialize"):
-        assert "does not say what is online" in refused(repo, command)
+@pytest.mark.parametrize("text", ["{", "[]", '{"until_us": null}'])
+def test_a_damaged_mark(repo, redis_server, text):
+    file = repo / "feature_store.yaml"
+    string = redis_server.connection_string
+    file.write_text(file.read_text().replace("unix:///nowhere/redis.sock", string))
+    redis_server.client.hset(marks_key("tiny"), "mark:shop_stats", text)
+    said = "The materialization mark of view shop_stats in Redis cannot be read."
+    assert said in refused(repo, "materialize")
+    assert said in CliRunner().invoke(main, ["--repo", str(repo), "status"]).output
+    again = ["--repo", str(repo), "materialize", "--again", "--view", "shop_stats"]
+    assert CliRunner().invoke(main, again).exit_code == 0
+    assert "online view shop_stats: rows known until" in (
+        CliRunner().invoke(main, ["--repo", str(repo), "status"]).output
+    )
 
 
 def test_redis_does_not_answer(repo):
@@ -147,9 +156,9 @@ def test_the_watermark_is_never_ahead_of_the_clock(repo):
     done = CliRunner().invoke(
         main, ["--repo", str(repo), "materialize", "--view", "shop_stats", "--until", "2100-01-01"]
     )
+    marks = Materializer(opened).marks()
     embedded_redis.stop(opened.state_dir)
     assert done.exit_code == 0, done.output
-    marks = read_marks(opened.state_dir / "materialized.json")
     assert marks["shop_stats"].until_us <= process_clock().now_us()
 
 

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from tallystick.cli.commands import main
 from tallystick.definitions.feature_repo import apply, open_repo
-from tallystick.materialization.materialize import Materializer
+from tallystick.materialization.materializer import Materializer
 from tallystick.online_store.journal.write_journal import BufferedJournal, journal_in_use
 from tallystick_training.row_selection import RowSelection
 from tallystick_training.training_set import build_dataset

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tallystick.definitions.feature_repo import apply, open_repo
-from tallystick.materialization.materialize import Materializer
+from tallystick.materialization.materializer import Materializer
 from tallystick.online_store.row_writer import delete_view
 from tiny_repo import END, make_tiny_repo
 

@@ -6,18 +6,17 @@ import re
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, DefinitionError, InputError
-from tallystick.offline_store import ViewRead, point_in_time, visible_between
+from tallystick.offline_store import ViewRead, point_in_time
 from tallystick.offline_store.entity_rows import changes_between
-from tallystick.offline_store.history_cache import KeptHistories, KeptHistory
 from tallystick.offline_store.pull import Pull, pull_latest
 from tallystick.point_in_time.rule import VisibilityClock
+from visible_rows import visible_rows
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -84,7 +83,7 @@ def test_columns_that_do_not_fit_are_named(tmp_path, columns, dtype, message):
     with pytest.raises(DataError, match=message):
         value_of(read)
     with pytest.raises(DataError, match=message):
-        visible_between(read, after=None, until=NOON, clock=VisibilityClock.KNOWLEDGE)
+        visible_rows(read, until=NOON, clock=VisibilityClock.KNOWLEDGE)
 
 
 def test_all_mismatches_are_reported_at_once(tmp_path):
@@ -121,7 +120,7 @@ def test_under_the_event_clock_a_row_without_created_time_counts_as_created_at_i
     rows = {"key": [1] * 3, "value": [1, 2, 3], "event": [NOON] * 3, "created": created}
     read = read_of(written(tmp_path, **rows))
     assert value_of(read, VisibilityClock.EVENT) == [winner]
-    told = visible_between(read, after=None, until=NOON, clock=VisibilityClock.EVENT)
+    told = visible_rows(read, until=NOON, clock=VisibilityClock.EVENT)
     assert told["value"].to_pylist() == [winner]
     pull = Pull(("key",), ("value",), "event", "created", None, None)
     latest = pull_latest(read.source, pull, config=None, repo_path=None)
@@ -134,7 +133,7 @@ def test_where_knowledge_counts_a_row_without_created_time_is_refused_or_never_v
     clock = VisibilityClock.KNOWLEDGE
     for ask in (
         lambda: value_of(read, clock),
-        lambda: visible_between(read, after=None, until=NOON, clock=clock),
+        lambda: visible_rows(read, until=NOON, clock=clock),
     ):
         with pytest.raises(DataError, match="column created: expected a time in every row"):
             ask()
@@ -222,23 +221,10 @@ def test_empty_histories_and_spines_are_no_errors(tmp_path):
     assert answer.schema.field("stats__value").type == pa.int64()
 
 
-def test_kept_histories_stay_within_their_bound():
-    kept = KeptHistories(bytes_max=100)
-    history = KeptHistory(
-        rows=pa.table({"n": [1, 2]}),
-        visible_us=np.array([1, 2]),
-        key=np.array([1, 2]),
-        rank=np.array([1, 2]),
-    )
-    for name in ("a", "b"):
-        kept.get(name, 1, lambda: history)
-    assert kept.bytes_held == history.bytes_held == 64
-
-
 def test_a_changed_file_is_read_anew(tmp_path):
     read = read_of(written(tmp_path))
-    window = {"after": None, "until": NOON, "clock": VisibilityClock.KNOWLEDGE}
-    assert visible_between(read, **window)["value"].to_pylist() == [2]
+    window = {"until": NOON, "clock": VisibilityClock.KNOWLEDGE}
+    assert visible_rows(read, **window)["value"].to_pylist() == [2]
     pq.write_table(pa.table(ROW | {"value": [2**40]}), tmp_path / "new.parquet")
     (tmp_path / "new.parquet").replace(tmp_path / "rows.parquet")
-    assert visible_between(read, **window)["value"].to_pylist() == [2**40]
+    assert visible_rows(read, **window)["value"].to_pylist() == [2**40]

@@ -25,7 +25,6 @@ from tallystick.offline_store import (
     ViewRead,
     point_in_time,
     view_history,
-    visible_between,
 )
 from tallystick.offline_store.entity_rows import changes_between
 from tallystick.offline_store.pull import Pull, pull_all, pull_latest
@@ -34,6 +33,7 @@ from tallystick.offline_store.sources.file_source import Snapshots, open_source
 from tallystick.offline_store.spark.spark_source import open_rows
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.storage.locations import LOCAL, Location
+from visible_rows import visible_rows
 
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -100,7 +100,7 @@ def test_only_rows_that_the_newest_version_has_count(place, file_format):
     read = read_of(place, file_format=file_format)
     assert values_at(read, *(FIRST + day * DAY for day in range(5))) == [0, 0, 0, 3, 4]
     assert all_values(read) == [0, 3, 4]
-    told = visible_between(read, after=FIRST, until=FIRST + 3 * DAY, clock=KNOWLEDGE)
+    told = visible_rows(read, after=FIRST, until=FIRST + 3 * DAY, clock=KNOWLEDGE)
     assert told["value"].to_pylist() == [3]
 
 

@@ -19,9 +19,10 @@ from feast.types import Int64
 from point_in_time_stream import streamed
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, UnavailableError
-from tallystick.offline_store import ViewRead, point_in_time, visible_between
+from tallystick.offline_store import ViewRead, point_in_time
 from tallystick.offline_store.sources.parquet_writer import append
 from tallystick.point_in_time.rule import VisibilityClock
+from visible_rows import visible_rows
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -63,7 +64,7 @@ def test_files_folders_globs_and_buckets_are_read(bucket, path):
     pq.write_table(rows(9), f"{bucket.name}/data/_b.parquet", filesystem=bucket.filesystem)
     read = read_of(bucket.uri(path), bucket.endpoint)
     assert values_at(read, NOON - HOUR, NOON, NOON + HOUR) == [None, 2**53 + 1, 7]
-    told = visible_between(read, after=None, until=NOON, clock=CLOCK)
+    told = visible_rows(read, until=NOON, clock=CLOCK)
     assert told["value"].to_pylist() == [2**53 + 1]
 
 
@@ -110,7 +111,7 @@ def test_writers_at_once_lose_nothing(bucket):
     write(0)
     with ThreadPoolExecutor(max_workers=4) as threads:
         list(threads.map(write, range(1, 20)))
-    told = visible_between(read, after=None, until=NOON, clock=CLOCK)
+    told = visible_rows(read, until=NOON, clock=CLOCK)
     assert sorted(told["value"].to_pylist()) == list(range(20))
 
 

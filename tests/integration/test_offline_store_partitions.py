@@ -11,9 +11,10 @@ import pytest
 
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError
-from tallystick.offline_store import ViewRead, point_in_time, visible_between
+from tallystick.offline_store import ViewRead, point_in_time
 from tallystick.offline_store.sources.parquet_writer import append
 from tallystick.point_in_time.rule import VisibilityClock
+from visible_rows import visible_rows
 
 DAY = timedelta(days=1)
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)
@@ -70,7 +71,7 @@ def test_folders_give_keys_features_and_times_in_the_declared_types(tmp_path):
     assert values_at(read_of(tmp_path), FIRST, FIRST + DAY, keys=[1, 2]) == [7, 8]
     text = read_of(tmp_path, key="STRING", value="STRING")
     assert values_at(text, FIRST, FIRST + DAY, FIRST, keys=["01", "2", "1"]) == ["7", "8", None]
-    told = visible_between(text, after=None, until=FIRST + DAY, clock=CLOCK)
+    told = visible_rows(text, until=FIRST + DAY, clock=CLOCK)
     assert told["key"].to_pylist() == ["01", "2"]
 
 

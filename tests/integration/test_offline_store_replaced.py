@@ -17,12 +17,12 @@ from tallystick.offline_store import (
     newly_visible,
     point_in_time,
     point_in_time_join,
-    visible_between,
 )
 from tallystick.offline_store.pull import Pull, pull_all
 from tallystick.offline_store.sources.consistent_read import ATTEMPTS
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.storage.atomic_files import replacing
+from visible_rows import visible_rows
 
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
 KEYS = 5
@@ -119,7 +119,7 @@ def test_a_source_that_changes_all_the_time_is_named(monkeypatch, source):
 
 def test_what_became_visible_is_of_one_version(monkeypatch, source):
     replaced_before(monkeypatch, "connect_visible", source, times=1)
-    found = visible_between(read_of(source), after=None, until=MOMENT, clock=CLOCK)
+    found = visible_rows(read_of(source), until=MOMENT, clock=CLOCK)
     values = dict(zip(found["key"].to_pylist(), found["value"].to_pylist(), strict=True))
     assert [values[key] for key in range(KEYS)] == source.expected
 

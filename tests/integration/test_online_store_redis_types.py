@@ -12,7 +12,7 @@ from redis_servers import LIMITED_USER, MASTER, USER_PASSWORD
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.bulk_writer import write_table
-from tallystick.online_store.definition_tags import store_identity
+from tallystick.online_store.materialization_mark import Mark, begin_run, read_marks, save_mark
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect, connect_for_reads
 from tallystick.online_store.row_writer import WriteCounts, delete_project, delete_view
@@ -108,9 +108,28 @@ def read(address, specs, ids, project="p"):
     return asyncio.run(ask())
 
 
+def mark(epoch):
+    return Mark(
+        definition="d", epoch=epoch, until_us=1, files=2, table_version=None, rows_written=3
+    )
+
+
+def test_a_mark_goes_with_the_rows_of_its_view(client):
+    start = begin_run(client, "p", "shop")
+    assert (start.mark, start.covered) == (None, frozenset())
+    assert save_mark(client, "p", "shop", mark(start.epoch), ["a", "b"])
+    again = begin_run(client, "p", "shop")
+    assert (again.mark, again.covered) == (mark(start.epoch), {"a", "b"})
+    assert read_marks(client, "p", ["shop", "buyer"]) == {"shop": mark(start.epoch)}
+    delete_view(client, "p", "shop")
+    assert not save_mark(client, "p", "shop", mark(start.epoch), ["a", "b"])
+    assert begin_run(client, "p", "shop").mark is None
+    delete_project(client, "p")
+    assert read_marks(client, "p", ["shop"]) == {}
+
+
 def test_rows_are_folded_read_and_removed(address, client):
     ids = list(range(COUNT))
-    identity = store_identity(client, "p")
     assert write(client, SHOP, ids, event=2) == WriteCounts(won=COUNT)
     assert write(client, BUYER, ids, event=2) == WriteCounts(won=COUNT)
     assert write(client, SHOP, ids, event=1) == WriteCounts(lost=COUNT)
@@ -125,9 +144,7 @@ def test_rows_are_folded_read_and_removed(address, client):
     assert answer["buyer"].status == [
         Status.NOT_FOUND if number == COUNT else Status.PRESENT for number in asked
     ]
-    assert store_identity(client, "p") == identity
     assert delete_view(client, "p", "shop") == COUNT
-    assert store_identity(client, "p") != identity
     left = read(address, [SHOP, BUYER], ids)
     assert set(left["shop"].status) == {Status.NOT_FOUND}
     assert set(left["buyer"].status) == {Status.PRESENT}

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tallystick.definitions.feature_repo import apply, open_repo
-from tallystick.materialization.materialize import Materializer
+from tallystick.materialization.materializer import Materializer
 from tallystick.online_store.journal.write_journal import BufferedJournal, journal_in_use
 from tiny_repo import ITEMS, SHOPS, START, make_tiny_repo
 

@@ -14,9 +14,9 @@ from tallystick.online_store.entity_keys import (
     EntityKeys,
     definitions_key,
     entity_prefix,
+    marks_key,
     project_prefix,
     proto_key,
-    store_key,
     ttls_key,
 )
 
@@ -51,7 +51,7 @@ def test_no_prefix_matches_another_project(project, name, project2, name2, value
     assert key.startswith(project_prefix(project2)) == (project == project2)
     if project != project2:
         assert not key.startswith(entity_prefix(project2, [name2]))
-    for reserved in (definitions_key, ttls_key, store_key):
+    for reserved in (definitions_key, ttls_key, marks_key):
         assert key != reserved(project2)
         assert not key.startswith(reserved(project2))
 

@@ -12,7 +12,7 @@ from tallystick.clock import EPOCH, from_us, process_clock, to_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_repo import apply
 from tallystick.errors import DataError, DefinitionError, StateError, TallystickError
-from tallystick.materialization.materialize import Materializer
+from tallystick.materialization.materializer import Materializer
 from tallystick.settings import settings
 from tallystick_monitoring.parity_check.check_requests import Requests
 from tallystick_monitoring.parity_check.key_sampling import Keys, Last, draw_keys, known_at, last_of

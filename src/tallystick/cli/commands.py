@@ -21,7 +21,7 @@ from tallystick.errors import MissingExtraError, TallystickError
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
-    from tallystick.materialization.materialize import Materialized
+    from tallystick.materialization.materializer import Materialized
 
 _TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
 _EXTRAS = {
@@ -207,7 +207,7 @@ def apply(path: Path) -> None:
 @click.pass_obj
 def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, again: bool) -> None:
     """Bring online the rows that became known since the last run."""
-    from tallystick.materialization.materialize import Materializer
+    from tallystick.materialization.materializer import Materializer
     from tallystick.progress import progress
 
     materializer = Materializer(_open(path))

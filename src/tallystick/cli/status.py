@@ -9,7 +9,7 @@ from tallystick.cli.check import ONLINE_STORE
 from tallystick.clock import from_us
 from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import TallystickError
-from tallystick.materialization.materialize import marks_path, read_marks
+from tallystick.materialization.materializer import Materializer
 from tallystick.model_bundle.bundle import read_champion
 from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.manifest import read_manifests
@@ -38,14 +38,24 @@ def status(repo: Repo) -> Iterator[str]:
 def _online(repo: Repo) -> Iterator[str]:
     kind = str(getattr(repo.store.config.online_store, "type", None))
     if kind != ONLINE_STORE:
-        yield f"online store: {kind}, which Feast fills; nobody notes up to when"
+        yield f"online store: {kind}, which Feast materializes; it does not record up to when"
         return
-    marks = read_marks(marks_path(repo.state_dir))
-    if not marks:
-        yield "online store: nothing materialized yet; run  tally materialize"
+    try:
+        materializer = Materializer(repo)
+        marks = materializer.marks()
+    except TallystickError as error:
+        yield "✗ online store: " + str(error).replace("\n", " ")
         return
-    for view, mark in sorted(marks.items()):
-        yield f"online view {view}: known until {from_us(mark.until_us).isoformat()}"
+    for view in sorted(materializer.views):
+        mark = marks.get(view)
+        if mark is None:
+            yield f"online view {view}: not materialized yet; run  tally materialize"
+            continue
+        until = from_us(mark.until_us).isoformat()
+        source = f"{mark.files:,} source files" if mark.files != 1 else "1 source file"
+        if mark.table_version is not None:
+            source = f"version {mark.table_version} of the Delta table"
+        yield f"online view {view}: rows known until {until}, {source}"
 
 
 def _log(repo: Repo, stream: Stream) -> Iterator[str]:

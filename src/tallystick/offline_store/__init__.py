@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tallystick.offline_store.duckdb_connection import connect
     from tallystick.offline_store.duckdb_store import DuckDBOfflineStore, DuckDBOfflineStoreConfig
-    from tallystick.offline_store.newly_visible import visible_between
+    from tallystick.offline_store.newly_visible import read_newly_visible
     from tallystick.offline_store.point_in_time_join import point_in_time
     from tallystick.offline_store.spark.spark_store import (
         SparkOfflineStore,
@@ -30,7 +30,7 @@ __all__ = [
     "ViewRead",
     "connect",
     "point_in_time",
-    "visible_between",
+    "read_newly_visible",
 ]
 
 _HOMES = {
@@ -41,7 +41,7 @@ _HOMES = {
     "ViewRead": "view_history",
     "connect": "duckdb_connection",
     "point_in_time": "point_in_time_join",
-    "visible_between": "newly_visible",
+    "read_newly_visible": "newly_visible",
 }
 
 

@@ -1,115 +1,196 @@
-"""Rows of a view that became visible between two moments."""
+"""The rows of a view that an online store does not have yet, read in batches.
+
+What can be new is known from the source: rows of files that were added or changed since the last
+run, whatever their times, because rows land late; and of the files that were read before, rows that
+have become visible since. Those are found by statistics of files and row groups.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from tallystick.clock import arrow_from_us, to_us
+from tallystick.clock import arrow_from_us
 from tallystick.definitions.exact_cast import converted
-from tallystick.errors import InputError
+from tallystick.definitions.feature_view import digest
+from tallystick.errors import DataError
 from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
-from tallystick.offline_store.history_cache import KeptHistory, kept_histories
-from tallystick.offline_store.sources.consistent_read import read_steadily
+from tallystick.offline_store.sources.consistent_read import changed_files, read_steadily
+from tallystick.offline_store.sources.file_source import SourceFiles
+from tallystick.offline_store.sources.pruning import Bounds, pruned
 from tallystick.offline_store.view_history import (
     History,
     ViewRead,
+    history_of,
     open_history,
     require_times,
     typed,
 )
-from tallystick.point_in_time.rule import VisibilityClock, ranked_sql
+from tallystick.point_in_time.rule import VisibilityClock, newest_sql
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+BATCH_ROWS: Final = 100_000
+"""Rows of a batch, at most."""
 
-def visible_between(
+
+@dataclass(frozen=True)
+class Covered:
+    """What was read before: the rows of some files that were visible by some moment.
+
+    Attributes:
+        files: Their digests, by :func:`file_digests`.
+        until_us: The moment, included, in microseconds since 1970 in UTC.
+    """
+
+    files: Collection[str]
+    until_us: int
+
+
+def read_newly_visible(
     read: ViewRead,
+    write: Callable[[pa.Table], None],
     *,
-    after: datetime | None,
-    until: datetime,
     clock: VisibilityClock,
+    until_us: int,
+    covered: Covered | None = None,
     config: EngineLimits | None = None,
     repo_path: Path | str | None = None,
-) -> pa.Table:
-    """What an online store has to be told: rows that became visible in (after, until].
+) -> SourceFiles:
+    """Read the rows that became visible, and pass them on.
 
-    Made to be called again and again: a history is sorted by visibility once, kept in memory (all
-    of them up to ``kept.KEPT_BYTES_MAX``), and read anew only when its files change.
+    Memory is that of the engine, which has its limit, and of one batch.
 
     Args:
         read: The view; its ``name`` and ``key_map`` do not matter here.
-        after: Excluded; None for the beginning.
-        until: Included.
-        clock: When a row counts as visible.
-        config: Limits of the engine; None for the whole machine.
+        write: Takes a batch: the view's key columns, its features in their declared types, and its
+            time columns (timestamp[us, UTC]). Rows with a null key are left out. If a file was
+            replaced meanwhile, batches are passed on again.
+        clock: When a row counts as visible: by its event time or by when it was known.
+        until_us: Rows visible up to here are read, in microseconds since 1970 in UTC.
+        covered: What was read before; None for nothing.
+        config: What the engine may take; None for all of the machine.
         repo_path: Folder from which relative source paths are taken.
 
     Returns:
-        One row per key, the winner of these rows: the key columns, the features in their declared
-        types, ``event_time`` and ``created_time`` (timestamp[us, UTC]). Rows with a null key are
-        left out. In the order in which they became visible.
+        All files of the source, as they were when they were read.
 
     Raises:
         DataError: A source does not fit its view, or lacks the time that the clock needs.
     """
-    kept = read_steadily(
-        lambda: open_history(read, clock=clock, repo_path=repo_path),
-        lambda history: [history.files],
-        lambda history: kept_histories.get(
-            (read.spec.definition_hash, read.columns, history.sql),
-            history.files.signature,
-            lambda: keep(history, read, clock, config),
-        ),
-    )
-    return kept.winners(after_us=None if after is None else to_us(after), until_us=to_us(until))
+
+    def opened() -> tuple[SourceFiles, list[_Part]]:
+        whole = open_history(read, clock=clock, repo_path=repo_path).whole
+        return whole, list(_parts(read, whole, clock, covered, until_us))
+
+    def pass_on(source: tuple[SourceFiles, list[_Part]]) -> SourceFiles:
+        whole, parts = source
+        for part in parts:
+            _pass_on(part, read, write, clock, config)
+        return whole
+
+    return read_steadily(opened, lambda source: [part.history.files for part in source[1]], pass_on)
 
 
-def keep(
-    history: History, read: ViewRead, clock: VisibilityClock, config: EngineLimits | None
-) -> KeptHistory:
-    """Read a history into memory, sorted and ranked."""
-    connection = connect(config)
-    try:
-        require_times(partial(read_table, connection, what=history.what), history, read, clock)
-        sql = ranked_sql(history.sql, keys=history.keys, position=history.position)
-        found = read_table(connection, sql, what=history.what)
-    finally:
-        connection.close()
-    return KeptHistory(
-        rows=named(found, history, read),
-        visible_us=found["visible_us"].to_numpy(),
-        key=found["fold_key"].to_numpy(),
-        rank=found["fold_rank"].to_numpy(),
-    )
+def file_digests(files: SourceFiles) -> list[str]:
+    """Sixteen hexadecimal digits for each file, other ones once the file has changed."""
+    return [digest(repr(state)) for state in files.states]
 
 
-def named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:
-    """Rows of a history under the view's own names and types.
+@dataclass(frozen=True)
+class _Part:
+    """Files of a source that have new rows.
 
-    Raises:
-        InputError: A key or feature bears a name that the answer needs.
+    Attributes:
+        history: Their rows.
+        sql: The query for those that are new.
+        is_added: Whether the files were not read before.
     """
+
+    history: History
+    sql: str
+    is_added: bool
+
+
+def _parts(
+    read: ViewRead,
+    whole: SourceFiles,
+    clock: VisibilityClock,
+    covered: Covered | None,
+    until_us: int,
+) -> Iterator[_Part]:
+    source_column = {new: old for old, new in read.spec.field_mapping.items()}
+    names = [read.spec.event_column]
+    if clock is VisibilityClock.KNOWLEDGE:
+        names.append(str(read.spec.created_column))
+    times = dict.fromkeys(source_column.get(name, name) for name in names)
+    until = dict.fromkeys(times, Bounds(None, until_us))
+    known = set(covered.files) if covered else set()
+    is_known = [each in known for each in file_digests(whole)]
+    added, old = whole.only([not each for each in is_known]), whole.only(is_known)
+    if added.signature:
+        history = history_of(read, added, clock=clock, bounds=until)
+        rows = f"(SELECT * FROM {history.sql} WHERE visible_us <= {until_us})"
+        sql = newest_sql(rows, keys=history.keys, position=history.position)
+        yield _Part(history, sql, is_added=True)
+    if covered is None:
+        return
+    # A row becomes visible at one of its times, so one of them lies in between.
+    since = Bounds(covered.until_us + 1, until_us)
+    wanted = {
+        state
+        for column in times
+        for state in pruned(old, {column: since}, may_be_empty=True).states
+    }
+    old = old.only([state in wanted for state in old.states])
+    if old.signature:
+        bounds = until if len(times) > 1 else dict.fromkeys(times, since)
+        history = history_of(read, old, clock=clock, bounds=bounds)
+        condition = f"visible_us > {covered.until_us} AND visible_us <= {until_us}"
+        yield _Part(history, f"SELECT * FROM {history.sql} WHERE {condition}", is_added=False)
+
+
+def _pass_on(
+    part: _Part,
+    read: ViewRead,
+    write: Callable[[pa.Table], None],
+    clock: VisibilityClock,
+    config: EngineLimits | None,
+) -> None:
+    import duckdb
     import pyarrow as pa
 
-    taken = {"event_time", "created_time"} & {*read.spec.key_names, *read.columns}
-    if taken:
-        raise InputError(
-            f"View {read.spec.name} has columns named {' and '.join(sorted(taken))}.",
-            hint="Rename them: these names stand for the row's own times.",
-        )
+    history = part.history
+    connection = connect(config)
+    try:
+        if part.is_added:
+            query = partial(read_table, connection, what=history.what)
+            require_times(query, history, read, clock)
+        for batch in connection.sql(part.sql).to_arrow_reader(BATCH_ROWS):
+            if changed_files([history.files]):
+                raise DataError(f"{history.what} was replaced while it was being read.")
+            write(_named(pa.Table.from_batches([batch]), history, read))
+    except duckdb.Error as error:
+        raise DataError(f"Cannot read {history.what}: {error}") from error
+    finally:
+        connection.close()
+
+
+def _named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:
+    """Rows of a history under the view's own names and types."""
+    import pyarrow as pa
+
+    spec = read.spec
     keys = {
         key.name: converted(found[f"key_{at}"], key.dtype, where=f"Key {key.name}")
         for at, key in enumerate(read.keys)
     }
-    return pa.table(
-        {
-            **keys,
-            **typed(found, history, read),
-            "event_time": arrow_from_us(found["event_us"]),
-            "created_time": arrow_from_us(found["created_us"]),
-        }
-    )
+    # A time column may be a feature as well, and then has the same values.
+    times = {spec.event_column: arrow_from_us(found["event_us"])}
+    if spec.created_column is not None:
+        times[spec.created_column] = arrow_from_us(found["created_us"])
+    return pa.table({**keys, **typed(found, history, read), **times})

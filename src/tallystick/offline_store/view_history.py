@@ -17,6 +17,7 @@ from tallystick.offline_store.sources.file_source import (
     open_source,
 )
 from tallystick.offline_store.sources.pruning import (
+    Bounds,
     Span,
     bounds_of,
     bounds_sql,
@@ -164,9 +165,19 @@ def history_of(
     *,
     clock: VisibilityClock,
     span: Span | None = None,
+    bounds: Mapping[str, Bounds] | None = None,
     dialect: Dialect = DUCKDB,
 ) -> History:
-    """As :func:`open_history`, of a source that was opened, in an engine's dialect."""
+    """As :func:`open_history`, of a source that was opened, in an engine's dialect.
+
+    Args:
+        read: What is read.
+        files: The source.
+        clock: When a row counts as visible.
+        span: See there.
+        bounds: Column of the source → bounds that the rows must meet; in place of ``span``.
+        dialect: The engine's.
+    """
     spec = read.spec
     require_clock(read, clock)
     original = {new: old for old, new in spec.field_mapping.items()}
@@ -209,7 +220,7 @@ def history_of(
             f"WHERE {condition}) AS source WHERE {complete})"
         )
 
-    condition = "true"
+    condition = bounds_sql(bounds or {})
     if span is not None:
         times = {
             role: None if name is None else original.get(name, name)

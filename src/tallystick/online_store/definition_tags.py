@@ -9,14 +9,13 @@ Another hash, ``ts2:PROJECT::ttls``, has the ttl of each definition for the scri
 from __future__ import annotations
 
 import struct
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import DefinitionError, Problem
-from tallystick.online_store.entity_keys import definitions_key, store_key, ttls_key
+from tallystick.online_store.entity_keys import definitions_key, ttls_key
 from tallystick.online_store.redis_connection import SyncClient, redis_errors
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_layout import TAG, VIEW_TAG
@@ -85,27 +84,3 @@ def stored_under(definitions: Mapping[bytes, bytes], view: str) -> set[tuple[str
             if written.name == view:
                 found.add((definitions[tag[:VIEW_TAG]].decode(), written.key_names))
     return found
-
-
-def store_identity(client: SyncClient, project: str) -> str:
-    """A text that stays the same as long as the store keeps what was written to it.
-
-    An emptied store, another server, and a store of which a view was removed have another one.
-
-    Raises:
-        UnavailableError: Redis did not answer.
-    """
-    key = store_key(project)
-    with redis_errors(client):
-        client.set(key, uuid.uuid4().hex, nx=True)
-        return bytes(client.get(key)).decode()
-
-
-def forget_identity(client: SyncClient, project: str) -> None:
-    """Make the store another one: what was noted of it no longer holds.
-
-    Raises:
-        UnavailableError: Redis did not answer.
-    """
-    with redis_errors(client):
-        client.delete(store_key(project))

@@ -59,9 +59,9 @@ def ttls_key(project: str) -> bytes:
     return project_prefix(project) + b":ttls"
 
 
-def store_key(project: str) -> bytes:
-    """Key of what tells one store of the project from another, or from itself once emptied."""
-    return project_prefix(project) + b":store"
+def marks_key(project: str) -> bytes:
+    """Key of what materialization has brought online."""
+    return project_prefix(project) + b":marks"
 
 
 def _integers(values: Sequence[int | None]) -> list[bytes | None]:

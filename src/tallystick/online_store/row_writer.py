@@ -18,12 +18,12 @@ from typing import Final, TypeAlias
 from tallystick.clock import is_simulated
 from tallystick.online_store.definition_tags import (
     Registered,
-    forget_identity,
     register,
     stored_under,
 )
 from tallystick.online_store.entity_keys import definitions_key, entity_prefix, project_prefix
 from tallystick.online_store.lua_scripts import FOLD, REMOVE
+from tallystick.online_store.materialization_mark import forget_mark
 from tallystick.online_store.redis_commands import run_script, scan
 from tallystick.online_store.redis_connection import SyncClient, redis_errors
 from tallystick.online_store.row_codec import RowCodec
@@ -105,7 +105,7 @@ def write_rows(
 def delete_view(client: SyncClient, project: str, view: str, *, version: str | None = None) -> int:
     """Remove all rows of one view, of all its versions and keys; give their number.
 
-    The store is another one from then on: what was noted of this one no longer holds.
+    Its materialization mark goes first, so that the next run begins from the beginning.
 
     Args:
         client: Redis.
@@ -116,7 +116,7 @@ def delete_view(client: SyncClient, project: str, view: str, *, version: str | N
     Raises:
         UnavailableError: Redis did not answer.
     """
-    forget_identity(client, project)
+    forget_mark(client, project, view)
     removed = 0
     with redis_errors(client):
         definitions = client.hgetall(definitions_key(project))
@@ -128,6 +128,7 @@ def delete_view(client: SyncClient, project: str, view: str, *, version: str | N
             while keys := list(islice(found, _KEYS_PER_SCAN)):
                 calls = [(key, None) for key in keys]
                 removed += sum(run_script(client, REMOVE, calls, shared=[tag]))
+    forget_mark(client, project, view)  # of a run that began meanwhile, whose rows went as well
     return removed
 
 

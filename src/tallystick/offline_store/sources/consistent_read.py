@@ -40,11 +40,11 @@ def read_steadily(
         try:
             answer = read(sources)
         except DataError:
-            changed = _changed(files(sources))
+            changed = changed_files(files(sources))
             if not changed:
                 raise
         else:
-            changed = _changed(files(sources))
+            changed = changed_files(files(sources))
             if not changed:
                 return answer
     raise DataError(
@@ -54,7 +54,7 @@ def read_steadily(
     )
 
 
-def _changed(sources: Sequence[SourceFiles]) -> list[str]:
+def changed_files(sources: Sequence[SourceFiles]) -> list[str]:
     """Files that are not as they were when their source was opened."""
     found = []
     for source in sources:

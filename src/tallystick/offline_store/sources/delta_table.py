@@ -57,12 +57,24 @@ class DeltaFiles(SourceFiles):
         adds: The log's entry of each file, in order: ``num_records``, and the structs
             ``null_count``, ``min`` and ``max``, which lack columns that it says nothing of.
         deleted: For each file the rows of it that do not count.
+        version: The table's version.
     """
 
     adds: pa.Table = None
     deleted: tuple[tuple[int, ...], ...] = ()
+    version: int = 0
 
     are_fixed: ClassVar[bool] = True
+
+    @property
+    def table_version(self) -> int:
+        """See :attr:`SourceFiles.table_version`."""
+        return self.version
+
+    @property
+    def states(self) -> tuple[Any, ...]:
+        """See :attr:`SourceFiles.states`: rows that a file has are those that count."""
+        return tuple(zip(self.signature, self.deleted, strict=True))
 
     @cached_property
     def rows(self) -> int:
@@ -207,6 +219,7 @@ def open_delta(location: Location, label: str) -> DeltaFiles:
         partitions,
         adds,
         _deleted(table, adds["path"].to_pylist(), label),
+        table.version(),
     )
 
 

@@ -54,6 +54,16 @@ class SourceFiles:
     """Whether no file is ever written under the name of one that was there."""
 
     @property
+    def table_version(self) -> int | None:
+        """Version of the table that the files make up; None for files without a table's log."""
+        return None
+
+    @property
+    def states(self) -> tuple[Any, ...]:
+        """For each file a value that differs once it has other rows."""
+        return self.signature
+
+    @property
     def footers(self) -> list[Any]:
         """What each file says of itself: ``pyarrow.parquet.FileMetaData``."""
         if self.store.is_local:

@@ -8,7 +8,7 @@ old rows are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -103,27 +103,40 @@ def bounds_sql(bounds: Mapping[str, Bounds]) -> str:
     return " AND ".join(conditions) or "true"
 
 
-def pruned(files: SourceFiles, bounds: Mapping[str, Bounds]) -> SourceFiles:
-    """The files that may have rows within all bounds; at least one where there are some."""
-    # What is known of files unopened comes first, so that only the others are opened.
-    unopened = _within(files, bounds, files.known_times)
-    return _within(unopened, bounds, lambda column: _file_times(unopened, column))
-
-
-def _within(
-    files: SourceFiles,
-    bounds: Mapping[str, Bounds],
-    times_of: Callable[[str], list[tuple[int, int] | None]],
+def pruned(
+    files: SourceFiles, bounds: Mapping[str, Bounds], *, may_be_empty: bool = False
 ) -> SourceFiles:
+    """The files that may have rows within all bounds.
+
+    Args:
+        files: The files of a source.
+        bounds: Column of the source → its bounds.
+        may_be_empty: Whether the answer may have no file; else one is always kept.
+    """
+    # What is known of files unopened comes first, so that only the others are opened.
     wanted = [True] * len(files.signature)
     for column, each in bounds.items():
-        known = _folder_times(files, column) or times_of(column)
-        for at, times in enumerate(known):
-            if times is not None and not _meets(times, each):
-                wanted[at] = False
-    if wanted and not any(wanted):
+        for at, times in enumerate(_folder_times(files, column) or files.known_times(column)):
+            wanted[at] &= times is None or _meets(times, each)
+    files = _only(files, wanted, may_be_empty=may_be_empty)
+    in_files = {name: each for name, each in bounds.items() if name not in files.partitions}
+    wanted = [_has_group_within(footer, in_files) for footer in files.footers]
+    return _only(files, wanted, may_be_empty=may_be_empty)
+
+
+def _only(files: SourceFiles, wanted: list[bool], *, may_be_empty: bool) -> SourceFiles:
+    if wanted and not any(wanted) and not may_be_empty:
         wanted[0] = True
     return files if all(wanted) else files.only(wanted)
+
+
+def _has_group_within(footer: Any, bounds: Mapping[str, Bounds]) -> bool:
+    """Whether a row group may have rows within all bounds."""
+    found = [(_times_of_groups(footer, column), each) for column, each in bounds.items()]
+    return any(
+        all(times[group] is None or _meets(times[group], each) for times, each in found)
+        for group in range(footer.num_row_groups)
+    )
 
 
 def have_no_nulls(files: SourceFiles, columns: Sequence[str]) -> bool:
@@ -160,38 +173,31 @@ def _meets(times: tuple[int, int], bounds: Bounds) -> bool:
     )
 
 
-def _file_times(files: SourceFiles, column: str) -> list[tuple[int, int] | None]:
-    """First and last time of a column in each file; None where the file does not say them."""
-    return [_times_in(footer, column) for footer in files.footers]
-
-
 def _folder_times(files: SourceFiles, column: str) -> list[tuple[int, int] | None] | None:
-    """As :func:`_file_times`, of a column that folders' names give; None for another."""
+    """Time of each file in a column that folders' names give; None for another column."""
     if column not in files.partitions:
         return None
     values = files.partitions[column].cast("int64").to_pylist()
     return [None if value is None else (value, value) for value in values]
 
 
-def _times_in(footer: Any, column: str) -> tuple[int, int] | None:
-    """First and last time in a file, in microseconds since 1970."""
+def _times_of_groups(footer: Any, column: str) -> list[Any]:
+    """First and last time in each row group, in microseconds since 1970; None for unknown."""
     at = _column_index(footer, column)
     if at is None:
-        return None
+        return [None] * footer.num_row_groups
     kind = footer.schema.to_arrow_schema().field(column).type
-    ends = []
+    found = []
     for group in range(footer.num_row_groups):
         chunk = footer.row_group(group).column(at)
-        statistics = chunk.statistics
-        if (
-            chunk.physical_type not in {"INT32", "INT64"}
-            or statistics is None
-            or not statistics.has_min_max
-        ):
-            return None
-        ends += [_us(statistics.min_raw, kind), _us(statistics.max_raw, kind)]
-    known = [end for end in ends if end is not None]
-    return (min(known), max(known)) if known and len(known) == len(ends) else None
+        statistics = chunk.statistics if chunk.physical_type in {"INT32", "INT64"} else None
+        ends = (
+            (_us(statistics.min_raw, kind), _us(statistics.max_raw, kind))
+            if statistics is not None and statistics.has_min_max
+            else (None, None)
+        )
+        found.append(None if None in ends else ends)
+    return found
 
 
 def _us(raw: int, kind: Any) -> int | None:

@@ -1,35 +1,33 @@
-"""Brings history online: the fold, run forward to a moment.
+"""The materializer: writes the rows that became visible to the online store.
 
-A run writes the rows that became visible since the last run, by the knowledge clock. So a row that
-arrives late, or a correction, is written as soon as it is known, however old its event time is; a
-watermark on event time would miss it. Writing a row again does no harm, so a run that was killed is
-simply run again.
+It goes by the knowledge clock, so that a late row or a correction goes online as soon as it is
+known, however old its event time is. It begins where the mark in Redis ends, and saves a new mark
+after the last row. A run that was killed has no mark, and is simply run again: writing a row twice
+does no harm. docs/materialization.md has the whole.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tallystick.clock import from_us, process_clock, to_us
 from tallystick.definitions.feature_view import Frozen, ViewSpec
-from tallystick.errors import (
-    DamagedError,
-    DefinitionError,
-    InputError,
-    Problem,
-    StateError,
-    did_you_mean,
+from tallystick.errors import DefinitionError, InputError, Problem, StateError, did_you_mean
+from tallystick.online_store.materialization_mark import (
+    Mark,
+    begin_run,
+    read_marks,
+    save_mark,
 )
-from tallystick.online_store.definition_tags import store_identity
+from tallystick.online_store.row_writer import WriteCounts
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tallystick.definitions.feature_repo import Repo
 
 
@@ -38,7 +36,6 @@ class Materialized(Frozen):
 
     Attributes:
         view: The view.
-        after: Rows visible up to here were online already; None for a first run.
         until: Rows visible up to here are online now.
         won: Rows that replaced an older one, or were the first of their key.
         lost: Rows older than what was online.
@@ -46,29 +43,14 @@ class Materialized(Frozen):
     """
 
     view: str
-    after: datetime | None
     until: datetime
     won: int
     lost: int
     repeated: int
 
 
-class Mark(Frozen):
-    """Up to when a view is online.
-
-    Attributes:
-        until_us: Rows visible up to this moment (microseconds since 1970) are online.
-        store: Identity of the online store; another one holds nothing yet.
-        definition: Hash of the definition under which they were written.
-    """
-
-    until_us: int
-    store: str
-    definition: str
-
-
 class Materializer:
-    """Writes what became visible to the online store, view by view.
+    """Brings the views of a repo online.
 
     Args:
         repo: An applied repo whose stores are Tallystick's.
@@ -86,17 +68,26 @@ class Materializer:
             for view in repo.store.list_batch_feature_views()
             if view.online
         }
+        self._sources = {name: repo.view_source(name) for name in self._specs}
         if not self._specs:
             raise StateError(
                 f"There is nothing to materialize: {repo.path} has no applied online view.",
                 hint="Register the definitions first:  tally apply",
             )
-        self._path = marks_path(repo.state_dir)
 
     @property
     def views(self) -> tuple[str, ...]:
         """Names of the views that can be materialized."""
         return tuple(self._specs)
+
+    def marks(self) -> dict[str, Mark]:
+        """View → what of it is online, for the views that were materialized.
+
+        Raises:
+            DamagedError: A mark cannot be read.
+            UnavailableError: The online store did not answer.
+        """
+        return read_marks(self._client, self._repo.project, self._specs)
 
     def run(
         self,
@@ -117,6 +108,7 @@ class Materializer:
         Raises:
             InputError: A view does not exist; all such are listed.
             DataError: A source is not as declared.
+            StateError: The view's rows were removed from the online store meanwhile; run again.
             UnavailableError: The online store did not answer; run again.
         """
         names = tuple(views) or self.views
@@ -126,76 +118,88 @@ class Materializer:
                 "There is no such online view.",
                 [Problem(name, did_you_mean(name, self._specs), "unknown") for name in unknown],
             )
-        now = from_us(process_clock().now_us())
-        end = now if until is None else until
-        marks = {} if again else read_marks(self._path)
-        store = store_identity(self._client, self._repo.project)
+        now_us = process_clock().now_us()
+        until_us = now_us if until is None else to_us(until)
         done = []
         for name in names:
-            definition = self._specs[name].definition_hash
-            before = marks.get(name)
-            if before is not None and (before.store, before.definition) != (store, definition):
-                # What the mark was set for is gone: the store was emptied, or holds old rows.
-                before = None
-            after = None if before is None else from_us(before.until_us)
-            result = self._run_view(name, after, end)
-            # Never ahead of the clock: rows that come to be known until then would be missed.
-            until_us = max(to_us(min(end, now)), before.until_us if before else 0)
-            self._save_mark(name, Mark(until_us=until_us, store=store, definition=definition))
+            result = self._run_view(name, until_us=until_us, now_us=now_us, again=again)
             done.append(result)
             progress(result)
         return done
 
-    def _save_mark(self, view: str, mark: Mark) -> None:
-        marks = read_marks(self._path) | {view: mark}
-        content = {name: kept.model_dump() for name, kept in marks.items()}
-        write_text(self._path, json.dumps(content, indent=1))
-
-    def _run_view(self, name: str, after: datetime | None, until: datetime) -> Materialized:
-        import pyarrow as pa
-
-        from tallystick.offline_store.newly_visible import visible_between
+    def _run_view(self, name: str, *, until_us: int, now_us: int, again: bool) -> Materialized:
+        from tallystick.offline_store.newly_visible import Covered, file_digests, read_newly_visible
         from tallystick.offline_store.view_history import ViewRead
-        from tallystick.online_store.bulk_writer import write_table
-        from tallystick.online_store.journal.write_journal import journal_of
         from tallystick.retrieval.model_features import offline_config
 
-        spec = self._specs[name]
-        config = offline_config(self._repo)
-        rows = visible_between(
+        spec, client, project = self._specs[name], self._client, self._repo.project
+        start = begin_run(client, project, name, again=again)
+        before = start.mark
+        if before is not None and before.definition != spec.definition_hash:
+            before = None
+        covered = Covered(start.covered, before.until_us) if before else None
+        counts = WriteCounts()
+
+        def write(rows: pa.Table) -> None:
+            nonlocal counts
+            counts += self._write(spec, rows)
+
+        files = read_newly_visible(
             ViewRead(
                 spec=spec,
-                source=self._repo.view_source(name),
+                source=self._sources[name],
                 name=name,
-                key_map={key: key for key in spec.key_names},
+                key_map={},
                 columns=spec.column_names,
             ),
-            after=after,
-            until=until,
+            write,
             clock=VisibilityClock.KNOWLEDGE if spec.created_column else VisibilityClock.EVENT,
-            config=config,
+            until_us=until_us,
+            covered=covered,
+            config=offline_config(self._repo),
             repo_path=self._repo.path,
         )
-        renamed = {"event_time": spec.event_column, "created_time": spec.created_column}
-        # By name: a time column may be a feature as well, and then has the same values.
-        rows = pa.table({renamed.get(name) or name: rows[name] for name in rows.column_names})
-        client, online = self._client, self._repo.store.config.online_store
-        counts = write_table(
-            client,
+        mark = Mark(
+            definition=spec.definition_hash,
+            epoch=start.epoch,
+            # Never ahead of the clock: rows that come to be known until then would be missed.
+            until_us=min(until_us, now_us),
+            files=len(files.signature),
+            table_version=files.table_version,
+            rows_written=counts.won + (before.rows_written if before else 0),
+        )
+        # A run up to an earlier moment than the last one leaves the last one's mark as it is.
+        if before is None or before.until_us <= mark.until_us:
+            self._save_mark(name, mark, file_digests(files))
+        return Materialized(
+            view=name,
+            until=from_us(until_us),
+            won=counts.won,
+            lost=counts.lost,
+            repeated=counts.repeated,
+        )
+
+    def _save_mark(self, name: str, mark: Mark, covered: list[str]) -> None:
+        if not save_mark(self._client, self._repo.project, name, mark, covered):
+            raise StateError(
+                f"The rows of view {name} were removed from the online store while they were "
+                "being written.",
+                hint="Write them again:  tally materialize",
+            )
+
+    def _write(self, spec: ViewSpec, rows: pa.Table) -> WriteCounts:
+        from tallystick.online_store.bulk_writer import write_table
+        from tallystick.online_store.journal.write_journal import journal_of
+
+        config = self._repo.store.config.online_store
+        return write_table(
+            self._client,
             self._repo.project,
             spec,
             rows,
             write_us=process_clock().now_us(),
-            key_ttl_s=online.key_ttl_seconds,
-            journal=journal_of(self._repo.state_dir) if online.journal else None,
-        )
-        return Materialized(
-            view=name,
-            after=after,
-            until=until,
-            won=counts.won,
-            lost=counts.lost,
-            repeated=counts.repeated,
+            key_ttl_s=config.key_ttl_seconds,
+            journal=journal_of(self._repo.state_dir) if config.journal else None,
         )
 
     @cached_property
@@ -228,26 +232,3 @@ class Materializer:
             redis_type=config.redis_type,
             sentinel_master=config.sentinel_master,
         )
-
-
-def marks_path(state_dir: Path) -> Path:
-    """The file that says up to when each view is online."""
-    return state_dir / "materialized.json"
-
-
-def read_marks(path: Path) -> dict[str, Mark]:
-    """View → up to when its rows are online; may be empty.
-
-    Raises:
-        DamagedError: The file cannot be read.
-    """
-    try:
-        marks = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): Mark.model_validate(mark) for name, mark in marks.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DamagedError(
-            f"{path} does not say what is online.",
-            hint="Delete it; the next  tally materialize  then writes all of history again.",
-        ) from error
