@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tallystick.clock import process_clock
+from tallystick.definitions.exact_cast import log_values
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, Problem
@@ -131,7 +132,7 @@ def _array(values: Sequence[Any], dtype: str) -> pa.Array:
     import pyarrow as pa
 
     if dtype != "UNIX_TIMESTAMP":
-        return pa.array(values, type=arrow_type(dtype))
+        return pa.array(log_values(values, dtype), type=arrow_type(dtype))
     # A text without a zone is in UTC, as in Feast.
     texts = [
         value if value is None or _has_zone(value) else f"{value}Z"

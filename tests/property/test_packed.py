@@ -237,7 +237,10 @@ def protos(draw):
             setattr(value, field, draw(strategy))
         elif kind == "value" and dtype in LISTS:
             field, strategy = LISTS[dtype]
-            getattr(value, field).val.extend(draw(st.lists(strategy)))
+            members = draw(st.lists(strategy))
+            # A set comes back in its one order, each member once.
+            members = sorted(set(members)) if dtype.endswith("_SET") else members
+            getattr(value, field).val.extend(members)
             value.SetInParent()
             getattr(value, field).SetInParent()
         elif kind == "value":

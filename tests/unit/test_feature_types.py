@@ -6,12 +6,15 @@ import decimal
 import uuid
 from datetime import UTC, datetime
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 
+from tallystick.clock import to_us
+from tallystick.definitions.contract import FeatureSpec, ModelInputs
 from tallystick.definitions.exact_cast import (
     exact_column,
     exact_values,
@@ -28,11 +31,16 @@ from tallystick.definitions.feature_types import (
     feature_type,
     type_problems,
 )
-from tallystick.definitions.feature_view import Column
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DefinitionError
+from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.offline_store.spark.spark_source import SPARK
 from tallystick.offline_store.sql_dialect import DUCKDB, key_type
+from tallystick.online_store.bulk_writer import packed_rows
+from tallystick.online_store.journal.journal_entry import entry_of_rows, entry_of_table
+from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.value_codec import value_codec
+from tallystick_monitoring.parity_check.subject_answers import _from_json, _from_proto
 from tallystick_serving.json_columns import feast_json_column, json_column
 from tallystick_serving.request_values import field_reader
 
@@ -215,6 +223,63 @@ def test_a_column_has_a_json_form(name):
     feasts = feast_json_column(name)
     by_feast = FEATURE_TYPES[name].is_document or FEATURE_TYPES[name].kind is Kind.SET
     assert (feasts is None) is by_feast
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if FEATURE_TYPES[name].is_number])
+def test_a_number_goes_to_a_model_from_arrow_as_from_python(name):
+    inputs = ModelInputs(
+        project="p",
+        model="m",
+        entity_keys=(),
+        request_fields=(),
+        features=(FeatureSpec(name="x", view="v", feature="x", dtype=name, kind="view"),),
+        views=(),
+        transforms=(),
+        frame=False,
+    )
+    values = [sample(name), None]
+    arrow = pa.chunked_array([pa.array(values, arrow_type(name))])
+    plain, held = feature_matrix(inputs, {"x": values}), feature_matrix(inputs, {"x": arrow})
+    np.testing.assert_array_equal(plain, held)
+    assert plain[0, 0] == float(sample(name))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_parity_check_reads_back_what_the_api_answers(name):
+    (text,) = orjson.loads(orjson.dumps(json_column(name)([sample(name)])))
+    assert _from_json(text, name) == log_values([sample(name)], name)[0]
+    codec = value_codec(name)
+    proto = codec.to_proto(codec.from_python(sample(name)))
+    assert _from_proto(proto, name) == log_values([sample(name)], name)[0]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_table_and_a_row_are_stored_and_logged_alike(name):
+    spec = ViewSpec(
+        name="v",
+        join_keys=(Column(name="k", dtype="INT64"),),
+        columns=(Column(name="x", dtype=name),),
+        ttl_us=None,
+        event_column="event",
+        created_column=None,
+    )
+    codec = RowCodec(spec)
+    if name == "SCALAR_MAP":  # its keys are not texts, so JSON text cannot carry it
+        values = pa.array([[(1, "x")], None], pa.map_(pa.int64(), pa.string()))
+    else:
+        values = pa.array(log_values([sample(name), None], name), arrow_type(name))
+    table = pa.table(
+        {
+            "k": pa.array([1, 2]),
+            "x": values,
+            "event": pa.array([AT, AT], arrow_type("UNIX_TIMESTAMP")),
+        }
+    )
+    rows = packed_rows(codec, table, write_us=1)
+    (value, _) = values.to_pylist(maps_as_pydicts="strict")
+    assert rows[0] == codec.encode({"x": value}, event_us=to_us(AT), created_us=None, write_us=1)
+    of_rows = entry_of_rows(codec, {"k": [1, 2]}, rows)
+    assert of_rows.equals(entry_of_table(spec, table, write_us=1))
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import SECOND_US, from_us, to_us
+from tallystick.clock import SECOND_US, from_us
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
-from tallystick.definitions.exact_cast import json_text, set_members
-from tallystick.definitions.feature_types import Kind, feature_type
+from tallystick.definitions.exact_cast import exact_value, log_column, log_values
+from tallystick.definitions.feature_types import Kind, every_kind, feature_type
 from tallystick.errors import DataError, DefinitionError
 from tallystick.model_bundle.model_matrix import feature_matrix
+from tallystick.online_store.value_codec import is_null, value_codec
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.model_features import computed_values, stored_values
 from tallystick_monitoring.parity_check.key_sampling import clock_of
@@ -69,8 +70,7 @@ def stored(repo: Repo, inputs: ModelInputs, spine: pa.Table) -> tuple[pa.Table, 
         for column in use.columns:
             name = f"{use.name}__{column}"
             table = table.append_column(name, found[name])
-            values = found[name].to_pylist()
-            answers.values[name] = [_comparable(value, dtypes[name]) for value in values]
+            answers.values[name] = log_column(found[name], dtypes[name]).to_pylist()
         answers.event_times[use.name] = found[f"{use.name}__event_time"].to_pylist()
         answers.statuses[use.name] = found[f"{use.name}__status"].to_pylist()
     return table, answers
@@ -286,27 +286,22 @@ def _told(status: int, content: Mapping[str, Any]) -> str:
 
 
 def _from_proto(value: Any, dtype: str) -> Any:
-    from feast.type_map import feast_value_type_to_python_type
-    from feast.value_type import ValueType
-
-    kind = value.WhichOneof("val")
-    if kind is None or kind == "null_val":
+    """What Feast answered, in Python; a value of another type is read as that type."""
+    if is_null(value):
         return None
-    to_python: Any = feast_value_type_to_python_type
-    if dtype == "UNIX_TIMESTAMP" and kind == "unix_timestamp_val":
-        seconds = value.unix_timestamp_val
-        return None if seconds == -(1 << 63) else from_us(seconds * SECOND_US)
-    return _comparable(to_python(value, ValueType[dtype]), dtype)
+    codec = value_codec(dtype)
+    try:
+        return _comparable(codec.read_proto(value), dtype)
+    except TypeError:
+        from feast.type_map import feast_value_type_to_python_type
+
+        return feast_value_type_to_python_type(value)
 
 
 def _comparable(value: Any, dtype: str) -> Any:
-    """A value in the form in which it can be compared: one text of JSON, one order of a set."""
-    own = feature_type(dtype)
-    if own.is_document:
-        return json_text(value)
-    if value is not None and own.kind is Kind.SET:
-        return set_members(value)
-    return value
+    """A document as one text of JSON, other values as they are."""
+    (comparable,) = log_values([value], dtype)
+    return comparable
 
 
 def _to_json(value: Any) -> Any:
@@ -318,37 +313,42 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(value: Any, dtype: str) -> Any:
-    """A value of the API in the declared type; as it is where it is none of that type."""
-    if value is None:
-        return None
+    """A value of the API in the declared type; as it is where it is not of that type."""
+    own = feature_type(dtype)
+    if value is None or own.is_document:
+        return _comparable(value, dtype)
+    members: Any = value.get("val") if isinstance(value, dict) else value
     try:
-        return _READ[dtype](value) if dtype in _READ else _from_json_list(value, dtype)
+        if own.member is None:
+            return exact_value(dtype)(_READ[own.kind](value))
+        return exact_value(dtype)([_READ[own.member.kind](member) for member in members])
     except (ValueError, TypeError, OverflowError):
         return value
 
 
-def _from_json_list(value: Any, dtype: str) -> Any:
-    if feature_type(dtype).is_document:
-        return json_text(value)
-    inner = dtype.removesuffix("_LIST").removesuffix("_SET")
-    members = value.get("val", value) if isinstance(value, dict) else value
-    if inner == dtype or not isinstance(members, list):
-        return value
-    return _comparable([_from_json(member, inner) for member in members], dtype)
-
-
-def _moment(value: Any) -> datetime:
+def _time(value: Any) -> datetime:
     if isinstance(value, str) and not value.lstrip("-").isdigit():
-        return from_us(to_us(datetime.fromisoformat(value)))
+        return datetime.fromisoformat(value)
     return from_us(int(value) * SECOND_US)
 
 
-_READ: Final[dict[str, Callable[[Any], Any]]] = {
-    "FLOAT": float,
-    "DOUBLE": float,
-    "INT64": lambda value: int(value) if isinstance(value, str) else value,
-    "INT32": lambda value: int(value) if isinstance(value, str) else value,
-    "BYTES": base64.b64decode,
-    "UNIX_TIMESTAMP": _moment,
-    **dict.fromkeys(("STRING", "BOOL", "UUID", "TIME_UUID", "DECIMAL"), lambda value: value),
-}
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+_READ: Final[Mapping[Kind, Callable[[Any], Any]]] = every_kind(
+    {
+        Kind.INTEGER: lambda value: int(value) if isinstance(value, str) else value,
+        Kind.FLOAT: float,
+        Kind.BOOL: _as_it_is,
+        Kind.TIME: _time,
+        Kind.TEXT: _as_it_is,
+        Kind.UUID: _as_it_is,
+        Kind.DECIMAL: _as_it_is,
+        Kind.BYTES: base64.b64decode,
+        Kind.LIST: _as_it_is,
+        Kind.SET: _as_it_is,
+        Kind.DOCUMENT: _as_it_is,
+    }
+)
+"""Kind → how a value of it is taken from JSON."""

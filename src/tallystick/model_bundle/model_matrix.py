@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.clock import SECOND_US, to_us
+from tallystick.clock import SECOND_US, arrow_to_us, to_us
 from tallystick.definitions.columns import plain
 from tallystick.definitions.contract import FeatureSpec, ModelInputs
+from tallystick.definitions.feature_types import FEATURE_TYPES, Kind
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 _PLAIN = {list, tuple, np.ndarray}
+_TIMES = {name for name, own in FEATURE_TYPES.items() if own.is_time}
+_TEXTS = {name for name, own in FEATURE_TYPES.items() if own.kind is Kind.TEXT}
 
 
 def feature_matrix(
@@ -46,7 +49,7 @@ def feature_matrix(
         {
             feature.name: (
                 pd.Series(plain(columns[feature.name]), dtype=object)
-                if feature.dtype == "STRING"
+                if feature.dtype in _TEXTS
                 else _numbers(columns[feature.name], feature)
             )
             for feature in inputs.features
@@ -58,36 +61,28 @@ def _matrix_of_plain(
     inputs: ModelInputs, columns: Mapping[str, Sequence[Any] | pa.ChunkedArray]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The array from plain values by one call; it takes None for NaN."""
-    given = [
-        _seconds(columns[feature.name])
-        if feature.dtype == "UNIX_TIMESTAMP"
-        else columns[feature.name]
-        for feature in inputs.features
-    ]
+    given = [_plain_numbers(columns[feature.name], feature) for feature in inputs.features]
     if given and len(given[0]) == 1:
         return np.array([[column[0] for column in given]], dtype=np.float64)
     transposed = np.array(given, dtype=np.float64).reshape(len(given), -1)
     return np.ascontiguousarray(transposed.T)
 
 
-def _seconds(column: Sequence[Any] | pa.ChunkedArray) -> list[float | None]:
+def _plain_numbers(column: Any, feature: FeatureSpec) -> Any:
+    if feature.dtype not in _TIMES:
+        return column
     return [None if value is None else to_us(value) / SECOND_US for value in column]
 
 
-def _numbers(column: Sequence[Any] | pa.ChunkedArray, feature: FeatureSpec) -> Any:
-    if hasattr(column, "to_pylist"):
-        return _numbers_of_arrow(column, feature)
-    if feature.dtype == "UNIX_TIMESTAMP":
-        column = _seconds(column)
-    return np.array(column, dtype=np.float64)
-
-
-def _numbers_of_arrow(column: Any, feature: FeatureSpec) -> Any:
+def _numbers(column: Any, feature: FeatureSpec) -> Any:
+    if not hasattr(column, "to_pylist"):
+        return np.array(_plain_numbers(column, feature), dtype=np.float64)
     import pyarrow as pa
 
-    if feature.dtype == "UNIX_TIMESTAMP":
-        whole = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-        return whole.to_numpy(zero_copy_only=False).astype(np.float64) / SECOND_US
+    if feature.dtype in _TIMES:
+        whole = arrow_to_us(column).to_numpy(zero_copy_only=False)
+        return whole.astype(np.float64) / SECOND_US
     # Not safe: an integer beyond 2^53 goes to the nearest double, as it does from plain values.
-    numbers = column.cast(pa.int8() if feature.dtype == "BOOL" else column.type)
-    return numbers.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)

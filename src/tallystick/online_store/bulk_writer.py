@@ -186,7 +186,7 @@ class _Columns:
                 absent = ~values.is_valid().to_numpy()
                 self._nulls[absent, place >> 3] |= 1 << (place & 7)
             if cell.code is None:
-                self.contents[place] = _contents(values, cell)
+                self.contents[place] = _contents(values, column, cell)
             else:
                 self._numbers[place] = _numbers(values, column.dtype)
         self._lengths = {
@@ -265,17 +265,17 @@ def _numbers(values: pa.ChunkedArray, dtype: str) -> Any:
     return values.fill_null(False if dtype == "BOOL" else 0).to_numpy()
 
 
-def _contents(values: pa.ChunkedArray, cell: ValueCodec) -> list[bytes]:
-    """Bytes of a variable column; empty for null."""
-    if not cell.needs_feast:
-        return [
-            b"" if content is None else cell.from_python(content) for content in values.to_pylist()
-        ]
-    from feast.type_map import python_values_to_proto_values
-    from feast.value_type import ValueType
+def _contents(values: pa.ChunkedArray, column: Column, codec: ValueCodec) -> list[bytes]:
+    """Bytes of a variable column; empty for null.
 
-    contents = values.to_pylist(maps_as_pydicts="strict")
-    present = [content for content in contents if content is not None]
-    # All at once: Feast looks at the type of the whole column.
-    protos = iter(python_values_to_proto_values(present, ValueType[cell.dtype]) if present else ())
-    return [b"" if content is None else cell.from_proto(next(protos)) for content in contents]
+    Raises:
+        DataError: A value cannot be stored, for example a list with a null among its members.
+    """
+    try:
+        return [
+            b"" if content is None else codec.from_python(content)
+            for content in values.to_pylist(maps_as_pydicts="strict")
+        ]
+    except (TypeError, ValueError, OverflowError) as error:
+        problem = Problem(f"column {column.name}", column.dtype, f"{values.type} ({error})")
+        raise DataError("A column cannot be stored.", [problem]) from error

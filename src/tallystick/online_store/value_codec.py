@@ -7,6 +7,7 @@ declared: what does not fit is refused.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -258,6 +259,8 @@ def _document(own: FeatureType) -> ValueCodec:
         from feast.type_map import python_values_to_proto_values
         from feast.value_type import ValueType
 
+        if isinstance(value, str) and own.name != "JSON":
+            value = json.loads(value)
         return _serialized(python_values_to_proto_values([value], ValueType[own.name])[0])
 
     def to_python(content: bytes) -> Any:
