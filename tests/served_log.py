@@ -16,18 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.dummy import DummyClassifier
 
+import contracts
 from tallystick.clock import to_us
 from tallystick.definitions.contract import (
     LabelSpec,
     ModelContract,
     Reference,
-    TrainingData,
     ViewReference,
     ViewUse,
 )
 from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_types import arrow_type
-from tallystick.model_bundle.bundle import Bundle, Champion, publish_champion, write_bundle
+from tallystick.model_bundle.bundle import Bundle
 from tallystick.model_bundle.reference import feature_reference
 from tallystick.online_store.row_decoder import ViewRows
 from tallystick.point_in_time.on_demand import Transforms
@@ -147,13 +147,14 @@ def make_champion(repo: Repo) -> ModelContract:
                 ages[use.name].append((request["request_us"] - read.row.event_us) / 1e6)
     fields = {field.name: [row[field.name] for row in requests] for field in inputs.request_fields}
     columns |= transforms.compute(inputs, columns | fields)
-    contract = ModelContract(
+    contract = contracts.contract_of(
         **inputs.model_dump(),
         label=LabelSpec(
             column=model.label.column,
             keys=model.label.keys,
             matures_after_us=MATURES_AFTER // timedelta(microseconds=1),
         ),
+        end=START,
         threshold=model.threshold,
         slices=("shop", "quantity", "shop_stats__orders"),
         reference=Reference(
@@ -177,24 +178,9 @@ def make_champion(repo: Repo) -> ModelContract:
             ),
             label_rate=0.4,
         ),
-        data=TrainingData(
-            start=START - timedelta(days=30),
-            end=START,
-            known_until=START,
-            rows=len(requests),
-            quarantined_rows=0,
-            clock="knowledge",
-            content_hash="0" * 16,
-        ),
-        packages={},
     )
     estimator = DummyClassifier().fit([[0.0], [0.0]], [0, 1])
-    write_bundle(repo.state_dir, Bundle(contract, estimator, transforms))
-    publish_champion(
-        repo.state_dir,
-        Champion(model=MODEL, version="1", contract_hash=contract.contract_hash),
-    )
-    return contract
+    return contracts.make_champion(repo.state_dir, Bundle(contract, estimator, transforms))
 
 
 def read_requests(repo: Repo, start: datetime, end: datetime) -> list[dict[str, Any]]:

@@ -12,19 +12,11 @@ import uvicorn
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from contracts import contract_of, make_champion
 from tallystick.clock import to_us
-from tallystick.definitions.contract import (
-    FeatureReference,
-    FeatureSpec,
-    LabelSpec,
-    ModelContract,
-    Reference,
-    TrainingData,
-    TransformSpec,
-    ViewUse,
-)
+from tallystick.definitions.contract import FeatureSpec, LabelSpec, TransformSpec, ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
-from tallystick.model_bundle.bundle import Bundle, Champion, publish_champion, write_bundle
+from tallystick.model_bundle.bundle import Bundle
 from tallystick.online_store.entity_keys import EntityKeys
 from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_codec import RowCodec
@@ -80,8 +72,7 @@ def contract(*, threshold=0.5, fields=(), model=MODEL):
         ("trip", "per_km", "DOUBLE", "on_demand"),
         ("trip", "hour", "INT64", "on_demand"),
     ]
-    moment = datetime(2024, 1, 1, tzinfo=UTC)
-    return ModelContract(
+    return contract_of(
         project=PROJECT,
         model=model,
         entity_keys=(Column(name="id", dtype="INT64"), Column(name="town", dtype="STRING")),
@@ -112,23 +103,6 @@ def contract(*, threshold=0.5, fields=(), model=MODEL):
         ),
         label=LabelSpec(column="late", keys=("id", "depart"), matures_after_us=HOUR_US),
         threshold=threshold,
-        slices=(),
-        reference=Reference(
-            features={},
-            views={},
-            prediction=FeatureReference(rows=0, null_share=0.0),
-            label_rate=0.5,
-        ),
-        data=TrainingData(
-            start=moment,
-            end=moment,
-            known_until=moment,
-            rows=0,
-            quarantined_rows=0,
-            clock="knowledge",
-            content_hash="",
-        ),
-        packages={},
     )
 
 
@@ -149,12 +123,7 @@ def publish(state_dir, estimator, *, version="1", agreed=None, function=derive):
     """Make a model the champion, and give its contract."""
     agreed = contract() if agreed is None else agreed
     bundle = Bundle(contract=agreed, estimator=estimator, transforms=Transforms({"trip": function}))
-    write_bundle(state_dir, bundle)
-    publish_champion(
-        state_dir,
-        Champion(model=agreed.model, version=version, contract_hash=agreed.contract_hash),
-    )
-    return agreed
+    return make_champion(state_dir, bundle, version=version)
 
 
 def write(client, spec, key, values, *, event, created=None):

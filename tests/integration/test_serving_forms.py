@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import serving_scene as scene
+from contracts import make_champion
 from ensembles import compiled_bundle
-from tallystick.model_bundle.bundle import Champion, bundle_dir, publish_champion, write_bundle
+from tallystick.model_bundle.bundle import bundle_dir
 from tallystick.point_in_time.on_demand import Transforms
 
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
@@ -26,17 +29,11 @@ def publish(state_dir, *, version="1", threshold=0.5):
     agreed = scene.contract(threshold=threshold)
     bundle, reason = compiled_bundle(estimator, matrix, contract=agreed)
     assert reason == ""
-    write_bundle(
-        state_dir,
-        type(bundle)(
-            bundle.contract, estimator, Transforms({"trip": scene.derive}), bundle.compiled
-        ),
+    transforms = Transforms({"trip": scene.derive})
+    agreed = make_champion(
+        state_dir, replace(bundle, estimator=estimator, transforms=transforms), version=version
     )
-    contract_hash = bundle.contract.contract_hash
-    publish_champion(
-        state_dir, Champion(model=scene.MODEL, version=version, contract_hash=contract_hash)
-    )
-    return estimator, bundle_dir(state_dir, scene.MODEL, contract_hash)
+    return estimator, bundle_dir(state_dir, scene.MODEL, agreed.contract_hash)
 
 
 def asked(client, *instances):
@@ -74,16 +71,11 @@ def test_a_form_that_cannot_be_used_leaves_the_answer_to_the_estimator(repo, cap
     estimator = scene.boosting()
     agreed = scene.contract()
     bundle, _ = compiled_bundle(estimator, np.zeros((60, 5)), contract=agreed)
-    write_bundle(
-        repo.state_dir,
-        type(bundle)(
-            bundle.contract, estimator, Transforms({"trip": scene.derive}), b"of another release"
-        ),
+    transforms = Transforms({"trip": scene.derive})
+    other = replace(
+        bundle, estimator=estimator, transforms=transforms, compiled=b"of another release"
     )
-    contract_hash = bundle.contract.contract_hash
-    publish_champion(
-        repo.state_dir, Champion(model=scene.MODEL, version="1", contract_hash=contract_hash)
-    )
+    make_champion(repo.state_dir, other)
     with scene.running(repo) as client:
         assert client.get(f"/v1/models/{scene.MODEL}").json()["form"] == "original"
         for _ in range(3):

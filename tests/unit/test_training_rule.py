@@ -5,13 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import looks
-from tallystick.definitions.contract import (
-    FeatureReference,
-    LabelSpec,
-    ModelContract,
-    Reference,
-    TrainingData,
-)
+from contracts import contract_of
 from tallystick.definitions.model import Model, Retraining
 from tallystick.records.record_store import Decision
 from tallystick_training.retraining_policy import OLD_INTERVALS, decide, expected_gain, judge
@@ -22,31 +16,7 @@ TERMS = Retraining(
     min_interval=timedelta(days=7), min_labels=500, horizon=timedelta(days=28), cost=100.0
 )
 MODEL = Model.model_construct(name="demo", retraining=TERMS)
-CONTRACT = ModelContract(
-    project="tiny",
-    model="demo",
-    entity_keys=(),
-    request_fields=(),
-    features=(),
-    views=(),
-    transforms=(),
-    label=LabelSpec(column="y", keys=("k",), matures_after_us=0),
-    threshold=0.5,
-    slices=(),
-    reference=Reference(
-        features={}, views={}, prediction=FeatureReference(rows=0, null_share=0.0), label_rate=0.5
-    ),
-    data=TrainingData(
-        start=TRAINED - timedelta(days=60),
-        end=TRAINED,
-        known_until=TRAINED,
-        rows=1,
-        quarantined_rows=0,
-        clock="knowledge",
-        content_hash="",
-    ),
-    packages={},
-)
+CONTRACT = contract_of(project="tiny", model="demo", end=TRAINED)
 
 
 def report(**look):
