@@ -44,7 +44,6 @@ def serve(
     port: int = 8000,
     uds: Path | None = None,
     workers: int = 1,
-    log_level: str = "info",
 ) -> None:
     """Serve the repo's models until SIGTERM or SIGINT, and write the logs at the end.
 
@@ -56,14 +55,13 @@ def serve(
         port: Port to listen on; 0 for any free one.
         uds: Unix socket to listen on instead.
         workers: Processes that answer; each of several has an address of its own as well.
-        log_level: ``debug``, ``info``, ``warning`` or ``error``.
 
     Raises:
         InputError: There is no repo, or the address cannot be listened on.
         DefinitionError: The repo cannot be served.
         StateError: The server did not start; its log says why.
     """
-    config = _prepare(repo, log_level)
+    config = _prepare(repo)
     with (
         listening(host, port, uds) as listener,
         compacting(repo, every_s=settings().log_compact_s),
@@ -71,50 +69,48 @@ def serve(
         address = uds or listener.getsockname()
         logger.info("Tallystick serves %s on %s, workers: %d.", config.name, address, workers)
         if workers == 1:
-            _run(config, [listener], log_level)
+            _run(config, [listener])
         else:
             Supervisor(repo, listener, count=workers, stop_s=DRAIN_S + FLUSH_S).run()
 
 
-def work(repo: Path, *, shared: int, number: int, log_level: str = "info") -> None:
+def work(repo: Path, *, shared: int, number: int) -> None:
     """Run one of several workers; see :mod:`tallystick_serving.supervisor`.
 
     Args:
         repo: Folder of ``feature_store.yaml``.
         shared: File descriptor of the socket that all workers share.
         number: This worker's number, from 1.
-        log_level: As in :func:`serve`.
 
     Raises:
         InputError: There is no repo, or the worker's own address cannot be listened on.
         DefinitionError: The repo cannot be served.
         StateError: The server did not start; its log says why.
     """
-    config = _prepare(repo, log_level)
+    config = _prepare(repo)
     end_with_supervisor(lambda: os.kill(os.getpid(), signal.SIGTERM))
     with socket.socket(fileno=shared) as listener, listening_for_worker(listener, number) as own:
         logger.info("Worker %d of %s also listens on %s.", number, config.name, own.getsockname())
-        _run(config, [listener, own], log_level)
+        _run(config, [listener, own])
 
 
-def _prepare(repo: Path, log_level: str) -> StoreConfig:
+def _prepare(repo: Path) -> StoreConfig:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there are no logs to write yet
     config = read_store_config(repo)
     logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     # Feast logs each read of its registry, which here is every few seconds.
     logging.getLogger("feast").setLevel(logging.WARNING)
     return config
 
 
-def _run(config: StoreConfig, listeners: Sequence[socket.socket], log_level: str) -> None:
+def _run(config: StoreConfig, listeners: Sequence[socket.socket]) -> None:
     server_config = uvicorn.Config(
         create_app(config, while_open=_flushing_on_signal),
         http=timeout_protocol(settings().request_body_timeout_s),
         access_log=False,
         log_config=None,
-        log_level=log_level,
         timeout_graceful_shutdown=DRAIN_S,
         server_header=False,
         proxy_headers=False,

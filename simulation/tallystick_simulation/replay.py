@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
+LABELS_EVERY = timedelta(hours=6)
+"""The interval between two deliveries of the labels that became known."""
 
 
 class Stopwatch:
@@ -184,7 +186,7 @@ class Replay:
         """Send labels and check for incidents, when they are due."""
         from tallystick_monitoring.incidents import watch
 
-        if _is_due(moment, self._scenario.labels_every):
+        if _is_due(moment, LABELS_EVERY):
             with self._watch.stage("labels"):
                 await traffic.send_labels(moment)
         if _is_due(moment, self._scenario.watch_every) and traffic.sent > self._watched:

@@ -40,7 +40,6 @@ class Scenario:
         push: View → how it is pushed instead.
         outage: The staged incident.
         watch_every: The interval between two checks for incidents.
-        labels_every: The interval between two deliveries of the labels that became known.
         batch_by: Entity key or request field: requests of one minute that share it are sent as one
             HTTP request; None for one HTTP request each.
         also: Further models, trained, promoted and loaded, but without requests.
@@ -53,6 +52,5 @@ class Scenario:
     push: dict[str, Push]
     outage: Outage
     watch_every: timedelta = timedelta(hours=1)
-    labels_every: timedelta = timedelta(hours=6)
     batch_by: str | None = None
     also: tuple[str, ...] = field(default=())
