@@ -109,7 +109,7 @@ def test_every_mismatch_has_a_cause(played):
     assert parity["values"] == parity["equal"] + sum(parity["causes"].values())
 
 
-def test_the_outage_is_found_named_and_no_reason_to_retrain(played):
+def test_the_outage_is_found_and_explained_and_does_not_retrain(played):
     incident = played[3]["incident"]
     assert incident["found"]
     assert incident["cause"] == "materialization_lag"
@@ -117,7 +117,7 @@ def test_the_outage_is_found_named_and_no_reason_to_retrain(played):
     assert incident["retrained"] is False
 
 
-def test_no_incident_is_left_unsaid(played):
+def test_the_report_counts_every_incident(played):
     _, out, printed, summary = played
     found = load_records(out / "state", Incident, model="demo_model")
     assert summary["incidents"] == len(found)
@@ -140,7 +140,7 @@ def test_report_and_pictures_are_there(played):
         assert (out / picture).read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_folder_that_no_replay_made_is_left_alone(played, tmp_path):
+def test_a_folder_of_another_origin_is_refused(played, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     done = subprocess.run(demo(played[0], tmp_path), capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -177,8 +177,8 @@ def test_replays_side_by_side_leave_no_server_behind_when_they_are_ended(played,
             )
     try:
         for out, replay in replays.items():
-            told = tmp_path / f"{out.name}.txt"
-            wait_until(lambda log=out / "server.log": "answers now" in said(log), replay, told)
+            output = tmp_path / f"{out.name}.txt"
+            wait_until(lambda log=out / "server.log": "answers now" in said(log), replay, output)
             assert embedded_redis.is_running(out / "state")
         # Both at once: while one ends, the other might come to its end by itself.
         for out, replay in replays.items():
@@ -200,9 +200,9 @@ def said(log):
     return log.read_text() if log.exists() else ""
 
 
-def wait_until(is_so, replay, told, *, seconds=120):
+def wait_until(is_so, replay, output, *, seconds=120):
     give_up = time.monotonic() + seconds
     while not is_so():
-        assert replay.poll() is None, said(told)
-        assert time.monotonic() < give_up, said(told)
+        assert replay.poll() is None, said(output)
+        assert time.monotonic() < give_up, said(output)
         time.sleep(0.05)

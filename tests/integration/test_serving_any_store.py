@@ -72,9 +72,9 @@ def make_repo(path):
     pq.write_table(site, path / "data" / "site_stats.parquet")
     items = pq.read_table(path / "data" / "item_stats.parquet")
     lacks = [row["shop"] == "shop-b" and row["item"] == 12 for row in items.to_pylist()]
-    place = items.schema.get_field_index("stock")
+    position = items.schema.get_field_index("stock")
     stock = pa.array(items["stock"].to_pylist(), mask=np.array(lacks))
-    pq.write_table(items.set_column(place, "stock", stock), path / "data" / "item_stats.parquet")
+    pq.write_table(items.set_column(position, "stock", stock), path / "data" / "item_stats.parquet")
     return path
 
 
@@ -204,12 +204,12 @@ def test_values_and_statuses_over_http(repo):
     assert expired["features"]["item_stats__price"] is None
     assert expired["features"]["order_value__total"] is None
     assert expired["features"]["shop_stats__load"] is not None
-    for nobody in (unknown, keyless):
-        assert nobody["views"]["item_stats"] == dict.fromkeys(known["views"]["item_stats"]) | {
+    for absent in (unknown, keyless):
+        assert absent["views"]["item_stats"] == dict.fromkeys(known["views"]["item_stats"]) | {
             "status": "NOT_FOUND"
         }
-        assert nobody["features"]["shop_stats__load"] is None
-        assert nobody["features"]["site_stats__visits"] == site["visits"]
+        assert absent["features"]["shop_stats__load"] is None
+        assert absent["features"]["site_stats__visits"] == site["visits"]
     assert 0 < known["probability"] < 1
 
 
@@ -316,9 +316,9 @@ def test_check_says_what_another_store_lacks(repo, caplog):
         line.startswith(f"! online_store is {kind}: it works, through Feast's SDK, and is slower")
         for line in lines
     )
-    told = " ".join(line for line in lines if line.startswith(f"! online_store {kind}: "))
+    warnings = " ".join(line for line in lines if line.startswith(f"! online_store {kind}: "))
     for word in ("created time", "correction", "ttl", "definition", "feast materialize"):
-        assert word in told
+        assert word in warnings
     assert f"✓ champion of {MODEL}: version 1 fits the repo" in lines
     status = CliRunner().invoke(main, ["--repo", str(repo.path), "status"])
     assert f"online store: {kind}, which Feast fills" in status.output
@@ -331,15 +331,15 @@ def test_check_says_what_another_store_lacks(repo, caplog):
 
 def test_feasts_redis_dies_and_comes_back(copied, clock):  # noqa: ARG001 - the time is NOW
     with tempfile.TemporaryDirectory(prefix="tally") as folder:
-        place = Path(folder)
-        socket = embedded_redis.start(place)
+        state = Path(folder)
+        socket = embedded_redis.start(state)
         repo = copied(
             f"{{type: redis, connection_string: 'localhost:1,unix_socket_path={socket}'}}"
         )
         materialize(repo)
         with served(repo, request_timeout_s=0.5) as client:
             before = ask(client, [ORDER])
-            embedded_redis.stop(place)
+            embedded_redis.stop(state)
             for _ in range(3):
                 answer = client.post(PREDICT, json=BODY)
                 assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -349,13 +349,13 @@ def test_feasts_redis_dies_and_comes_back(copied, clock):  # noqa: ARG001 - the 
             asked = {"features": ["shop_stats:orders"], "entities": {"shop": ["shop-b"]}}
             assert client.post("/get-online-features", json=asked).status_code == 503
             assert client.get("/health").status_code == 200
-            embedded_redis.start(place)
+            embedded_redis.start(state)
             assert ask(client, [ORDER])[0]["features"] == before[0]["features"]
             assert client.get("/ready").status_code == 200
-        embedded_redis.stop(place)
+        embedded_redis.stop(state)
 
 
-def test_a_store_that_hangs_is_given_up_and_does_not_hold_the_server(
+def test_a_store_that_hangs_times_out_and_does_not_block_the_server(
     copied,
     clock,  # noqa: ARG001 - the time is NOW
 ):

@@ -128,14 +128,14 @@ def test_a_first_champion_that_is_damaged_is_not_ready(repo):
 
 def test_redis_dies_and_comes_back(tmp_path):
     with tempfile.TemporaryDirectory(prefix="tally") as folder:
-        place = Path(folder)
-        repo = scene.project(tmp_path, f"unix://{embedded_redis.start(place)}")
+        state = Path(folder)
+        repo = scene.project(tmp_path, f"unix://{embedded_redis.start(state)}")
         scene.publish(repo.state_dir, scene.constant(0.25))
         with Redis(unix_socket_path=repo.redis.connection_string.removeprefix("unix://")) as client:
             scene.fill(client)
         with scene.running(repo, request_timeout_s=0.5) as http:
             assert http.post(PREDICT, json=BODY).status_code == 200
-            embedded_redis.stop(place)
+            embedded_redis.stop(state)
             for _ in range(3):
                 began = time.monotonic()
                 answer = http.post(PREDICT, json=BODY)
@@ -144,22 +144,22 @@ def test_redis_dies_and_comes_back(tmp_path):
                 assert answer.json()["type"] == "urn:tallystick:problem:unavailable"
             assert http.get("/ready").status_code == 503
             assert http.get("/health").status_code == 200
-            embedded_redis.start(place)
+            embedded_redis.start(state)
             body = BODY | {"parameters": {"features": True}}
             answer = http.post(PREDICT, json=body)
             assert answer.status_code == 200
             (prediction,) = answer.json()["predictions"]
             assert prediction["features"]["shop__n"] == 2**60 + 1
             assert http.get("/ready").status_code == 200
-        embedded_redis.stop(place)
+        embedded_redis.stop(state)
     assert len(logged(repo)) == 2
 
 
 def test_redis_dies_again_and_again_under_load(tmp_path):
     """No answer is wrong and none is anything but 200 or 503, within the budget and a little."""
     with tempfile.TemporaryDirectory(prefix="tally") as folder:
-        place = Path(folder)
-        repo = scene.project(tmp_path, f"unix://{embedded_redis.start(place)}")
+        state = Path(folder)
+        repo = scene.project(tmp_path, f"unix://{embedded_redis.start(state)}")
         scene.publish(repo.state_dir, scene.constant(0.25))
         with Redis(unix_socket_path=repo.redis.connection_string.removeprefix("unix://")) as client:
             scene.fill(client)
@@ -184,7 +184,7 @@ def test_redis_dies_again_and_again_under_load(tmp_path):
                 os.kill(pid, signal.SIGKILL)
                 seen = len(answers)
                 scene.wait_for(lambda seen=seen: _count(answers, 503, since=seen) > 20)
-                embedded_redis.start(place)
+                embedded_redis.start(state)
                 with Redis(
                     unix_socket_path=repo.redis.connection_string.removeprefix("unix://")
                 ) as client:
@@ -194,7 +194,7 @@ def test_redis_dies_again_and_again_under_load(tmp_path):
             stop.set()
             for thread in threads:
                 thread.join()
-        embedded_redis.stop(place)
+        embedded_redis.stop(state)
     assert {answer.status_code for answer, _ in answers} == {200, 503}
     for answer, took_s in answers:
         assert took_s < 10
@@ -213,7 +213,7 @@ def _count(answers, status, *, since):
     return sum(answer.status_code == status for answer, _ in answers[since:])
 
 
-def test_a_redis_that_hangs_is_given_up_within_the_budget(tmp_path):
+def test_a_redis_that_hangs_times_out_within_the_budget(tmp_path):
     with (
         tempfile.TemporaryDirectory(prefix="tally") as folder,
         socket.socket(socket.AF_UNIX) as mute,

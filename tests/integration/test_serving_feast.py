@@ -154,7 +154,7 @@ def test_the_answer_is_feasts(repo):
             assert refused.headers["content-type"] == "application/problem+json"
 
 
-def test_pushes_go_where_they_are_told(repo, ours):
+def test_pushes_go_to_the_requested_stores(repo, ours):
     now = datetime.now(UTC).replace(microsecond=0)
 
     def body(number, to):
@@ -182,7 +182,7 @@ def test_pushes_go_where_they_are_told(repo, ours):
 
 
 @pytest.mark.usefixtures("ours")
-def test_pushes_to_a_server_are_noted_at_its_end_at_the_latest(repo):
+def test_pushes_to_a_server_are_journaled_at_its_end_at_the_latest(repo):
     noted = replace(
         repo,
         redis=repo.redis.model_copy(update={"journal": True}),

@@ -1,4 +1,4 @@
-"""Too much at once, slow clients and dead ones: refused at once, and nobody waits for them."""
+"""Too many requests, slow clients and dead clients: refused at once, without delay to others."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def stopped(repo):
         os.kill(pid, signal.SIGCONT)
 
 
-def test_health_and_metrics_are_answered_when_all_places_are_taken(repo):
+def test_health_and_metrics_are_answered_at_the_limit_of_requests(repo):
     scene.publish(repo.state_dir, scene.constant(0.25))
     with scene.running(repo, requests_in_flight_max=1, request_timeout_s=20) as client:
         with stopped(repo):
@@ -101,7 +101,7 @@ def test_health_and_metrics_are_answered_when_all_places_are_taken(repo):
         line.close()
 
 
-def test_a_body_that_does_not_come_holds_no_place_and_is_given_up(repo):
+def test_a_body_that_does_not_arrive_does_not_count_and_times_out(repo):
     scene.publish(repo.state_dir, scene.constant(0.25))
     with scene.running(repo, requests_in_flight_max=1, request_body_timeout_s=0.5) as client:
         lines = [connected(client) for _ in range(5)]
@@ -116,7 +116,7 @@ def test_a_body_that_does_not_come_holds_no_place_and_is_given_up(repo):
             line.close()
 
 
-def test_a_client_that_goes_away_or_does_not_read_holds_no_place(repo):
+def test_a_client_that_disconnects_or_does_not_read_does_not_count(repo):
     scene.publish(repo.state_dir, scene.constant(0.25))
     with scene.running(repo, requests_in_flight_max=1) as client:
         gone = connected(client)
@@ -143,7 +143,7 @@ def test_limits_on_bodies_hold_for_every_route(repo):
             assert client.post(path, content=b"x" * 2048).status_code == 400, path
 
 
-def test_another_method_is_told_which_one_is_taken(repo):
+def test_another_method_is_answered_with_the_allowed_one(repo):
     with scene.running(repo) as client:
         for path in (PREDICT, "/get-online-features", "/v1/models/late:features"):
             answer = client.get(path)
@@ -188,7 +188,7 @@ def test_a_busy_server_answers_all_that_it_took(repo):
     assert statuses.count(b"200") == accepted > 0
 
 
-def test_the_rest_of_a_body_that_was_answered_is_not_awaited_for_ever():
+def test_the_rest_of_an_answered_body_times_out():
     with answering(0.3, b"x") as address:
         line = socket.create_connection(address, timeout=20)
         line.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nsome")
@@ -226,7 +226,7 @@ def answering(timeout_s, content):
         thread.join()
 
 
-def test_a_connection_that_never_asks_is_closed():
+def test_a_connection_without_a_request_is_closed():
     import uvicorn
 
     from tallystick_serving.http_timeouts import timeout_protocol
@@ -256,7 +256,7 @@ def test_a_connection_that_never_asks_is_closed():
     second_slow.sendall(whole[:-4])
     for line in (mute, slow_head, second_slow):
         assert line.recv(1000) == b""
-    # One that asked before and is idle is kept, as uvicorn keeps it.
+    # uvicorn leaves an idle connection open after a request.
     time.sleep(0.4)
     idle.sendall(whole)
     assert idle.recv(1000).startswith(b"HTTP/1.1 200")

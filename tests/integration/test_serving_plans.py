@@ -105,12 +105,12 @@ def repo(tmp_path, redis_server):
     }
     data = [
         (
-            EntityKey(join_keys=["id"], entity_values=[Value(int64_val=place + 1)]),
-            {name: values[place] for name, values in protos.items()},
+            EntityKey(join_keys=["id"], entity_values=[Value(int64_val=row + 1)]),
+            {name: values[row] for name, values in protos.items()},
             event,
             NOW,
         )
-        for place, event in enumerate(EVENTS)
+        for row, event in enumerate(EVENTS)
     ]
     store._get_provider().online_write_batch(store.config, kinds, data, None)
     score = [
@@ -190,7 +190,7 @@ def test_a_service_with_an_alias_and_other_keys_is_feasts(repo):
     assert {"own__score", "other_pairs__score"} <= ours.keys()
 
 
-def test_once_answered_feast_is_needed_no_more_until_the_registry_changes(repo, monkeypatch):
+def test_a_plan_needs_no_feast_until_the_registry_changes(repo, monkeypatch):
     calls = []
     ask_feast = FeastStore.online_features
 

@@ -248,7 +248,7 @@ def test_a_durable_prediction_is_on_disk_before_it_is_answered(repo):
         )
 
 
-def test_what_must_be_logged_and_cannot_be_is_not_answered(repo):
+def test_a_durable_prediction_that_cannot_be_logged_is_refused(repo):
     scene.publish(repo.state_dir, scene.constant(0.25))
     body = {"instances": [scene.INSTANCE]}
     with scene.running(repo, log_durable=True, log_budget_bytes=2_000) as client:
@@ -282,7 +282,7 @@ class Raising:
 
 
 @pytest.mark.parametrize("estimator", [Failing(math.nan), Failing(math.inf), Raising()])
-def test_what_is_no_probability_is_no_answer(repo, estimator):
+def test_a_prediction_that_is_not_a_probability_is_an_error(repo, estimator):
     scene.publish(repo.state_dir, estimator)
     with scene.running(repo) as client:
         problem(

@@ -325,9 +325,9 @@ def test_a_value_of_another_type_is_null_and_logged_once(sqlite, caplog):
 
     for rows in asyncio.run(ask()):
         assert rows["shop"].values == {"int64": [None], "text": ["x"]}
-    told = [record.getMessage() for record in caplog.records if "int64" in record.getMessage()]
-    assert len(told) == 1
-    assert "shop:int64 are stored online as INT64, not as DOUBLE" in told[0]
+    warnings = [record.getMessage() for record in caplog.records if "int64" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "shop:int64 are stored online as INT64, not as DOUBLE" in warnings[0]
 
 
 def test_what_a_store_says_is_logged_and_not_answered(sqlite, caplog):
@@ -379,7 +379,7 @@ def test_reads_that_hang_do_not_pile_up(sqlite):
     scene.wait_for(lambda: threading.active_count() <= before + 1)
 
 
-def test_feasts_remote_store_is_asked_key_by_key(tmp_path, redis_server):
+def test_feasts_remote_store_is_read_key_by_key(tmp_path, redis_server):
     """Its answer to several keys has the first one's event time only."""
     (tmp_path / "feature_store.yaml").write_text(
         "project: any\nprovider: local\nregistry: registry.db\noffline_store: {type: file}\n"

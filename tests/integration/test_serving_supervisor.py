@@ -57,9 +57,9 @@ def free_ports():
             first.bind(("127.0.0.1", 0))
             port = first.getsockname()[1]
         try:
-            for place in range(3):
+            for offset in range(3):
                 with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port + place))
+                    probe.bind(("127.0.0.1", port + offset))
         except (OSError, OverflowError):
             continue
         return port

@@ -1,4 +1,4 @@
-"""What infra/ names exists in the program."""
+"""The names that infra/ uses exist in the program."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ EXPOSED = labels_of_samples()
 def commands() -> dict[str, list[str]]:
     """Every call of ``tally`` in infra/, by where it stands."""
     found = {name: container["args"] for name, container in CONTAINERS.items()}
-    for place, text in enumerate(re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)):
-        found[f"Dockerfile {place}"] = json.loads(text)
+    for number, text in enumerate(re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)):
+        found[f"Dockerfile {number}"] = json.loads(text)
     for path in FILES:
         text = path.read_text()
         calls = re.findall(r"`tally ([^`]+)`|\btally ((?:[a-z]+)(?: [A-Z]+| --[a-z-]+)*)", text)
         calls += [("", call) for call in re.findall(r"run --rm jobs ([^#\n]+)", text)]
         calls += [("", call) for call in re.findall(r"`jobs ([^`]+)`", text)]
-        for place, call in enumerate(calls):
-            found[f"{path.name} {place}"] = shlex.split(call[0] or call[1])
+        for number, call in enumerate(calls):
+            found[f"{path.name} {number}"] = shlex.split(call[0] or call[1])
     return found
 
 
@@ -102,7 +102,7 @@ def test_yaml_is_read(path):
 
 
 @pytest.mark.parametrize("where", EXPRESSIONS)
-def test_metrics_are_exposed_with_the_labels_asked_for(where):
+def test_metrics_are_exposed_with_the_labels_used(where):
     expression = EXPRESSIONS[where]
     code = re.sub(r'"[^"]*"', '""', expression)
     names = set(re.findall(r"\btallystick_\w+", code))
