@@ -203,7 +203,7 @@ class Replay:
 
     async def _end_week(self, traffic: Traffic, start: datetime) -> None:
         """Monitor the week, and decide about retraining."""
-        from tallystick.prediction_log.log_reader import has_records
+        from tallystick.prediction_log.log_reader import read_log
         from tallystick_monitoring.look import look
         from tallystick_training.retrain import retrain
 
@@ -213,7 +213,10 @@ class Replay:
             await traffic.send_labels(end)
             self._server.flush_log(predictions=traffic.sent)
         name = self._scenario.model
-        if not has_records(self._repo.state_dir, name, start=start, end=end):
+        times = read_log(
+            self._repo.state_dir, name, start=start, end=end, columns=lambda _: ["request_time"]
+        )
+        if not times:
             return
         with self._watch.stage("monitor"):
             report = look(self._repo, name, at=end, start=start, end=end)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +16,7 @@ from tallystick.errors import ContractError, DamagedError
 from tallystick.online_store.row_decoder import ViewRows
 from tallystick.prediction_log.compactor import MERGED_FILES, Retention, compact
 from tallystick.prediction_log.ledger import ledger_of
-from tallystick.prediction_log.log_reader import first_time, has_records, read_labels, read_log
+from tallystick.prediction_log.log_reader import first_time, read_labels, read_log
 from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
 from tallystick.prediction_log.manifest import read_manifests
 from tallystick.prediction_log.record import Predictions
@@ -90,8 +92,6 @@ def test_only_the_time_asked_for_is_read(tmp_path, settled):
     (part,) = read_log(tmp_path, CONTRACT.model, start=START + one, end=START + 2 * one)
     assert set(part.table["prediction_id"].to_pylist()) == {"1-0", "1-1"}
     assert first_time(tmp_path, CONTRACT.model) == START
-    assert has_records(tmp_path, CONTRACT.model, start=START, end=START + one)
-    assert not has_records(tmp_path, CONTRACT.model, start=START - one, end=START)
 
 
 def test_the_ledger_adds_up_and_the_buffer_is_bounded(tmp_path):
@@ -317,3 +317,21 @@ def test_workers_that_have_ended_are_summed_up(tmp_path):
     ledger = ledger_of(tmp_path, PREDICTIONS)
     assert (ledger.accepted, ledger.in_parquet, ledger.dropped["full"]) == (12, 6, 6)
     assert (ledger.missing, ledger.died) == (0, 0)
+
+
+def test_duckdb_reads_the_log_by_the_documented_query(tmp_path):
+    for number in range(MERGED_FILES + 1):
+        log = open_log(tmp_path)
+        log.append(CONTRACT, predictions(number, moment=START + timedelta(days=number % 2)))
+        log.close()
+        compact(tmp_path)
+    text = Path(__file__).parents[2].joinpath("docs", "prediction-log.md").read_text("utf-8")
+    query = text.split("```sql\n")[1].split("```")[0].replace("'STATE/log'", f"'{tmp_path}/log'")
+    *statements, select = (each for each in query.split(";\n") if each.strip())
+    with duckdb.connect() as connection:
+        for statement in statements:
+            connection.execute(statement)
+        ids = [row[0] for row in connection.sql(f"SELECT prediction_id FROM ({select})").fetchall()]
+    (part,) = read_log(tmp_path, CONTRACT.model, start=START, end=START + timedelta(days=2))
+    assert sorted(ids) == sorted(part.table["prediction_id"].to_pylist())
+    assert len(list((tmp_path / "log").rglob("*.parquet"))) > 2  # replaced ones are still there

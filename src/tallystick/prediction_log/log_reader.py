@@ -152,20 +152,6 @@ def first_time(state_dir: Path, model: str) -> datetime | None:
     return _retried(state_dir, PREDICTIONS, model, first)
 
 
-def has_records(state_dir: Path, model: str, *, start: datetime, end: datetime) -> bool:
-    """Whether the log may hold predictions requested in [start, end): by its files, not by rows."""
-    span = (to_us(start), to_us(end))
-    return _retried(
-        state_dir,
-        PREDICTIONS,
-        model,
-        lambda log: (
-            bool(log.files_of(span))
-            or any(_between(table, PREDICTIONS.time, span).num_rows for _, table in log.waiting())
-        ),
-    )
-
-
 def logged_contract(state_dir: Path, model: str, contract_hash: str) -> ModelContract:
     """A contract under which predictions were logged.
 
@@ -194,10 +180,6 @@ class _Listing:
             for file in manifest.files
             if file.model == model
         ]
-
-    def files_of(self, span: tuple[int, int]) -> list[LogFile]:
-        """Files that can hold times of [start, end)."""
-        return [file for file in self.files if file.first_us < span[1] and file.last_us >= span[0]]
 
     def waiting(self) -> Iterator[tuple[ModelContract, pa.Table]]:
         """Rows that are not in Parquet yet, by contract."""
@@ -236,8 +218,9 @@ class _Listing:
         for contract, table in self.waiting():
             selected = table if columns is None else table.select(list(columns(contract)))
             found.setdefault(contract.contract_hash, (contract, []))[1].append(selected)
-        for file in sorted(self.files_of(span), key=lambda file: file.last_us, reverse=True):
-            if damaged and file.path in damaged:
+        for file in sorted(self.files, key=lambda file: file.last_us, reverse=True):
+            is_outside = file.first_us >= span[1] or file.last_us < span[0]
+            if is_outside or (damaged and file.path in damaged):
                 continue
             try:
                 contract = self._read(file, columns, read)

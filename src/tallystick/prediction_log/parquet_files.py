@@ -77,7 +77,8 @@ def read_file(
         ) as opened:
             if not opened.schema_arrow.equals(expected):
                 _check_schema(str(file), expected, opened.schema_arrow)
-            _check_end(end, footer)
+            if zlib.crc32(end) != footer:
+                raise ValueError("its end fails its checksum")  # noqa: TRY301 handled below
             table = opened.read(columns=None if columns is None else list(columns))
             return table if columns is None else table.select(list(columns))
     except FileNotFoundError:
@@ -101,11 +102,6 @@ def _end_of(file: Location) -> bytes:
         if len(end) < needed <= size:
             end = opened.read_at(needed, size - needed)
         return end[-needed:]
-
-
-def _check_end(end: bytes, footer: int) -> None:
-    if zlib.crc32(end) != footer:
-        raise ValueError("its end fails its checksum")
 
 
 def _check_schema(name: str, expected: pa.Schema, got: pa.Schema) -> None:

@@ -80,10 +80,9 @@ class RecordLayout:
         self._names += keys.values()
         self._names += [f"view.{view}.{field}" for view in self._views for field in VIEW_FIELDS]
         self._names += [f"feature.{name}" for name in self._values]
-        formats = [codes[name] for name in self._fixed]
-        self._packer = struct.Struct("<" + "".join(formats))
-        self._kinds = _kinds_of(self._fixed, formats)
-        self._null_bytes = (len(formats) + 7) // 8
+        self._packer = struct.Struct("<" + "".join(codes[name] for name in self._fixed))
+        self._row_type = [(name, f"<{codes[name]}") for name in self._fixed]
+        self._null_bytes = (len(self._fixed) + 7) // 8
 
     def packed(self, part: Predictions) -> bytes:
         """The predictions of one request; called within the request, so it has to be fast."""
@@ -180,7 +179,7 @@ class RecordLayout:
         import numpy as np
         import pyarrow as pa
 
-        fixed = np.frombuffer(b"".join(part[0] for part in parts), self._kinds)
+        fixed = np.frombuffer(b"".join(part[0] for part in parts), np.dtype(self._row_type))
         masks = self._masks(parts, len(fixed))
         columns: dict[str, Any] = {}
         for index, name in enumerate(self._fixed):
@@ -239,13 +238,6 @@ def _code(kind: pa.DataType) -> str:
         pa.float64(): "d",
         pa.bool_(): "b",
     }.get(kind, "")
-
-
-def _kinds_of(names: Sequence[str], formats: Sequence[str]) -> Any:
-    """A row of values as :mod:`struct` packs them, as a NumPy type."""
-    import numpy as np
-
-    return np.dtype([(name, f"<{each}") for name, each in zip(names, formats, strict=True)])
 
 
 @contextmanager

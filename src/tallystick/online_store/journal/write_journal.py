@@ -145,13 +145,6 @@ class Journal:
 
     def settle(self, client: SyncClient, project: str, name: str) -> None:
         """Settle pending entries, and notice a store that was emptied."""
-        self._settle_pending(client, project, name)
-        with redis_errors(client):
-            is_filled = client.exists(definitions_key(project))
-        if not is_filled:
-            self.removed()
-
-    def _settle_pending(self, client: SyncClient, project: str, name: str) -> None:
         folder = view_folder(self._state_dir, name)
         for path in sorted(folder.glob(f"*/.*{_PENDING}")):
             with abandoned(path) as handle:
@@ -167,6 +160,10 @@ class Journal:
                 if written.num_rows:
                     _write(written, _settled_name(path))
                 path.unlink()
+        with redis_errors(client):
+            is_filled = client.exists(definitions_key(project))
+        if not is_filled:
+            self.removed()
 
     def _folder_of(self, codec: RowCodec) -> Path:
         folder = view_folder(self._state_dir, codec.name) / codec.spec.definition_hash
