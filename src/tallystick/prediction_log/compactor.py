@@ -34,7 +34,6 @@ from tallystick.prediction_log.segment import Segment, read_segment
 from tallystick.prediction_log.streams import (
     STREAMS,
     Stream,
-    compacted_contract,
     contract_folder,
     local_contract,
     log_location,
@@ -346,20 +345,15 @@ class Compactor:
         import pyarrow as pa
 
         files = sorted(files, key=lambda file: (file.first_us, file.path))
-        one = files[0]
-        contract = compacted_contract(self._location, self.stream, one.model, one.contract)
-        schema = self.stream.schema(contract)
         try:
-            whole = pa.concat_tables(
-                read_file(self._location / file.path, schema, footer=file.footer) for file in files
-            )
+            read = [read_file(self._location, self.stream, file) for file in files]
         except FileNotFoundError as error:
             raise DamagedError(
                 f"A file of the log that the manifest names is gone: {error}",
                 hint="Restore it from a backup, or take it out of the log:  tally log forget FILE",
             ) from error
-        merged = self._written([(contract, whole)])
-        is_exported = {"is_exported": one.is_exported}
+        merged = self._written([(read[0][0], pa.concat_tables(table for _, table in read))])
+        is_exported = {"is_exported": files[0].is_exported}
         self._commit([file.model_copy(update=is_exported) for file in merged], gone=files)
 
     def _written(self, tables: Iterable[tuple[ModelContract, pa.Table]]) -> list[LogFile]:

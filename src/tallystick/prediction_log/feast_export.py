@@ -13,7 +13,7 @@ from tallystick.point_in_time.feature_status import Status
 from tallystick.prediction_log.compactor import only_compactor
 from tallystick.prediction_log.log_writer import are_sampled
 from tallystick.prediction_log.parquet_files import read_file
-from tallystick.prediction_log.streams import PREDICTIONS, compacted_contract, log_location
+from tallystick.prediction_log.streams import PREDICTIONS, log_location
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,10 +49,7 @@ def export_log(repo: Repo) -> dict[str, int]:
             continue
 
         def copy(file: LogFile, service: Any = service) -> int:
-            contract = compacted_contract(location, PREDICTIONS, file.model, file.contract)
-            schema = PREDICTIONS.schema(contract)
-            rows = read_file(location / file.path, schema, footer=file.footer)
-            table = as_feast_logs(repo, service, contract, rows)
+            table = as_feast_logs(repo, service, *read_file(location, PREDICTIONS, file))
             if table.num_rows:
                 repo.store.write_logged_features(table, service)
             return int(table.num_rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,8 +13,8 @@ from tallystick.clock import from_us, to_us
 from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_view import digest
 from tallystick.errors import ContractError, DamagedError
-from tallystick.prediction_log.manifest import LogFile, Manifest, read_manifests, uncompacted
-from tallystick.prediction_log.parquet_files import read_file
+from tallystick.prediction_log.manifest import Manifest, read_manifests, uncompacted
+from tallystick.prediction_log.parquet_files import Columns, read_file
 from tallystick.prediction_log.streams import (
     LABELS,
     PREDICTIONS,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Answer = TypeVar("Answer")
-Columns = Callable[[ModelContract], Collection[str]]
 _ATTEMPTS: Final = 5
 _FIRST_US: Final = to_us(datetime.min.replace(tzinfo=UTC))
 
@@ -199,7 +198,7 @@ class _Listing:
         self,
         span: tuple[int, int],
         columns: Columns | None,
-        read: dict[str, pa.Table],
+        read: dict[str, tuple[ModelContract, pa.Table]],
         damaged: dict[str, DamagedFile] | None,
     ) -> list[LogPart]:
         """Rows of [start, end), one part per contract.
@@ -207,7 +206,7 @@ class _Listing:
         Args:
             span: Start and end.
             columns: See :func:`read_log`.
-            read: File → its rows; files that are in it are not read again.
+            read: File → contract and rows; files that are in it are not read again.
             damaged: See :func:`read_log`.
 
         Raises:
@@ -223,7 +222,8 @@ class _Listing:
             if is_outside or (damaged and file.path in damaged):
                 continue
             try:
-                contract = self._read(file, columns, read)
+                if file.path not in read:
+                    read[file.path] = read_file(self._location, self._stream, file, columns)
             except (DamagedError, ContractError) as error:
                 if damaged is None:
                     raise
@@ -236,7 +236,8 @@ class _Listing:
                     problem=str(error).replace("\n", " "),
                 )
             else:
-                found.setdefault(file.contract, (contract, []))[1].append(read[file.path])
+                contract, table = read[file.path]
+                found.setdefault(file.contract, (contract, []))[1].append(table)
         parts = []
         for _, (contract, tables) in sorted(found.items()):
             time = self._stream.time
@@ -244,19 +245,6 @@ class _Listing:
             if whole.num_rows:
                 parts.append(LogPart(contract, whole.combine_chunks()))
         return parts
-
-    def _read(
-        self, file: LogFile, columns: Columns | None, read: dict[str, pa.Table]
-    ) -> ModelContract:
-        contract = compacted_contract(self._location, self._stream, self._model, file.contract)
-        if file.path not in read:
-            read[file.path] = read_file(
-                self._location / file.path,
-                self._stream.schema(contract),
-                None if columns is None else list(columns(contract)),
-                footer=file.footer,
-            )
-        return contract
 
 
 def _retried(

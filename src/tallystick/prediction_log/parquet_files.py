@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
+from tallystick.definitions.contract import ModelContract
 from tallystick.errors import ContractError, DamagedError, Problem, UnavailableError
+from tallystick.prediction_log.manifest import LogFile
+from tallystick.prediction_log.streams import Stream, compacted_contract
 from tallystick.storage.locations import Location, has_no_answer, store_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Columns = Callable[[ModelContract], Collection[str]]
 _END_BYTES: Final = 1 << 16
 """Bytes that are read at once to find where a file's metadata begin."""
 
@@ -48,15 +52,15 @@ def footer_of(file: Location) -> int:
 
 
 def read_file(
-    file: Location, expected: pa.Schema, columns: Collection[str] | None = None, *, footer: int
-) -> pa.Table:
-    """Read a file, or some columns of it, after comparing its schema with the expected one.
+    location: Location, stream: Stream, file: LogFile, columns: Columns | None = None
+) -> tuple[ModelContract, pa.Table]:
+    """Read a file and its contract, after comparing the file's schema with the contract.
 
     Args:
+        location: Folder of the log.
+        stream: The stream of its rows.
         file: The file.
-        expected: Its schema.
-        columns: Which columns; all by default.
-        footer: The checksum of its end.
+        columns: Contract → which columns; all by default.
 
     Raises:
         FileNotFoundError: It does not exist any more.
@@ -67,29 +71,33 @@ def read_file(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    contract = compacted_contract(location, stream, file.model, file.contract)
+    expected = stream.schema(contract)
+    names = None if columns is None else list(columns(contract))
+    there = location / file.path
     try:
-        end = _end_of(file)
+        end = _end_of(there)
         with pq.ParquetFile(
-            file.path,
+            there.path,
             metadata=pq.read_metadata(pa.BufferReader(end)),
-            filesystem=file.store.filesystem,
+            filesystem=there.store.filesystem,
             page_checksum_verification=True,
         ) as opened:
             if not opened.schema_arrow.equals(expected):
-                _check_schema(str(file), expected, opened.schema_arrow)
-            if zlib.crc32(end) != footer:
+                _check_schema(str(there), expected, opened.schema_arrow)
+            if zlib.crc32(end) != file.footer:
                 raise ValueError("its end fails its checksum")  # noqa: TRY301 handled below
-            table = opened.read(columns=None if columns is None else list(columns))
-            return table if columns is None else table.select(list(columns))
+            table = opened.read(columns=names)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         if has_no_answer(error):
-            raise UnavailableError(f"The store of {file}", str(error)) from error
+            raise UnavailableError(f"The store of {there}", str(error)) from error
         raise DamagedError(
-            f"Log file {file} cannot be read: {error}",
+            f"Log file {there} cannot be read: {error}",
             hint="Restore it from a backup, or take it out of the log:  tally log forget FILE",
         ) from error
+    return contract, table if names is None else table.select(names)
 
 
 def _end_of(file: Location) -> bytes:
