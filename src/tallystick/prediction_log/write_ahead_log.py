@@ -12,7 +12,6 @@ the compactor takes every segment that is not locked.
 from __future__ import annotations
 
 import os
-import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -50,7 +49,6 @@ class WriteAheadLog:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self._segments = _Segments(folder, settings)
-        self._using_segments = threading.Lock()
         self._room = settings.log_budget_bytes
         self._writer: BackgroundWriter[_Item] = BackgroundWriter(
             self._write,
@@ -102,8 +100,7 @@ class WriteAheadLog:
 
     def seal(self) -> None:
         """Write everything, and end the segment, so that it can be compacted."""
-        self.flush()
-        with self._using_segments:
+        with self._writer.flushed():
             self._segments.seal(self._totals())
 
     def close(self) -> None:
@@ -113,14 +110,11 @@ class WriteAheadLog:
             OSError: What was left could not be written.
         """
         self._writer.close()
-        with self._using_segments:
-            self._segments.end(self._totals())
+        self._segments.end(self._totals())
 
     def _write(self, items: Sequence[_Item]) -> None:
-        with self._using_segments:
-            room = self._segments.room()
-            written = self._segments.write(self._frames(items))
-            self._room = room - written
+        room = self._segments.room()
+        self._room = room - self._segments.write(self._frames(items))
 
     def _frames(self, items: Sequence[_Item]) -> _Frames:
         """One frame per contract."""
@@ -148,9 +142,8 @@ class WriteAheadLog:
         return Totals(accepted=ledger.accepted, **ledger.dropped_by)
 
     def _seal_if_old(self) -> None:
-        with self._using_segments:
-            self._segments.seal_if_old(self._totals())
-            self._room = self._segments.room()
+        self._segments.seal_if_old(self._totals())
+        self._room = self._segments.room()
 
 
 class _Segments:

@@ -10,8 +10,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Generic, TypeAlias, TypeVar
 
@@ -130,7 +130,13 @@ class BackgroundWriter(Generic[Item]):
             return Ledger(self._accepted, self._durable, dict(self._dropped))
 
     def flush(self) -> None:
-        """Write everything accepted so far, now.
+        """Write everything accepted so far, now; see :meth:`flushed`."""
+        with self.flushed():
+            return
+
+    @contextmanager
+    def flushed(self) -> Iterator[None]:
+        """Write everything accepted so far, and write nothing more during the block.
 
         Raises:
             OSError: Something could not be written; it stays in memory. Other groups are written.
@@ -149,6 +155,7 @@ class BackgroundWriter(Generic[Item]):
             failure = self._write_groups(groups) or failure
             if failure is not None:
                 raise failure
+            yield
 
     def close(self) -> None:
         """Take nothing more, write what is left, and stop the thread.
@@ -197,8 +204,8 @@ class BackgroundWriter(Generic[Item]):
             self._wake.wait(self._interval_s)
             self._wake.clear()
             try:
-                self.flush()
-                self._after_write()
+                with self.flushed():
+                    self._after_write()
             except Exception:
                 # A full disk or a bug: the rows stay in memory, within its bound, and the next
                 # write may succeed. A dead thread would lose everything that follows.
