@@ -43,7 +43,6 @@ rows = st.fixed_dictionaries(
         "number": st.none() | st.sampled_from(NUMBER_KEYS),
         "event": moments,
         "created": moments,
-        "written": st.none() | moments,
         **{name: st.none() | values for name, (_, _, values) in FEATURES.items()},
     }
 )
@@ -59,9 +58,7 @@ requests = st.fixed_dictionaries(
 )
 spines = st.lists(requests, max_size=20).map(lambda some: some + some[:3])
 ttls = st.none() | st.sampled_from([0, 1, 2, 5, 10**6, 3_600_000_000, 1 << 70])
-clocks = st.sampled_from(VisibilityClock)
-unwritten_clocks = st.sampled_from([VisibilityClock.EVENT, VisibilityClock.KNOWLEDGE])
-"""The clocks of rows that are yet to be written online."""
+clocks = st.sampled_from([VisibilityClock.EVENT, VisibilityClock.KNOWLEDGE])
 
 
 def visible_at(row, clock):
@@ -69,7 +66,7 @@ def visible_at(row, clock):
         return row["event"]
     if clock is VisibilityClock.KNOWLEDGE:
         return max(row["event"], row["created"])
-    return row["written"]
+    return row["visible"]
 
 
 def winner(candidates, clock):
@@ -114,7 +111,7 @@ def source_table(history, *, unit="us", zone="UTC"):
         "text": pa.array([row["text"] for row in history], pa.string()),
         "number": pa.array([row["number"] for row in history], pa.int64()),
     }
-    for name in ("event", "created", "written"):
+    for name in ("event", "created"):
         values = [None if row[name] is None else (row[name] + START_US) * scale for row in history]
         table[name] = pa.array(values, pa.int64()).cast(time)
     for name, kind in TYPES.items():
@@ -149,7 +146,6 @@ def view_read(path, key, ttl=None):
         name="s",
         key_map={"number": "n"},
         columns=tuple(FEATURES),
-        written_column="written",
     )
 
 

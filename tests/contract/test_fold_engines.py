@@ -38,7 +38,7 @@ SOME = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 CLOCKS = [VisibilityClock.EVENT, VisibilityClock.KNOWLEDGE]
-EMPTY = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "written": None}
+EMPTY = dict.fromkeys(FEATURES) | {"text": "a", "number": 1}
 
 
 @pytest.fixture(scope="module")

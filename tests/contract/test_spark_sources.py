@@ -39,7 +39,7 @@ def counted(engine, folder, **place):
 
 @pytest.fixture
 def folder(tmp_path):
-    row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "created": 1, "written": None}
+    row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "created": 1}
     history = [row | {"event": 1, "count": 2**53 + count} for count in (7, 8, 6)]
     return write([*history, row | {"event": 2, "count": 5}], tmp_path, 1)
 

@@ -6,6 +6,7 @@ import tempfile
 from datetime import timedelta
 from itertools import pairwise
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,14 +28,14 @@ from fold_oracle import (
     spine_table,
     spines,
     ttls,
-    unwritten_clocks,
     view_read,
+    winner,
     write,
 )
 from point_in_time_stream import streamed
 from tallystick.clock import from_us
 from tallystick.offline_store import point_in_time
-from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.point_in_time.rule import VisibilityClock, as_of_sql, latest_sql
 from visible_rows import visible_rows
 
 MANY = settings(
@@ -86,7 +87,7 @@ def test_every_request_gets_what_looking_at_all_rows_gives(way, history, spine, 
 
 
 @MANY
-@given(history=histories, clock=unwritten_clocks, bounds=st.lists(moments, min_size=1, max_size=4))
+@given(history=histories, clock=clocks, bounds=st.lists(moments, min_size=1, max_size=4))
 def test_writes_of_what_became_visible_add_up_to_the_fold(history, clock, bounds):
     """Told window by window, a store that replaces only by larger times holds the fold's rows."""
     key = ("text", "number")
@@ -114,34 +115,78 @@ def test_writes_of_what_became_visible_add_up_to_the_fold(history, clock, bounds
                     assert want is None or all(same(held[name], want[name]) for name in FEATURES)
 
 
-@pytest.mark.parametrize("clock", VisibilityClock)
+@pytest.mark.parametrize("clock", [VisibilityClock.EVENT, VisibilityClock.KNOWLEDGE])
 @pytest.mark.parametrize("cut", [None, 1])
 def test_of_full_ties_the_first_in_source_order_wins(tmp_path, clock, cut):
     row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "event": 1, "created": 1}
-    history = [row | {"written": 1, "count": count} for count in (7, 8, 6)]
+    history = [row | {"count": count} for count in (7, 8, 6)]
     read = view_read(write(history, tmp_path, cut), ("text",))
     spine = spine_table([{"text": "a", "number": 1, "at": 1}])
     answer = point_in_time(entity_rows=spine, request_time="at", reads=[read], clock=clock)
     assert answer["s__count"].to_pylist() == [7]
-    if clock is not VisibilityClock.SERVED:
-        rows = visible_rows(read, until=from_us(START_US + 1), clock=clock)
-        assert rows["count"].to_pylist() == [7]
+    rows = visible_rows(read, until=from_us(START_US + 1), clock=clock)
+    assert rows["count"].to_pylist() == [7]
 
 
-def test_of_rows_equal_in_both_times_the_one_written_first_stays(tmp_path):
-    row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "event": 1, "created": 1}
-    history = [row | {"written": 9, "count": 7}, row | {"written": 5, "count": 8}]
-    answer = point_in_time(
-        entity_rows=spine_table([{"text": "a", "number": 1, "at": at} for at in (4, 5, 9)]),
-        request_time="at",
-        reads=[view_read(write(history, tmp_path), ("text",))],
-        clock=VisibilityClock.SERVED,
-    )
-    assert answer["s__count"].to_pylist() == [None, 8, 8]
+timed = st.fixed_dictionaries(
+    {
+        "key": st.sampled_from([0, 0, 1]),
+        "event": moments,
+        "created": moments,
+        "visible": st.none() | moments,
+    }
+)
+
+
+@pytest.mark.parametrize("lacks_created", [False, True])
+@MANY
+@given(
+    history=st.lists(timed, max_size=25),
+    spine=st.lists(st.tuples(st.sampled_from([0, 1, 2]), moments), min_size=1, max_size=20),
+    ttl=ttls,
+)
+def test_the_rule_holds_whenever_rows_became_visible(lacks_created, history, spine, ttl):
+    """As in a journal, where the write time does not follow from the other times."""
+    if lacks_created:
+        history = [row | {"created": row["event"]} for row in history]
+    whole = pa.int64()
+    rows = {
+        "key": pa.array([row["key"] for row in history], whole),
+        "event_us": pa.array([row["event"] for row in history], whole),
+        "created_us": pa.array(
+            [None if lacks_created else row["created"] for row in history], whole
+        ),
+        "visible_us": pa.array([row["visible"] for row in history], whole),
+        "position": pa.array(range(len(history)), whole),
+    }
+    requests = {
+        "key": pa.array([key for key, _ in spine], whole),
+        "request_us": pa.array([at for _, at in spine], whole),
+        "entity_row": pa.array(range(len(spine)), whole),
+    }
+    names = {"keys": ["key"], "position": ["position"]}
+    sql = as_of_sql("history", entity_rows="requests", ttl_us=ttl, **names)
+    with duckdb.connect() as connection:
+        connection.register("history", pa.table(rows))
+        connection.register("requests", pa.table(requests))
+        found = connection.sql(f"{sql} ORDER BY entity_row").to_arrow_table().to_pylist()
+        latest = connection.sql(latest_sql("history", **names)).to_arrow_table()
+    numbered = [row | {"position": number} for number, row in enumerate(history)]
+    for (key, at), got in zip(spine, found, strict=True):
+        request = {"key": key, "at": at}
+        clock = VisibilityClock.SERVED
+        row, status = oracle(numbered, request, key=("key",), clock=clock, ttl=ttl)
+        assert got["position"] == (row and row["position"])
+        assert (got["too_old"] is True) == (status == "OUTSIDE_MAX_AGE")
+    written = [row for row in numbered if row["visible"] is not None]
+    if written == numbered:
+        winners = [winner([row for row in written if row["key"] == key], clock) for key in (0, 1)]
+        expected = sorted(row["position"] for row in winners if row is not None)
+        assert latest["position"].to_pylist() == expected
 
 
 def test_a_window_begins_behind_its_first_moment_and_holds_its_last(tmp_path):
-    row = dict.fromkeys(FEATURES) | {"number": 1, "created": 0, "written": None}
+    row = dict.fromkeys(FEATURES) | {"number": 1, "created": 0}
     history = [row | {"text": str(event), "event": event} for event in (1, 2, 3, 4)]
     rows = visible_rows(
         view_read(write(history, tmp_path), ("text",)),
@@ -159,7 +204,7 @@ def test_a_window_begins_behind_its_first_moment_and_holds_its_last(tmp_path):
 @pytest.mark.parametrize("clock", [VisibilityClock.EVENT, VisibilityClock.KNOWLEDGE])
 def test_both_ends_of_the_window_are_included(tmp_path, age_us, status, clock):
     row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "event": 10, "created": 10}
-    read = view_read(write([row | {"written": None, "count": 3}], tmp_path), ("text",), ttl=5)
+    read = view_read(write([row | {"count": 3}], tmp_path), ("text",), ttl=5)
     answer = point_in_time(
         entity_rows=spine_table([{"text": "a", "number": 1, "at": 10 + age_us}]),
         request_time="at",
@@ -175,7 +220,7 @@ def test_both_ends_of_the_window_are_included(tmp_path, age_us, status, clock):
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_units_and_zones_of_a_source_do_not_matter(tmp_path, unit, zone):
     second = 10**6
-    row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "written": None, "count": 3}
+    row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "count": 3}
     table = source_table([row | {"event": second, "created": 2 * second}])
     time = pa.timestamp(unit, tz=zone)
     for name in ("event", "created"):

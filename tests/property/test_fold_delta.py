@@ -23,7 +23,6 @@ from fold_oracle import (
     spine_table,
     spines,
     ttls,
-    unwritten_clocks,
     view_read,
 )
 from tallystick.clock import from_us
@@ -99,7 +98,7 @@ def test_every_request_gets_what_looking_at_all_rows_gives(with_times, history, 
 
 
 @SOME
-@given(history=histories, clock=unwritten_clocks, until=st.sampled_from([0, 1, 8, 10**6]))
+@given(history=histories, clock=clocks, until=st.sampled_from([0, 1, 8, 10**6]))
 def test_what_an_online_store_is_told_is_the_fold(history, clock, until):
     with tempfile.TemporaryDirectory() as folder:
         read = view_read(write_delta(history, folder, 3, None), ("text", "number"))

@@ -44,8 +44,6 @@ class ViewRead:
         name: Prefix of its columns in the answer.
         key_map: Key column of the view → column of the entity rows; other keys map to themselves.
         columns: Features to read.
-        written_column: Column of the source with the time at which a row was written online; only
-            the served clock needs it; otherwise it replays the journal of online writes.
     """
 
     spec: ViewSpec
@@ -53,7 +51,6 @@ class ViewRead:
     name: str
     key_map: Mapping[str, str]
     columns: tuple[str, ...]
-    written_column: str | None = None
 
     @property
     def keys(self) -> tuple[Column, ...]:
@@ -141,7 +138,7 @@ def open_history(
         DataError: A file or column is missing or has a type that the declared one cannot come from,
             or the clock needs a time that the view does not have. All mismatches at once.
     """
-    if clock is VisibilityClock.SERVED and read.written_column is None:
+    if clock is VisibilityClock.SERVED:
         from tallystick.offline_store.journal_history import open_journal
 
         return open_journal(read, repo_path)
@@ -206,11 +203,10 @@ def history_of(
         **values,
         "event_us": time_sql(spec.event_column),
         "created_us": time_sql(spec.created_column),
-        "written_us": time_sql(read.written_column),
         POSITION[0]: "file_index",
         POSITION[1]: "file_row_number",
     }
-    visible = visible_sql(clock, event="event_us", created="created_us", written="written_us")
+    visible = visible_sql(clock)
     selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
     complete = " AND ".join(f"{key} IS NOT NULL" for key in keys)
 
@@ -222,12 +218,9 @@ def history_of(
 
     condition = bounds_sql(bounds or {})
     if span is not None:
-        times = {
-            role: None if name is None else original.get(name, name)
-            for role, name in (("created", spec.created_column), ("written", read.written_column))
-        }
+        created = spec.created_column and original.get(spec.created_column, spec.created_column)
         event = original.get(spec.event_column, spec.event_column)
-        bounds = bounds_of(span, clock=clock, ttl_us=spec.ttl_us, event=event, **times)
+        bounds = bounds_of(span, clock=clock, ttl_us=spec.ttl_us, event=event, created=created)
         files = pruned(whole, bounds)
         condition = bounds_sql(bounds)
     return History(
@@ -246,7 +239,7 @@ def history_of(
 def declared_columns(read: ViewRead, original: Mapping[str, str]) -> dict[str, str]:
     """Column of the source → the type in which the view has it."""
     declared = {column.name: column.dtype for column in (*read.keys, *read.features)}
-    times = (read.spec.event_column, read.spec.created_column, read.written_column)
+    times = (read.spec.event_column, read.spec.created_column)
     declared |= {name: "UNIX_TIMESTAMP" for name in times if name is not None}
     return {original.get(name, name): dtype for name, dtype in declared.items()}
 
@@ -271,7 +264,7 @@ def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str
         DataError: With every column that is missing or of a wrong type.
     """
     spec = read.spec
-    times = [spec.event_column, spec.created_column, read.written_column]
+    times = [spec.event_column, spec.created_column]
     required = [
         *(("key", key.name, key.dtype) for key in read.keys),
         *(("feature", each.name, each.dtype) for each in read.features),

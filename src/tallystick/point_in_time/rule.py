@@ -76,21 +76,12 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def visible_sql(clock: VisibilityClock, *, event: str, created: str, written: str) -> str:
-    """The expression for when a row became visible.
-
-    Args:
-        clock: Which clock.
-        event: Expression of the event time.
-        created: Expression of the created time.
-        written: Expression of the write time; a row in which it is null was never visible.
-    """
-    if clock is VisibilityClock.EVENT:
-        return event
-    if clock is VisibilityClock.KNOWLEDGE:
-        # Not greatest() alone, which passes over nulls.
-        return f"CASE WHEN {created} IS NOT NULL THEN greatest({event}, {created}) END"
-    return written
+def visible_sql(clock: VisibilityClock) -> str:
+    """The expression for when a row of a source became visible; the served clock has a journal."""
+    if not requires_created(clock):
+        return "event_us"
+    # Not greatest() alone, which passes over nulls.
+    return "CASE WHEN created_us IS NOT NULL THEN greatest(event_us, created_us) END"
 
 
 def folded_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tallystick.clock import DAY_US, UNIT_US
 from tallystick.offline_store.sources.file_source import SourceFiles
-from tallystick.point_in_time.rule import TTL_US_MAX, VisibilityClock, quoted
+from tallystick.point_in_time.rule import TTL_US_MAX, VisibilityClock, quoted, requires_created
 
 NS_SAFE_US: Final = 9_000_000_000_000_000
 """Times before 1684 and after 2255 are no bounds: in nanoseconds they might overflow."""
@@ -65,7 +65,6 @@ def bounds_of(
     ttl_us: int | None,
     event: str,
     created: str | None,
-    written: str | None,
 ) -> dict[str, Bounds]:
     """Time column of a source → its times that can matter.
 
@@ -75,19 +74,13 @@ def bounds_of(
         ttl_us: Microseconds after which a row is too old; None or 0 for never.
         event: Column of the event time.
         created: Column of the created time.
-        written: Column of the write time.
     """
     first = None
     if ttl_us and ttl_us < TTL_US_MAX and not span.with_times:
         first = span.first_us - ttl_us
-    last = span.last_us
-    if clock is VisibilityClock.SERVED:
-        # What was written online may be from the future.
-        found = {event: Bounds(first)}
-        return found | ({written: Bounds(None, last)} if written and written != event else {})
-    found = {event: Bounds(first, last)}
-    if clock is VisibilityClock.KNOWLEDGE and created and created != event:
-        found[created] = Bounds(None, last)
+    found = {event: Bounds(first, span.last_us)}
+    if requires_created(clock) and created and created != event:
+        found[created] = Bounds(None, span.last_us)
     return found
 
 
