@@ -37,6 +37,7 @@ from tallystick.model_bundle.bundle import (
 from tallystick.model_bundle.compiled.scorer import Scorer
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.records.causes import Cause
 from tallystick.records.record_store import (
     AffectedKeys,
     Decision,
@@ -334,7 +335,7 @@ def test_a_retraining_that_passes_its_gates_is_promoted_and_recorded(repo):
 
 def closed(*, cause, keys=None, **changes):
     found = looks.incident(at=MIDDLE, is_open=False, requests=9, model=MODEL)
-    return found.model_copy(update={"cause": cause, "keys": keys, **changes})
+    return found.model_copy(update={"cause": Cause(cause), "keys": keys, **changes})
 
 
 SHOP = AffectedKeys(names=("shop",), values=(("shop-c",),), first=("shop-c",), last=("shop-c",))
@@ -463,7 +464,7 @@ def test_the_commands_say_what_they_did(repo, tmp_path):
     trained = train_command.train(repo, MODEL, end=MIDDLE, promote=True)
     assert trained.version == "2"
     assert "It is the champion." in str(trained)
-    assert "The original estimator answers requests: Pipeline is none of" in str(trained)
+    assert "The original estimator answers requests: Pipeline is not one of" in str(trained)
     with pytest.raises(StateError, match="tally monitor demo_model"):
         train_command.retrain(repo, MODEL, at=END)
     look = look_at(repo, at=END)

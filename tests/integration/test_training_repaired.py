@@ -23,6 +23,7 @@ from tallystick.model_bundle.bundle import (
     write_bundle,
 )
 from tallystick.point_in_time.on_demand import Transforms
+from tallystick.records.causes import Cause
 from tallystick.records.record_store import AffectedKeys, save_record
 from tallystick_training.log_training_set import write_served_dataset
 from tallystick_training.row_selection import RowSelection
@@ -52,6 +53,8 @@ def contract(champion_repo):
 def incident(**changes):
     found = looks.incident(at=END, model=MODEL, requests=9, is_open=False)
     spell = {"start": BEGIN + 5 * DAY, "end": BEGIN + 25 * DAY, "keys": KEYS}
+    if "cause" in changes:
+        changes["cause"] = Cause(changes["cause"])
     return found.model_copy(update={**spell, **changes})
 
 
