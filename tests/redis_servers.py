@@ -34,7 +34,7 @@ USER = "tally"
 USER_PASSWORD = "another one"
 POWERLESS_USER = "powerless"
 LIMITED_USER = "limited"
-LIMITS = "~ts2:* +@read +@write +@scripting -@dangerous +ping +command +cluster|slots"
+LIMITS = "~ts3:* +@read +@write +@scripting -@dangerous +ping +command +cluster|slots"
 """What infra/README.md says a user needs."""
 _START_S = 30.0
 _BUS = 10_000

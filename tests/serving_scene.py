@@ -13,6 +13,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from contracts import contract_of, make_champion
+from packed_rows import packed_row
 from tallystick.clock import to_us
 from tallystick.definitions.contract import FeatureSpec, LabelSpec, TransformSpec, ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
@@ -130,7 +131,8 @@ def write(client, spec, key, values, *, event, created=None):
     """Put one row into the online store."""
     (redis_key,) = EntityKeys(PROJECT, spec.join_keys).of([[key]])
     codec = RowCodec(spec)
-    row = codec.encode(
+    row = packed_row(
+        codec,
         values,
         event_us=to_us(event),
         created_us=None if created is None else to_us(created),

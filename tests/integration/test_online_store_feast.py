@@ -385,12 +385,12 @@ def test_applying_a_change_and_deleting_a_view(tmp_path, redis_server):
     other.materialize(NOW - 2 * HOUR, NOW, disable_event_timestamp=False)
     store.apply([], objects_to_delete=[changed[2]], partial=False)
     pairs = entity_prefix("proj", ["town", "id"])
-    assert sorted(redis_server.client.keys("ts2:proj:*")) == sorted(
+    assert sorted(redis_server.client.keys("ts3:proj:*")) == sorted(
         [definitions_key("proj"), ttls_key("proj"), pairs + b"i1;s1:A", pairs + b"i2;s1:B"]
     )
     store.teardown()
-    assert not redis_server.client.keys("ts2:proj:*")
-    assert len(redis_server.client.keys("ts2:myproj:*")) == 6
+    assert not redis_server.client.keys("ts3:proj:*")
+    assert len(redis_server.client.keys("ts3:myproj:*")) == 6
 
 
 def replace_project(store, project):

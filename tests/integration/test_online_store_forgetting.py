@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from packed_rows import packed_row
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.entity_keys import EntityKeys
 from tallystick.online_store.entity_value import SectionReader
@@ -37,7 +38,7 @@ def write(client, spec, *, event_us, write_us=None):
     codec = RowCodec(spec)
     (key,) = EntityKeys("p", KEYS).of([[1]])
     written = now_us() if write_us is None else write_us
-    row = codec.encode({"x": 1}, event_us=event_us, created_us=None, write_us=written)
+    row = packed_row(codec, {"x": 1}, event_us=event_us, created_us=None, write_us=written)
     assert write_rows(client, "p", codec, [(key, row)]).won == 1
     return key
 
@@ -110,7 +111,7 @@ def test_a_value_goes_with_the_keys_ttl_in_any_case(redis_server):
     client, codec = redis_server.client, RowCodec(spec_of("a", None))
     (key,) = EntityKeys("p", KEYS).of([[1]])
     for event_us, rest in ((1, 60), (2, 7)):
-        row = codec.encode({"x": 1}, event_us=event_us, created_us=None, write_us=3)
+        row = packed_row(codec, {"x": 1}, event_us=event_us, created_us=None, write_us=3)
         write_rows(client, "p", codec, [(key, row)], key_ttl_s=rest)
         assert rest_s(client, key) == pytest.approx(rest, abs=2)
 
@@ -119,7 +120,7 @@ def test_the_shorter_of_both_ttls_holds(redis_server):
     client, codec = redis_server.client, RowCodec(spec_of("a", HOUR_US))
     (key,) = EntityKeys("p", KEYS).of([[1]])
     for rest_hours, key_ttl_s, event_us in ((2, 90_000, now_us()), (1, 3_600, now_us() + 1)):
-        row = codec.encode({"x": 1}, event_us=event_us, created_us=None, write_us=event_us)
+        row = packed_row(codec, {"x": 1}, event_us=event_us, created_us=None, write_us=event_us)
         write_rows(client, "p", codec, [(key, row)], key_ttl_s=key_ttl_s)
         assert rest_s(client, key) == pytest.approx(rest_hours * 3600, abs=60)
 

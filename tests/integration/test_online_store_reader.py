@@ -12,12 +12,11 @@ import pytest
 from tallystick.clock import from_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
-from tallystick.errors import DamagedError, DataError, DefinitionError, InputError, UnavailableError
+from tallystick.errors import DamagedError, DataError, InputError, UnavailableError
 from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.entity_keys import definitions_key
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect_for_reads
-from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_writer import WriteCounts, delete_project, delete_view
 from tallystick.point_in_time.feature_status import Status
 
@@ -169,7 +168,7 @@ def test_a_lost_definition_or_a_foreign_value_is_damage(redis_server):
     redis_server.client.delete(definitions_key("p"))
     with pytest.raises(DamagedError, match="no longer has"):
         read(redis_server, [use_of(new)], {"id": [1]})
-    (key,) = redis_server.client.keys("ts2:p:??:*")
+    (key,) = redis_server.client.keys("ts3:p:??:*")
     redis_server.client.set(key, "something else")
     with pytest.raises(DamagedError, match="cannot be read"):
         read(redis_server, [use_of(new)], {"id": [1]})
@@ -205,28 +204,15 @@ def test_the_last_view_of_an_entity_takes_the_value_along(redis_server):
     for view in ("shop", "shop2"):
         write(redis_server, spec_of(view, ttl_us=None), row)
     assert delete_view(redis_server.client, "p", "shop") == 1
-    assert redis_server.client.keys("ts2:p:??:*")
+    assert redis_server.client.keys("ts3:p:??:*")
     assert delete_view(redis_server.client, "p", "shop2") == 1
-    assert not redis_server.client.keys("ts2:p:??:*")
+    assert not redis_server.client.keys("ts3:p:??:*")
 
 
 def test_a_view_that_changed_its_key_is_deleted_under_both(redis_server):
     write(redis_server, spec_of(), {"id": [1], "x": [1], "s": ["a"]})
     write(redis_server, spec_of(keys={"other": "INT64"}), {"other": [1], "x": [1], "s": ["a"]})
     assert delete_view(redis_server.client, "p", "shop") == 2
-
-
-def test_a_name_whose_tag_is_taken_is_refused(redis_server):
-    client, spec, codec = redis_server.client, spec_of(), RowCodec(spec_of())
-    client.hset(definitions_key("p"), codec.view, "other")
-    with pytest.raises(DefinitionError, match="same tag") as caught:
-        write(redis_server, spec, {"id": [1], "x": [1], "s": ["a"]})
-    assert [problem.where for problem in caught.value.problems] == ["name"]
-    client.hset(definitions_key("p"), codec.view, "shop")
-    client.hset(definitions_key("p"), codec.tag, "{}")
-    with pytest.raises(DefinitionError, match="another one"):
-        write(redis_server, spec, {"id": [1], "x": [1], "s": ["a"]})
-    assert not client.keys("ts2:p:??:*")
 
 
 def test_a_table_that_does_not_fit_is_refused_whole(redis_server):
@@ -261,15 +247,15 @@ def test_values_that_a_table_cannot_keep_are_refused(redis_server):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda client, key: client.set(key, b"\2" + b"abcdef\0\3xyz"),
-        lambda client, key: client.set(key, b"\2abc"),
+        lambda client, key: client.set(key, b"\3" + b"abcdefgh\0\3xyz"),
+        lambda client, key: client.set(key, b"\3abc"),
         lambda client, key: client.hset(key, "a", "b"),
     ],
 )
 def test_what_is_damaged_under_a_key_is_replaced_by_a_write(redis_server, damage):
     row = {"id": [1], "x": [1], "s": ["a"]}
     write(redis_server, spec_of(), row)
-    (key,) = redis_server.client.keys("ts2:p:??:*")
+    (key,) = redis_server.client.keys("ts3:p:??:*")
     redis_server.client.delete(key)
     damage(redis_server.client, key)
     assert write(redis_server, spec_of(), row) == WriteCounts(won=1)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from packed_rows import packed_row
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.bulk_writer import write_table
@@ -41,7 +42,7 @@ WRITES = st.lists(st.tuples(st.integers(0, 3), TIMES, st.none() | TIMES), max_si
 
 def packed(write, value):
     key, event, created = write
-    row = CODEC.encode({"value": value}, event_us=event, created_us=created, write_us=value)
+    row = packed_row(CODEC, {"value": value}, event_us=event, created_us=created, write_us=value)
     return KEYS.of([[key]])[0], row
 
 
@@ -223,7 +224,8 @@ def test_a_table_packs_the_same_bytes_as_rows(redis_server, data):
     codec = RowCodec(spec)
     values = {name: array.to_pylist() for name, array in arrays.items()}
     for row in range(count):
-        expected = codec.encode(
+        expected = packed_row(
+            codec,
             {name: column[row] for name, column in values.items()},
             event_us=row,
             created_us=created[row],

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from tallystick.clock import from_us, process_clock, to_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
-from tallystick.errors import DefinitionError, StateError
+from tallystick.errors import StateError, UnavailableError
 from tallystick.offline_store.point_in_time_join import point_in_time
 from tallystick.offline_store.view_history import ViewRead
 from tallystick.online_store.bulk_writer import write_table
-from tallystick.online_store.entity_keys import definitions_key
+from tallystick.online_store.entity_keys import ttls_key
 from tallystick.online_store.journal.journal_entry import entry_of_table
 from tallystick.online_store.journal.write_journal import (
     BufferedJournal,
@@ -309,8 +309,8 @@ def test_a_write_that_fails_leaves_its_entry_to_be_settled(redis_server, simulat
     spec = DEFINITIONS[1]
     for journal in (scene.direct, scene.buffered):
         row = table_of(spec, [(KEYS[0], 0, 0, NOTHING)], START_US)
-        redis_server.client.hset(definitions_key(PROJECT), RowCodec(spec).view, "another view")
-        with pytest.raises(DefinitionError):
+        redis_server.client.set(ttls_key(PROJECT), "not a hash")
+        with pytest.raises(UnavailableError, match="WRONGTYPE"):
             scene.write(spec, row, journal)
         redis_server.client.flushall()
         assert len(pending_in(view_folder(scene.state, spec.name))) == 1

@@ -8,11 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packed_rows import packed_row
 from tallystick.definitions.columns import plain
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError
-from tallystick.online_store.entity_value import SectionReader, joined
-from tallystick.online_store.entity_value_batch import FROM, walk
+from tallystick.online_store.entity_value import (
+    BATCH_MIN,
+    SectionReader,
+    batches_of,
+    joined,
+)
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_decoder import ViewDecoder
 
@@ -60,7 +65,8 @@ def entities(draw):
         event_us = NOW_US - draw(st.sampled_from([0, 1_000, 1_001, 2**49]))
         created_us = draw(st.sampled_from([None, 0, 0, 0, 7, 2**33, -1]))
         rows.append(
-            RowCodec(written).encode(
+            packed_row(
+                RowCodec(written),
                 {
                     column.name: draw(st.sampled_from([None, True, True]))
                     and draw(VALUES[column.dtype])
@@ -79,7 +85,7 @@ def decoders():
     for name, spec in SPECS.items():
         found[name] = decoder = ViewDecoder(spec, spec.column_names)
         if name == "few":
-            decoder.learn(RowCodec(OLD).tag, OLD.model_dump_json().encode())
+            decoder.learn(RowCodec(OLD).tag, OLD.model_dump_json().encode() + b"\nfew")
     return found
 
 
@@ -87,13 +93,15 @@ def decoders():
 @given(st.lists(entities(), min_size=1, max_size=4), st.data())
 def test_many_values_are_read_like_one(kinds, data):
     values = data.draw(
-        st.lists(st.sampled_from([*kinds, *kinds, None]), min_size=FROM, max_size=4 * FROM)
+        st.lists(
+            st.sampled_from([*kinds, *kinds, None]), min_size=BATCH_MIN, max_size=4 * BATCH_MIN
+        )
     )
     known = decoders()
     sections = SectionReader(decoder.view for decoder in known.values())
     found = sections.find(values)
-    assert sorted(place for table in found.tables for place in table.places) == sorted(
-        set(range(len(values))) - set(found.places) if found.tables else []
+    assert sorted(place for batch in found.batches for place in batch.indices) == sorted(
+        set(range(len(values))) - set(found.indices) if found.batches else []
     )
     for decoder in known.values():
         many = decoder.decode_found(found, request_time_us=NOW_US)
@@ -110,40 +118,40 @@ def test_many_values_are_read_like_one(kinds, data):
 
 
 def test_values_that_are_alike_are_not_taken_one_by_one():
-    row = RowCodec(SPECS["few"]).encode(
-        {"c0": 0.5}, event_us=NOW_US, created_us=None, write_us=NOW_US
+    row = packed_row(
+        RowCodec(SPECS["few"]), {"c0": 0.5}, event_us=NOW_US, created_us=None, write_us=NOW_US
     )
-    tables, others = walk([joined([row])] * FROM)
-    assert [table.places for table in tables] == [list(range(FROM))]
+    batches, others = batches_of([joined([row])] * BATCH_MIN)
+    assert [batch.indices for batch in batches] == [list(range(BATCH_MIN))]
     assert not others
 
 
 @given(entities().filter(lambda value: len(value) > 1), st.data())
 def test_a_damaged_value_among_many_is_found(whole, data):
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    place = data.draw(st.integers(0, 2 * FROM - 1))
+    place = data.draw(st.integers(0, 2 * BATCH_MIN - 1))
     sections = SectionReader(decoder.view for decoder in decoders().values())
     try:
         expected = sections.rows([cut])
     except DamagedError:
         expected = None
-    values = [whole] * (2 * FROM)
+    values = [whole] * (2 * BATCH_MIN)
     values[place] = cut
     if expected is None:
         with pytest.raises(DamagedError):
             sections.find(values)
     else:  # it ends with a whole row
         found = sections.find(values)
-        assert {view: found.rows[view][found.places.index(place)] for view in expected} == {
+        assert {view: found.rows[view][found.indices.index(place)] for view in expected} == {
             view: rows[0] for view, rows in expected.items()
         }
 
 
 @pytest.mark.parametrize("odd", [b"\2", b"\2cut", b"\1other"])
 def test_an_odd_value_before_many_does_not_keep_them_from_being_read_at_once(odd):
-    row = RowCodec(SPECS["few"]).encode(
-        {"c0": 0.5}, event_us=NOW_US, created_us=None, write_us=NOW_US
+    row = packed_row(
+        RowCodec(SPECS["few"]), {"c0": 0.5}, event_us=NOW_US, created_us=None, write_us=NOW_US
     )
-    tables, others = walk([odd, *[joined([row])] * FROM])
-    assert [table.places for table in tables] == [list(range(1, FROM + 1))]
+    batches, others = batches_of([odd, *[joined([row])] * BATCH_MIN])
+    assert [batch.indices for batch in batches] == [list(range(1, BATCH_MIN + 1))]
     assert others == [0]

@@ -277,7 +277,7 @@ def test_a_table_and_a_row_are_stored_and_logged_alike(name):
     )
     rows = packed_rows(codec, table, write_us=1)
     (value, _) = values.to_pylist(maps_as_pydicts="strict")
-    assert rows[0] == codec.encode({"x": value}, event_us=to_us(AT), created_us=None, write_us=1)
+    assert rows[:1] == codec.encode([{"x": value}], [(to_us(AT), None, 1)])
     of_rows = entry_of_rows(codec, {"k": [1, 2]}, rows)
     assert of_rows.equals(entry_of_table(spec, table, write_us=1))
 

@@ -5,32 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from tallystick.definitions.exact_cast import exact_column
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
 from tallystick.errors import DataError, Problem
 from tallystick.online_store.entity_keys import EntityKeys
 from tallystick.online_store.redis_connection import SyncClient
-from tallystick.online_store.row_codec import RowCodec
-from tallystick.online_store.row_layout import (
-    CREATED,
-    FAR_CREATED,
-    FAR_WRITE,
-    INT32,
-    LATER,
-    LATER_WRITE,
-    LONG,
-    LONG_INTEGERS,
-    NEAR,
-    NEAR_CREATED,
-    NEAR_WRITE,
-    NO_CREATED,
-    NULLS,
-    SAME_CREATED,
-    SHORT_MAX,
-    WRITE,
-    Layout,
-)
-from tallystick.online_store.row_times import head_bytes
+from tallystick.online_store.row_codec import RowCodec, StoredColumn
 from tallystick.online_store.row_writer import WriteCounts, write_rows
 from tallystick.online_store.value_codec import FIRST_US, LAST_US, ValueCodec
 
@@ -67,7 +49,6 @@ def write_table(
     Raises:
         DataError: Columns are missing, or have values that do not fit their type; all are listed.
             Nothing is written.
-        DefinitionError: The view's tag stands for another view or definition.
         UnavailableError: Redis did not answer; writing the table again does no harm.
     """
     cast = _cast(spec, table)
@@ -140,117 +121,27 @@ def _unfit(spec: ViewSpec, arrays: Mapping[str, pa.ChunkedArray]) -> list[Proble
 
 
 def packed_rows(codec: RowCodec, table: pa.Table, write_us: int) -> list[bytes]:
-    """Pack the rows of a table whose columns have their exact types, as :class:`RowCodec` does."""
-    import numpy as np
-
-    columns = _Columns(codec, table, write_us)
-    rows: list[bytes] = [b""] * table.num_rows
-    for flags in np.unique(columns.flags).tolist():
-        places = np.flatnonzero(columns.flags == flags)
-        layout = codec.layout(flags)
-        heads = columns.heads(layout, places)
-        whole, size = heads.tobytes(), layout.struct.size
-        for start, place in zip(range(0, len(whole), size), places.tolist(), strict=True):
-            rows[place] = b"".join(
-                (
-                    whole[start : start + size],
-                    *(content[place] for content in columns.contents.values()),
-                )
-            )
-    return rows
+    """Pack the rows of a table whose columns have their exact types."""
+    spec = codec.spec
+    event_us = _microseconds(table.column(spec.event_column))
+    if spec.created_column is None:
+        created = StoredColumn(event_us, np.ones(table.num_rows, np.bool_))
+    else:
+        times = table.column(spec.created_column)
+        created = StoredColumn(_microseconds(times), _nulls(times))
+    columns = []
+    for column, cell in zip(spec.columns, codec.cells, strict=True):
+        values = table.column(column.name)
+        stored = (
+            _contents(values, column, cell) if cell.code is None else _numbers(values, column.dtype)
+        )
+        columns.append(StoredColumn(stored, _nulls(values)))
+    return codec.pack(columns, event_us=event_us, created=created, write_us=write_us)
 
 
-class _Columns:
-    """Columns of a table as rows hold them, and which flags each row gets."""
-
-    def __init__(self, codec: RowCodec, table: pa.Table, write_us: int) -> None:
-        import numpy as np
-
-        spec = codec.spec
-        count = table.num_rows
-        self._codec = codec
-        self._write_us = write_us
-        self._event = _microseconds(table.column(spec.event_column))
-        self._created = self._event
-        has_created = np.zeros(count, dtype=bool)
-        if spec.created_column is not None:
-            created = table.column(spec.created_column)
-            has_created = created.is_valid().to_numpy()
-            self._created = np.where(has_created, _microseconds(created), self._event)
-        self._nulls = np.zeros((count, codec.null_bytes), dtype="u1")
-        self._numbers: dict[int, Any] = {}
-        self.contents: dict[int, list[bytes]] = {}
-        for place, (column, cell) in enumerate(zip(spec.columns, codec.cells, strict=True)):
-            values = table.column(column.name)
-            if values.null_count:
-                absent = ~values.is_valid().to_numpy()
-                self._nulls[absent, place >> 3] |= 1 << (place & 7)
-            if cell.code is None:
-                self.contents[place] = _contents(values, column, cell)
-            else:
-                self._numbers[place] = _numbers(values, column.dtype)
-        self._lengths = {
-            place: np.fromiter(map(len, content), dtype="i8", count=count)
-            for place, content in self.contents.items()
-        }
-        self.flags = self._flags(has_created)
-
-    def _flags(self, has_created: Any) -> Any:
-        import numpy as np
-
-        # Differences may overflow where times are absurd; they are then not near, as they should.
-        with np.errstate(over="ignore"):
-            after = self._created - self._event
-            written = self._write_us - self._event
-        far = ~((after > 0) & (after < NEAR) & (self._created > self._event))
-        kind = np.where(far, FAR_CREATED, NEAR_CREATED)
-        kind[self._created == self._event] = SAME_CREATED
-        flags = np.where(has_created, kind, NO_CREATED)
-        near = (written >= 0) & (written < LATER) & (self._event <= self._write_us)
-        flags |= np.where(near & (written < NEAR), NEAR_WRITE, LATER_WRITE)
-        flags[~near] += FAR_WRITE - LATER_WRITE
-        for place in self._codec.integers:
-            numbers = self._numbers[place]
-            flags[(numbers < INT32[0]) | (numbers > INT32[-1])] |= LONG_INTEGERS
-        flags[self._nulls.any(axis=1)] |= NULLS
-        contents = sum(self._lengths.values(), np.zeros(len(flags), dtype="i8"))
-        for value in np.unique(flags).tolist():
-            layout = self._codec.layout(value)
-            is_long = (flags == value) & (
-                contents + layout.struct.size - head_bytes(layout.flags) > SHORT_MAX
-            )
-            flags[is_long] |= LONG
-        return flags
-
-    def heads(self, layout: Layout, places: Any) -> Any:
-        """All but the contents of the rows at ``places``, which have this layout."""
-        import numpy as np
-
-        heads = np.zeros(len(places), dtype=layout.dtype)
-        assert heads.dtype.itemsize == layout.struct.size
-        event = self._event[places]
-        heads["head"] = np.frombuffer(self._codec.tag + bytes((layout.flags,)), dtype="u1")
-        heads["event"] = event
-        if layout.flags & CREATED == NEAR_CREATED:
-            heads["created"] = self._created[places] - event
-        elif layout.flags & CREATED == FAR_CREATED:
-            heads["created"] = self._created[places]
-        if layout.flags & WRITE == FAR_WRITE:
-            heads["write"] = self._write_us
-        else:
-            heads["write_low"] = (self._write_us - event) & 0xFFFFFFFF
-        if layout.flags & WRITE == LATER_WRITE:
-            heads["write_high"] = (self._write_us - event) >> 32
-        if layout.flags & NULLS:
-            heads["nulls"] = self._nulls[places]
-        for place, numbers in self._numbers.items():
-            heads[f"c{place}"] = numbers[places]
-        length = layout.struct.size - head_bytes(layout.flags)
-        for place, lengths in self._lengths.items():
-            heads[f"c{place}"] = lengths[places]
-            length = length + lengths[places]
-        heads["length"] = length
-        return heads
+def _nulls(values: pa.ChunkedArray) -> Any:
+    """Which values are null; None if there is none."""
+    return ~values.is_valid().to_numpy() if values.null_count else None
 
 
 def _microseconds(times: pa.ChunkedArray) -> Any:

@@ -1,6 +1,6 @@
 """The names under which entities lie in Redis.
 
-``ts2:PROJECT:EE:KEY``: the project is percent-encoded, so that no name can end where another goes
+``ts3:PROJECT:EE:KEY``: the project is percent-encoded, so that no name can end where another goes
 on, and a scan for one project matches no other. ``EE`` are two letters of a hash over the names of
 the join keys, short because they stand in every key. ``KEY`` is the values of the join keys, in the
 order of their names, each with its type and its end: ``i42;`` or ``s3:ATL``. An integer never
@@ -29,7 +29,7 @@ from tallystick.errors import InputError, Problem
 if TYPE_CHECKING:
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
-_LAYOUT: Final = "ts2"
+_LAYOUT: Final = "ts3"
 """Version of this module's layout; two layouts never see each other's rows."""
 
 

@@ -1,7 +1,8 @@
-"""What Redis itself does to an entity's value: fold a row in, or take a view out. Each is atomic.
+"""Scripts that Redis runs on an entity's value: write a row, or remove a view. Each is atomic.
 
-Redis' Lua has numbers of 53 bits: each time is compared as two integers of 32 bits, the upper one
-signed, so that the order is exact. Its strings compare by locale: tags are compared as numbers.
+They are generated from :mod:`tallystick.online_store.row_layout`. Redis' Lua has numbers of 53
+bits, so a time is compared as two integers of 32 bits, the upper one signed. Its strings compare by
+locale, so tags are compared as numbers.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from typing import Final
 
 from tallystick.online_store.row_layout import (
     CREATED,
-    FAR_CREATED,
     HEAD,
-    LATER_WRITE,
     LONG,
-    NEAR_CREATED,
-    NEAR_WRITE,
+    OFFSET_BYTES,
     TAG,
     VERSION,
+    VIEW_TAG,
     WRITE,
+    WRITE_SHIFT,
 )
 
+_WIDTHS: Final = ", ".join(f"[{code}] = {width}" for code, width in enumerate(OFFSET_BYTES))
+
 _SECTIONS: Final = f"""
+local widths = {{{_WIDTHS}}}
 -- Flags, start of the body and start of the next section; nothing where the value is cut.
 local function section(value, at)
   local flags = string.byte(value, at + {TAG})
@@ -33,24 +36,23 @@ local function section(value, at)
     length, body = struct.unpack('<I4', value, at + {HEAD}), at + {HEAD + 4}
   end
   if length == nil or body + length > #value + 1 then return nil end
-  local created, write = bit.band(flags, {CREATED}), bit.band(flags, {WRITE})
-  local times = 8 + (created == {NEAR_CREATED} and 4 or created == {FAR_CREATED} and 8 or 0)
-  times = times + (write == {NEAR_WRITE} and 4 or write == {LATER_WRITE} and 6 or 8)
-  if length < times then return nil end
+  local created = widths[bit.band(flags, {CREATED})]
+  local write = widths[bit.rshift(bit.band(flags, {WRITE}), {WRITE_SHIFT})]
+  if length < 8 + created + write then return nil end
   return flags, body, body + length
 end
--- What lies under a key; nothing where that is of another kind than ours.
+-- The value under a key; nothing where it is of another kind than ours.
 local function value_of(key)
   local value = redis.pcall('GET', key)
   if type(value) == 'string' then return value end
   return nil
 end
 local function view_of(value, at)
-  return (struct.unpack('>I3', value, at))
+  return (struct.unpack('>I{VIEW_TAG}', value, at))
 end
 """
 
-FOLD: Final = (
+WRITE_ROWS: Final = (
     _SECTIONS
     + f"""
 local won, lost, repeated = 0, 0, 0
@@ -63,15 +65,20 @@ if expiring then
     ttls[string.sub(ARGV[1], at, at + {TAG - 1})] = struct.unpack('<d', ARGV[1], at + {TAG})
   end
 end
-local function created_of(value, body, flags)
-  local kind = bit.band(flags, {CREATED})
-  local low, high = struct.unpack('<I4i4', value, body)
-  if kind == {FAR_CREATED} then
-    low, high = struct.unpack('<I4i4', value, body + 8)
-  elseif kind == {NEAR_CREATED} then
-    low = low + struct.unpack('<I4', value, body + 8)
-    if low >= 4294967296 then low, high = low - 4294967296, high + 1 end
+-- Both halves of an event time plus an offset.
+local function plus_offset(low, high, value, at, width)
+  if width == 0 then return low, high end
+  local more, upper = 0, 0
+  if width == 4 then
+    more = struct.unpack('<I4', value, at)
+  elseif width == 6 then
+    more, upper = struct.unpack('<I4I2', value, at)
+  else
+    more, upper = struct.unpack('<I4I4', value, at)
   end
+  low, high = low + more, high + upper
+  if low >= 4294967296 then low, high = low - 4294967296, high + 1 end
+  if high >= 2147483648 then high = high - 4294967296 end
   return low, high
 end
 -- Positive if the first row is the newer one.
@@ -80,38 +87,30 @@ local function order_of(one, body, flags, other, other_body, other_flags)
   local other_low, other_high = struct.unpack('<I4i4', other, other_body)
   if high ~= other_high then return high - other_high end
   if low ~= other_low then return low - other_low end
-  low, high = created_of(one, body, flags)
-  other_low, other_high = created_of(other, other_body, other_flags)
+  local width, other_width = bit.band(flags, {CREATED}), bit.band(other_flags, {CREATED})
+  low, high = plus_offset(low, high, one, body + 8, widths[width])
+  other_low, other_high = plus_offset(
+    other_low, other_high, other, other_body + 8, widths[other_width])
   if high ~= other_high then return high - other_high end
   return low - other_low
 end
--- When a row is forgotten: one ttl after it was written or ran out, whichever is later.
+-- When a row may go: one ttl after it was written or expired, whichever is later.
 local function deadline_of(value, at, body, flags, written)
   local ttl = ttls[string.sub(value, at, at + {TAG - 1})]
   if ttl == nil then return math.huge end
   local low, high = struct.unpack('<I4i4', value, body)
-  local event, write = high * 4294967296 + low, 0
-  local kind = bit.band(flags, {CREATED})
-  local place = body + 8 + (kind == {NEAR_CREATED} and 4 or kind == {FAR_CREATED} and 8 or 0)
-  local write_kind = bit.band(flags, {WRITE})
-  if write_kind == {NEAR_WRITE} then
-    write = event + struct.unpack('<I4', value, place)
-  elseif write_kind == {LATER_WRITE} then
-    low, high = struct.unpack('<I4I2', value, place)
-    write = event + high * 4294967296 + low
-  else
-    low, high = struct.unpack('<I4i4', value, place)
-    write = high * 4294967296 + low
-  end
-  return math.max(event + ttl, write, written) + ttl
+  local event = high * 4294967296 + low
+  local width = widths[bit.rshift(bit.band(flags, {WRITE}), {WRITE_SHIFT})]
+  low, high = plus_offset(low, high, value, body + 8 + widths[bit.band(flags, {CREATED})], width)
+  return math.max(event + ttl, high * 4294967296 + low, written) + ttl
 end
--- The other sections of a value with the new one among them, and when all may be forgotten; nothing
--- if the row that is there stays, and then how the new one stands to it.
+-- The other sections of a value with the new one among them, and when the value may go; nothing if
+-- the row that is there stays, and then how the new one compares to it.
 local function merged(old, new)
   local flags, body = section(new, 1)
   local deadline = expiring and deadline_of(new, 1, body, flags, now) or math.huge
   if not old or string.byte(old) ~= {VERSION} then return {{new}}, deadline end
-  local view, pieces, placed, at = view_of(new, 1), {{}}, false, 2
+  local view, pieces, inserted, at = view_of(new, 1), {{}}, false, 2
   while at <= #old do
     local old_flags, old_body, after = section(old, at)
     if old_flags == nil then return {{new}}, deadline end
@@ -123,9 +122,9 @@ local function merged(old, new)
         return nil, 0
       end
     else
-      if old_view > view and not placed then
+      if old_view > view and not inserted then
         pieces[#pieces + 1] = new
-        placed = true
+        inserted = true
       end
       local other = expiring and deadline_of(old, at, old_body, old_flags, 0) or math.huge
       if other > now then
@@ -135,7 +134,7 @@ local function merged(old, new)
     end
     at = after
   end
-  if not placed then pieces[#pieces + 1] = new end
+  if not inserted then pieces[#pieces + 1] = new end
   return pieces, deadline
 end
 for i, key in ipairs(KEYS) do
@@ -159,18 +158,18 @@ end
 return {{won, lost, repeated}}
 """
 )
-"""Folds one row into the value of each key.
+"""Writes one row into the value of each key, if it is newer than the row that is there.
 
-KEYS: entities. ARGV: what :class:`tallystick.online_store.definition_tags.Registered` holds; ``1``
-if rows are forgotten by their ttl; milliseconds after which a value goes in any case, or 0; then
-one packed row for each key, all of one view. Answers how many rows won, lost and were repeated.
+KEYS: entities. ARGV: the ttl of each definition, as the function ``register`` gives them; ``1`` if
+Redis removes rows by their ttl; milliseconds after which a value goes in any case, or 0; then one
+packed row for each key, all of one view. Answers how many rows won, lost and were repeated.
 
 A row with the same times stays (the first written wins), unless it was written under another
 definition of the view: otherwise a new column could never be filled for times that are already
-there. A value that is damaged is replaced. Rows of other views that are past their time go.
+there. A damaged value is replaced. Expired rows of other views go.
 """
 
-REMOVE: Final = (
+REMOVE_VIEW: Final = (
     _SECTIONS
     + f"""
 local removed, view = 0, view_of(ARGV[1], 1)
@@ -199,7 +198,7 @@ end
 return removed
 """
 )
-"""Takes the row of a view out of the value of each key.
+"""Removes the row of a view from the value of each key.
 
-KEYS: entities. ARGV: the view's tag. Answers how many rows there were.
+KEYS: entities. ARGV: the view's tag. Answers how many rows were removed.
 """

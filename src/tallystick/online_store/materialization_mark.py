@@ -2,7 +2,7 @@
 
 A mark is as old as the rows: a store that is emptied has no marks, one that is restored from a
 backup has the marks of the backup, and another store has its own. They lie in one hash for each
-project, ``ts2:PROJECT::marks``, with three fields for each view: the mark itself (JSON), the
+project, ``ts3:PROJECT::marks``, with three fields for each view: the mark itself (JSON), the
 digests of the source files that it covers, and the epoch.
 
 The epoch is a random text that is set before the first row of a view is written, and removed with

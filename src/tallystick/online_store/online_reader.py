@@ -9,7 +9,7 @@ from typing import Any
 from tallystick.definitions.contract import ViewUse
 from tallystick.errors import InputError, Problem
 from tallystick.online_store.entity_keys import EntityKeys, definitions_key
-from tallystick.online_store.entity_value import Found, SectionReader
+from tallystick.online_store.entity_value import FoundRows, SectionReader
 from tallystick.online_store.redis_connection import ReadClient, redis_errors
 from tallystick.online_store.row_decoder import (
     UnknownDefinitionError,
@@ -116,7 +116,9 @@ class OnlineReader:
             for entity in self._entities
         ]
 
-    async def _decoded(self, decoder: ViewDecoder, rows: Found, request_time_us: int) -> ViewRows:
+    async def _decoded(
+        self, decoder: ViewDecoder, rows: FoundRows, request_time_us: int
+    ) -> ViewRows:
         while True:
             try:
                 return decoder.decode_found(rows, request_time_us=request_time_us)

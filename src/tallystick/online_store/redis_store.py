@@ -310,16 +310,15 @@ def _packed(
     spec = spec_of(table, [entity_key for entity_key, *_ in data[:1]])
     codec = RowCodec(spec, stored_name(config, table))
     write_us = process_clock().now_us()
-    rows = [
+    times = [
         (
-            proto_key(config.project, entity_key),
-            codec.encode_protos(
-                values,
-                event_us=_event_us(spec, event),
-                created_us=None if _is_missing(created) else to_us(cast("datetime", created)),
-                write_us=write_us,
-            ),
+            _event_us(spec, event),
+            None if _is_missing(created) else to_us(cast("datetime", created)),
+            write_us,
         )
-        for entity_key, values, event, created in data
+        for _, _, event, created in data
     ]
+    packed = codec.encode([values for _, values, _, _ in data], times, protos=True) if data else []
+    keys = [proto_key(config.project, entity_key) for entity_key, *_ in data]
+    rows = list(zip(keys, packed, strict=True))
     return codec, rows

@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from tallystick.definitions.columns import joined, plain
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import DamagedError, Problem
-from tallystick.online_store.entity_value import Found
-from tallystick.online_store.entity_value_batch import FROM, Rows
+from tallystick.online_store.definition_tags import StoredDefinition
+from tallystick.online_store.entity_value import BATCH_MIN, FoundRows, RowBatch
 from tallystick.online_store.row_codec import Decoded, RowCodec, RowReader
 from tallystick.online_store.row_layout import TAG, VALUES, view_tag
 from tallystick.point_in_time.feature_status import Status
-
-if TYPE_CHECKING:
-    from tallystick.online_store.column_decoder import TableReader
 
 _VALUES: Final = [bytes((flags & VALUES,)) for flags in range(256)]
 
@@ -93,7 +90,6 @@ class ViewDecoder:
         self._dtypes = {column.name: column.dtype for column in spec.columns}
         self._codecs: dict[bytes, RowCodec] = {}
         self._readers: dict[bytes, _Reader] = {}
-        self._table_readers: dict[bytes, _Reader] = {}
         self._add(spec)
 
     def _add(self, written: ViewSpec) -> None:
@@ -109,27 +105,17 @@ class ViewDecoder:
         return [name for name in self._columns if stored.get(name) == self._dtypes[name]]
 
     def _reader(self, kind: bytes) -> _Reader:
-        """What reads rows with this tag and these flags; made once."""
+        """The reader of rows with this tag and these flags; made once."""
         reader = self._readers.get(kind)
         if reader is None:
             codec = self._codec(kind[:TAG])
             names = self._common(codec)
-            rows = codec.reader(kind[TAG], names, protos=self._protos)
-            reader = self._readers[kind] = self._made(codec, names, rows)
-        return reader
-
-    def _table_reader(self, kind: bytes) -> _Reader | None:
-        """What reads many such rows at once; None where they are read one by one."""
-        reader = self._table_readers.get(kind)
-        if reader is None:
-            codec = self._codec(kind[:TAG])
-            if codec.variable or self._protos:
-                return None
-            from tallystick.online_store.column_decoder import TableReader
-
-            names = self._common(codec)
-            rows = TableReader(codec, kind[TAG], names)
-            reader = self._table_readers[kind] = self._made(codec, names, rows)
+            reader = self._readers[kind] = _Reader(
+                rows=codec.reader(kind[TAG], names, protos=self._protos),
+                definition=codec.spec.definition_hash,
+                lacking=[name for name in self._columns if name not in names],
+                reads_batches=codec.is_fixed and not self._protos,
+            )
         return reader
 
     def _codec(self, tag: bytes) -> RowCodec:
@@ -138,25 +124,20 @@ class ViewDecoder:
             raise UnknownDefinitionError(tag)
         return codec
 
-    def _made(self, codec: RowCodec, names: list[str], rows: RowReader | TableReader) -> _Reader:
-        lacking = [name for name in self._columns if name not in names]
-        return _Reader(rows, codec.spec.definition_hash, lacking)
-
     def learn(self, tag: bytes, written: bytes | None) -> None:
         """Take a definition, as Redis has it for a tag.
 
         Raises:
             DamagedError: Redis has none, or another one.
         """
-        spec = None if written is None else ViewSpec.model_validate_json(written)
-        if spec is None or RowCodec(spec, self._name).tag != tag:
+        if written is None:
             raise DamagedError(
                 f"Rows of view {self._name} were written under a definition that Redis "
                 "no longer has.",
                 [Problem("definition", "a known tag", tag.hex())],
                 hint="Materialize the view again.",
             )
-        self._add(spec)
+        self._add(StoredDefinition.parse(written).spec)
 
     def decode(self, rows: Sequence[bytes | None], *, request_time_us: int) -> ViewRows:
         """Decode what Redis answered for each row of a request.
@@ -190,22 +171,22 @@ class ViewDecoder:
             order += places
         return _ordered(parts, order)
 
-    def decode_found(self, found: Found, *, request_time_us: int) -> ViewRows:
+    def decode_found(self, found: FoundRows, *, request_time_us: int) -> ViewRows:
         """Decode this view's rows of what was found for a request; as :meth:`decode`."""
-        if not found.tables:
+        if not found.batches:
             return self.decode(found.rows[self.view], request_time_us=request_time_us)
         oldest_us = self._oldest_us(request_time_us)
         order: list[int] = []
         parts = []
-        for table in found.tables:
-            order += table.places
-            rows = table.sections.get(self.view)
+        for batch in found.batches:
+            order += batch.indices
+            rows = batch.sections.get(self.view)
             if rows is None:
-                parts.append(self._absent(len(table.places)))
+                parts.append(self._absent(len(batch.indices)))
             else:
                 parts.append(self._of_table(rows, oldest_us))
-        if found.places:
-            order += found.places
+        if found.indices:
+            order += found.indices
             parts.append(self.decode(found.rows[self.view], request_time_us=request_time_us))
         return parts[0] if len(parts) == 1 else _ordered(parts, order)
 
@@ -214,7 +195,7 @@ class ViewDecoder:
         ttl_us = self._spec.ttl_us
         return None if ttl_us is None else request_time_us - ttl_us
 
-    def _of_table(self, rows: Rows, oldest_us: int | None) -> ViewRows:
+    def _of_table(self, rows: RowBatch, oldest_us: int | None) -> ViewRows:
         """Decode rows of one definition."""
         kinds = rows.flags & VALUES
         if (kinds == kinds[0]).all():
@@ -224,16 +205,16 @@ class ViewDecoder:
         for kind in dict.fromkeys(kinds.tolist()):
             chosen = kinds == kind
             order += chosen.nonzero()[0].tolist()
-            parts.append(self._of_alike(rows.chosen(chosen), kind, oldest_us))
+            parts.append(self._of_alike(rows.selected(chosen), kind, oldest_us))
         return _ordered(parts, order)
 
-    def _of_alike(self, rows: Rows, flags: int, oldest_us: int | None) -> ViewRows:
+    def _of_alike(self, rows: RowBatch, flags: int, oldest_us: int | None) -> ViewRows:
         """Decode rows of one definition whose values lie alike."""
         kind = rows.tag + _VALUES[flags]
-        reader = self._table_reader(kind) if len(rows.flags) >= FROM else None
-        if reader is None:
+        reader = self._reader(kind)
+        if len(rows.flags) < BATCH_MIN or not reader.reads_batches:
             return self._of_one_kind(kind, rows.listed(), oldest_us)
-        decoded = reader.rows.read(cast("Any", rows))
+        decoded = reader.rows.read_batch(rows)
         late: list[int] = []
         if oldest_us is not None:
             late = (decoded.event_us < oldest_us).nonzero()[0].tolist()
@@ -293,12 +274,14 @@ class _Reader:
     Attributes:
         rows: Reads the columns that their definition has.
         definition: Its hash.
-        lacking: Columns wanted that it has not.
+        lacking: Requested columns that it does not have.
+        reads_batches: Whether many rows can be read together.
     """
 
-    rows: RowReader | TableReader
+    rows: RowReader
     definition: str
     lacking: list[str]
+    reads_batches: bool
 
 
 def _ordered(parts: Sequence[ViewRows], places: Sequence[int]) -> ViewRows:

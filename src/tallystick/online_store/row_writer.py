@@ -16,19 +16,14 @@ from itertools import islice
 from typing import Final, TypeAlias
 
 from tallystick.clock import is_simulated
-from tallystick.online_store.definition_tags import (
-    Registered,
-    register,
-    stored_under,
-)
-from tallystick.online_store.entity_keys import definitions_key, entity_prefix, project_prefix
-from tallystick.online_store.lua_scripts import FOLD, REMOVE
+from tallystick.online_store.definition_tags import names_and_keys, register
+from tallystick.online_store.entity_keys import entity_prefix, project_prefix
+from tallystick.online_store.lua_scripts import REMOVE_VIEW, WRITE_ROWS
 from tallystick.online_store.materialization_mark import forget_mark
 from tallystick.online_store.redis_commands import run_script, scan
 from tallystick.online_store.redis_connection import SyncClient, redis_errors
 from tallystick.online_store.row_codec import RowCodec
-from tallystick.online_store.row_layout import view_tag
-from tallystick.online_store.row_times import order_of
+from tallystick.online_store.row_layout import order_of, view_tag
 
 Folded: TypeAlias = "tuple[dict[bytes, bytes], WriteCounts]"
 
@@ -81,21 +76,21 @@ def write_rows(
         key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
 
     Raises:
-        DefinitionError: The view's tag stands for another view or definition.
         UnavailableError: Redis did not answer. Part of the rows may be written; writing all of them
             again does no harm.
     """
     counts = WriteCounts()
-    registered: Registered | None = None
+    ttls: bytes | None = None
     for winners, folded in _ahead(map(_fold, _batches(rows))):
         counts += folded
         if not winners:
             continue
-        registered = registered or register(client, project, codec)
+        if ttls is None:
+            ttls = register(client, project, codec)
         with redis_errors(client):
             counts += _summed(
                 run_script(
-                    client, FOLD, list(winners.items()), shared=_shared(registered, key_ttl_s)
+                    client, WRITE_ROWS, list(winners.items()), shared=_shared(ttls, key_ttl_s)
                 )
             )
     logger.debug("view %s of project %s: %s", codec.name, project, counts)
@@ -119,15 +114,14 @@ def delete_view(client: SyncClient, project: str, view: str, *, version: str | N
     forget_mark(client, project, view)
     removed = 0
     with redis_errors(client):
-        definitions = client.hgetall(definitions_key(project))
-        for name, join_keys in sorted(stored_under(definitions, view)):
+        for name, join_keys in sorted(names_and_keys(client, project, view)):
             if version not in {None, name}:
                 continue
             tag = view_tag(name, join_keys)
             found = scan(client, entity_prefix(project, join_keys) + b"*")
             while keys := list(islice(found, _KEYS_PER_SCAN)):
                 calls = [(key, None) for key in keys]
-                removed += sum(run_script(client, REMOVE, calls, shared=[tag]))
+                removed += sum(run_script(client, REMOVE_VIEW, calls, shared=[tag]))
     forget_mark(client, project, view)  # of a run that began meanwhile, whose rows went as well
     return removed
 
@@ -150,9 +144,9 @@ def delete_project(client: SyncClient, project: str) -> int:
     return removed
 
 
-def _shared(registered: Registered, key_ttl_s: int | None) -> list[bytes]:
-    """What the script takes before the rows."""
-    return [registered.ttls, b"0" if is_simulated() else b"1", b"%d" % ((key_ttl_s or 0) * 1000)]
+def _shared(ttls: bytes, key_ttl_s: int | None) -> list[bytes]:
+    """The arguments of the script before the rows."""
+    return [ttls, b"0" if is_simulated() else b"1", b"%d" % ((key_ttl_s or 0) * 1000)]
 
 
 def _batches(

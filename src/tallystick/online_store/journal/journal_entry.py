@@ -9,8 +9,7 @@ from tallystick.definitions.exact_cast import exact_column, log_column, log_valu
 from tallystick.definitions.feature_types import arrow_type, feature_type
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
 from tallystick.online_store.row_codec import RowCodec
-from tallystick.online_store.row_layout import TAG, VALUES
-from tallystick.online_store.row_times import times_of_row
+from tallystick.online_store.row_layout import times_of_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,15 +72,7 @@ def entry_of_rows(
 
     moment = arrow_type("UNIX_TIMESTAMP")
     spec = codec.spec
-    # Rows whose values lie alike are read together.
-    kinds = [row[TAG] & VALUES for row in rows]
-    values: dict[str, list[Any]] = {name: [None] * len(rows) for name in spec.column_names}
-    for kind in set(kinds):
-        indices = [index for index, other in enumerate(kinds) if other == kind]
-        decoded = codec.decode([rows[index] for index in indices])
-        for name, column in decoded.values.items():
-            for index, value in zip(indices, column, strict=True):
-                values[name][index] = value
+    values = codec.decode(rows).values
     times = [times_of_row(row) for row in rows]
     columns = {
         key_column(key.name): pa.array(keys[key.name], arrow_type(key.dtype))

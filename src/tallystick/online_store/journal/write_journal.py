@@ -29,8 +29,7 @@ from tallystick.online_store.journal.journal_entry import TIMES, WRITTEN, key_co
 from tallystick.online_store.redis_commands import mget
 from tallystick.online_store.redis_connection import SyncClient, redis_errors
 from tallystick.online_store.row_codec import RowCodec
-from tallystick.online_store.row_layout import TAG
-from tallystick.online_store.row_times import times_of_row
+from tallystick.online_store.row_layout import TAG, times_of_row
 from tallystick.storage.atomic_files import drafted, replacing, sync, write_text
 from tallystick.storage.background_writer import BackgroundWriter
 from tallystick.storage.locks import abandoned
