@@ -18,8 +18,7 @@ from tallystick.clock import SimulatedClock
 from tallystick.materialization.materializer import Materializer
 from tallystick.records.record_store import Decision, Incident, MonitorReport
 from tallystick_simulation.http_traffic import Traffic
-from tallystick_simulation.push_feed import PushFeed
-from tallystick_simulation.replay_history import Requests, by_minute, labels_of
+from tallystick_simulation.replay_history import PushFeed, Requests, by_minute, labels_of
 from tallystick_simulation.scenario import Scenario
 
 if TYPE_CHECKING:
