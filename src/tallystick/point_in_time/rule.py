@@ -4,7 +4,7 @@ The value of a view for a key at time t is the row with the largest (event time,
 the rows *visible* at t. It is null if its event time is older than t - ttl; both ends of the window
 are included. Of rows equal in both times the first to become visible wins, and of these the first
 in source order, as it does online, where a write replaces a row only if its times are larger. See
-docs/adr/0002-the-folds-window.md.
+docs/adr/0002-window-of-the-point-in-time-rule.md.
 
 A row may lack a created time. There is one rule for it, and every part of the system refers to it:
 
