@@ -21,6 +21,7 @@ from benchmarks.harness import peak_mb
 from tallystick.definitions.contract import ModelContract
 from tallystick.model_bundle.bundle import read_contract
 from tallystick.online_store.row_decoder import ViewRows
+from tallystick.point_in_time.feature_status import Status
 from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.log_writer import PredictionLog
@@ -101,7 +102,7 @@ def _prediction(contract: ModelContract, number: int, noise: float, records: int
     moment = START_US + number * DAY_US // records
     rows = {
         use.name: ViewRows(
-            status=["PRESENT"],
+            status=[Status.PRESENT],
             event_us=[moment - 3_600_000_000],
             created_us=[moment - 3_500_000_000],
             write_us=[moment - 3_000_000_000],
@@ -110,11 +111,11 @@ def _prediction(contract: ModelContract, number: int, noise: float, records: int
         )
         for use in contract.views
     }
-    values = {
-        name: [number + place if dtype == "INT64" else noise * (place + 1)]
-        for place, (name, dtype) in enumerate(contract.value_columns.items())
+    values: dict[str, list[float]] = {
+        name: [number + column if dtype == "INT64" else noise * (column + 1)]
+        for column, (name, dtype) in enumerate(contract.value_columns.items())
     }
-    keys = {key.name: [number % 10_000] for key in contract.entity_keys}
+    keys: dict[str, list[float]] = {key.name: [number % 10_000] for key in contract.entity_keys}
     fields = {field.name: [noise] for field in contract.request_fields}
     return Predictions(
         prediction_id=[f"01890a5d-ac96-774b-bcce-{number:012x}"],

@@ -12,13 +12,14 @@ On one machine and the same Parquet files, each run in a process of its own:
 - ``growth``: 100,000 requests against one view of 1, 2, 4 and 8 million rows.
 - ``large``: 10,000,000 requests against 50,000,000 rows, with a memory limit of 2 GB.
 - ``materialize``: 1,000,000 entities of one view brought online; 400,000 of them by Feast's stores.
+- ``incremental``: a history of 50,000,000 narrow rows brought online, then 0.1% as many new ones.
 
 ``ratio_vs_feast_duckdb`` compares runs of one size in this run; peak memory is the process's, with
 everything that it has imported.
 
 ``--quick`` takes a few minutes and writes the same report from histories of a quarter as many rows,
-and a tenth of them in the ``large`` part: for a comparison of two versions of the code, not for the
-figures of the documentation.
+and fewer still in the ``large`` and ``incremental`` parts: for a comparison of two versions of the
+code, not for the figures of the documentation.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any, Final
 
 from benchmarks.harness import as_json, options, run, step
 from benchmarks.offline.history import ROWS_PER_KEY, write_entity_rows, write_history
+from benchmarks.offline.incremental import measure_incremental
 from benchmarks.offline.joining_engines import ENGINES
 from benchmarks.offline.materialize import measure_materialize
 from benchmarks.wide_views import VIEWS
@@ -46,6 +48,7 @@ FULL: Final = {
     "large_memory": "2GB",
     "entities": 1_000_000,
     "feast_entities": 400_000,
+    "history_rows": 50_000_000,
 }
 QUICK: Final = {
     "rounds": 2,
@@ -55,12 +58,13 @@ QUICK: Final = {
     "large_memory": "500MB",
     "entities": 250_000,
     "feast_entities": 50_000,
+    "history_rows": 2_000_000,
 }
 REQUESTS: Final = (100_000, 1_000_000)
 SLOW: Final = ("feast_duckdb", "feast_default")
 OURS: Final = tuple(name for name in ENGINES if name.startswith("tallystick"))
 GROWTH: Final = (1, 2, 4, 8)
-PARTS: Final = ("retrieval", "growth", "large", "materialize")
+PARTS: Final = ("retrieval", "growth", "large", "materialize", "incremental")
 
 
 def main() -> None:
@@ -83,6 +87,10 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         if "materialize" in chosen.part:
             engines = {"tallystick": chosen.entities, "feast": chosen.feast_entities}
             content["materialize_rows_per_s"] = measure_materialize(folder, engines)
+        if "incremental" in chosen.part:
+            content["incremental"] = measure_incremental(
+                folder, rows=chosen.history_rows, memory_limit=chosen.large_memory
+            )
     return content
 
 
