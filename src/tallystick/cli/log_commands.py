@@ -116,7 +116,7 @@ def _observed(path: Path, name: str) -> ModelContract | None:
     """The contract of a feature service; None if it is the name of a model."""
     from tallystick.definitions.feature_repo import open_repo
     from tallystick.errors import InputError, StateError, did_you_mean
-    from tallystick.prediction_log.imported_contract import observed_contract
+    from tallystick.prediction_log.log_import import observed_contract
 
     repo = open_repo(path)
     if name in repo.models:

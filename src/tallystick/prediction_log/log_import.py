@@ -10,6 +10,14 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tallystick.clock import EPOCH
+from tallystick.definitions.contract import (
+    FeatureReference,
+    LabelSpec,
+    ModelContract,
+    Reference,
+    TrainingData,
+)
 from tallystick.errors import DataError, InputError, Problem, did_you_mean
 from tallystick.point_in_time.feature_status import Status
 from tallystick.prediction_log.compactor import only_compactor
@@ -20,7 +28,7 @@ from tallystick.storage.atomic_files import sha256_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tallystick.definitions.contract import ModelContract
+    from tallystick.definitions.feature_repo import Repo
 
 _VERSION: Final = "imported"
 _GIVEN: Final = ("prediction_id", "model_version", "latency_us")
@@ -54,6 +62,44 @@ def import_file(state_dir: Path, contract: ModelContract, path: Path) -> int:
     table = as_record(contract, given, what=str(path), name=name)
     with only_compactor(state_dir, PREDICTIONS) as compactor:
         return compactor.add(contract, table, name)
+
+
+def observed_contract(repo: Repo, service: str) -> ModelContract:
+    """The contract of a model that was not trained here, but answers from a feature service.
+
+    It follows from the definitions as they are applied now, without training data or label.
+
+    Args:
+        repo: An applied repo.
+        service: Name of the feature service, which becomes the name of the model.
+
+    Raises:
+        StateError: The repo has not been applied, or has no such service.
+        DefinitionError: The definitions cannot serve a model; every reason is listed.
+    """
+    inputs = repo.service_inputs(repo.feature_service(service))
+    return ModelContract(
+        **inputs.model_copy(update={"model": service}).model_dump(),
+        label=LabelSpec(column="", keys=(), matures_after_us=0),
+        threshold=0.5,
+        slices=(),
+        reference=Reference(
+            features={},
+            views={},
+            prediction=FeatureReference(rows=0, null_share=0.0),
+            label_rate=0.0,
+        ),
+        data=TrainingData(
+            start=EPOCH,
+            end=EPOCH,
+            known_until=EPOCH,
+            rows=0,
+            quarantined_rows=0,
+            clock="knowledge",
+            content_hash="",
+        ),
+        packages={},
+    )
 
 
 def as_record(contract: ModelContract, given: pa.Table, *, what: str, name: str) -> pa.Table:

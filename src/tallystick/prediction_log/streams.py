@@ -13,14 +13,13 @@ from pydantic import ValidationError
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.errors import DamagedError
-from tallystick.model_bundle.bundle import read_contract
 from tallystick.prediction_log.record import log_schema
 from tallystick.prediction_log.record_codec import RecordLayout
 from tallystick.prediction_log.sent_labels import label_schema, label_table
 from tallystick.prediction_log.write_ahead_log import CONTRACTS
 from tallystick.settings import settings
 from tallystick.storage.atomic_files import write_text
-from tallystick.storage.locations import Location, location_of
+from tallystick.storage.locations import LOCAL, Location, location_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,8 +107,8 @@ def local_contract(state_dir: Path, stream: Stream, contract_hash: str) -> Model
     Raises:
         DamagedError: It cannot be read.
     """
-    path = stream_dir(state_dir, stream) / CONTRACTS / f"{contract_hash}.json"
-    return _checked(read_contract(path), contract_hash, str(path))
+    folder = Location(LOCAL, str(stream_dir(state_dir, stream) / CONTRACTS))
+    return _read_contract(folder / f"{contract_hash}.json", contract_hash)
 
 
 def compacted_contract(
@@ -121,8 +120,8 @@ def compacted_contract(
         DamagedError: It cannot be read.
         UnavailableError: The log's store did not answer.
     """
-    file = location / contract_folder(stream, model, contract_hash) / "contract.json"
-    return _read_contract(file, contract_hash)
+    folder = location / contract_folder(stream, model, contract_hash)
+    return _read_contract(folder / "contract.json", contract_hash)
 
 
 @lru_cache(maxsize=64)
@@ -131,14 +130,9 @@ def _read_contract(file: Location, contract_hash: str) -> ModelContract:
         contract = ModelContract.model_validate_json(file.read_bytes())
     except (FileNotFoundError, ValidationError) as error:
         raise DamagedError(f"{file} is not a contract that this version can read.") from error
-    return _checked(contract, contract_hash, str(file))
-
-
-def _checked(contract: ModelContract, contract_hash: str, where: str) -> ModelContract:
-    """A contract, if it is the one that its path says."""
     if contract.contract_hash != contract_hash:
         raise DamagedError(
-            f"{where} is not the contract {contract_hash}: its content has the hash "
+            f"{file} is not the contract {contract_hash}: its content has the hash "
             f"{contract.contract_hash}.",
             hint="Restore it from a backup, or from the model's bundle.",
         )
