@@ -1,7 +1,7 @@
 """Serves the tiny repo's requests from a slow and obvious online store, and logs what was served.
 
 Each fault of :class:`Faults` is one that a real feed, store or server can have. The log is written
-through :class:`~tallystick.prediction_log.log_writer.PredictionLog`; the history is never told.
+through :class:`~tallystick.prediction_log.log_writer.PredictionLog`. The history has no faults.
 """
 
 from __future__ import annotations
@@ -100,12 +100,12 @@ class OnlineCopy:
         table = pq.read_table(repo.path / "data" / f"{use.spec.name}.parquet")
         event = table["event_time"].cast(pa.int64()).to_pylist()
         created = table["created_time"].cast(pa.int64()).to_pylist()
-        for place, values in enumerate(table.to_pylist()):
+        for index, values in enumerate(table.to_pylist()):
             row = HistoryRow(
                 key=tuple(values[key] for key in use.spec.key_names),
-                event_us=event[place],
-                created_us=created[place],
-                write_us=max(event[place], created[place]),
+                event_us=event[index],
+                created_us=created[index],
+                write_us=max(event[index], created[index]),
                 values={name: values[name] for name in use.columns},
                 definition=use.spec.definition_hash,
             )

@@ -27,7 +27,7 @@ def append(state, worker, requests=2):
     return ids_of(worker, requests)
 
 
-def test_a_segment_that_somebody_holds_is_not_passed_over(tmp_path):
+def test_a_locked_segment_is_not_skipped(tmp_path):
     expected = append(tmp_path, 0, requests=3)
     held = segments_in(stream_dir(tmp_path, PREDICTIONS))[1]
     with held.open("rb") as file:

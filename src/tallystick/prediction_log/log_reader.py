@@ -250,7 +250,7 @@ class _Listing:
 def _retried(
     state_dir: Path, stream: Stream, model: str, use: Callable[[_Listing], Answer]
 ) -> Answer:
-    """What is made of a listing, of a new one if a compactor removed a file meanwhile."""
+    """Use a listing, and a new one if a compactor removed a file meanwhile."""
     for _ in range(_ATTEMPTS):
         # The rows of a file that is gone are in another one, by a newer manifest.
         with suppress(FileNotFoundError):
