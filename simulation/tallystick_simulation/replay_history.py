@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tallystick.clock import from_us, to_us
+from tallystick.clock import DAY_US, EPOCH, arrow_to_us, from_us, to_us
 from tallystick.definitions.contract import ModelInputs
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.retrieval.source_rows import read_source
@@ -53,7 +53,7 @@ class Requests:
                 "__request_time": model.requests.timestamp_field,
             },
         ).sort_by("__request_time")
-        self._times_us = microseconds(table["__request_time"])
+        self._times_us = arrow_to_us(table["__request_time"]).to_numpy()
         self._table = table.select(columns)
 
     def between(self, start: datetime, end: datetime) -> list[tuple[datetime, Instance]]:
@@ -96,7 +96,7 @@ class PushFeed:
             what=f"The source of view {view!r}",
             columns={name: stored.get(name, name) for name in names},
         ).sort_by(known)
-        self._known_us = microseconds(self._table[known])
+        self._known_us = arrow_to_us(self._table[known]).to_numpy()
 
     def between(self, after: datetime, until: datetime) -> Iterator[Columns]:
         """Rows that became known in (after, until], as batches of JSON columns."""
@@ -110,14 +110,6 @@ class PushFeed:
             }
 
 
-def microseconds(column: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The times of an Arrow column, in microseconds since 1970."""
-    import pyarrow as pa
-
-    whole: np.ndarray[Any, np.dtype[np.int64]] = column.cast(pa.int64()).to_numpy()
-    return whole
-
-
 def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey, KnownLabel]:
     """All labels: (keys…, request time) → the first value that became known.
 
@@ -128,6 +120,8 @@ def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey
         model: The model.
         days: Days (in UTC) of the requests.
     """
+    import pyarrow as pa
+
     label = model.label
     table = read_source(
         repo,
@@ -140,6 +134,10 @@ def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey
             "__known_time": label.source.created_timestamp_column,
         },
     ).sort_by("__known_time")
+    request_days = arrow_to_us(table["__request_time"]).to_numpy() // DAY_US
+    table = table.filter(
+        pa.array(np.isin(request_days, [(day - EPOCH.date()).days for day in days]))
+    )
     keys = zip(*(map(_as_json, table[name].to_pylist()) for name in label.keys), strict=True)
     result: dict[LabelKey, KnownLabel] = {}
     for key, time, value, known in zip(
@@ -149,7 +147,7 @@ def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey
         table["__known_time"].to_pylist(),
         strict=True,
     ):
-        if value is not None and time.date() in days:
+        if value is not None:
             result.setdefault((*key, time), KnownLabel(int(value), known))
     return result
 
