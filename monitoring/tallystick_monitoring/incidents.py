@@ -1,4 +1,4 @@
-"""Incidents: opened, extended and closed as looks find, or no longer find, a spell of skew."""
+"""Incidents: opened, extended and closed as looks find, or no longer find, a period of skew."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tallystick.records.record_store import (
 )
 from tallystick_monitoring.audit.audit_run import Audited, audit
 from tallystick_monitoring.freshness import freshness
-from tallystick_monitoring.skew_periods import Spell, Windows, affected_keys, windowed_columns
+from tallystick_monitoring.skew_periods import SkewPeriod, Windows, affected_keys, windowed_columns
 
 
 def champion_contract(repo: Repo, model_name: str) -> ModelContract:
@@ -129,12 +129,12 @@ def record_incidents(
         for incident in load_records(state_dir, Incident, model=model_name)
     }
     after = dict(before)
-    for spell in windows.spells():
-        incident = _matching(spell, list(after.values()))
+    for period in windows.periods():
+        incident = _matching(period, list(after.values()))
         if incident is None:
-            incident = _opened(model_name, spell, at)
+            incident = _opened(model_name, period, at)
         else:
-            incident = _extended(incident, spell, looked_from_us=to_us(audited.report.start))
+            incident = _extended(incident, period, looked_from_us=to_us(audited.report.start))
         after[incident.incident_id] = incident
     for name, incident in after.items():
         if incident.is_open and windows.is_over(
@@ -156,60 +156,60 @@ def incidents_between(
     return sorted(touching, key=lambda one: (one.start, one.incident_id))
 
 
-def _matching(spell: Spell, incidents: Sequence[Incident]) -> Incident | None:
-    """The incident that a spell belongs to: it overlaps, or goes on without a clean window."""
-    first, last = int(spell.affected_us[0]), int(spell.affected_us[-1])
+def _matching(period: SkewPeriod, incidents: Sequence[Incident]) -> Incident | None:
+    """The incident that a period belongs to: it overlaps, or goes on without a clean window."""
+    first, last = int(period.affected_us[0]), int(period.affected_us[-1])
     for incident in incidents:
-        if (incident.view, incident.cause) != (spell.view, spell.cause):
+        if (incident.view, incident.cause) != (period.view, period.cause):
             continue
         start, end = to_us(incident.start), to_us(incident.end)
         overlaps = first <= end and last >= start
-        clean_between = spell.clean_before and spell.begin_us > end
+        clean_between = period.clean_before and period.begin_us > end
         if overlaps or (incident.is_open and end < first and not clean_between):
             return incident
     return None
 
 
-def _opened(model: str, spell: Spell, at: datetime) -> Incident:
-    start = from_us(int(spell.affected_us[0]))
-    requests = len(spell.affected_us)
+def _opened(model: str, period: SkewPeriod, at: datetime) -> Incident:
+    start = from_us(int(period.affected_us[0]))
+    requests = len(period.affected_us)
     return Incident(
-        incident_id=f"{record_name(start)}-{spell.view}-{spell.cause}",
+        incident_id=f"{record_name(start)}-{period.view}-{period.cause}",
         model=model,
-        view=spell.view,
-        cause=spell.cause,
+        view=period.view,
+        cause=period.cause,
         start=start,
-        end=from_us(int(spell.affected_us[-1])),
+        end=from_us(int(period.affected_us[-1])),
         found_at=at,
         requests=requests,
-        values=len(spell.values_us),
-        is_open=spell.goes_on,
-        keys=spell.keys,
+        values=len(period.values_us),
+        is_open=period.is_ongoing,
+        keys=period.keys,
         evidence=(
-            f"When it was found, {requests} requests ({spell.share:.0%} of those in the spell) had "
-            f"been served wrong values of {spell.view}: {spell.cause}."
+            f"When it was found, {requests} requests ({period.share:.0%} of those in its time) had "
+            f"been served wrong values of {period.view}: {period.cause}."
         ),
     )
 
 
-def _extended(incident: Incident, spell: Spell, *, looked_from_us: int) -> Incident:
+def _extended(incident: Incident, period: SkewPeriod, *, looked_from_us: int) -> Incident:
     """The incident with what a later look saw of it; nothing is counted twice."""
     end_us = to_us(incident.end)
-    last_us = int(spell.affected_us[-1])
+    last_us = int(period.affected_us[-1])
     if looked_from_us <= to_us(incident.start):
         # This look saw all of it: its counts replace the earlier ones.
-        requests, values = len(spell.affected_us), len(spell.values_us)
+        requests, values = len(period.affected_us), len(period.values_us)
     else:
-        requests = incident.requests + int((spell.affected_us > end_us).sum())
-        values = incident.values + int((spell.values_us > end_us).sum())
+        requests = incident.requests + int((period.affected_us > end_us).sum())
+        values = incident.values + int((period.values_us > end_us).sum())
     return incident.model_copy(
         update={
-            "start": min(incident.start, from_us(int(spell.affected_us[0]))),
+            "start": min(incident.start, from_us(int(period.affected_us[0]))),
             "end": max(incident.end, from_us(last_us)),
             "requests": max(requests, incident.requests),
             "values": max(values, incident.values),
-            "is_open": spell.goes_on if last_us > end_us else incident.is_open,
-            "keys": _both(incident.keys, spell.keys),
+            "is_open": period.is_ongoing if last_us > end_us else incident.is_open,
+            "keys": _both(incident.keys, period.keys),
         }
     )
 

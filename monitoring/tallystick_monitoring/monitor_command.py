@@ -12,9 +12,9 @@ from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.progress import progress
 from tallystick.records.record_store import ParityReport, save_record
 from tallystick.storage.atomic_files import write_text
-from tallystick_monitoring import look
+from tallystick_monitoring import monitor_report
 from tallystick_monitoring.audit import audit_run
-from tallystick_monitoring.audit.audit_state import told
+from tallystick_monitoring.audit.audit_state import state_errors
 from tallystick_monitoring.audit.findings import write_findings
 from tallystick_monitoring.incidents import record_found
 
@@ -64,7 +64,7 @@ def audit(
             end=end,
             clock=visible,
             again=again,
-            tell=lambda done, of: bar.step(
+            on_step=lambda done, of: bar.step(
                 f"comparing {done:,} of {of:,} hours", done=100 * done // max(of, 1)
             ),
         )
@@ -72,14 +72,14 @@ def audit(
         record_found(repo, model, found, at=now)
     _save_last_of_day(repo, found.report, now)
     if json_path is not None:
-        with told(json_path.parent):
+        with state_errors(json_path.parent):
             write_text(json_path, found.report.model_dump_json(indent=1))
     if findings_path is not None:
         write_findings(findings_path, found.findings)
     whole = found.report
     wrong = (whole.values - whole.equal) / whole.values if whole.values else 0.0
     passed = fail_over is None or wrong <= fail_over
-    lines = [look.parity_summary(whole)]
+    lines = [monitor_report.parity_summary(whole)]
     if not passed:
         lines.append(f"{wrong:.4%} of the values differ, more than the {fail_over:.4%} allowed.")
     return "\n".join(lines), passed
@@ -99,7 +99,7 @@ def _save_last_of_day(repo: Repo, report: ParityReport, now: datetime) -> None:
 def monitor(
     repo: Repo, model: str, *, since: datetime | None = None, until: datetime | None = None
 ) -> str:
-    """Take a look at a model now, and save it.
+    """Report on a model now, and save the report.
 
     Args:
         repo: An applied repo.
@@ -116,7 +116,7 @@ def monitor(
     """
     now = from_us(process_clock().now_us())
     start, end = _span(repo, model, since=since, until=until or now)
-    return look.summary(look.look(repo, model, at=now, start=start, end=end))
+    return monitor_report.summary(monitor_report.monitor(repo, model, at=now, start=start, end=end))
 
 
 def _span(

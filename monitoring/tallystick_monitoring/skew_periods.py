@@ -1,16 +1,16 @@
-"""Spells in which a view was served wrongly, from the mismatches of an audit.
+"""Periods in which a view was served wrongly, from the mismatches of an audit.
 
 Requests are counted in windows of at least an hour and twenty requests. A window is affected when
 at least five of its requests, and five in a hundred, had a wrong value of the view for one cause.
-Affected windows that follow each other are one spell.
+Affected windows that follow each other are one period.
 
-Some delay on the way online is usual, and no incident: a materialization lag counts only where the
-view is stale (:mod:`tallystick_monitoring.freshness`), and a correction only once it has been known
-for longer than a materialization takes to come round.
+Some delay on the way online is usual and not an incident. A materialization lag counts only where
+the view is stale (:mod:`tallystick_monitoring.freshness`). A correction counts only after it has
+been known for longer than the interval of materialization.
 
-Windows are coarse; so a spell reaches beyond them to what surely belongs to it. A lag begins with
-the last write that was seen before it and ends with the next one; any other spell takes in what was
-wrong in the windows beside it.
+Windows are coarse, so a period reaches beyond them. A lag begins with the last write that was seen
+before it and ends with the next one. Any other period includes what was wrong in the windows beside
+it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KEYS_MAX = 1_000
 
 
 @dataclass(frozen=True)
-class Spell:
+class SkewPeriod:
     """Windows that follow each other, all affected.
 
     Attributes:
@@ -58,7 +58,7 @@ class Spell:
         share: Share of the requests of its windows that were affected.
         clean_before: Whether a window before it was not affected.
         begin_us: Begin of its first window.
-        goes_on: Whether it lasts until the last window.
+        is_ongoing: Whether it lasts until the last window.
         keys: Entities of the affected requests.
     """
 
@@ -69,7 +69,7 @@ class Spell:
     share: float
     clean_before: bool
     begin_us: int
-    goes_on: bool
+    is_ongoing: bool
     keys: AffectedKeys | None
 
 
@@ -80,7 +80,7 @@ class Windows:
         findings: What the audit found.
         parts: The log of the same requests; there is at least one. Of it request times, and status
             and times of the views are looked at.
-        contract: What training saw, to tell a stale view.
+        contract: What training saw, to recognize a stale view.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Windows:
         self.edges = _edges(self.request_us)
         self._total = np.histogram(self.request_us, bins=self.edges)[0]
 
-    def spells(self) -> Iterator[Spell]:
-        """All spells, by view and cause, then by time."""
+    def periods(self) -> Iterator[SkewPeriod]:
+        """All periods, by view and cause, then by time."""
         for view, cause in sorted(self._affected):
             affected_us, values_us = self._affected[view, cause]
             count = self._count(view, cause)
@@ -105,7 +105,7 @@ class Windows:
             for first, last in _runs(bad):
                 span = slice(first, last + 1)
                 low, high = self._reach(view, cause, affected_us, first, last)
-                yield Spell(
+                yield SkewPeriod(
                     view=view,
                     cause=cause,
                     affected_us=_inside(affected_us, low, high),
@@ -113,7 +113,7 @@ class Windows:
                     share=float(count[span].sum() / self._total[span].sum()),
                     clean_before=first > 0,
                     begin_us=int(self.edges[first]),
-                    goes_on=last + 1 == len(bad),
+                    is_ongoing=last + 1 == len(bad),
                     keys=self._keys(view, cause, low, high),
                 )
 
@@ -126,7 +126,7 @@ class Windows:
         if not names or any(f"{ENTITY}{name}" not in self._findings.column_names for name in names):
             return None
         times = microseconds(self._findings["request_time"])
-        mine = _of(self._findings, view, cause) & (times >= low) & (times < high)
+        mine = _is_mine(self._findings, view, cause) & (times >= low) & (times < high)
         columns = [f"{ENTITY}{name}" for name in names]
         few = self._findings.select(columns).filter(pa.array(mine))
         found = few.group_by(columns).aggregate([]).select(columns).to_pylist()
@@ -135,7 +135,7 @@ class Windows:
     def _reach(
         self, view: str, cause: Cause, affected_us: Int64s, first: int, last: int
     ) -> tuple[int, int]:
-        """From when (included) to when (excluded) a spell in windows first to last reaches."""
+        """From when (included) to when (excluded) a period in windows first to last reaches."""
         low, high = int(self.edges[first]), int(self.edges[last + 1])
         if cause != "materialization_lag":
             return int(self.edges[max(first - 1, 0)]), int(
@@ -166,7 +166,7 @@ class Windows:
         return request_us[order], np.maximum.accumulate(write_us[order])
 
     def is_over(self, view: str, cause: Cause, *, end_us: int) -> bool:
-        """Whether a spell with its last wrong request at ``end_us`` was seen to have ended.
+        """Whether a period with its last wrong request at ``end_us`` was seen to have ended.
 
         That is so when enough later requests were looked at, and the last window is quiet.
         """
@@ -192,31 +192,31 @@ class Windows:
         count = len(self.edges) - 1
         stale = {view: np.zeros(count, dtype=np.bool_) for view in self._contract.reference.views}
         times = [microseconds(part.table["request_time"]) for part in self._parts]
-        for place in range(count):
+        for index in range(count):
             tables = []
             for part, moments in zip(self._parts, times, strict=True):
-                begin, end = np.searchsorted(moments, self.edges[place : place + 2])
+                begin, end = np.searchsorted(moments, self.edges[index : index + 2])
                 tables.append(part.table.slice(int(begin), int(end - begin)))
             for view, found in freshness(self._contract, tables).items():
-                stale[view][place] = found.stale
+                stale[view][index] = found.stale
         return stale
 
 
 def _edges(request_us: Int64s) -> Int64s:
     """Edges of windows that each hold enough requests: window i is [edges[i], edges[i + 1])."""
     edges = [int(request_us[0])]
-    place = 0
+    index = 0
     while True:
         by_time = int(np.searchsorted(request_us, edges[-1] + WINDOW_S_MIN * SECOND_US))
-        last = max(by_time, place + WINDOW_REQUESTS_MIN) - 1
+        last = max(by_time, index + WINDOW_REQUESTS_MIN) - 1
         if last >= len(request_us):
             break
         # Requests at one time are in one window.
-        place = int(np.searchsorted(request_us, request_us[last], side="right"))
+        index = int(np.searchsorted(request_us, request_us[last], side="right"))
         # What is left must make a window of its own, or else it belongs to this one.
-        if len(request_us) - place < WINDOW_REQUESTS_MIN:
+        if len(request_us) - index < WINDOW_REQUESTS_MIN:
             break
-        edges.append(int(request_us[place]))
+        edges.append(int(request_us[index]))
     return np.array([*edges, int(request_us[-1]) + 1], dtype=np.int64)
 
 
@@ -254,7 +254,7 @@ def affected_keys(names: tuple[str, ...], keys: Collection[tuple[Any, ...]]) -> 
     )
 
 
-def _of(findings: pa.Table, view: str, cause: str) -> Bools:
+def _is_mine(findings: pa.Table, view: str, cause: str) -> Bools:
     mine = pc.and_(pc.equal(findings["view"], view), pc.equal(findings["cause"], cause))
     return np.asarray(mine.to_numpy(), dtype=np.bool_)
 
@@ -273,15 +273,15 @@ def _affected(findings: pa.Table) -> dict[tuple[str, Cause], tuple[Int64s, Int64
     pairs = findings.select(["view", "cause"]).group_by(["view", "cause"]).aggregate([])
     for pair in pairs.to_pylist():
         view, cause = pair["view"], pair["cause"]
-        mine = _of(findings, view, cause)
+        mine = _is_mine(findings, view, cause)
         if cause == "correction_not_propagated":
             mine &= known_for_us > MATERIALIZED_EVERY_S * SECOND_US
         if mine.any():
-            places = np.flatnonzero(mine)
-            _, firsts = np.unique(requests[places], return_index=True)
+            rows = np.flatnonzero(mine)
+            _, firsts = np.unique(requests[rows], return_index=True)
             gathered[view, cause] = (
-                np.sort(request_us[places[firsts]]),
-                np.sort(request_us[places]),
+                np.sort(request_us[rows[firsts]]),
+                np.sort(request_us[rows]),
             )
     return gathered
 

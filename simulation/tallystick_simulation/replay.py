@@ -203,7 +203,7 @@ class Replay:
     async def _end_week(self, traffic: Traffic, start: datetime) -> None:
         """Monitor the week, and decide about retraining."""
         from tallystick.prediction_log.log_reader import read_log
-        from tallystick_monitoring.look import look
+        from tallystick_monitoring.monitor_report import monitor
         from tallystick_training.retrain import retrain
 
         end = start + WEEK
@@ -218,7 +218,7 @@ class Replay:
         if not times:
             return
         with self._watch.stage("monitor"):
-            report = look(self._repo, name, at=end, start=start, end=end)
+            report = monitor(self._repo, name, at=end, start=start, end=end)
         self._add_incidents(report.incidents)
         self.result.looks.append(report)
         with self._watch.stage("retrain"):

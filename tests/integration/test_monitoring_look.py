@@ -34,7 +34,7 @@ from tallystick_monitoring import monitor_command
 from tallystick_monitoring.audit.audit_run import audit
 from tallystick_monitoring.freshness import freshness
 from tallystick_monitoring.incidents import champion_contract, watch
-from tallystick_monitoring.look import look, summary
+from tallystick_monitoring.monitor_report import monitor, summary
 from tallystick_monitoring.performance import performance, recalibration_gain
 from tiny_repo import MATURES_AFTER, MODEL, START
 
@@ -72,7 +72,7 @@ def served(repo: Repo, contract: ModelContract, faults: Faults) -> None:
 
 def test_a_feed_that_stops_is_one_incident(champion_repo: Repo, contract: ModelContract) -> None:
     served(champion_repo, contract, Faults(row=stopped))
-    look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    monitor(champion_repo, MODEL, at=END, start=BEGIN, end=END)
     (found,) = incidents(champion_repo)
     assert (found.view, found.cause, found.is_open) == ("shop_stats", "materialization_lag", False)
     assert found.found_at == END
@@ -103,7 +103,7 @@ def test_the_watch_opens_extends_and_closes(champion_repo: Repo, contract: Model
     assert history[-3:] == [[], [], []]
     (by_watch,) = incidents(champion_repo)
     # The whole look sees the same spell: it opens no second incident, and counts nothing twice.
-    look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    monitor(champion_repo, MODEL, at=END, start=BEGIN, end=END)
     (by_look,) = incidents(champion_repo)
     assert by_look.incident_id == by_watch.incident_id
     assert not by_look.is_open
@@ -117,7 +117,7 @@ def test_the_watch_opens_extends_and_closes(champion_repo: Repo, contract: Model
 
 def test_usual_delay_is_lag_but_no_incident(champion_repo: Repo, contract: ModelContract) -> None:
     served(champion_repo, contract, Faults(row=slow))
-    report = look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    report = monitor(champion_repo, MODEL, at=END, start=BEGIN, end=END)
     assert report.parity.causes.keys() == {"materialization_lag"}
     assert report.parity.causes["materialization_lag"] > report.parity.requests / 8
     assert report.incidents == []
@@ -127,11 +127,11 @@ def test_usual_delay_is_lag_but_no_incident(champion_repo: Repo, contract: Model
 
 def test_an_open_incident_stays_open(champion_repo: Repo, contract: ModelContract) -> None:
     served(champion_repo, contract, Faults(ttl_factor=0.1))
-    report = look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    report = monitor(champion_repo, MODEL, at=END, start=BEGIN, end=END)
     (found,) = report.incidents
     assert (found.view, found.cause, found.is_open) == ("item_stats", "expired_or_ttl", True)
     assert report.freshness["item_stats"].stale
-    again = look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    again = monitor(champion_repo, MODEL, at=END, start=BEGIN, end=END)
     assert again.incidents == report.incidents
 
 
@@ -153,7 +153,7 @@ def test_drift_of_a_shifted_feature_alone(champion_repo: Repo, contract: ModelCo
         contract,
         Faults(value=lambda name, value: value + 3.0 if name == "shop_stats__load" else value),
     )
-    report = look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    report = monitor(champion_repo, MODEL, at=END, start=BEGIN, end=END)
     assert report.drift is not None
     assert report.drift.drifted == ["shop_stats__load"]
     assert not report.drift.prediction.drifted
@@ -237,7 +237,7 @@ def test_an_open_incident_is_in_every_look_until_it_is_closed(
     for is_open in (True, False):
         incident = looks.incident(at=END, model=MODEL, requests=9, is_open=is_open)
         save_record(champion_repo.state_dir, incident, model=MODEL, name="one")
-        report = look(champion_repo, MODEL, at=END + DAY, start=END, end=END + DAY)
+        report = monitor(champion_repo, MODEL, at=END + DAY, start=END, end=END + DAY)
         assert report.incidents == ([incident] if is_open else [])
 
 
@@ -294,7 +294,7 @@ def test_a_young_champion_has_no_performance(champion_repo: Repo, contract: Mode
 
 def test_a_look_without_requests(champion_repo: Repo, contract: ModelContract) -> None:
     served(champion_repo, contract, Faults())
-    report = look(champion_repo, MODEL, at=END + DAY, start=END, end=END + DAY)
+    report = monitor(champion_repo, MODEL, at=END + DAY, start=END, end=END + DAY)
     assert report.parity.values == 0
     assert report.drift is None
     assert report.performance.labelled > 0

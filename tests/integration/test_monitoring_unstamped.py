@@ -18,7 +18,7 @@ from tallystick.definitions.feature_repo import Repo
 from tallystick.records.record_store import Incident, ParityReport, load_records
 from tallystick_monitoring.audit.audit_run import audit
 from tallystick_monitoring.incidents import champion_contract
-from tallystick_monitoring.look import look, parity_summary
+from tallystick_monitoring.monitor_report import monitor, parity_summary
 from tiny_repo import MODEL, START
 
 BEGIN = START + timedelta(days=20)
@@ -88,14 +88,14 @@ def test_a_clean_log_has_no_mismatch(
     assert report.causes == {}
     assert report.equal == report.values > 1_000
     assert report.unstamped == VIEWS
-    assert "not told    item_stats, shop_stats: the online store" in parity_summary(report)
+    assert "unstamped   item_stats, shop_stats: the online store" in parity_summary(report)
 
 
 def test_our_own_store_is_told_of_nothing(champion_repo: Repo, contract: ModelContract) -> None:
     serve(champion_repo, contract, start=BEGIN, end=END, faults=Faults())
     report = audit(champion_repo, MODEL, start=BEGIN, end=END).report
     assert report.unstamped == []
-    assert "not told" not in parity_summary(report)
+    assert "unstamped" not in parity_summary(report)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_feed_that_stops_is_one_incident_of_its_own_time(
 
     faults = Faults(row=of("shop_stats", slow), stamped=False)
     serve(champion_repo, contract, start=BEGIN, end=END, faults=faults)
-    look(champion_repo, MODEL, at=END, start=BEGIN, end=END)
+    monitor(champion_repo, MODEL, at=END, start=BEGIN, end=END)
     (found,) = load_records(champion_repo.state_dir, Incident, model=MODEL)
     assert (found.view, found.cause, found.is_open) == ("shop_stats", "materialization_lag", False)
     assert abs(to_us(found.start) - STOP_US) < 14 * HOUR_US

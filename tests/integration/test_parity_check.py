@@ -144,7 +144,7 @@ def test_a_trained_repo_passes_on_a_store_that_can_be_local(trained, tmp_path, o
     file.write_text(file.read_text().replace(OURS, online))
     report = checked(path, "--at", "2024-02-10T06:00:00")
     assert report["store"] == store
-    assert ("stands in for remote" in report["text"]) == (online == REMOTE)
+    assert ("in place of remote" in report["text"]) == (online == REMOTE)
     model = of(report, MODEL)
     assert model["ways"] == ["offline", "API"]
     # Two stored features each, one on demand, and the prediction.

@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
-import dataclasses
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from tallystick.clock import SECOND_US
-from tallystick_monitoring.audit.row_provenance import NOWHERE, Known, Wanted, identified
+from tallystick.offline_store.duckdb_connection import connect
+from tallystick_monitoring.audit.history_evidence import nearest_versions
 
 HOUR = 3_600 * SECOND_US
+NOWHERE = None
 
 
-def rows(*pairs):
+def rows(*pairs, keys=None, values=None):
     """History by event and created time."""
-    return Known(
-        keys=np.zeros(len(pairs), dtype=np.int64),
-        values={},
-        event_us=np.array([event for event, _ in pairs], dtype=np.int64),
-        created_us=np.array([created for _, created in pairs], dtype=np.int64),
-    )
+    return {
+        "key_0": np.zeros(len(pairs), dtype=np.int64) if keys is None else keys,
+        "event_us": np.array([event for event, _ in pairs], dtype=np.int64),
+        "created_us": np.array([created for _, created in pairs], dtype=np.int64),
+        "text_0": texts(values if values is not None else [None] * len(pairs)),
+    }
+
+
+def texts(values):
+    return pa.array([None if value is None else repr(value) for value in values], pa.string())
 
 
 def wanted(*, event, value, expected=(0, 0), request=100 * HOUR, present=True, key=0):
-    return Wanted(
-        keys=np.array([key]),
-        event_us=np.array([event]),
-        request_us=np.array([request]),
-        expected_event_us=np.array([expected[0]]),
-        expected_created_us=np.array([expected[1]]),
-        present=np.array([present]),
-        values=[value],
-    )
+    return {
+        "key_0": [key],
+        "event_us": [event],
+        "request_us": [request],
+        "expected_event_us": [expected[0]],
+        "expected_created_us": [expected[1]],
+        "present": [present],
+        "feature": [0],
+        "text": texts([value]),
+    }
 
 
-def origin(asked, known, values, *, keys=None):
-    if keys is not None:
-        known = dataclasses.replace(known, keys=np.array(keys))
-    (place,) = identified(asked, known, None if values is None else pa.array(values))
-    return place
+def found(requested, known):
+    """Row of the request → event and created time of the version it was served from."""
+    with closing(connect()) as connection:
+        count = len(requested["event_us"])
+        connection.register("requested", pa.table({**requested, "row": np.arange(count)}))
+        connection.register("versions", pa.table(known))
+        rows = nearest_versions(connection, ["key_0"], features=1).to_pylist()
+    return {row["row"]: (row["event_us"], row["created_us"]) for row in rows}
+
+
+def origin(asked, known, values):
+    pairs = list(zip(known["event_us"].tolist(), known["created_us"].tolist(), strict=True))
+    one = found(asked, known | {"text_0": texts(values)}).get(0)
+    return NOWHERE if one is None else pairs.index(one)
 
 
 VERSIONS = rows((5 * HOUR, 5 * HOUR), (5 * HOUR, 8 * HOUR), (6 * HOUR, 6 * HOUR))
@@ -87,11 +103,9 @@ def test_null_and_minus_zero_are_values_of_their_own():
 
 
 def test_nothing_is_found_in_no_history_and_nothing_is_asked_of_any():
-    known = rows()
-    assert origin(wanted(event=5 * HOUR, value=1.0), known, []) == NOWHERE
-    empty = np.empty(0, dtype=np.int64)
-    nobody = Wanted(*(empty,) * 5, present=empty.astype(bool), values=[])
-    assert len(identified(nobody, VERSIONS, None)) == 0
+    assert origin(wanted(event=5 * HOUR, value=1.0), rows(), []) is NOWHERE
+    empty = {name: np.array([], dtype=np.int64) for name in wanted(event=0, value=0)}
+    assert found(empty | {"text": texts([]), "present": pa.array([], pa.bool_())}, VERSIONS) == {}
 
 
 def test_many_keys_and_times_are_found_as_by_looking_through_all():
@@ -99,24 +113,24 @@ def test_many_keys_and_times_are_found_as_by_looking_through_all():
     count = 400
     keys = rng.integers(0, 12, count)
     event = rng.integers(-20, 20, count) * SECOND_US + rng.integers(0, SECOND_US, count)
-    known = rows(*zip(event, event + rng.integers(0, 9, count) * SECOND_US, strict=True))
-    values = rng.integers(0, 4, count)
+    created = event + rng.integers(0, 9, count) * SECOND_US
+    values = rng.integers(0, 4, count).tolist()
     asked = rng.integers(0, count, 300)
     shift = rng.integers(-1_200_000, 1_200_000, 300)
-    found = identified(
-        Wanted(
-            keys=keys[asked],
-            event_us=event[asked] + shift,
-            request_us=np.full(300, HOUR),
-            expected_event_us=np.zeros(300, dtype=np.int64),
-            expected_created_us=np.zeros(300, dtype=np.int64),
-            present=np.ones(300, dtype=bool),
-            values=values[asked].tolist(),
-        ),
-        dataclasses.replace(known, keys=keys),
-        pa.array(values),
+    answer = found(
+        {
+            "key_0": keys[asked],
+            "event_us": event[asked] + shift,
+            "request_us": np.full(300, HOUR),
+            "expected_event_us": np.zeros(300, dtype=np.int64),
+            "expected_created_us": np.zeros(300, dtype=np.int64),
+            "present": np.ones(300, dtype=bool),
+            "feature": np.zeros(300, dtype=np.int64),
+            "text": texts([values[row] for row in asked]),
+        },
+        rows(*zip(event, created, strict=True), keys=keys, values=values),
     )
-    for at, place in enumerate(found):
+    for at in range(300):
         near = [
             row
             for row in range(count)
@@ -124,6 +138,6 @@ def test_many_keys_and_times_are_found_as_by_looking_through_all():
             and abs(event[row] - event[asked[at]] - shift[at]) < SECOND_US
         ]
         same = [row for row in near if values[row] == values[asked[at]]]
-        best = sorted(same or near, key=lambda row: (event[row], known.created_us[row]))
-        assert place == (best[-1] if best else NOWHERE)
-    assert NOWHERE in found
+        best = sorted((event[row], created[row]) for row in same or near)
+        assert answer.get(at) == (best[-1] if best else NOWHERE)
+    assert 0 < len(answer) < 300

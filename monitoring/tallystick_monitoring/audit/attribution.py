@@ -16,11 +16,11 @@ from tallystick_monitoring.audit.cause_rules import classify
 from tallystick_monitoring.audit.findings import evidence_of, request_names, together, with_entities
 from tallystick_monitoring.audit.log_changes import LogChanges, day_of
 from tallystick_monitoring.audit.log_evidence import (
-    doubted,
+    is_doubtful,
+    may_change_cause,
     seen_in_log,
-    sighted_columns,
+    sighting_columns,
     sightings,
-    worth_another_look,
 )
 from tallystick_monitoring.audit.value_comparison import key_columns
 from tallystick_monitoring.log_columns import Bools, Int64s, microseconds, with_columns
@@ -59,7 +59,7 @@ class Explaining:
             what it was.
         begin_us: First request time of the log.
         contract_of: Contract hash → contract.
-        read: Reads columns of the whole log, as far as it was looked at.
+        read: Reads columns of the whole log, as far as audits have read it.
     """
 
     state: AuditState
@@ -88,7 +88,7 @@ class Explaining:
         before = before.filter(pc.invert(gone))
         again = np.full(before.num_rows, self.everything, dtype=np.bool_)
         if len(hours):
-            again |= worth_another_look(before)
+            again |= may_change_cause(before)
         if self._is_late:
             again |= microseconds(before["request_time"]) >= int(hours.min()) * HOUR_US
         computed = np.asarray(pc.equal(before["cause"], "transform").to_numpy(), dtype=np.bool_)
@@ -129,7 +129,7 @@ class Explaining:
 
         if not findings.num_rows:
             return findings
-        features = findings.select(["feature", "view"]).filter(pa.array(doubted(findings)))
+        features = findings.select(["feature", "view"]).filter(pa.array(is_doubtful(findings)))
         columns = sorted(
             {
                 feature.removeprefix(f"{name}__")
@@ -152,7 +152,7 @@ class Explaining:
                     seen[definition] = sightings(parts, use.spec, columns=columns)
                 sighted = seen[definition]
                 if sighted is None:
-                    # The log has forgotten them, and nobody has asked for their hours since.
+                    # The log has lost them, and no audit has read their hours since.
                     pieces.append(few)
                     continue
                 known = seen_in_log(few, pa.table(key_columns(few, use)), sighted)
@@ -163,14 +163,14 @@ class Explaining:
         return together(pieces)
 
     def _sighted(self, view: str, columns: Sequence[str]) -> list[LogPart]:
-        """What the whole log, as far as it was looked at, says about a view."""
+        """What the whole log, as far as audits have read it, says about a view."""
 
         def wanted(contract: ModelContract) -> list[str]:
             names = [
                 name
                 for use in contract.views
                 if use.spec.name == view
-                for name in sighted_columns(use, columns=columns)
+                for name in sighting_columns(use, columns=columns)
             ]
             return list(dict.fromkeys(names)) or ["request_time"]
 
@@ -190,7 +190,7 @@ class Explaining:
         units = pa.concat_tables([units.filter(pa.array(stays)), rows, *found.units])
         unit_days = units["hour"].to_numpy() // 24
         found_days = microseconds(findings["request_time"]) // HOUR_US // 24
-        doubtful = worth_another_look(findings)
+        doubtful = may_change_cause(findings)
         answer = {}
         for day in touched:
             number = int(np.datetime64(day, "D").astype(np.int64))

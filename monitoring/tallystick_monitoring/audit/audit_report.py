@@ -241,7 +241,7 @@ def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
 
     ages = _kind(units, "age")
     requests = _numbers(request_names(findings))
-    # As the log has it, and units count it; a row that was looked for in history has its own time.
+    # As the log has it, and units count it; a row that was looked up in history has its own time.
     served_us = microseconds(findings["evidence.logged_event_time"])
     present = flag(findings, "served_present") & (served_us != NO_TIME)
     wrong_ages = age_buckets(microseconds(findings["request_time"]) - served_us)
@@ -270,15 +270,16 @@ def _effect(findings: pa.Table, contract_of: Callable[[str], ModelContract]) -> 
     _, firsts = np.unique(_numbers(request_names(findings)), return_index=True)
     few = findings.take(firsts)
     both = pc.and_(pc.is_valid(few["score_served"]), pc.is_valid(few["score_expected"]))
-    asked = few.filter(both)
-    served, expected = (asked[name].to_numpy() for name in ("score_served", "score_expected"))
+    requested = few.filter(both)
+    served, expected = (requested[name].to_numpy() for name in ("score_served", "score_expected"))
     limits = np.array(
-        [contract_of(each).threshold for each in asked["contract"].to_pylist()], dtype=np.float64
+        [contract_of(each).threshold for each in requested["contract"].to_pylist()],
+        dtype=np.float64,
     )
     changes = np.abs(expected - served)
     return Effect(
         requests=few.num_rows,
-        scored=asked.num_rows,
+        scored=requested.num_rows,
         mean_change=float(changes.mean()) if len(changes) else 0.0,
         max_change=float(changes.max(initial=0.0)),
         flipped=int(((served >= limits) != (expected >= limits)).sum()),

@@ -62,7 +62,7 @@ class Audited:
 
     Attributes:
         report: The record.
-        findings: Every mismatch of the requests asked for; :mod:`.findings` has the columns.
+        findings: Every mismatch of the requests in the span; :mod:`.findings` has the columns.
     """
 
     report: ParityReport
@@ -77,7 +77,7 @@ def audit(
     end: datetime,
     clock: VisibilityClock = KNOWLEDGE,
     again: bool = False,
-    tell: Callable[[int, int], None] = lambda _, __: None,
+    on_step: Callable[[int, int], None] = lambda _, __: None,
 ) -> Audited:
     """Compare what was served for the requests of [start, end) with what should have been.
 
@@ -92,7 +92,7 @@ def audit(
         clock: When a row of history counts as visible. Under the event clock, what was only known
             later is expected too; under the served clock, what had been written online.
         again: Whether to compare everything again.
-        tell: Called with the hours of the log that are done, and all that there are to do.
+        on_step: Called with the hours of the log that are done, and all that there are to do.
 
     Raises:
         InputError: There is no such model.
@@ -107,7 +107,7 @@ def audit(
         damaged: dict[str, DamagedFile] = {}
         while True:
             run = _Run(repo, model, clock, state, begin=begin, damaged=damaged)
-            if run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US)), tell=tell):
+            if run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US)), on_step=on_step):
                 break
         report, findings = audit_report.report(
             repo,
@@ -167,7 +167,7 @@ class _Run:
         self.read = 0
         self.reopened = 0
 
-    def go(self, *, hours: tuple[int, int], tell: Callable[[int, int], None]) -> bool:
+    def go(self, *, hours: tuple[int, int], on_step: Callable[[int, int], None]) -> bool:
         """Compare what is new in these hours, and what late history has changed anywhere.
 
         Returns:
@@ -198,7 +198,7 @@ class _Run:
         whole = np.union1d(changes.hours, old)
         batches = list(self._batches(whole, changes))
         for span in batches:
-            tell(int((whole < span[0]).sum()), len(whole))
+            on_step(int((whole < span[0]).sum()), len(whole))
             parts = self._log(span)
             if len(batches) == 1 and not len(known) and span[0] <= self._begin_us // HOUR_US:
                 # Everything that there is of the log so far is here.
@@ -402,11 +402,11 @@ class _Run:
             yield from tables
             return
         few = result.part.table.take(rows)
-        asked = request_names(few, result.part.contract.contract_hash)
+        requested = request_names(few, result.part.contract.contract_hash)
         for view, table in tables:
             if not table.num_rows:
                 continue
-            place = pc.index_in(request_names(table), asked)
+            place = pc.index_in(request_names(table), requested)
             yield (
                 view,
                 with_columns(

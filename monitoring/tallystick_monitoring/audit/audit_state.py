@@ -148,7 +148,7 @@ def held(folder: Path) -> Iterator[None]:
         DataError: The folder cannot be made.
     """
     with ExitStack() as stack:
-        with told(folder):
+        with state_errors(folder):
             is_acquired = stack.enter_context(file_lock(folder / "lock", timeout_s=_WAIT_S))
         if not is_acquired:
             raise StateError(
@@ -159,7 +159,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told(folder: Path) -> Iterator[None]:
+def state_errors(folder: Path) -> Iterator[None]:
     """Say where it was that something could not be written.
 
     Raises:
@@ -221,7 +221,7 @@ class AuditState:
         return self._content.seen
 
     def units(self, days: Collection[str] | None = None) -> pa.Table:
-        """What was compared on these days; on all by default. See :mod:`.units`."""
+        """What was compared on these days; on all by default. See :mod:`.hourly_counts`."""
         import pyarrow as pa
 
         from tallystick_monitoring.audit.hourly_counts import schema
@@ -261,7 +261,7 @@ class AuditState:
         Raises:
             DataError: It cannot be written; what was known before stays.
         """
-        with told(self._folder):
+        with state_errors(self._folder):
             self._commit(days, history, seen)
 
     def _commit(

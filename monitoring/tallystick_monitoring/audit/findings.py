@@ -2,7 +2,7 @@
 
 ================================  ==================================================================
 ``prediction_id``                 the prediction that it was part of
-``request_time``                  when it was asked for
+``request_time``                  request time
 ``contract``                      hash of the contract under which it was made
 ``view``, ``feature``             the view, as the contract calls it, and ``view__feature``
 ``cause``                         why, by docs/causes.md
@@ -11,7 +11,7 @@
 ``expected_event_time``…          event and created time of the row that should have been
 ``prediction``                    as it was logged
 ``score_served``                  what the model says to the values as served
-``score_expected``                what it says to the expected ones; null where it cannot be asked
+``score_expected``                what it says to the expected ones; null without a model
 ``entity.<key>``                  entity keys of the request
 ``evidence.<fact>``               what the cause was found by: :class:`Evidence` has the meaning
 ================================  ==================================================================

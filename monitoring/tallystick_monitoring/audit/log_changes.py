@@ -31,7 +31,7 @@ class LogChanges:
 
     Attributes:
         hours: Hours that have to be compared (or forgotten), ascending.
-        rows: Rows of every hour of the days that were looked into, as :mod:`.units` counts them.
+        rows: Rows of every hour of these days, as :mod:`.hourly_counts` counts them.
         lost: Whether rows that were known may be gone, or others may lie before the last known.
         versions: Day → version of its log, of the days that are looked at as a whole.
         log: Day → version of its log, of every day of it.
@@ -81,7 +81,7 @@ def log_changes(
     first, last = hours
     versions = day_versions(repo.state_dir, model)
     torn = _torn(damaged)
-    looked = [
+    days = [
         day
         for day in sorted(versions.keys() | state.days.keys())
         if day_of(first) <= day <= day_of(last - 1)
@@ -90,7 +90,7 @@ def log_changes(
         )
     ]
     found, contracts = [schema().empty_table()], {}
-    for begin, end in _runs_of_days(looked, hours):
+    for begin, end in _runs_of_days(days, hours):
         for part in read_log(
             repo.state_dir,
             model,
@@ -102,7 +102,7 @@ def log_changes(
             found.append(_rows(part))
             contracts[part.contract.contract_hash] = part.contract
     rows = pa.concat_tables(found)
-    known = state.units(looked)
+    known = state.units(days)
     changed = _changed(rows, known, hours)
     return LogChanges(
         hours=changed,
@@ -111,7 +111,7 @@ def log_changes(
         log=versions,
         versions={
             day: versions.get(day, "")
-            for day in looked
+            for day in days
             if day not in torn | _torn(damaged) and _is_whole(day, hours)
         },
         contracts=contracts,

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from tallystick.prediction_log.log_reader import LogPart
 
 
-SIGHTED: Final = ("status", "event_time", "created_time", "write_time")
-RANK_SQL: Final = "(event_us::HUGEINT * 18446744073709551616 + created_us)"
+_SIGHTED_TIMES: Final = ("status", "event_time", "created_time", "write_time")
+_RANK_SQL: Final = "(event_us::HUGEINT * 18446744073709551616 + created_us)"
 """One number that orders rows by event and created time."""
 
 
@@ -43,7 +43,7 @@ def sightings(
     """What the log saw online of a view, under every contract and alias that has its keys.
 
     Args:
-        parts: The log, or of it the columns that :func:`sighted_columns` names.
+        parts: The log, or of it the columns that :func:`sighting_columns` names.
         spec: The view. Under a definition with other keys, rows are of something else.
         columns: Features whose values are wanted too, null where they are of another type.
 
@@ -60,7 +60,7 @@ def sightings(
     tables = []
     for part in parts:
         for use in part.contract.views:
-            if not is_sighted(use, spec):
+            if not has_same_keys(use, spec):
                 continue
             name, log = f"view.{use.name}", part.table
             event = log[f"{name}.event_time"].cast(pa.int64())
@@ -93,22 +93,22 @@ def sightings(
     return pa.concat_tables(tables) if tables else None
 
 
-def is_sighted(use: ViewUse, spec: ViewSpec) -> bool:
+def has_same_keys(use: ViewUse, spec: ViewSpec) -> bool:
     """Whether a contract's use of a view says something about the view's rows."""
     return (use.spec.name, use.spec.join_keys) == (spec.name, spec.join_keys)
 
 
-def sighted_columns(use: ViewUse, *, columns: Sequence[str] = ()) -> list[str]:
+def sighting_columns(use: ViewUse, *, columns: Sequence[str] = ()) -> list[str]:
     """The columns of the log that :func:`sightings` needs for a view of a contract."""
     return [
         "request_time",
         *(ENTITY + name for name in use.request_keys),
-        *(f"view.{use.name}.{name}" for name in SIGHTED),
+        *(f"view.{use.name}.{name}" for name in _SIGHTED_TIMES),
         *(f"feature.{use.name}__{name}" for name in columns if name in use.columns),
     ]
 
 
-def doubted(findings: pa.Table) -> Bools:
+def is_doubtful(findings: pa.Table) -> Bools:
     """Which findings depend on what another request was served of the same row."""
     e = evidence_of(findings)
     return np.asarray(
@@ -124,7 +124,7 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
         findings: The findings.
         keys: Their keys, row by row, as :func:`key_columns` gives them.
         seen: By :func:`sightings`, of the whole log; with the values of the features of those that
-            are :func:`doubted`.
+            are :func:`is_doubtful`.
     """
     import pyarrow as pa
 
@@ -134,26 +134,26 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
     names = ", ".join(keys.column_names)
     same = " AND ".join(f"a.{name} IS NOT DISTINCT FROM b.{name}" for name in keys.column_names)
     coarse_us = microseconds(findings["evidence.logged_event_time"])
-    asked = keys.append_column("row", pa.array(np.arange(findings.num_rows)))
+    requested = keys.append_column("row", pa.array(np.arange(findings.num_rows)))
     for name, column in {
         "request_us": e.request_us,
         "event_us": e.served_event_us,
         "created_us": e.served_created_us,
-        "told_us": coarse_us,
+        "logged_us": coarse_us,
         "first_us": e.first_visible_us,
     }.items():
-        asked = asked.append_column(name, pa.array(column, mask=column == NO_TIME))
+        requested = requested.append_column(name, pa.array(column, mask=column == NO_TIME))
     with closing(connect()) as connection:
-        connection.register("asked_of", asked)
+        connection.register("requested_keys", requested)
         connection.register("seen", seen)
         connection.execute(
             f"CREATE TEMP TABLE numbers AS SELECT {names}, row_number() OVER () AS number "
-            f"FROM (SELECT DISTINCT {names} FROM asked_of)"
+            f"FROM (SELECT DISTINCT {names} FROM requested_keys)"
         )
         connection.execute(
-            "CREATE TEMP TABLE asked AS SELECT b.number, a.row, a.request_us, a.event_us, "
-            "a.created_us, a.told_us, a.first_us "
-            f"FROM asked_of AS a JOIN numbers AS b ON {same}"
+            "CREATE TEMP TABLE requested AS SELECT b.number, a.row, a.request_us, a.event_us, "
+            "a.created_us, a.logged_us, a.first_us "
+            f"FROM requested_keys AS a JOIN numbers AS b ON {same}"
         )
         connection.execute(
             "CREATE TEMP TABLE sighted AS SELECT b.number, a.* FROM seen AS a "
@@ -167,10 +167,10 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
 
         newer, newer_second = which(_NEWER_SQL), which(_NEWER_SECOND_SQL)
         flags = {
-            "seen_online": which("SELECT row FROM asked SEMI JOIN sighted USING (number)"),
+            "seen_online": which("SELECT row FROM requested SEMI JOIN sighted USING (number)"),
             "newer_served_before": np.where(e.unstamped, newer_second, newer),
             "written_since": np.zeros(findings.num_rows, dtype=np.bool_),
-            "served_rightly": _served_rightly(connection, findings, doubted(findings)),
+            "served_rightly": _served_rightly(connection, findings, is_doubtful(findings)),
         }
         absent = (e.served_event_us == NO_TIME) & e.expected_present
         if absent.any():
@@ -181,32 +181,34 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
 
 
 _NEWER_SQL: Final = f"""
-    SELECT asked.row FROM asked ASOF JOIN (
+    SELECT requested.row FROM requested ASOF JOIN (
       SELECT number, request_us,
-        max(max({RANK_SQL})) OVER (PARTITION BY number ORDER BY request_us) AS newest
+        max(max({_RANK_SQL})) OVER (PARTITION BY number ORDER BY request_us) AS newest
       FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
-    ) AS running ON asked.number = running.number AND asked.request_us >= running.request_us
+    ) AS running ON requested.number = running.number AND requested.request_us >= running.request_us
     WHERE running.newest > {
-    RANK_SQL.replace("event_us", "asked.event_us").replace("created_us", "asked.created_us")
+    _RANK_SQL.replace("event_us", "requested.event_us").replace(
+        "created_us", "requested.created_us"
+    )
 }"""
 
 
 _NEWER_SECOND_SQL: Final = f"""
-    SELECT asked.row FROM asked ASOF JOIN (
+    SELECT requested.row FROM requested ASOF JOIN (
       SELECT number, request_us,
         max(max(event_us // {SECOND_US})) OVER (PARTITION BY number ORDER BY request_us) AS newest
       FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
-    ) AS running ON asked.number = running.number AND asked.request_us >= running.request_us
-    WHERE running.newest > asked.told_us // {SECOND_US}"""
+    ) AS running ON requested.number = running.number AND requested.request_us >= running.request_us
+    WHERE running.newest > requested.logged_us // {SECOND_US}"""
 """Where a store gives times to the second, and tells no versions apart."""
 
 
 _WRITTEN_SINCE_SQL: Final = """
-    SELECT asked.row FROM asked ASOF LEFT JOIN (
+    SELECT requested.row FROM requested ASOF LEFT JOIN (
       SELECT request_us, max(max(coalesce(write_us, event_us))) OVER (ORDER BY request_us) AS newest
       FROM seen WHERE event_us IS NOT NULL GROUP BY request_us
-    ) AS running ON asked.request_us >= running.request_us
-    WHERE running.newest IS NULL OR running.newest > asked.first_us"""
+    ) AS running ON requested.request_us >= running.request_us
+    WHERE running.newest IS NULL OR running.newest > requested.first_us"""
 
 
 def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
@@ -221,7 +223,7 @@ def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
         for feature, view in zip(few["feature"].to_pylist(), few["view"].to_pylist(), strict=True)
     ]
     connection.register(
-        "doubted",
+        "is_doubtful",
         pa.table(
             {"row": places, "feature": pa.array(columns, pa.string()), "value": few["expected"]}
         ),
@@ -229,9 +231,9 @@ def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
     for column in sorted(set(columns)):
         of_row = "event_us, created_us"
         connection.execute(
-            "CREATE OR REPLACE TEMP TABLE wanted AS SELECT asked.row, asked.number, "
-            "asked.event_us, asked.created_us, doubted.value FROM doubted "
-            "JOIN asked USING (row) WHERE doubted.feature = ?",
+            "CREATE OR REPLACE TEMP TABLE wanted AS SELECT requested.row, requested.number, "
+            "requested.event_us, requested.created_us, is_doubtful.value FROM is_doubtful "
+            "JOIN requested USING (row) WHERE is_doubtful.feature = ?",
             [column],
         )
         near = connection.sql(
@@ -249,10 +251,10 @@ def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
     return result
 
 
-def worth_another_look(findings: pa.Table) -> Bools:
+def may_change_cause(findings: pa.Table) -> Bools:
     """Which findings a later request may show in another light."""
     import pyarrow.compute as pc
 
     computed = np.asarray(pc.equal(findings["cause"], "transform").to_numpy(), dtype=np.bool_)
     unseen = ~flag(findings, "seen_online")
-    return np.asarray(~computed & (unseen | doubted(findings)), dtype=np.bool_)
+    return np.asarray(~computed & (unseen | is_doubtful(findings)), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""How much wrong values mattered: the model asked with them, and with the expected ones."""
+"""How much wrong values mattered: the model requested with them, and with the expected ones."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def scores(bundle: Bundle, found: Compared, rows: Any) -> tuple[Floats, Floats]:
     """What the model says to requests as they were served, and as they should have been.
 
-    The original estimator is asked both times, so that nothing but the values differs. On-demand
-    features of the second are computed anew from the expected stored ones.
+    The original estimator answers both times, so that only the values differ. On-demand features
+    of the second are computed again from the expected stored ones.
 
     Args:
         bundle: The model.

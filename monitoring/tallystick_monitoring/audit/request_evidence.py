@@ -11,7 +11,11 @@ from tallystick.definitions.contract import ViewUse
 from tallystick.point_in_time.feature_status import Status
 from tallystick_monitoring.audit.cause_rules import same_row
 from tallystick_monitoring.audit.findings import ENTITY, evidence_of, schema
-from tallystick_monitoring.audit.history_evidence import by_values, in_history, with_origin
+from tallystick_monitoring.audit.history_evidence import (
+    rows_in_history,
+    rows_with_values,
+    with_identified_rows,
+)
 from tallystick_monitoring.audit.value_comparison import (
     Compared,
     expected_times,
@@ -55,7 +59,7 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
     if not wrong:
         return schema(entities).empty_table()
     every = np.concatenate([rows for _, rows in wrong])
-    # What is of the request and not of the value is looked up once.
+    # What is of the request and not of the value is days up once.
     requests, place = np.unique(every, return_inverse=True)
     few = log.take(requests)
     event_us = microseconds(few[f"view.{use.name}.event_time"])
@@ -67,16 +71,16 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
     expected_rows = found.expected.take(requests)
     expected_event_us, expected_created_us = expected_times(expected_rows, use)
     keys = key_columns(few, use)
-    told_us = event_us
-    untold = np.flatnonzero(present & (event_us == NO_TIME))
-    if len(untold):
-        event_us, created_us = by_values(repo, use, few, among=untold)
+    logged_us = event_us
+    unknown = np.flatnonzero(present & (event_us == NO_TIME))
+    if len(unknown):
+        event_us, created_us = rows_with_values(repo, use, few, among=unknown)
         # A row that no version has is taken for the right one, with other values.
         right = present & (event_us == NO_TIME)
         event_us = np.where(right, expected_event_us, event_us)
         created_us = np.where(right, expected_created_us, created_us)
     request_us = microseconds(few["request_time"])
-    first_us, known = in_history(repo, use, keys, event_us, created_us, request_us=request_us)
+    first_us, known = rows_in_history(repo, use, keys, event_us, created_us, request_us=request_us)
     request_facts = {
         "request_time": few["request_time"],
         "prediction_id": few["prediction_id"],
@@ -87,7 +91,7 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
         "served_write_time": as_times(write_us),
         "expected_event_time": as_times(expected_event_us),
         "expected_created_time": as_times(expected_created_us),
-        "evidence.logged_event_time": as_times(told_us),
+        "evidence.logged_event_time": as_times(logged_us),
         "evidence.first_visible_time": as_times(first_us),
         "evidence.served_present": pa.array(present),
         "evidence.expected_present": pa.array(
@@ -116,8 +120,8 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
         ),
         entities,
     )
-    if (unstamped & (told_us != NO_TIME)).any():
-        findings = with_origin(repo, findings, use, served)
+    if (unstamped & (logged_us != NO_TIME)).any():
+        findings = with_identified_rows(repo, findings, use)
     same = same_row(evidence_of(findings))
     equal = _equal_after_cast(served, expected, among=same)
     return with_columns(findings, {"evidence.cast_equal": pa.array(equal)})
@@ -185,7 +189,7 @@ def _differs(log: pa.Table, use: ViewUse) -> Bools:
 def _equal_after_cast(
     served: Sequence[pa.Array], expected: Sequence[pa.Array], *, among: Bools
 ) -> Bools:
-    """Whether served and expected value are equal after a cast; asked of those in ``among``.
+    """Whether served and expected value are equal after a cast; requested of those in ``among``.
 
     Values of different rows may be equal after a cast by chance.
     """

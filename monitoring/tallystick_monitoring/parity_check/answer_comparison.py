@@ -1,4 +1,4 @@
-"""Answers against each other, bit for bit; and what a difference means."""
+"""Comparison of answers, bit for bit, and an explanation of each mismatch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tallystick.definitions.feature_types import arrow_type
 from tallystick.point_in_time.feature_status import Status
 from tallystick_monitoring.equality import equal_after_cast, same_bits
 from tallystick_monitoring.log_columns import Bools
-from tallystick_monitoring.parity_check.parity_report import Compared, Example, Where
+from tallystick_monitoring.parity_check.parity_report import Example, SubjectReport, Where
 from tallystick_monitoring.parity_check.subject_answers import Answers
 from tallystick_monitoring.parity_check.subjects import Subject
 
@@ -35,8 +35,8 @@ class Ways:
 
     Attributes:
         offline: What history says.
-        online: What the online store gives; None where it was not asked.
-        api: What the API gives; None where it was not asked.
+        online: What the online store gives; None where it did not answer.
+        api: What the API gives; None where it did not answer.
         left_out: Requests that are not compared, of shape (requests,).
     """
 
@@ -56,27 +56,27 @@ class _Difference:
 
 def compare(
     subject: Subject,
-    spine: pa.Table,
+    entity_rows: pa.Table,
     ways: Ways,
     *,
     kinds: dict[str, int] | None = None,
     notes: Sequence[str] = (),
     failures: Sequence[str] = (),
-) -> Compared:
+) -> SubjectReport:
     """Compare the answers of one subject.
 
     A computed value is compared only where the stored values of which it is computed are the same
     everywhere: what is wrong with these is counted with them.
 
     Args:
-        subject: What was asked for.
-        spine: The requests.
+        subject: The subject.
+        entity_rows: The requests.
         ways: The answers.
         kinds: Of a stored view: how many keys are of each kind.
         notes: What was left out, and why.
-        failures: What could not be asked.
+        failures: What could not be compared.
     """
-    return _Comparison(subject, spine, ways).result(
+    return _Comparison(subject, entity_rows, ways).result(
         kinds=kinds or {}, notes=tuple(notes), failures=tuple(failures)
     )
 
@@ -101,18 +101,18 @@ def same(one: Sequence[Any], other: Sequence[Any], dtype: str) -> Bools:
 
 
 class _Comparison:
-    def __init__(self, subject: Subject, spine: pa.Table, ways: Ways) -> None:
+    def __init__(self, subject: Subject, entity_rows: pa.Table, ways: Ways) -> None:
         self._subject = subject
-        self._requests = spine.drop_columns([REQUEST_TIME]).to_pylist()
+        self._requests = entity_rows.drop_columns([REQUEST_TIME]).to_pylist()
         self._ways = ways
-        self._rows = spine.num_rows
+        self._rows = entity_rows.num_rows
         self._differences: list[_Difference] = []
         self._values = self._present = 0
         self._unequal: dict[str, Bools] = {}
 
     def result(
         self, *, kinds: dict[str, int], notes: tuple[str, ...], failures: tuple[str, ...]
-    ) -> Compared:
+    ) -> SubjectReport:
         computed = self._subject.computed
         for name in sorted(self._ways.offline.values, key=lambda name: name in computed):
             self._compare_value(name, computed.get(name, ()))
@@ -123,8 +123,8 @@ class _Comparison:
         elif self._values and not self._present:
             notes = (*notes, "every value is null at that moment: only nulls were compared")
         differing = len({(each.value, each.row) for each in self._differences})
-        asked = {"offline": True, "online": self._ways.online, "API": self._ways.api}
-        return Compared(
+        ways = {"offline": True, "online": self._ways.online, "API": self._ways.api}
+        return SubjectReport(
             kind=self._subject.kind,
             name=self._subject.name,
             requests=int((~self._ways.left_out).sum()),
@@ -132,7 +132,7 @@ class _Comparison:
             values=self._values,
             present=self._present,
             equal=self._values - differing,
-            ways=tuple(way for way, answers in asked.items() if answers),
+            ways=tuple(way for way, answers in ways.items() if answers),
             differences=dict(Counter(each.where for each in self._differences)),
             hints=dict(Counter(each.hint for each in self._differences).most_common()),
             examples=tuple(self._example(each) for each in self._examples()),
@@ -141,7 +141,7 @@ class _Comparison:
         )
 
     def _compare_value(self, name: str, inputs: Sequence[str]) -> None:
-        """Compare one feature; which rows differ anywhere is kept for what is computed of it."""
+        """Compare one feature, and note its unequal rows for the features computed from it."""
         dtype = self._subject.inputs.value_columns[name]
         differs = np.zeros(self._rows, dtype=np.bool_)
         looked_at = ~self._ways.left_out
@@ -276,18 +276,18 @@ class _Comparison:
     def _examples(self) -> list[_Difference]:
         """Differences to show: one of each hint first."""
         seen: Counter[str] = Counter()
-        told: set[tuple[str, int]] = set()
+        shown: set[tuple[str, int]] = set()
         ranked: list[tuple[int, int, _Difference]] = []
         for each in self._differences:
-            if (each.value, each.row) in told:
+            if (each.value, each.row) in shown:
                 continue
-            told.add((each.value, each.row))
+            shown.add((each.value, each.row))
             ranked.append((seen[each.hint], len(ranked), each))
             seen[each.hint] += 1
         return [each for _, _, each in sorted(ranked, key=lambda rank: rank[:2])[:EXAMPLES_MAX]]
 
     def _example(self, difference: _Difference) -> Example:
-        def told(answers: Answers | None) -> str | None:
+        def value_in(answers: Answers | None) -> str | None:
             if answers is None:
                 return None
             if difference.value == PREDICTION:
@@ -299,15 +299,15 @@ class _Comparison:
             where=difference.where,
             value=difference.value,
             keys={name: _shown(value) for name, value in self._requests[difference.row].items()},
-            offline=told(self._ways.offline) or "",
-            online=told(self._ways.online),
-            api=told(self._ways.api),
+            offline=value_in(self._ways.offline) or "",
+            online=value_in(self._ways.online),
+            api=value_in(self._ways.api),
             hint=difference.hint,
         )
 
 
 def _shown(value: Any) -> str:
-    told = "null" if value is None else value if isinstance(value, str) else repr(value)
+    text = "null" if value is None else value if isinstance(value, str) else repr(value)
     if isinstance(value, datetime):
-        told = value.isoformat()
-    return told if len(told) <= _SHOWN_MAX else f"{told[: _SHOWN_MAX - 1]}…"
+        text = value.isoformat()
+    return text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX - 1]}…"

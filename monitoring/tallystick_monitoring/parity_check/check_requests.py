@@ -1,4 +1,4 @@
-"""The requests of a parity check: keys and request fields for everything that can be asked for."""
+"""The requests of a parity check: keys and request fields for everything that is compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError
 from tallystick.retrieval.source_rows import source_rows
-from tallystick_monitoring.parity_check.key_sampling import Keys, Rng, made_up
+from tallystick_monitoring.parity_check.key_sampling import Rng, SampledKeys, made_up
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +39,7 @@ class Requests:
     """
 
     def __init__(
-        self, repo: Repo, keys: Mapping[str, Keys], *, at: datetime, count: int, seed: int
+        self, repo: Repo, keys: Mapping[str, SampledKeys], *, at: datetime, count: int, seed: int
     ) -> None:
         self._repo = repo
         self._keys = keys
@@ -47,7 +47,7 @@ class Requests:
         self._count = count
         self._seed = seed
 
-    def spine(self, inputs: ModelInputs, name: str, *, populated: bool) -> pa.Table:
+    def entity_rows(self, inputs: ModelInputs, name: str, *, populated: bool) -> pa.Table:
         """Requests for some inputs.
 
         Args:
@@ -79,10 +79,10 @@ class Requests:
         lengths = [len(rows) for _, rows in drawn]
         count = max(lengths, default=self._count if inputs.request_fields else 1)
         requests = []
-        for place in range(count):
+        for index in range(count):
             request: dict[str, Any] = {}
             for use, rows in drawn:
-                key = rows[place % len(rows)]
+                key = rows[index % len(rows)]
                 request = {**dict(zip(use.request_keys, key, strict=True)), **request}
             like = populated[int(rng.integers(len(populated)))] if populated else {}
             for field in inputs.request_fields:
@@ -95,7 +95,7 @@ class Requests:
     def _populated(self, inputs: ModelInputs, rng: Rng) -> list[dict[str, Any]]:
         """Requests of the first model whose population has all that is asked for."""
         columns = inputs.request_columns
-        wanted = max(1, self._count // _POPULATION_SHARE)
+        count = max(1, self._count // _POPULATION_SHARE)
         for _, model in sorted(self._repo.models.items()) if columns else ():
             try:
                 rows = self._population_rows(model, [column.name for column in columns])
@@ -103,8 +103,10 @@ class Requests:
                 continue  # another one may have what this one lacks
             rows = _typed(rows, {column.name: column.dtype for column in columns})
             if rows is not None and rows.num_rows:
-                places = rng.choice(rows.num_rows, size=min(wanted, rows.num_rows), replace=False)
-                taken = rows.take(places).to_pylist()
+                rows_drawn = rng.choice(
+                    rows.num_rows, size=min(count, rows.num_rows), replace=False
+                )
+                taken = rows.take(rows_drawn).to_pylist()
                 return list({repr(row): row for row in taken}.values())
         return []
 

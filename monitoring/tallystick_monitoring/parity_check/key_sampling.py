@@ -1,4 +1,4 @@
-"""Keys of a view, drawn from its history by their hash; every kind that there is is among them."""
+"""Keys of a view, sampled from its history by their hash, some of each kind that it has."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _MADE_UP: Final[dict[str, Callable[[Rng], Any]]] = {
 
 
 @dataclass(frozen=True)
-class Keys:
+class SampledKeys:
     """Keys of one view, in the order of its key columns.
 
     Attributes:
@@ -61,7 +61,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Last:
+class HistoryEnd:
     """The end of a view's history, in microseconds since 1970.
 
     Attributes:
@@ -74,7 +74,7 @@ class Last:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownHistory:
     """What was known of a view at a moment, in microseconds since 1970.
 
     Attributes:
@@ -91,7 +91,7 @@ def clock_of(use: ViewUse) -> VisibilityClock:
     return VisibilityClock.KNOWLEDGE if use.spec.created_column else VisibilityClock.EVENT
 
 
-def last_of(repo: Repo, use: ViewUse) -> Last | None:
+def history_end(repo: Repo, use: ViewUse) -> HistoryEnd | None:
     """Where a view's history ends; None if it has no rows.
 
     Raises:
@@ -99,11 +99,11 @@ def last_of(repo: Repo, use: ViewUse) -> Last | None:
     """
     read, history = _opened(repo, use, columns=use.columns)
     sql = f"SELECT max(event_us) AS event, max(visible_us) AS visible FROM {history.sql} AS history"
-    (row,) = _asked(repo, sql, what=f"view {read.name}").to_pylist()
-    return None if row["event"] is None else Last(row["event"], row["visible"])
+    (row,) = _query(repo, sql, what=f"view {read.name}").to_pylist()
+    return None if row["event"] is None else HistoryEnd(row["event"], row["visible"])
 
 
-def known_at(repo: Repo, use: ViewUse, moments_us: Sequence[int]) -> list[Known]:
+def known_at(repo: Repo, use: ViewUse, moments_us: Sequence[int]) -> list[KnownHistory]:
     """What of a view's history was known at each moment, in microseconds since 1970.
 
     Raises:
@@ -111,17 +111,17 @@ def known_at(repo: Repo, use: ViewUse, moments_us: Sequence[int]) -> list[Known]
     """
     read, history = _opened(repo, use)
     found = ", ".join(
-        f"max(event_us) FILTER (WHERE visible_us <= {moment_us}) AS newest_{place}, "
-        f"max(visible_us) FILTER (WHERE event_us <= {moment_us}) AS settled_{place}"
-        for place, moment_us in enumerate(moments_us)
+        f"max(event_us) FILTER (WHERE visible_us <= {moment_us}) AS newest_{position}, "
+        f"max(visible_us) FILTER (WHERE event_us <= {moment_us}) AS settled_{position}"
+        for position, moment_us in enumerate(moments_us)
     )
     sql = f"SELECT {found} FROM {history.sql} AS history"
-    (row,) = _asked(repo, sql, what=f"view {read.name}").to_pylist()
+    (row,) = _query(repo, sql, what=f"view {read.name}").to_pylist()
     times = [NEVER_US if time_us is None else time_us for time_us in row.values()]
-    return [Known(*pair) for pair in zip(times[::2], times[1::2], strict=True)]
+    return [KnownHistory(*pair) for pair in zip(times[::2], times[1::2], strict=True)]
 
 
-def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) -> Keys:
+def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) -> SampledKeys:
     """Draw keys of a view, the same ones for the same seed and history.
 
     Args:
@@ -136,8 +136,8 @@ def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) ->
     """
     read, history = _opened(repo, use)
     if not read.keys:
-        return Keys(rows=((),), kinds={CURRENT: 1})
-    found = _asked(
+        return SampledKeys(rows=((),), kinds={CURRENT: 1})
+    found = _query(
         repo,
         _sql(history, ttl_us=use.spec.ttl_us, at_us=at_us, count=count, seed=seed),
         what=f"view {read.name}",
@@ -166,25 +166,25 @@ def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) ->
     if not chosen[CURRENT]:
         chosen[EXPIRED] = drawn[EXPIRED][: few + rest]
     rows = [key for kind in KINDS for key in chosen[kind]]
-    return Keys(
-        rows=tuple(rows[place] for place in rng.permutation(len(rows))),
+    return SampledKeys(
+        rows=tuple(rows[position] for position in rng.permutation(len(rows))),
         kinds={kind: len(chosen[kind]) for kind in KINDS if chosen[kind]},
     )
 
 
 def made_up(dtype: str, rng: Rng) -> Any:
-    """A value of a type that history hardly has; None for a type of which there is none."""
+    """A value of a type that history hardly has; None for a type without one."""
     make = _MADE_UP.get(dtype)
     return None if make is None else make(rng)
 
 
 def _unknown(dtypes: Sequence[str], known: Sequence[Key], count: int, rng: Rng) -> list[Key]:
-    """Keys that history lacks; of several columns one is made up, the others are of a known key."""
+    """Keys that history lacks: one column is made up, the others are those of a known key."""
     unknown = []
     for row in range(count):
         key = list(known[row % len(known)]) if known else [made_up(dtype, rng) for dtype in dtypes]
-        place = row % len(dtypes)
-        key[place] = made_up(dtypes[place], rng)
+        position = row % len(dtypes)
+        key[position] = made_up(dtypes[position], rng)
         if None not in key:
             unknown.append(tuple(key))
     return unknown
@@ -195,7 +195,7 @@ def _opened(repo: Repo, use: ViewUse, *, columns: tuple[str, ...] = ()) -> tuple
     return read, open_history(read, clock=clock_of(use), repo_path=repo.path)
 
 
-def _asked(repo: Repo, sql: str, *, what: str) -> Any:
+def _query(repo: Repo, sql: str, *, what: str) -> Any:
     connection = connect(offline_config(repo))
     try:
         return read_table(connection, sql, what=what)
@@ -216,7 +216,7 @@ def _sql(history: History, *, ttl_us: int | None, at_us: int, count: int, seed: 
         SELECT {keys}, kind FROM (
             SELECT *, row_number() OVER (
                 PARTITION BY kind ORDER BY md5(concat_ws('|', '{seed}', {text})), {keys}
-            ) AS place FROM (
+            ) AS position FROM (
                 SELECT {keys}, CASE WHEN newest IS NULL THEN '{LATER}'
                     WHEN {expired} THEN '{EXPIRED}' ELSE '{CURRENT}' END AS kind
                 FROM (
@@ -224,5 +224,5 @@ def _sql(history: History, *, ttl_us: int | None, at_us: int, count: int, seed: 
                     FROM {history.sql} AS history GROUP BY {keys}
                 )
             )
-        ) WHERE place <= {count} ORDER BY kind, place
+        ) WHERE position <= {count} ORDER BY kind, position
     """

@@ -50,17 +50,17 @@ def check_parity(
         StateError: There is nothing to compare, or the server does not come up.
         DataError: No view's history can be read.
     """
-    with ending_on_signals() as end_if_asked, _without_bytecode():
+    with ending_on_signals() as end_if_signalled, _without_bytecode():
         repo = _open(path)
         from tallystick_monitoring.parity_check.parity_run import run
 
         with progress(lines=False) as bar:
 
-            def tell(text: str) -> None:
-                end_if_asked()
+            def on_step(text: str) -> None:
+                end_if_signalled()
                 bar.step(text)
 
-            check = run(repo, sample=sample, at=at, seed=seed, tell=tell)
+            check = run(repo, sample=sample, at=at, seed=seed, on_step=on_step)
     if json_path is not None:
         write_text(json_path, check.model_dump_json(indent=1))
     return text(check), check.passed(fail_over)

@@ -1,4 +1,4 @@
-"""What a parity check found, as a record and as text."""
+"""The report of a parity check: a record, and its text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Example(Frozen):
     hint: str
 
 
-class Compared(Frozen):
+class SubjectReport(Frozen):
     """What was found of one view, on-demand view, feature service or model.
 
     Attributes:
@@ -100,7 +100,7 @@ class ParityCheck(Frozen):
     seed: int
     values: int
     equal: int
-    compared: tuple[Compared, ...]
+    compared: tuple[SubjectReport, ...]
 
     @property
     def failures(self) -> int:
@@ -115,9 +115,9 @@ class ParityCheck(Frozen):
 
 def text(check: ParityCheck) -> str:
     """The report for people."""
-    store = f"store     {check.store}, a scratch one, filled by {check.filled_by}"
+    store = f"store     {check.store} on scratch data, filled by {check.filled_by}"
     if check.store != check.configured:
-        store += f"; it stands in for {check.configured}, of which no scratch one can be made"
+        store += f" in place of {check.configured}, which cannot be started on scratch data"
     moment = f"moment    {check.moment.isoformat()}"
     lines = [
         moment + (f": {check.moment_reason}" if check.moment_reason else ""),
@@ -128,7 +128,7 @@ def text(check: ParityCheck) -> str:
     return "\n".join(lines)
 
 
-def _lines(one: Compared) -> list[str]:
+def _lines(one: SubjectReport) -> list[str]:
     """A line for what was compared, and under it what is to be said of it."""
     mark = "✓" if one.passed else "✗"
     head = f"{mark} {one.kind} {one.name}".ljust(_WIDTH)
@@ -152,14 +152,14 @@ def _lines(one: Compared) -> list[str]:
 def _shown(example: Example) -> str:
     keys = ", ".join(f"{name}={value}" for name, value in example.keys.items())
     ways = {"offline": example.offline, "online": example.online, "API": example.api}
-    told = ", ".join(f"{way} {value}" for way, value in ways.items() if value is not None)
-    return f"{example.value} of {keys or 'any request'}: {told}"
+    values = ", ".join(f"{way} {value}" for way, value in ways.items() if value is not None)
+    return f"{example.value} of {keys or 'any request'}: {values}"
 
 
 def _summary(check: ParityCheck) -> str:
     share = check.equal / check.values if check.values else 0.0
-    told = f"{check.equal:,} of {check.values:,} values equal ({share:.3%})"
+    summary = f"{check.equal:,} of {check.values:,} values equal ({share:.3%})"
     if check.failures:
-        told += f"; {check.failures} could not be compared"
+        summary += f"; {check.failures} could not be compared"
     mark = "✓" if check.passed(0) else "✗"
-    return f"{mark} parity: {told}"
+    return f"{mark} parity: {summary}"

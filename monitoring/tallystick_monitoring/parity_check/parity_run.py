@@ -1,4 +1,4 @@
-"""One parity check: apply, draw, bring online, serve, ask three ways, compare."""
+"""One parity check: apply, sample keys, materialize, serve, read three ways, compare."""
 
 from __future__ import annotations
 
@@ -15,22 +15,28 @@ from tallystick.errors import DataError, DefinitionError, StateError, Tallystick
 from tallystick.materialization.materializer import Materializer
 from tallystick.settings import settings
 from tallystick_monitoring.parity_check.check_requests import Requests
-from tallystick_monitoring.parity_check.key_sampling import Keys, Last, draw_keys, known_at, last_of
+from tallystick_monitoring.parity_check.key_sampling import (
+    HistoryEnd,
+    SampledKeys,
+    draw_keys,
+    history_end,
+    known_at,
+)
 from tallystick_monitoring.parity_check.parity_report import ParityCheck
-from tallystick_monitoring.parity_check.scratch_repo import Scratch, quiet, scratch
-from tallystick_monitoring.parity_check.scratch_server import Api
-from tallystick_monitoring.parity_check.subject_check import Asking
+from tallystick_monitoring.parity_check.scratch_repo import ScratchRepo, quiet, scratch_repo
+from tallystick_monitoring.parity_check.scratch_server import ScratchServer
+from tallystick_monitoring.parity_check.subject_check import SubjectCheck
 from tallystick_monitoring.parity_check.subjects import Subject, subjects
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
 
-Tell = Callable[[str], None]
+OnStep = Callable[[str], None]
 
 NOTHING: Final = "There is nothing to compare: "
 
 
-def run(repo: Repo, *, sample: int, at: datetime | None, seed: int, tell: Tell) -> ParityCheck:
+def run(repo: Repo, *, sample: int, at: datetime | None, seed: int, on_step: OnStep) -> ParityCheck:
     """Check the parity of a repo; see :func:`tallystick_monitoring.parity_check.parity_command`.
 
     Args:
@@ -38,25 +44,27 @@ def run(repo: Repo, *, sample: int, at: datetime | None, seed: int, tell: Tell) 
         sample: Keys of each view, and requests for everything else.
         at: The time as of which everything is read, or None.
         seed: Of what is drawn.
-        tell: Called with one sentence before each step.
+        on_step: Called with one sentence before each step.
     """
     now_us = process_clock().now_us()
-    tell("applying the definitions to a scratch registry")
-    with scratch(repo) as place:
-        _apply(place)
-        return _Run(place, sample=sample, seed=seed, tell=tell).result(at, now_us=now_us)
+    on_step("applying the definitions to a scratch registry")
+    with scratch_repo(repo) as scratch:
+        _apply(scratch)
+        return ParityRun(scratch, sample=sample, seed=seed, on_step=on_step).result(
+            at, now_us=now_us
+        )
 
 
-def _apply(place: Scratch) -> None:
+def _apply(scratch: ScratchRepo) -> None:
     with quiet():
         try:
-            apply(place.repo)
+            apply(scratch.repo)
         except TallystickError:
             raise
         except Exception as error:
             # Any exception: the online store may be anybody's code.
             raise DefinitionError(
-                f"Feast cannot apply {place.repo.path}: {type(error).__name__}: {error}"
+                f"Feast cannot apply {scratch.repo.path}: {type(error).__name__}: {error}"
             ) from error
 
 
@@ -66,17 +74,20 @@ class _Moment:
     reason: str
 
 
-class _Run:
-    def __init__(self, place: Scratch, *, sample: int, seed: int, tell: Tell) -> None:
-        self._place = place
-        self._repo = place.repo
+class ParityRun:
+    """The state of one parity check: the scratch repo, and the views that cannot be read."""
+
+    def __init__(self, scratch: ScratchRepo, *, sample: int, seed: int, on_step: OnStep) -> None:
+        self._scratch = scratch
+        self._repo = scratch.repo
         self._sample = sample
         self._seed = seed
-        self._tell = tell
+        self._on_step = on_step
         self._rows_max = settings().request_rows_max
         self._unreadable: dict[str, str] = {}
 
     def result(self, at: datetime | None, *, now_us: int) -> ParityCheck:
+        """Run the check as of a time, or of one near the end of history."""
         found = list(subjects(self._repo))
         uses = {
             each.name: each.inputs.views[0]
@@ -88,16 +99,16 @@ class _Run:
                 f"{NOTHING}{self._repo.path} defines no feature view that is online.",
                 hint="Define one in a file of the repo, with online=True.",
             )
-        self._tell("reading history")
-        lasts = self._lasts(uses)
-        moment = _moment(self._repo, at, now_us, uses, lasts)
-        self._place.clock.set(moment.at)
-        keys = self._keys(uses, lasts, moment.at)
+        self._on_step("reading history")
+        ends_of_views = self._history_ends(uses)
+        moment = _moment(self._repo, at, now_us, uses, ends_of_views)
+        self._scratch.clock.set(moment.at)
+        keys = self._keys(uses, ends_of_views, moment.at)
         self._bring_online(list(keys), moment.at)
-        self._tell("starting the server")
-        with Api(self._place) as api:
-            asking = Asking(
-                self._place,
+        self._on_step("starting the server")
+        with ScratchServer(self._scratch) as api:
+            check = SubjectCheck(
+                self._scratch,
                 api,
                 Requests(self._repo, keys, at=moment.at, count=self._sample, seed=self._seed),
                 keys,
@@ -106,42 +117,42 @@ class _Run:
             )
             compared = []
             for each in found:
-                self._tell(f"comparing {each.kind} {each.name}")
-                compared.append(asking.compared(each))
+                self._on_step(f"comparing {each.kind} {each.name}")
+                compared.append(check.compared(each))
         return ParityCheck(
             repo=str(self._repo.path),
             moment=moment.at,
             moment_reason=moment.reason,
-            store=self._place.store,
-            configured=self._place.configured,
-            filled_by="tally materialize" if self._place.is_packed else "feast materialize",
+            store=self._scratch.store,
+            configured=self._scratch.configured,
+            filled_by="tally materialize" if self._scratch.is_packed else "feast materialize",
             seed=self._seed,
             values=sum(one.values for one in compared),
             equal=sum(one.equal for one in compared),
             compared=tuple(compared),
         )
 
-    def _lasts(self, uses: dict[str, ViewUse]) -> dict[str, Last]:
+    def _history_ends(self, uses: dict[str, ViewUse]) -> dict[str, HistoryEnd]:
         """Where each view's history ends; of those that can be read and have rows."""
-        lasts = {}
+        ends_of_views = {}
         for name, use in uses.items():
             with self._unless_unreadable(name):
-                last = last_of(self._repo, use)
+                last = history_end(self._repo, use)
                 if last is None:
                     self._unreadable[name] = f"View {name} has no rows in its source."
                 else:
-                    lasts[name] = last
-        if not lasts:
+                    ends_of_views[name] = last
+        if not ends_of_views:
             raise DataError(
                 "\n".join((f"{NOTHING}no view has history.", *self._unreadable.values()))
             )
-        return lasts
+        return ends_of_views
 
     def _keys(
-        self, uses: dict[str, ViewUse], lasts: dict[str, Last], at: datetime
-    ) -> dict[str, Keys]:
+        self, uses: dict[str, ViewUse], ends_of_views: dict[str, HistoryEnd], at: datetime
+    ) -> dict[str, SampledKeys]:
         keys = {}
-        for name in lasts:
+        for name in ends_of_views:
             with self._unless_unreadable(name):
                 keys[name] = draw_keys(
                     self._repo, uses[name], at_us=to_us(at), count=self._sample, seed=self._seed
@@ -150,9 +161,9 @@ class _Run:
 
     def _bring_online(self, views: list[str], at: datetime) -> None:
         """Fill the scratch store as the repo's own is filled."""
-        materializer = Materializer(self._repo) if self._place.is_packed else None
+        materializer = Materializer(self._repo) if self._scratch.is_packed else None
         for name in views:
-            self._tell(f"bringing view {name} online")
+            self._on_step(f"bringing view {name} online")
             with self._unless_unreadable(name):
                 if materializer is not None:
                     materializer.run(views=[name], until=at)
@@ -183,7 +194,7 @@ def _moment(
     at: datetime | None,
     now_us: int,
     uses: dict[str, ViewUse],
-    lasts: dict[str, Last],
+    ends_of_views: dict[str, HistoryEnd],
 ) -> _Moment:
     """The time as of which everything is read.
 
@@ -192,21 +203,25 @@ def _moment(
     something had happened that was not known yet.
     """
     if at is not None:
-        return _Moment(at, "as asked for")
-    ttls = {name: ttl_us for name in lasts if (ttl_us := uses[name].spec.ttl_us) is not None}
-    if not ttls or any(lasts[name].event_us >= now_us - ttl_us for name, ttl_us in ttls.items()):
+        return _Moment(at, "as requested")
+    ttls = {
+        name: ttl_us for name in ends_of_views if (ttl_us := uses[name].spec.ttl_us) is not None
+    }
+    if not ttls or any(
+        ends_of_views[name].event_us >= now_us - ttl_us for name, ttl_us in ttls.items()
+    ):
         return _Moment(from_us(now_us), "")
-    ends = sorted({lasts[name].visible_us for name in ttls})
-    known = [known_at(repo, uses[name], ends) for name in lasts]
-    settled = [max(each[place].settled_us for each in known) for place in range(len(ends))]
+    ends = sorted({ends_of_views[name].visible_us for name in ttls})
+    known = [known_at(repo, uses[name], ends) for name in ends_of_views]
+    settled = [max(each[index].settled_us for each in known) for index in range(len(ends))]
     candidates = sorted({min(moment_us, now_us) for moment_us in (*ends, *settled)})
-    found = {name: known_at(repo, uses[name], candidates) for name in lasts}
+    found = {name: known_at(repo, uses[name], candidates) for name in ends_of_views}
 
-    def rank(place: int) -> tuple[int, int, int]:
-        moment_us = candidates[place]
-        alive = sum(found[name][place].newest_us >= moment_us - ttls[name] for name in ttls)
-        complete = sum(found[name][place].settled_us <= moment_us for name in lasts)
-        return alive, complete, place
+    def rank(index: int) -> tuple[int, int, int]:
+        moment_us = candidates[index]
+        alive = sum(found[name][index].newest_us >= moment_us - ttls[name] for name in ttls)
+        complete = sum(found[name][index].settled_us <= moment_us for name in ends_of_views)
+        return alive, complete, index
 
     return _Moment(
         from_us(candidates[max(range(len(candidates)), key=rank)]),

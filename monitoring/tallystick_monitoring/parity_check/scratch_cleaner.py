@@ -1,8 +1,8 @@
 """Removes the scratch folder of a parity check once nobody uses it, however the check ended.
 
-The check holds the lock of the folder, and so does its server. A keeper, a process of its own,
+The check holds the lock of the folder, and so does its server. A cleaner, a process of its own,
 waits until the check is gone; then for the lock; then it stops the folder's Redis and removes all
-of it. If the keeper is killed as well, the next check does that.
+of it. If the cleaner is killed as well, the next check does that.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def remove(folder: Path, *, wait_s: float = 0.0) -> bool:
 
 
 def remove_abandoned() -> None:
-    """Remove what killed checks and their killed keepers left; other users' folders stay."""
+    """Remove what killed checks and their killed cleaners left; other users' folders stay."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError, TallystickError):
             if folder.stat().st_uid == os.getuid():

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OURS: Final = "tallystick.online_store.RedisOnlineStore"
-_KEPT: Final = ("project", "offline_store", "entity_key_serialization_version", "flags")
+_COPIED: Final = ("project", "offline_store", "entity_key_serialization_version", "flags")
 """Parts of feature_store.yaml that are taken over; others reach out of the scratch folder."""
 _SERVER_TIMEOUT_S: Final = 30
-_KEEPER_S: Final = 90.0
+_CLEANER_S: Final = 90.0
 
 
 @dataclass(frozen=True)
-class Scratch:
+class ScratchRepo:
     """A repo whose registry, online store and state are scratch.
 
     Attributes:
@@ -66,7 +66,7 @@ class Scratch:
 
 
 @contextmanager
-def scratch(repo: Repo) -> Iterator[Scratch]:
+def scratch_repo(repo: Repo) -> Iterator[ScratchRepo]:
     """Give a repo a scratch registry, online store and state for the time of the block.
 
     Args:
@@ -79,7 +79,7 @@ def scratch(repo: Repo) -> Iterator[Scratch]:
     state = repo.state_dir
     remove_abandoned()
     folder, lock = make_folder()
-    keeper = subprocess.Popen(  # noqa: S603 our own module
+    cleaner = subprocess.Popen(  # noqa: S603 our own module
         [
             sys.executable,
             "-B",
@@ -98,7 +98,7 @@ def scratch(repo: Repo) -> Iterator[Scratch]:
             _copy_champions(state, folder / STATE)
             online = _scratch_online(repo, folder)
             served = _write_settings(repo, folder, online)
-            yield Scratch(
+            yield ScratchRepo(
                 folder=folder,
                 lock=lock,
                 repo=replace(repo, settings_file=served / "feature_store.yaml"),
@@ -109,7 +109,7 @@ def scratch(repo: Repo) -> Iterator[Scratch]:
             )
     finally:
         os.close(lock)
-        _end(keeper, folder)
+        _end(cleaner, folder)
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def _write_settings(repo: Repo, folder: Path, online: dict[str, Any]) -> Path:
     # Not expanded: what stands for a ${NAME} may be secret.
     content = yaml.safe_load((repo.path / "feature_store.yaml").read_text(encoding="utf-8"))
     settings = {
-        **{name: content[name] for name in _KEPT if name in content},
+        **{name: content[name] for name in _COPIED if name in content},
         "provider": "local",
         "registry": str(folder / "registry.db"),
         "online_store": online,
@@ -203,12 +203,12 @@ def _copy_champions(state: Path, scratch_state: Path) -> None:
                 shutil.copytree(source / bundle, target / bundle)
 
 
-def _end(keeper: subprocess.Popen[bytes], folder: Path) -> None:
+def _end(cleaner: subprocess.Popen[bytes], folder: Path) -> None:
     """Have the folder removed, and wait until it is."""
-    assert keeper.stdin is not None
-    keeper.stdin.close()
+    assert cleaner.stdin is not None
+    cleaner.stdin.close()
     try:
-        removed = keeper.wait(_KEEPER_S) == 0
+        removed = cleaner.wait(_CLEANER_S) == 0
     except subprocess.TimeoutExpired:
         removed = False
     if not removed:

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from tallystick.errors import StateError, UnavailableError
 from tallystick.server_process import ServerProcess
 from tallystick_monitoring.parity_check.scratch_cleaner import sockets_of
-from tallystick_monitoring.parity_check.scratch_repo import Scratch
+from tallystick_monitoring.parity_check.scratch_repo import ScratchRepo
 
 _START_S: Final = 180.0
 _ANSWER_S: Final = 60.0
@@ -23,17 +23,17 @@ _ERROR: Final = re.compile(r"tally: (?!The server did not start)|[\w.]+(Error|Ex
 """How the line of a server's log begins that says why it ended."""
 
 
-class Api:
+class ScratchServer:
     """``tally serve`` on a socket in the scratch folder, for the time of a ``with`` block.
 
     Args:
         scratch: What is served.
 
     Raises:
-        StateError: The server does not come up, or not in time; its last words are told.
+        StateError: The server does not come up, or not in time; its last words are errors.
     """
 
-    def __init__(self, scratch: Scratch) -> None:
+    def __init__(self, scratch: ScratchRepo) -> None:
         sockets = sockets_of(scratch.folder)
         sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._socket = sockets / "api.sock"
@@ -109,8 +109,8 @@ class Api:
 
     def _last_words(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        told = [line for line in lines if _ERROR.match(line)]
-        return _ERROR.sub("", (told or lines or ["nothing"])[-1])
+        errors = [line for line in lines if _ERROR.match(line)]
+        return _ERROR.sub("", (errors or lines or ["nothing"])[-1])
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -19,7 +19,7 @@ from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.model_features import computed_values, stored_values
 from tallystick_monitoring.parity_check.key_sampling import clock_of
 from tallystick_monitoring.parity_check.scratch_repo import quiet
-from tallystick_monitoring.parity_check.scratch_server import Api
+from tallystick_monitoring.parity_check.scratch_server import ScratchServer
 from tallystick_monitoring.parity_check.subjects import Subject
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Answers:
 
     Attributes:
         values: ``view__feature`` → one plain value per request; None for null.
-        event_times: View → event time of the row in each request; None where it is not told.
+        event_times: View → event time of the row in each request; None where it is not known.
         statuses: View → status in each request, of what history says.
         predictions: Probabilities, of a model.
     """
@@ -54,19 +54,19 @@ class Answers:
     predictions: list[float] = field(default_factory=list)
 
 
-def stored(repo: Repo, inputs: ModelInputs, spine: pa.Table) -> tuple[pa.Table, Answers]:
+def stored(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> tuple[pa.Table, Answers]:
     """What history says of the stored features, each view under the clock that it has.
 
     Returns:
-        The spine with the stored features, for the on-demand functions; and these features.
+        The entity_rows with the stored features, for the on-demand functions; and these features.
 
     Raises:
         DataError: A source cannot be read as declared.
     """
     answers = Answers()
-    table, dtypes = spine, inputs.value_columns
+    table, dtypes = entity_rows, inputs.value_columns
     for use in inputs.views:
-        found = stored_values(repo, [use], spine, clock=clock_of(use), with_times=True)
+        found = stored_values(repo, [use], entity_rows, clock=clock_of(use), with_times=True)
         for column in use.columns:
             name = f"{use.name}__{column}"
             table = table.append_column(name, found[name])
@@ -76,18 +76,18 @@ def stored(repo: Repo, inputs: ModelInputs, spine: pa.Table) -> tuple[pa.Table, 
     return table, answers
 
 
-def not_yet_known(repo: Repo, inputs: ModelInputs, spine: pa.Table) -> list[bool]:
+def not_yet_known(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> list[bool]:
     """Of which requests history has a row of that time which was known only later.
 
     Feast brings such a row online all the same: it does not ask when a row became known.
     """
-    later = [False] * spine.num_rows
+    later = [False] * entity_rows.num_rows
     for use in inputs.views:
         if clock_of(use) is not VisibilityClock.KNOWLEDGE:
             continue
         times = [f"{use.name}__event_time", f"{use.name}__created_time"]
         known, happened = (
-            stored_values(repo, [use], spine, clock=clock, with_times=True).select(times)
+            stored_values(repo, [use], entity_rows, clock=clock, with_times=True).select(times)
             for clock in (VisibilityClock.KNOWLEDGE, VisibilityClock.EVENT)
         )
         pairs = zip(known.to_pylist(), happened.to_pylist(), strict=True)
@@ -120,7 +120,7 @@ def computed(subject: Subject, table: pa.Table) -> Answers:
     return answers
 
 
-def online(repo: Repo, subject: Subject, spine: pa.Table) -> Answers:
+def online(repo: Repo, subject: Subject, entity_rows: pa.Table) -> Answers:
     """What Feast reads of the online store, for all requests at once if it can.
 
     Raises:
@@ -130,7 +130,9 @@ def online(repo: Repo, subject: Subject, spine: pa.Table) -> Answers:
     if not features:
         features = repo.store.get_feature_service(subject.name)
     answers = Answers()
-    for part in _parts(spine, alone=spine.num_rows if subject.is_asked_alone else 0):
+    for part in _parts(
+        entity_rows, alone=entity_rows.num_rows if subject.needs_single_requests else 0
+    ):
         with quiet():
             try:
                 response = repo.store.get_online_features(
@@ -144,7 +146,7 @@ def online(repo: Repo, subject: Subject, spine: pa.Table) -> Answers:
                     f"Feast cannot read it from the online store: {type(error).__name__}: {error}"
                 ) from error
         _add_protos(answers, subject, response)
-    _require_all(subject, answers, rows=spine.num_rows, who="Feast")
+    _require_all(subject, answers, rows=entity_rows.num_rows, who="Feast")
     return answers
 
 
@@ -163,17 +165,19 @@ def _add_protos(answers: Answers, subject: Subject, response: Any) -> None:
             from_us(time.seconds * SECOND_US + time.nanos // 1000) if time.seconds > 0 else None
             for time in result.event_timestamps
         ]
-    for view, told in times.items():
-        answers.event_times.setdefault(view, []).extend(told)
+    for view, times_of_view in times.items():
+        answers.event_times.setdefault(view, []).extend(times_of_view)
 
 
-def served_features(api: Api, subject: Subject, spine: pa.Table, *, rows_max: int) -> Answers:
+def served_features(
+    api: ScratchServer, subject: Subject, entity_rows: pa.Table, *, rows_max: int
+) -> Answers:
     """What the API's feature route answers, the first requests one by one.
 
     Args:
         api: The server.
         subject: What is asked for.
-        spine: The requests.
+        entity_rows: The requests.
         rows_max: Requests that the server takes at once.
 
     Raises:
@@ -186,30 +190,32 @@ def served_features(api: Api, subject: Subject, spine: pa.Table, *, rows_max: in
     )
     dtypes, in_answer = subject.inputs.value_columns, subject.names
     answers = Answers()
-    alone = spine.num_rows if subject.is_asked_alone else ROWS_ALONE
-    for part in _parts(spine, alone=alone, rows_max=min(rows_max, ROWS_TOGETHER)):
+    alone = entity_rows.num_rows if subject.needs_single_requests else ROWS_ALONE
+    for part in _parts(entity_rows, alone=alone, rows_max=min(rows_max, ROWS_TOGETHER)):
         entities = {
             name: [_to_json(value) for value in values] for name, values in _entities(part).items()
         }
         body = {**what, "entities": entities, "full_feature_names": subject.by_full_names}
         status, content = api.ask("POST", "/get-online-features", body)
         if status != _OK:
-            raise DataError(f"The API does not answer: {_told(status, content)}")
+            raise DataError(f"The API does not answer: {_refusal(status, content)}")
         names = content["metadata"]["feature_names"]
         for name, result in zip(names, content["results"], strict=True):
             if name in in_answer:
                 value = in_answer[name]
                 values = [_from_json(each, dtypes[value]) for each in result["values"]]
                 answers.values.setdefault(value, []).extend(values)
-    _require_all(subject, answers, rows=spine.num_rows, who="The API")
+    _require_all(subject, answers, rows=entity_rows.num_rows, who="The API")
     return answers
 
 
-def served_predictions(api: Api, subject: Subject, spine: pa.Table, *, rows_max: int) -> Answers:
+def served_predictions(
+    api: ScratchServer, subject: Subject, entity_rows: pa.Table, *, rows_max: int
+) -> Answers:
     """What a model sees and predicts; otherwise as :func:`served_features`."""
     dtypes = subject.inputs.value_columns
     answers = Answers(values={name: [] for name in dtypes})
-    requests = spine.drop_columns([REQUEST_TIME])
+    requests = entity_rows.drop_columns([REQUEST_TIME])
     for part in _parts(requests, alone=ROWS_ALONE, rows_max=min(rows_max, ROWS_TOGETHER)):
         instances = [
             {name: _to_json(value) for name, value in row.items()} for row in part.to_pylist()
@@ -217,7 +223,7 @@ def served_predictions(api: Api, subject: Subject, spine: pa.Table, *, rows_max:
         body = {"instances": instances, "parameters": {"features": True}}
         status, content = api.ask("POST", f"/v1/models/{subject.name}:predict", body)
         if status != _OK:
-            raise DataError(f"The API does not predict: {_told(status, content)}")
+            raise DataError(f"The API does not predict: {_refusal(status, content)}")
         for prediction in content["predictions"]:
             answers.predictions.append(prediction["probability"])
             for name, dtype in dtypes.items():
@@ -226,16 +232,16 @@ def served_predictions(api: Api, subject: Subject, spine: pa.Table, *, rows_max:
 
 
 def failing_rows(subject: Subject, table: pa.Table) -> tuple[list[bool], str]:
-    """Of which requests a function or the model fails, and what the last of them says."""
-    failing, told = [], ""
+    """Which requests make a function or the model fail, and the last error."""
+    failing, reason = [], ""
     for row in range(table.num_rows):
         try:
             computed(subject, table.slice(row, 1))
             failing.append(False)
         except DefinitionError as error:
             failing.append(True)
-            told = str(error)
-    return failing, told
+            reason = str(error)
+    return failing, reason
 
 
 def unanswered(subject: Subject) -> tuple[str, ...]:
@@ -246,7 +252,7 @@ def unanswered(subject: Subject) -> tuple[str, ...]:
         f"{spec.name}__{output.name}"
         for spec in subject.inputs.transforms
         for output in spec.outputs
-        if spec.mode != "pandas" and f"{spec.name}__{output.name}" in subject.asked
+        if spec.mode != "pandas" and f"{spec.name}__{output.name}" in subject.answered
     )
 
 
@@ -254,7 +260,7 @@ def _require_all(subject: Subject, answers: Answers, *, rows: int, who: str) -> 
     """Refuse an answer that lacks a feature, or has another number of values than requests."""
     missing = [
         name
-        for name in subject.asked
+        for name in subject.answered
         if name not in answers.values and name not in unanswered(subject)
     ]
     if missing:
@@ -264,22 +270,26 @@ def _require_all(subject: Subject, answers: Answers, *, rows: int, who: str) -> 
             raise DataError(f"{who} answers {len(values)} values of {name} to {rows} requests.")
 
 
-def _entities(spine: pa.Table) -> dict[str, list[Any]]:
-    columns = {name: spine[name].to_pylist() for name in spine.column_names if name != REQUEST_TIME}
-    return columns or {NO_KEY: [0] * spine.num_rows}
+def _entities(entity_rows: pa.Table) -> dict[str, list[Any]]:
+    columns = {
+        name: entity_rows[name].to_pylist()
+        for name in entity_rows.column_names
+        if name != REQUEST_TIME
+    }
+    return columns or {NO_KEY: [0] * entity_rows.num_rows}
 
 
-def _parts(spine: pa.Table, *, alone: int, rows_max: int | None = None) -> Iterator[pa.Table]:
+def _parts(entity_rows: pa.Table, *, alone: int, rows_max: int | None = None) -> Iterator[pa.Table]:
     """The first requests one by one, then batches of at most ``rows_max``; None for one batch."""
-    alone = min(alone, spine.num_rows)
+    alone = min(alone, entity_rows.num_rows)
     for row in range(alone):
-        yield spine.slice(row, 1)
-    size = rows_max or max(spine.num_rows, 1)
-    for start in range(alone, spine.num_rows, size):
-        yield spine.slice(start, size)
+        yield entity_rows.slice(row, 1)
+    size = rows_max or max(entity_rows.num_rows, 1)
+    for start in range(alone, entity_rows.num_rows, size):
+        yield entity_rows.slice(start, size)
 
 
-def _told(status: int, content: Mapping[str, Any]) -> str:
+def _refusal(status: int, content: Mapping[str, Any]) -> str:
     errors: Sequence[Any] = content.get("errors", ())
     details = "; ".join(f"{error['where']}: expected {error['expected']}" for error in errors[:3])
     return f"{status} {content.get('detail', content)}" + (f" ({details})" if details else "")

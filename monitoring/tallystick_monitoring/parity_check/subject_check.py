@@ -1,4 +1,4 @@
-"""One subject after the other is asked for, three ways, and compared."""
+"""The check of one subject: its values from history, online store and API, compared."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tallystick_monitoring.log_columns import Bools
 from tallystick_monitoring.parity_check import subject_answers
 from tallystick_monitoring.parity_check.answer_comparison import Ways, compare
 from tallystick_monitoring.parity_check.check_requests import Requests
-from tallystick_monitoring.parity_check.key_sampling import Keys
-from tallystick_monitoring.parity_check.parity_report import Compared
-from tallystick_monitoring.parity_check.scratch_repo import Scratch
-from tallystick_monitoring.parity_check.scratch_server import Api
+from tallystick_monitoring.parity_check.key_sampling import SampledKeys
+from tallystick_monitoring.parity_check.parity_report import SubjectReport
+from tallystick_monitoring.parity_check.scratch_repo import ScratchRepo
+from tallystick_monitoring.parity_check.scratch_server import ScratchServer
 from tallystick_monitoring.parity_check.subject_answers import CARRIED, Answers
 from tallystick_monitoring.parity_check.subjects import Subject, Unusable
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class Asking:
-    """Asks for one subject after the other, and compares.
+class SubjectCheck:
+    """Reads the values of subjects three ways, and compares them.
 
     Args:
-        place: The scratch repo, online.
+        scratch: The scratch repo, online.
         api: Its server.
         requests: Draws the requests.
         keys: View → the keys that were drawn of it.
@@ -38,28 +38,28 @@ class Asking:
 
     def __init__(
         self,
-        place: Scratch,
-        api: Api,
+        scratch: ScratchRepo,
+        api: ScratchServer,
         requests: Requests,
-        keys: dict[str, Keys],
+        keys: dict[str, SampledKeys],
         unreadable: dict[str, str],
         *,
         rows_max: int,
     ) -> None:
-        self._place = place
-        self._repo = place.repo
+        self._scratch = scratch
+        self._repo = scratch.repo
         self._api = api
         self._requests = requests
         self._keys = keys
         self._unreadable = unreadable
         self._rows_max = rows_max
 
-    def compared(self, subject: Subject | Unusable) -> Compared:
+    def compared(self, subject: Subject | Unusable) -> SubjectReport:
         """What is found of a subject."""
         if isinstance(subject, Unusable):
             if subject.is_served:
                 return _failed(subject, subject.reason)
-            return Compared(kind=subject.kind, name=subject.name, notes=(subject.reason,))
+            return SubjectReport(kind=subject.kind, name=subject.name, notes=(subject.reason,))
         names = [use.spec.name for use in subject.inputs.views]
         unreadable = [name for name in names if name in self._unreadable]
         if unreadable and subject.kind == "view":
@@ -71,27 +71,29 @@ class Asking:
         except TallystickError as error:
             return _failed(subject, str(error))
 
-    def _compared(self, subject: Subject) -> Compared:
-        spine = self._requests.spine(subject.inputs, subject.name, populated=subject.kind != "view")
+    def _compared(self, subject: Subject) -> SubjectReport:
+        entity_rows = self._requests.entity_rows(
+            subject.inputs, subject.name, populated=subject.kind != "view"
+        )
         notes: list[str] = []
-        if left_out_values := subject_answers.unanswered(subject):
+        if unanswered := subject_answers.unanswered(subject):
             notes.append(
-                f"not compared: {', '.join(left_out_values)}, which Feast leaves out where "
+                f"not compared: {', '.join(unanswered)}, which Feast leaves out where "
                 "features are asked for with the names of their views, as two of one name must be"
             )
         failures: list[str] = []
-        spine, offline = self._offline(subject, spine, notes)
-        left_out = self._left_out(subject, spine, notes)
+        entity_rows, offline = self._offline(subject, entity_rows, notes)
+        left_out = self._left_out(subject, entity_rows, notes)
         online = api = None
-        if spine.num_rows and subject.bundle is None:
+        if entity_rows.num_rows and subject.bundle is None:
             with _noting(failures):
-                online = subject_answers.online(self._repo, subject, spine)
-        if spine.num_rows:
+                online = subject_answers.online(self._repo, subject, entity_rows)
+        if entity_rows.num_rows:
             with _noting(failures):
-                api = self._served(subject, spine, notes)
+                api = self._served(subject, entity_rows, notes)
         return compare(
             subject,
-            spine,
+            entity_rows,
             Ways(offline, online, api, left_out),
             kinds=self._keys[subject.name].kinds if subject.kind == "view" else {},
             notes=notes,
@@ -99,30 +101,30 @@ class Asking:
         )
 
     def _offline(
-        self, subject: Subject, spine: pa.Table, notes: list[str]
+        self, subject: Subject, entity_rows: pa.Table, notes: list[str]
     ) -> tuple[pa.Table, Answers]:
-        """What history says; and the requests without those of which something fails."""
-        table, found = subject_answers.stored(self._repo, subject.inputs, spine)
+        """What history says, and the requests without those that make something fail."""
+        table, found = subject_answers.stored(self._repo, subject.inputs, entity_rows)
         try:
             computed = subject_answers.computed(subject, table)
         except DefinitionError:
-            failing, told = subject_answers.failing_rows(subject, table)
-            kept = [row for row, fails in enumerate(failing) if not fails]
-            if not kept:
+            failing, reason = subject_answers.failing_rows(subject, table)
+            passing = [row for row, fails in enumerate(failing) if not fails]
+            if not passing:
                 raise
-            spine = spine.take(kept)
-            table, found = subject_answers.stored(self._repo, subject.inputs, spine)
+            entity_rows = entity_rows.take(passing)
+            table, found = subject_answers.stored(self._repo, subject.inputs, entity_rows)
             computed = subject_answers.computed(subject, table)
-            notes.append(f"left out are {sum(failing)} requests that fail: {told}")
+            notes.append(f"left out are {sum(failing)} requests that fail: {reason}")
         found.values |= computed.values
         found.predictions = computed.predictions
-        return spine, found
+        return entity_rows, found
 
-    def _left_out(self, subject: Subject, spine: pa.Table, notes: list[str]) -> Bools:
-        if self._place.is_packed:
-            return np.zeros(spine.num_rows, dtype=np.bool_)
+    def _left_out(self, subject: Subject, entity_rows: pa.Table, notes: list[str]) -> Bools:
+        if self._scratch.is_packed:
+            return np.zeros(entity_rows.num_rows, dtype=np.bool_)
         later = np.array(
-            subject_answers.not_yet_known(self._repo, subject.inputs, spine), dtype=np.bool_
+            subject_answers.not_yet_known(self._repo, subject.inputs, entity_rows), dtype=np.bool_
         )
         if later.any():
             notes.append(
@@ -131,7 +133,7 @@ class Asking:
             )
         return later
 
-    def _served(self, subject: Subject, spine: pa.Table, notes: list[str]) -> Answers | None:
+    def _served(self, subject: Subject, entity_rows: pa.Table, notes: list[str]) -> Answers | None:
         if subject.bundle is not None:
             reasons = [
                 reason
@@ -141,7 +143,7 @@ class Asking:
             if reasons:
                 raise DataError("; ".join(reasons))
             return subject_answers.served_predictions(
-                self._api, subject, spine, rows_max=self._rows_max
+                self._api, subject, entity_rows, rows_max=self._rows_max
             )
         uncarried = [
             f"{column.name} ({column.dtype})"
@@ -150,20 +152,22 @@ class Asking:
         ]
         if uncarried:
             notes.append(
-                f"the API is not asked: Feast cannot take {', '.join(uncarried)} from JSON; only "
-                "a model's route can"
+                f"the API was not compared: Feast cannot take {', '.join(uncarried)} from JSON, "
+                "only a model's route can"
             )
             return None
-        return subject_answers.served_features(self._api, subject, spine, rows_max=self._rows_max)
+        return subject_answers.served_features(
+            self._api, subject, entity_rows, rows_max=self._rows_max
+        )
 
 
-def _failed(subject: Subject | Unusable, *reasons: str) -> Compared:
-    return Compared(kind=subject.kind, name=subject.name, failures=reasons)
+def _failed(subject: Subject | Unusable, *reasons: str) -> SubjectReport:
+    return SubjectReport(kind=subject.kind, name=subject.name, failures=reasons)
 
 
 @contextmanager
 def _noting(failures: list[str]) -> Iterator[None]:
-    """Keep why one way cannot be asked, and go on with the others."""
+    """Note why one way cannot answer, and go on with the others."""
     try:
         yield
     except TallystickError as error:

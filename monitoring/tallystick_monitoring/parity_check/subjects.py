@@ -21,7 +21,7 @@ Kind = Literal["view", "on-demand view", "feature service", "model"]
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing that can be asked for.
+    """One thing that a parity check compares.
 
     Attributes:
         kind: What it is.
@@ -58,15 +58,15 @@ class Subject:
         return Scorer(self.bundle.contract, self.bundle.estimator, self.bundle.compiled)
 
     @property
-    def asked(self) -> tuple[str, ...]:
+    def answered(self) -> tuple[str, ...]:
         """Names of the values that are answered, ``view__feature``: inputs as well."""
         if not self.features:
             return self.compared
         return tuple(feature.replace(":", "__") for feature in self.features)
 
     @property
-    def is_asked_alone(self) -> bool:
-        """Whether Feast has to be asked for one request at a time.
+    def needs_single_requests(self) -> bool:
+        """Whether Feast must get one request at a time.
 
         It calls a singleton function for the first one only.
         """
@@ -74,12 +74,12 @@ class Subject:
 
     @property
     def by_full_names(self) -> bool:
-        """Whether values have to be asked for with the names of their views.
+        """Whether values must be requested with the names of their views.
 
         Only where short names are ambiguous: by full names Feast leaves out what on-demand views in
         python mode compute.
         """
-        short = [self.parts[name][1] for name in self.asked]
+        short = [self.parts[name][1] for name in self.answered]
         short += [key.name for key in self.inputs.request_columns]
         return len(set(short)) < len(short)
 
@@ -87,12 +87,12 @@ class Subject:
     def names(self) -> dict[str, str]:
         """Name in the answer → ``view__feature``."""
         if self.by_full_names:
-            return {name: name for name in self.asked}
-        return {self.parts[name][1]: name for name in self.asked}
+            return {name: name for name in self.answered}
+        return {self.parts[name][1]: name for name in self.answered}
 
     @property
     def computed(self) -> dict[str, tuple[str, ...]]:
-        """Computed value → the stored features of which it is computed."""
+        """Computed value → the stored features that it is computed from."""
         stored = self.inputs.stored_columns
         return {
             f"{spec.name}__{output.name}": tuple(
@@ -121,7 +121,7 @@ class Unusable:
 
 
 def subjects(repo: Repo) -> Iterator[Subject | Unusable]:
-    """All that an applied repo can be asked for, in that order of kinds.
+    """Everything that an applied repo serves, in that order of kinds.
 
     Args:
         repo: The repo; its champions are those of its state folder.

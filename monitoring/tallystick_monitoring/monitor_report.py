@@ -1,4 +1,4 @@
-"""One look at a model, and its summary for people."""
+"""The report on a model: parity, freshness, drift, performance and incidents; and its text."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ DRIFTED_MAX = 5
 """Drifted features that a summary names."""
 
 
-def look(
+def monitor(
     repo: Repo, model_name: str, *, at: datetime, start: datetime, end: datetime
 ) -> MonitorReport:
-    """Look at the requests of [start, end): parity, freshness, drift, performance, incidents.
+    """Report on the requests of [start, end): parity, freshness, drift, performance, incidents.
 
-    The report is saved under the look's time, and so are the incidents that it changed.
+    The report is saved under its time, and so are the incidents that it changed.
 
     Args:
         repo: An applied repo.
-        model_name: Model to look at.
-        at: When the look is taken; nothing known later is used.
+        model_name: Model to report on.
+        at: Time of the report. What becomes known later is not used.
         start: First request time, included.
         end: Last request time, excluded.
 
@@ -64,7 +64,7 @@ def parity_summary(report: ParityReport) -> str:
 
 
 def summary(report: MonitorReport) -> str:
-    """A look in a few lines."""
+    """A report in a few lines."""
     return "\n".join([*_parity_lines(report.parity), *_look_lines(report)])
 
 
@@ -93,9 +93,9 @@ def _parity_lines(report: ParityReport) -> Iterator[str]:
         )
     if report.unstamped:
         yield (
-            f"not told    {', '.join(report.unstamped)}: the online store says neither when a row "
-            "was created and written nor by which definition, so that definition_changed and "
-            "source_rewritten count as unexplained"
+            f"unstamped   {', '.join(report.unstamped)}: the online store gives neither created "
+            "time, write time nor definition of a row, so definition_changed and source_rewritten "
+            "count as unexplained"
         )
     for cause, exemplars in sorted(report.exemplars.items()):
         first = exemplars[0]
@@ -144,12 +144,12 @@ def _effect_lines(report: ParityReport) -> Iterator[str]:
     if effect is None:
         return
     if not effect.scored:
-        yield f"effect      not known of {effect.requests:,} predictions: there is no model to ask"
+        yield f"effect      unknown for {effect.requests:,} predictions without a model"
         return
     yield (
-        f"effect      {effect.requests:,} predictions had wrong values: asked again, the model "
-        f"moves by {effect.mean_change:.4f} on average, {effect.max_change:.4f} at most, and "
-        f"{effect.flipped:,} decisions flip"
+        f"effect      {effect.requests:,} predictions had wrong values: with the expected values "
+        f"the probability changes by {effect.mean_change:.4f} on average, "
+        f"{effect.max_change:.4f} at most, and {effect.flipped:,} decisions flip"
     )
 
 
@@ -159,7 +159,7 @@ def _staleness_lines(report: ParityReport) -> Iterator[str]:
         for view, each in sorted(report.staleness.items())
     ]
     if ages:
-        yield f"age         of what was right, median / 99%: {', '.join(ages)}"
+        yield f"age         of correct values, median / 99%: {', '.join(ages)}"
 
 
 def _age(seconds: float) -> str:
