@@ -1,4 +1,4 @@
-"""How old served values were, against training; cheap enough for each hour: it needs no fold."""
+"""Age of served values against training, from the log alone: cheap enough for every hour."""
 
 from __future__ import annotations
 

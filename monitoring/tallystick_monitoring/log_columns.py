@@ -25,7 +25,7 @@ def microseconds(column: Any) -> Int64s:
     return np.asarray(times.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def hours(column: Any) -> Int64s:
+def hours_of_times(column: Any) -> Int64s:
     """An Arrow column of times, none null, as hours since 1970."""
     return microseconds(column) // HOUR_US
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ModelContract
@@ -31,7 +30,7 @@ from tallystick.records.causes import Cause
 from tallystick.records.record_store import TAINTED_SHARE, AffectedKeys, KeyValue
 from tallystick_monitoring.audit.findings import ENTITY
 from tallystick_monitoring.freshness import MATERIALIZED_EVERY_S, REQUESTS_MIN, freshness
-from tallystick_monitoring.log_columns import NO_TIME, Bools, Int64s, microseconds
+from tallystick_monitoring.log_columns import NO_TIME, Bools, Int64s, is_value, microseconds
 
 WINDOW_S_MIN = 3_600
 """Shortest window, in seconds."""
@@ -43,7 +42,7 @@ AFFECTED_MIN = 5
 """Fewest requests that make a window affected."""
 
 KEYS_MAX = 1_000
-"""Entities that an incident names one by one; of more it gives the first and the last."""
+"""Entities that an incident lists; of more it has only the first and the last."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,7 @@ def _written_us(table: pa.Table, view: str) -> Int64s:
 
 
 def affected_keys(names: tuple[str, ...], keys: Collection[tuple[Any, ...]]) -> AffectedKeys | None:
-    """Keys as an incident has them; None if there are none, or some that JSON cannot hold."""
+    """Keys as an incident records them; None if there are none, or one that JSON cannot hold."""
     if not keys or any(not isinstance(part, KeyValue | None) for key in keys for part in key):
         return None
     ordered = sorted(keys, key=lambda key: [(part is not None, part) for part in key])
@@ -255,8 +254,7 @@ def affected_keys(names: tuple[str, ...], keys: Collection[tuple[Any, ...]]) -> 
 
 
 def _is_mine(findings: pa.Table, view: str, cause: str) -> Bools:
-    mine = pc.and_(pc.equal(findings["view"], view), pc.equal(findings["cause"], cause))
-    return np.asarray(mine.to_numpy(), dtype=np.bool_)
+    return is_value(findings["view"], view) & is_value(findings["cause"], cause)
 
 
 def _affected(findings: pa.Table) -> dict[tuple[str, Cause], tuple[Int64s, Int64s]]:

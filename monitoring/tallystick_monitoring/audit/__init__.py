@@ -1,7 +1,8 @@
-"""The audit: every served value against the one that history says, and a cause for each mismatch.
+"""The audit: every served value against the one that history gives, and a cause for each mismatch.
 
-:func:`~tallystick_monitoring.audit.audit_run.audit` is the way in. Of the other modules,
-``changes`` says what has to be looked at, ``comparing`` finds the values that differ, ``evidence``
-gathers what log and history say about them, ``causes`` names why, ``effect`` how much it mattered;
-``state`` keeps what was found, and ``summary`` makes the report of it.
+:func:`~tallystick_monitoring.audit.audit_run.audit` is the entry point. ``log_changes`` and
+``history_changes`` find what has to be compared, ``value_comparison`` compares it,
+``request_evidence``, ``history_evidence`` and ``log_evidence`` gather evidence about mismatches,
+``cause_rules`` gives causes, and ``prediction_effect`` measures what they changed. ``audit_state``
+saves the findings, and ``audit_report`` makes the report.
 """

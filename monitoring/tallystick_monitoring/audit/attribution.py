@@ -1,4 +1,4 @@
-"""Gives what differs its causes, with the evidence of the whole log, and sorts it by day."""
+"""Causes for mismatches, with evidence from the whole log, sorted by day."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tallystick.clock import HOUR_US
-from tallystick.definitions.contract import ModelContract, ViewUse
+from tallystick.definitions.contract import ModelContract
 from tallystick.prediction_log.log_reader import LogPart
 from tallystick_monitoring.audit.audit_state import AuditState
 from tallystick_monitoring.audit.cause_rules import classify
@@ -23,7 +23,13 @@ from tallystick_monitoring.audit.log_evidence import (
     sightings,
 )
 from tallystick_monitoring.audit.value_comparison import key_columns
-from tallystick_monitoring.log_columns import Bools, Int64s, microseconds, with_columns
+from tallystick_monitoring.log_columns import (
+    Int64s,
+    hours_of_times,
+    is_value,
+    microseconds,
+    with_columns,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,8 +61,8 @@ class Explaining:
         state: What earlier audits found.
         changes: What of the log is not known as it is.
         known: Hours that were compared before, ascending.
-        everything: Whether all findings have to be explained anew: what other requests saw is not
-            what it was.
+        everything: Whether all findings have to be explained again, because what other requests
+            saw has changed.
         begin_us: First request time of the log.
         contract_of: Contract hash → contract.
         read: Reads columns of the whole log, as far as audits have read it.
@@ -83,7 +89,7 @@ class Explaining:
         before = self.state.findings(touched)
         gone = pc.or_(
             pc.is_in(request_names(before), names),
-            pa.array(np.isin(microseconds(before["request_time"]) // HOUR_US, hours)),
+            pa.array(np.isin(hours_of_times(before["request_time"]), hours)),
         )
         before = before.filter(pc.invert(gone))
         again = np.full(before.num_rows, self.everything, dtype=np.bool_)
@@ -91,11 +97,11 @@ class Explaining:
             again |= may_change_cause(before)
         if self._is_late:
             again |= microseconds(before["request_time"]) >= int(hours.min()) * HOUR_US
-        computed = np.asarray(pc.equal(before["cause"], "transform").to_numpy(), dtype=np.bool_)
+        computed = is_value(before["cause"], "transform")
         again &= ~computed
         fresh = found.findings
         for view in before.filter(pa.array(again))["source_view"].unique().to_pylist():
-            mine = again & np.asarray(pc.equal(before["source_view"], view).to_numpy())
+            mine = again & is_value(before["source_view"], view)
             fresh.setdefault(view, []).append(before.filter(pa.array(mine)))
         results = [before.filter(pa.array(~again)), *fresh.pop(None, [])]
         results += [self._named(view, together(tables)) for view, tables in fresh.items() if view]
@@ -107,12 +113,12 @@ class Explaining:
         return bool(len(hours) and len(self.known) and hours.min() < self.known.max())
 
     def _days_touched(self, found: Found) -> list[str]:
-        """Days of which findings change, or may."""
+        """Days whose findings change, or may change."""
         hours = self.changes.hours
         touched = {day_of(int(hour)) for hour in hours} | set(self.changes.versions)
         for tables in found.findings.values():
             for table in tables:
-                those = np.unique(microseconds(table["request_time"]) // HOUR_US)
+                those = np.unique(hours_of_times(table["request_time"]))
                 touched |= {day_of(int(hour)) for hour in those}
         if found.again or self.everything:
             # What was found before may be gone now, or have another cause.
@@ -143,7 +149,8 @@ class Explaining:
         pieces = []
         for contract_hash in findings["contract"].unique().to_pylist():
             for use in self.contract_of(contract_hash).views:
-                mine = _mine(findings, contract_hash, use)
+                mine = is_value(findings["contract"], contract_hash)
+                mine &= is_value(findings["view"], use.name)
                 if use.spec.name != view or not mine.any():
                     continue
                 few = findings.filter(pa.array(mine))
@@ -165,7 +172,7 @@ class Explaining:
     def _sighted(self, view: str, columns: Sequence[str]) -> list[LogPart]:
         """What the whole log, as far as audits have read it, says about a view."""
 
-        def wanted(contract: ModelContract) -> list[str]:
+        def columns_of(contract: ModelContract) -> list[str]:
             names = [
                 name
                 for use in contract.views
@@ -174,7 +181,7 @@ class Explaining:
             ]
             return list(dict.fromkeys(names)) or ["request_time"]
 
-        return self.read(wanted)
+        return self.read(columns_of)
 
     def _by_day(
         self, findings: pa.Table, found: Found, touched: Sequence[str]
@@ -189,7 +196,7 @@ class Explaining:
         rows = rows.filter(pa.array(np.isin(rows["hour"].to_numpy(), changes.hours)))
         units = pa.concat_tables([units.filter(pa.array(stays)), rows, *found.units])
         unit_days = units["hour"].to_numpy() // 24
-        found_days = microseconds(findings["request_time"]) // HOUR_US // 24
+        found_days = hours_of_times(findings["request_time"]) // 24
         doubtful = may_change_cause(findings)
         answer = {}
         for day in touched:
@@ -214,12 +221,3 @@ class Explaining:
                 set(views.to_pylist()),
             )
         return answer
-
-
-def _mine(findings: pa.Table, contract_hash: str, use: ViewUse) -> Bools:
-    import pyarrow.compute as pc
-
-    mine = pc.and_(
-        pc.equal(findings["contract"], contract_hash), pc.equal(findings["view"], use.name)
-    )
-    return np.asarray(mine.to_numpy(), dtype=np.bool_)

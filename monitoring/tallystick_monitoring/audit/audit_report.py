@@ -34,7 +34,13 @@ from tallystick_monitoring.audit.findings import (
 )
 from tallystick_monitoring.audit.hourly_counts import age_buckets, age_of
 from tallystick_monitoring.audit.log_changes import day_of
-from tallystick_monitoring.log_columns import NO_TIME, Int64s, microseconds
+from tallystick_monitoring.log_columns import (
+    NO_TIME,
+    Int64s,
+    hours_of_times,
+    is_value,
+    microseconds,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +114,7 @@ def report(
         causes[Cause.LOG_DAMAGE] = lost
     unequal_hours = dict(
         zip(
-            *np.unique(microseconds(findings["request_time"]) // HOUR_US, return_counts=True),
+            *np.unique(hours_of_times(findings["request_time"]), return_counts=True),
             strict=True,
         )
     )
@@ -198,7 +204,7 @@ def _damaged_file(file: DamagedFile) -> LogDamage:
 
 
 def _damaged_segments(repo: Repo) -> Iterator[LogDamage]:
-    """What was lost on the way into files, of whichever model and time it was."""
+    """Records lost before they reached a file; their model and time are not known."""
     ledger = ledger_of(repo.state_dir, PREDICTIONS)
     if ledger.damages:
         yield LogDamage(
@@ -207,8 +213,8 @@ def _damaged_segments(repo: Repo) -> Iterator[LogDamage]:
             start=None,
             end=None,
             problem=(
-                f"{ledger.damages:,} places in segments fail their checksum; of which model and "
-                "time their rows were is not known"
+                f"segments fail their checksum at {ledger.damages:,} positions; the model and time "
+                "of their rows are not known"
             ),
         )
 
@@ -237,11 +243,9 @@ def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
         units: What was counted in whole hours.
         findings: What was found in the same hours.
     """
-    import pyarrow.compute as pc
-
     ages = _kind(units, "age")
     requests = _numbers(request_names(findings))
-    # As the log has it, and units count it; a row that was looked up in history has its own time.
+    # The logged time, as the counts have it; a row that was identified in history has another.
     served_us = microseconds(findings["evidence.logged_event_time"])
     present = flag(findings, "served_present") & (served_us != NO_TIME)
     wrong_ages = age_buckets(microseconds(findings["request_time"]) - served_us)
@@ -250,7 +254,7 @@ def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
         mine = _where(ages, "name", view)
         buckets = mine["bucket"].to_numpy()
         counts = np.bincount(buckets, weights=mine["count"].to_numpy()).astype(np.int64)
-        wrong = np.flatnonzero(present & np.asarray(pc.equal(findings["view"], view).to_numpy()))
+        wrong = np.flatnonzero(present & is_value(findings["view"], view))
         # A request is counted once, however many of the view's values are wrong.
         wrong = wrong[np.unique(requests[wrong], return_index=True)[1]]
         np.subtract.at(counts, wrong_ages[wrong], 1)

@@ -1,4 +1,4 @@
-"""One audit: what is new is compared, explained and kept; the report is of all that is known."""
+"""One audit: it compares and explains what is new, and reports on all that is known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from tallystick.prediction_log.log_reader import (
 from tallystick.records.record_store import ParityReport
 from tallystick_monitoring.audit import audit_report
 from tallystick_monitoring.audit.attribution import Columns, Explaining, Found
-from tallystick_monitoring.audit.audit_state import AuditState, HistoryUpdate, Seen, folder_of, held
+from tallystick_monitoring.audit.audit_state import (
+    AuditState,
+    HistoryUpdate,
+    Seen,
+    folder_of,
+    locked,
+)
 from tallystick_monitoring.audit.findings import request_names
 from tallystick_monitoring.audit.history_changes import (
     ALWAYS,
@@ -38,8 +44,14 @@ from tallystick_monitoring.audit.hourly_counts import counted
 from tallystick_monitoring.audit.log_changes import LogChanges, day_of, hours_of, log_changes
 from tallystick_monitoring.audit.prediction_effect import scores
 from tallystick_monitoring.audit.request_evidence import computed_differently, differing
-from tallystick_monitoring.audit.value_comparison import Compared, compared
-from tallystick_monitoring.log_columns import Bools, Int64s, is_value, microseconds, with_columns
+from tallystick_monitoring.audit.value_comparison import ComparedPart, compared
+from tallystick_monitoring.log_columns import (
+    Bools,
+    Int64s,
+    hours_of_times,
+    is_value,
+    with_columns,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,10 +59,10 @@ if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
 
 VALUES_MAX: Final = 20_000_000
-"""Values that are compared at once, of whole hours; what is larger goes hour by hour."""
+"""Values compared at once, unless one hour alone has more."""
 
 GAP_HOURS: Final = 24
-"""Hours with nothing to compare that are read rather than passed over."""
+"""Hours without anything to compare that are read to keep a span whole."""
 
 KNOWLEDGE: Final = VisibilityClock.KNOWLEDGE
 _LAST_US: Final = to_us(datetime.max.replace(tzinfo=UTC))
@@ -98,15 +110,15 @@ def audit(
         InputError: There is no such model.
         StateError: The model has no log yet, or another audit does not end.
         DamagedError: A manifest of the log, or the bundle of a contract cannot be read.
-        DataError: A source is not as declared, or what was found cannot be kept.
+        DataError: A source is not as declared, or the findings cannot be written.
     """
     begin = first_logged(repo, model)
     folder = folder_of(repo.state_dir, model, clock)
-    with held(folder):
+    with locked(folder):
         state = AuditState(folder, is_new=again)
         damaged: dict[str, DamagedFile] = {}
         while True:
-            run = _Run(repo, model, clock, state, begin=begin, damaged=damaged)
+            run = AuditRun(repo, model, clock, state, begin=begin, damaged=damaged)
             if run.go(hours=(to_us(start) // HOUR_US, -(-to_us(end) // HOUR_US)), on_step=on_step):
                 break
         report, findings = audit_report.report(
@@ -134,16 +146,16 @@ def first_logged(repo: Repo, model: str) -> datetime:
     """
     found = first_time(repo.state_dir, model)
     if found is None:
-        # A feature service that another server answers from is no model, and can have a log.
+        # A feature service is not a model, but another server's log of it can be imported.
         repo.model(model)
         raise StateError(
             f"Model {model!r} has no logged predictions.",
-            hint="Serve it, ask it something, and look again:  tally serve",
+            hint="Serve it, send it a request, and audit again:  tally serve",
         )
     return found
 
 
-class _Run:
+class AuditRun:
     """One audit of a model under a clock."""
 
     def __init__(
@@ -162,7 +174,7 @@ class _Run:
         self._contracts: dict[str, ModelContract] = {}
         self._units = state.units()
         self._until = 0
-        self._held: list[LogPart] | None = None
+        self._whole: list[LogPart] | None = None
         self.damaged = damaged
         self.read = 0
         self.reopened = 0
@@ -171,8 +183,8 @@ class _Run:
         """Compare what is new in these hours, and what late history has changed anywhere.
 
         Returns:
-            Whether it is kept; not if files were found to be damaged that others were compared
-            beside: look again without them.
+            Whether the result was saved. It is not if damaged files were found on the way: then
+            the audit has to begin again without them.
         """
         excluded = set(self.damaged)
         known = np.unique(self._units["hour"].to_numpy())
@@ -202,7 +214,7 @@ class _Run:
             parts = self._log(span)
             if len(batches) == 1 and not len(known) and span[0] <= self._begin_us // HOUR_US:
                 # Everything that there is of the log so far is here.
-                self._held = parts
+                self._whole = parts
             for part in parts:
                 self._take(part, changes.hours, old, since, found)
         explaining = Explaining(
@@ -322,8 +334,8 @@ class _Run:
             yield span[0], span[1]
 
     def _whole_log(self, columns: Columns) -> list[LogPart]:
-        if self._held is not None:
-            return self._held
+        if self._whole is not None:
+            return self._whole
         return self._log((self._begin_us // HOUR_US, self._until), columns)
 
     def _log(self, hours: tuple[int, int], columns: Columns | None = None) -> list[LogPart]:
@@ -348,7 +360,7 @@ class _Run:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        hours = microseconds(part.table["request_time"]) // HOUR_US
+        hours = hours_of_times(part.table["request_time"])
         is_new = np.isin(hours, new)
         if is_new.any():
             found.units.append(counted(_only(part, is_new)))
@@ -389,7 +401,7 @@ class _Run:
         return self._bundles[name]
 
     def _scored(
-        self, result: Compared, rows: Int64s, tables: Sequence[tuple[str | None, pa.Table]]
+        self, result: ComparedPart, rows: Int64s, tables: Sequence[tuple[str | None, pa.Table]]
     ) -> Iterator[tuple[str | None, pa.Table]]:
         """Put in what the model says to the values as served, and to the expected ones."""
         import pyarrow as pa
@@ -398,7 +410,7 @@ class _Run:
         try:
             served, expected = scores(self._bundle(result.part.contract), result, rows)
         except (StateError, DamagedError):
-            # There is no model to ask: its effect is not known, and the report says so.
+            # Without a model the effect is unknown, and the report says so.
             yield from tables
             return
         few = result.part.table.take(rows)
@@ -419,12 +431,12 @@ class _Run:
             )
 
 
-def _only(part: LogPart, wanted: Bools) -> LogPart:
+def _only(part: LogPart, rows: Bools) -> LogPart:
     import pyarrow as pa
 
-    if wanted.all():
+    if rows.all():
         return part
-    return LogPart(part.contract, part.table.filter(pa.array(wanted)))
+    return LogPart(part.contract, part.table.filter(pa.array(rows)))
 
 
 __all__ = ["Audited", "audit", "first_logged"]

@@ -115,7 +115,7 @@ def hash_schema() -> pa.Schema:
 
 
 class Seen(BaseModel):
-    """The log in which evidence was looked for.
+    """The log that evidence was taken from.
 
     Attributes:
         begin_us: First request time.
@@ -140,8 +140,8 @@ class _Content(BaseModel):
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Be the only audit of a model for the block; wait for another one to end.
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a model's audits for the block; wait for another one to end.
 
     Raises:
         StateError: It does not end.
@@ -153,7 +153,7 @@ def held(folder: Path) -> Iterator[None]:
         if not is_acquired:
             raise StateError(
                 f"Another audit has been at work in {folder} for ten minutes.",
-                hint="Wait until it has ended, or end it, and ask again.",
+                hint="Wait until it has ended, or end it, and audit again.",
             )
         yield
 
@@ -169,7 +169,7 @@ def state_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"What the audit found cannot be kept in {folder}: {error.strerror or error}",
+            f"The findings of the audit cannot be written to {folder}: {error.strerror or error}",
             hint="Make room on the disk, or give the folder the rights it needs, and audit again.",
         ) from error
 
@@ -178,8 +178,8 @@ class AuditState:
     """What is known of a model's log under one clock.
 
     Args:
-        folder: Its folder; hold it, by :func:`held`.
-        is_new: Whether to forget what earlier audits found.
+        folder: Its folder; lock it with :func:`locked`.
+        is_new: Whether to ignore what earlier audits found.
     """
 
     def __init__(self, folder: Path, *, is_new: bool = False) -> None:
@@ -200,7 +200,7 @@ class AuditState:
         ours = (STATE_VERSION, self._content.engine)
         files = [self._folder / name for name in _files_of(found)]
         if (found.version, found.engine) == ours and checksum == digest(body):
-            # Also who forgets it all writes beside what there is, which counts until then.
+            # The old state counts until the new one is written beside it.
             self._content.serial = found.serial
             if not is_new and all(path.is_file() for path in files):
                 self._content = found
@@ -217,7 +217,7 @@ class AuditState:
 
     @property
     def seen(self) -> Seen | None:
-        """The log in which evidence was looked for; None before there was any."""
+        """The log that evidence was taken from; None before the first audit."""
         return self._content.seen
 
     def units(self, days: Collection[str] | None = None) -> pa.Table:
@@ -251,12 +251,12 @@ class AuditState:
         history: Mapping[str, HistoryUpdate],
         seen: Seen,
     ) -> None:
-        """Put what an audit found in the place of what was known of the same days and views.
+        """Replace what was known of these days and views by what an audit found.
 
         Args:
             days: Day → version of its log, what was compared, what was found, the doubtful views.
             history: View (as :attr:`history`) → what its history is, if it has changed.
-            seen: The log in which evidence was looked for.
+            seen: The log that evidence was taken from.
 
         Raises:
             DataError: It cannot be written; what was known before stays.
@@ -282,8 +282,8 @@ class AuditState:
                 version=version,
                 units=self._write(f"units/{day}-{after.serial}.parquet", units),
                 findings=tuple(
-                    self._write(f"findings/day={day}/{after.serial}-{place}.parquet", table)
-                    for place, table in enumerate(findings)
+                    self._write(f"findings/day={day}/{after.serial}-{index}.parquet", table)
+                    for index, table in enumerate(findings)
                     if table.num_rows
                 ),
                 doubtful=tuple(sorted(doubtful)),
@@ -303,9 +303,9 @@ class AuditState:
 
     def _sweep(self) -> None:
         """Remove the files that do not count any more."""
-        wanted = {self._folder / name for name in _files_of(self._content)}
+        counted = {self._folder / name for name in _files_of(self._content)}
         for path in self._folder.glob("*/**/*.parquet"):
-            if path not in wanted and not path.name.startswith("."):
+            if path not in counted and not path.name.startswith("."):
                 path.unlink(missing_ok=True)
 
     def _read(self, name: str) -> pa.Table:

@@ -147,8 +147,8 @@ def _as_text(table: pa.Table, name: str) -> pa.Table:
 
     if name not in table.column_names:
         return table
-    place = table.schema.get_field_index(name)
-    return table.set_column(place, name, table[name].cast(pa.string()))
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, name, table[name].cast(pa.string()))
 
 
 def evidence_of(findings: pa.Table) -> Evidence:

@@ -25,7 +25,7 @@ from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.expected_values import view_clock
 from tallystick_monitoring.audit.audit_state import AuditState, HistoryUpdate, hash_schema
 from tallystick_monitoring.audit.value_comparison import key_columns
-from tallystick_monitoring.log_columns import Bools, Int64s, microseconds
+from tallystick_monitoring.log_columns import Bools, Int64s, hours_of_times
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -253,7 +253,7 @@ def reopened(part: LogPart, since: Mapping[str, Int64s]) -> Bools:
 
     from tallystick.offline_store.duckdb_connection import connect
 
-    hours = microseconds(part.table["request_time"]) // HOUR_US
+    hours = hours_of_times(part.table["request_time"])
     result = np.zeros(part.table.num_rows, dtype=np.bool_)
     for use in part.contract.views:
         first = since[use.spec.definition_hash]

@@ -24,11 +24,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tallystick.clock import HOUR_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.point_in_time.feature_status import Status
 from tallystick_monitoring.equality import same_bits
-from tallystick_monitoring.log_columns import NO_TIME, Int64s, is_value, microseconds, one_chunk
+from tallystick_monitoring.log_columns import (
+    NO_TIME,
+    Int64s,
+    hours_of_times,
+    is_value,
+    microseconds,
+    one_chunk,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,10 +69,10 @@ def counted(part: LogPart) -> pa.Table:
     """
     import pyarrow as pa
 
-    hours = microseconds(part.table["request_time"]) // HOUR_US
+    hours = hours_of_times(part.table["request_time"])
     tables = [schema().empty_table()]
-    for kind, name, buckets, places in _things(part):
-        tables.append(_table(part.contract, hours[places], kind=kind, name=name, buckets=buckets))
+    for kind, name, buckets, rows in _things(part):
+        tables.append(_table(part.contract, hours[rows], kind=kind, name=name, buckets=buckets))
     return pa.concat_tables(tables)
 
 
@@ -89,11 +95,11 @@ def _things(part: LogPart) -> Iterator[tuple[str, str, Int64s, Any]]:
         both = ~(ours.is_null().to_numpy(False) | theirs.is_null().to_numpy(False))
         same = same_bits(ours, theirs) if ours.type == theirs.type else _same_numbers(ours, theirs)
         name = f"{field}={feature}"
-        for kind, places in (
+        for kind, rows in (
             ("field", np.flatnonzero(both)),
             ("unequal", np.flatnonzero(both & ~same)),
         ):
-            yield kind, name, np.zeros(len(places), dtype=np.int64), places
+            yield kind, name, np.zeros(len(rows), dtype=np.int64), rows
 
 
 def request_features(contract: ModelContract) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from tallystick.definitions.contract import ModelContract
 from tallystick.prediction_log.log_reader import DamagedFile, LogPart, day_versions, read_log
 from tallystick_monitoring.audit.audit_state import AuditState
 from tallystick_monitoring.audit.hourly_counts import schema
-from tallystick_monitoring.log_columns import Int64s, microseconds
+from tallystick_monitoring.log_columns import Int64s, hours_of_times, is_value
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,6 +103,7 @@ def log_changes(
             contracts[part.contract.contract_hash] = part.contract
     rows = pa.concat_tables(found)
     known = state.units(days)
+    known = known.filter(pa.array(is_value(known["kind"], "rows")))
     changed = _changed(rows, known, hours)
     return LogChanges(
         hours=changed,
@@ -119,7 +120,7 @@ def log_changes(
 
 
 def _torn(damaged: Mapping[str, DamagedFile]) -> set[str]:
-    """Days of which something is in files that cannot be read."""
+    """Days with rows in files that cannot be read."""
     return {
         day_of(hour)
         for file in damaged.values()
@@ -153,7 +154,7 @@ def _rows(part: LogPart) -> pa.Table:
 
     ids = pa.table(
         {
-            "hour": microseconds(part.table["request_time"]) // HOUR_US,
+            "hour": hours_of_times(part.table["request_time"]),
             "id": part.table["prediction_id"],
         }
     )
@@ -178,7 +179,6 @@ def _rows(part: LogPart) -> pa.Table:
 
 def _changed(now: pa.Table, known: pa.Table, hours: tuple[int, int]) -> Int64s:
     """Hours in which the rows of some contract are not what was known."""
-    known = known.filter(_is_rows(known))
 
     def facts(table: pa.Table) -> set[tuple[str, int, int, int]]:
         columns = [table[name].to_pylist() for name in ("contract", "hour", "count", "mark")]
@@ -198,11 +198,5 @@ def _is_lost(now: pa.Table, known: pa.Table, changed: Int64s, *, frontier: int) 
     rows, hours = counts(now), set(changed.tolist())
     return any(
         hour in hours and (hour < frontier or rows.get((contract, hour), 0) < count)
-        for (contract, hour), count in counts(known.filter(_is_rows(known))).items()
+        for (contract, hour), count in counts(known).items()
     )
-
-
-def _is_rows(units: pa.Table) -> pa.Array:
-    import pyarrow.compute as pc
-
-    return pc.equal(units["kind"], "rows")

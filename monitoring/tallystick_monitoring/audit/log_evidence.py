@@ -1,4 +1,4 @@
-"""What other requests saw of the same entities, for :mod:`.causes`."""
+"""What other requests saw of the same entities: evidence for :mod:`.cause_rules`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sightings(
     Args:
         parts: The log, or of it the columns that :func:`sighting_columns` names.
         spec: The view. Under a definition with other keys, rows are of something else.
-        columns: Features whose values are wanted too, null where they are of another type.
+        columns: Features whose values are read as well, null where they have another type.
 
     Returns:
         One row per request: ``key_0…``, ``request_us``, ``present``, ``event_us``, ``created_us``
@@ -56,7 +56,7 @@ def sightings(
     import pyarrow.compute as pc
 
     types = {each.name: each.dtype for each in spec.columns}
-    wanted = [column for column in columns if column in types]
+    known = [column for column in columns if column in types]
     tables = []
     for part in parts:
         for use in part.contract.views:
@@ -79,13 +79,13 @@ def sightings(
                             f"value_{column}": log[f"feature.{use.name}__{column}"]
                             if own.get(column) == types[column]
                             else pa.nulls(log.num_rows, arrow_type(types[column]))
-                            for column in wanted
+                            for column in known
                         },
                         **{
                             f"has_{column}": pa.repeat(
                                 pa.scalar(own.get(column) == types[column]), log.num_rows
                             )
-                            for column in wanted
+                            for column in known
                         },
                     }
                 )
@@ -253,8 +253,6 @@ def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
 
 def may_change_cause(findings: pa.Table) -> Bools:
     """Which findings a later request may show in another light."""
-    import pyarrow.compute as pc
-
-    computed = np.asarray(pc.equal(findings["cause"], "transform").to_numpy(), dtype=np.bool_)
+    computed = is_value(findings["cause"], "transform")
     unseen = ~flag(findings, "seen_online")
     return np.asarray(~computed & (unseen | is_doubtful(findings)), dtype=np.bool_)

@@ -10,14 +10,14 @@ import numpy as np
 from tallystick.model_bundle.bundle import Bundle
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.retrieval.expected_values import recomputed
-from tallystick_monitoring.audit.value_comparison import Compared
+from tallystick_monitoring.audit.value_comparison import ComparedPart
 from tallystick_monitoring.log_columns import Floats
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def scores(bundle: Bundle, found: Compared, rows: Any) -> tuple[Floats, Floats]:
+def scores(bundle: Bundle, found: ComparedPart, rows: Any) -> tuple[Floats, Floats]:
     """What the model says to requests as they were served, and as they should have been.
 
     The original estimator answers both times, so that only the values differ. On-demand features

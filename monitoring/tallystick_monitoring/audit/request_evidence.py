@@ -1,4 +1,4 @@
-"""What a request's own record and history say about values that differ, for :mod:`.causes`."""
+"""What a request's record and history say about a mismatch: evidence for :mod:`.cause_rules`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tallystick_monitoring.audit.history_evidence import (
     with_identified_rows,
 )
 from tallystick_monitoring.audit.value_comparison import (
-    Compared,
+    ComparedPart,
     expected_times,
     key_columns,
     wrong_values,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
 
 
-def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
+def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
     """The values of a view that differ, with all evidence but that of other requests.
 
     Args:
@@ -127,7 +127,7 @@ def differing(repo: Repo, found: Compared, use: ViewUse) -> pa.Table:
     return with_columns(findings, {"evidence.cast_equal": pa.array(equal)})
 
 
-def computed_differently(found: Compared, view: str, names: Sequence[str]) -> pa.Table:
+def computed_differently(found: ComparedPart, view: str, names: Sequence[str]) -> pa.Table:
     """The values of an on-demand view that the contract's function does not give.
 
     Args:
@@ -189,7 +189,7 @@ def _differs(log: pa.Table, use: ViewUse) -> Bools:
 def _equal_after_cast(
     served: Sequence[pa.Array], expected: Sequence[pa.Array], *, among: Bools
 ) -> Bools:
-    """Whether served and expected value are equal after a cast; requested of those in ``among``.
+    """Whether served and expected value are equal after a cast, for the values in ``among``.
 
     Values of different rows may be equal after a cast by chance.
     """

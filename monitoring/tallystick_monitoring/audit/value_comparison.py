@@ -1,8 +1,8 @@
-"""Compares what was served with what should have been, for one part of the log.
+"""Comparison of served with expected values, for one part of the log.
 
-Stored features are recomputed by the fold, once for all requests of the part, and compared bit for
-bit. On-demand features are recomputed from the *logged* inputs with the contract's frozen
-functions, so that a wrong input is counted where it is wrong, and once.
+Stored features are recomputed by the point-in-time rule, once for all requests of the part, and
+compared bit for bit. On-demand features are recomputed from the *logged* inputs with the contract's
+frozen functions, so that a wrong input is counted once, where it is wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedPart:
     """A part of the log, and what should have been served.
 
     Attributes:
@@ -59,7 +59,7 @@ class Compared:
 
 def compared(
     repo: Repo, part: LogPart, transforms: Transforms | None, *, clock: VisibilityClock
-) -> Compared:
+) -> ComparedPart:
     """Compare every value of a part of the log.
 
     Args:
@@ -88,7 +88,7 @@ def compared(
             for name in contract.value_columns
             if name not in types
         }
-    return Compared(
+    return ComparedPart(
         part=part, expected=expected, equal=equal, computed=computed, computed_equal=computed_equal
     )
 
@@ -115,10 +115,10 @@ def key_columns(table: pa.Table, use: ViewUse) -> dict[str, Any]:
     from tallystick.offline_store.sql_dialect import key_type
 
     columns = {}
-    wanted = [key for key in use.spec.join_keys if key.name in use.key_map]
-    for place, key in enumerate(wanted):
+    keys = [key for key in use.spec.join_keys if key.name in use.key_map]
+    for index, key in enumerate(keys):
         column = table[ENTITY + use.key_map[key.name]].cast(arrow_type(key.dtype))
         if pa.types.is_timestamp(column.type):
             column = column.cast(pa.int64())
-        columns[f"key_{place}"] = column.cast(key_type(key.dtype))
+        columns[f"key_{index}"] = column.cast(key_type(key.dtype))
     return columns or {"key_0": pa.array(np.zeros(table.num_rows, dtype=np.int32))}

@@ -22,8 +22,8 @@ class Example(Frozen):
         value: ``view__feature``, or ``prediction``.
         keys: Entity keys and request fields of the request.
         offline: What history says.
-        online: What the online store gives through Feast; None where it was not asked.
-        api: What the API answers; None where it was not asked.
+        online: What the online store gives through Feast; None where it was not compared.
+        api: What the API answers; None where it was not compared.
         hint: What that means, in one sentence.
     """
 
@@ -82,7 +82,7 @@ class ParityCheck(Frozen):
         repo: Folder of the repo.
         moment: The time as of which everything was read.
         moment_reason: Why that time, if it is not the one of now.
-        store: Type of the online store that was compared, of which a scratch one was filled.
+        store: Type of the online store that was compared, on scratch data.
         configured: Type of the repo's online store.
         filled_by: What brought history online.
         seed: Of what was drawn.

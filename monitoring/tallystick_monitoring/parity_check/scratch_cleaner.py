@@ -1,4 +1,4 @@
-"""Removes the scratch folder of a parity check once nobody uses it, however the check ended.
+"""Process that removes the scratch folder of a parity check after its last user has ended.
 
 The check holds the lock of the folder, and so does its server. A cleaner, a process of its own,
 waits until the check is gone; then for the lock; then it stops the folder's Redis and removes all
@@ -30,7 +30,7 @@ _POLL_S: Final = 0.02
 
 
 def make_folder() -> tuple[Path, int]:
-    """A new scratch folder that nobody else may read, and the descriptor that holds its lock."""
+    """A new scratch folder for this user only, and the descriptor that has its lock."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
     return folder, create_locked(folder / _LOCK, mode=0o600)
 
@@ -76,7 +76,7 @@ def remove_abandoned() -> None:
 
 
 def _remove_all(folder: Path) -> None:
-    """Remove a folder; its lock last, as by it the rest is found again."""
+    """Remove a folder, and its lock last: by the lock a later run finds the rest."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

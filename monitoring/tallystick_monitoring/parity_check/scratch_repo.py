@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 OURS: Final = "tallystick.online_store.RedisOnlineStore"
 _COPIED: Final = ("project", "offline_store", "entity_key_serialization_version", "flags")
-"""Parts of feature_store.yaml that are taken over; others reach out of the scratch folder."""
+"""Parts of feature_store.yaml that are copied; others would reach out of the scratch folder."""
 _SERVER_TIMEOUT_S: Final = 30
 _CLEANER_S: Final = 90.0
 
@@ -114,7 +114,7 @@ def scratch_repo(repo: Repo) -> Iterator[ScratchRepo]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Feast's talk from the terminal for the time of the block."""
+    """Discard what Feast prints in the block."""
     import warnings
 
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
@@ -124,7 +124,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _own_settings(folder: Path) -> Iterator[None]:
-    """Have this process, and those that it starts, keep everything in the folder."""
+    """Point this process, and those that it starts, to the folder for everything they write."""
     clock = folder / "clock"
     SimulatedClock(clock, start=EPOCH)
     with overridden(
@@ -192,7 +192,7 @@ def _write_settings(repo: Repo, folder: Path, online: dict[str, Any]) -> Path:
 
 
 def _copy_champions(state: Path, scratch_state: Path) -> None:
-    """Copy what all champions are; whether they can be loaded is for the server to say."""
+    """Copy all champions; the server finds out whether they can be loaded."""
     for model in champions(state):
         source, target = models_dir(state) / model, models_dir(scratch_state) / model
         target.mkdir(parents=True)

@@ -30,7 +30,7 @@ class ScratchServer:
         scratch: What is served.
 
     Raises:
-        StateError: The server does not come up, or not in time; its last words are errors.
+        StateError: The server does not come up, or not in time; the error has its last words.
     """
 
     def __init__(self, scratch: ScratchRepo) -> None:

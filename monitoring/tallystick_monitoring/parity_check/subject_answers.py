@@ -58,7 +58,7 @@ def stored(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> tuple[pa.T
     """What history says of the stored features, each view under the clock that it has.
 
     Returns:
-        The entity_rows with the stored features, for the on-demand functions; and these features.
+        The entity rows with the stored features, for the on-demand functions; and these features.
 
     Raises:
         DataError: A source cannot be read as declared.
