@@ -306,7 +306,7 @@ def test_keys_are_drawn_of_every_kind_and_the_same_for_the_same_seed(applied_tin
 def test_an_option_that_would_go_unheeded_is_refused(unapplied):
     done = CliRunner().invoke(main, ["--repo", str(unapplied), "check", "--fail-over", "0.1"])
     assert done.exit_code == 2
-    assert "--fail-over goes with --parity" in done.output
+    assert "--fail-over needs --parity" in done.output
 
 
 def test_mistakes_are_one_clear_sentence(unapplied, tmp_path):
@@ -330,7 +330,7 @@ def test_a_server_that_does_not_come_up_is_one_clear_sentence(unapplied):
     # The tests' folder is on this process's path, and not on the server's.
     with_stores(unapplied, online=f"{{type: {gated_store.TYPE}}}")
     output = refused(unapplied)
-    assert "the server did not come up" in output
+    assert "the server did not start" in output
     assert "gated_store" in output
 
 
