@@ -33,23 +33,14 @@ def audit(
 ) -> tuple[str, bool]:
     """Audit the log, save the record, and bring the model's incidents up to date.
 
-    Args:
-        repo: An applied repo.
-        model: Model name.
-        since: First request time; the first logged by default.
-        until: Request times before this; the process clock's now by default.
-        clock: When a row of history counts as visible. Only under the knowledge clock a mismatch
-            is skew, so that only there incidents are recorded.
-        again: Whether to compare again what earlier audits compared.
-        json_path: File to write the report to as JSON, too.
-        findings_path: File to write every mismatch to, as Parquet.
-        fail_over: Share of unequal values from which the audit does not pass.
+    The arguments are the options of ``tally audit``. Incidents are recorded under the knowledge
+    clock only, because only there a mismatch is skew.
 
     Returns:
-        The report as text, and whether it passed.
+        The report as text, and whether no more than ``fail_over`` of the values differ.
 
     Raises:
-        InputError: There is no such model, or the span is empty.
+        InputError: There is no such model, or the time span is empty.
         StateError: The model has no log yet, or another audit does not end.
         DataError: A source is not as declared, or a file cannot be written.
     """
@@ -99,19 +90,10 @@ def _save_last_of_day(repo: Repo, report: ParityReport, now: datetime) -> None:
 def monitor(
     repo: Repo, model: str, *, since: datetime | None = None, until: datetime | None = None
 ) -> str:
-    """Report on a model now, and save the report.
-
-    Args:
-        repo: An applied repo.
-        model: Model name.
-        since: First request time; the first logged by default.
-        until: Request times before this; the process clock's now by default.
-
-    Returns:
-        The report as text.
+    """Report on a model now, save the report, and return it as text.
 
     Raises:
-        InputError: There is no such model, or the span is empty.
+        InputError: There is no such model, or the time span is empty.
         StateError: The model has no champion, or no log yet.
     """
     now = from_us(process_clock().now_us())
@@ -122,20 +104,10 @@ def monitor(
 def _span(
     repo: Repo, model: str, *, since: datetime | None, until: datetime
 ) -> tuple[datetime, datetime]:
-    start = first_request(repo, model) if since is None else since
+    start = audit_run.first_logged(repo, model) if since is None else since
     if since is not None and since >= until:
         raise InputError(
             f"No request is from {since:%Y-%m-%d %H:%M:%S} on and before "
             f"{until:%Y-%m-%d %H:%M:%S}: --since must be before --until, which is now by default."
         )
     return start, until
-
-
-def first_request(repo: Repo, model: str) -> datetime:
-    """The first request time in a model's log.
-
-    Raises:
-        InputError: There is no such model.
-        StateError: It has no log yet.
-    """
-    return audit_run.first_logged(repo, model)

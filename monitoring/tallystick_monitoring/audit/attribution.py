@@ -11,7 +11,7 @@ import numpy as np
 from tallystick.clock import HOUR_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.prediction_log.log_reader import LogPart
-from tallystick_monitoring.audit.audit_state import AuditState
+from tallystick_monitoring.audit.audit_state import AuditState, DayUpdate
 from tallystick_monitoring.audit.cause_rules import classify
 from tallystick_monitoring.audit.findings import evidence_of, request_names, together, with_entities
 from tallystick_monitoring.audit.log_changes import LogChanges, day_of
@@ -39,8 +39,8 @@ Columns = Callable[[ModelContract], Collection[str]]
 
 
 @dataclass
-class Found:
-    """What is compared in one run.
+class NewFindings:
+    """What one run compared and found.
 
     Attributes:
         findings: Findings without cause, by the view's own name; of on-demand views under None.
@@ -54,8 +54,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Explaining:
-    """What causes are given by.
+class Attribution:
+    """Gives mismatches their causes, by the evidence of the whole log.
 
     Attributes:
         state: What earlier audits found.
@@ -76,9 +76,7 @@ class Explaining:
     contract_of: Callable[[str], ModelContract]
     read: Callable[[Columns], list[LogPart]]
 
-    def days(
-        self, found: Found
-    ) -> dict[str, tuple[str | None, pa.Table, list[pa.Table], set[str]]]:
+    def days(self, found: NewFindings) -> dict[str, DayUpdate]:
         """The days that have changed, with units, findings by contract, and doubtful views."""
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -104,7 +102,9 @@ class Explaining:
             mine = again & is_value(before["source_view"], view)
             fresh.setdefault(view, []).append(before.filter(pa.array(mine)))
         results = [before.filter(pa.array(~again)), *fresh.pop(None, [])]
-        results += [self._named(view, together(tables)) for view, tables in fresh.items() if view]
+        results += [
+            self._with_causes(view, together(tables)) for view, tables in fresh.items() if view
+        ]
         return self._by_day(together(results), found, touched)
 
     @property
@@ -112,7 +112,7 @@ class Explaining:
         hours = self.changes.hours
         return bool(len(hours) and len(self.known) and hours.min() < self.known.max())
 
-    def _days_touched(self, found: Found) -> list[str]:
+    def _days_touched(self, found: NewFindings) -> list[str]:
         """Days whose findings change, or may change."""
         hours = self.changes.hours
         touched = {day_of(int(hour)) for hour in hours} | set(self.changes.versions)
@@ -129,7 +129,7 @@ class Explaining:
                 touched.add(day)
         return sorted(touched)
 
-    def _named(self, view: str, findings: pa.Table) -> pa.Table:
+    def _with_causes(self, view: str, findings: pa.Table) -> pa.Table:
         """Findings of one view with the evidence of the whole log, and a cause."""
         import pyarrow as pa
 
@@ -184,8 +184,8 @@ class Explaining:
         return self.read(columns_of)
 
     def _by_day(
-        self, findings: pa.Table, found: Found, touched: Sequence[str]
-    ) -> dict[str, tuple[str | None, pa.Table, list[pa.Table], set[str]]]:
+        self, findings: pa.Table, found: NewFindings, touched: Sequence[str]
+    ) -> dict[str, DayUpdate]:
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -209,7 +209,7 @@ class Explaining:
             if version is None and day in self.state.days:
                 same = all(day_of(int(hour)) != day for hour in changes.hours)
                 version = self.state.days[day].version if same else None
-            answer[day] = (
+            answer[day] = DayUpdate(
                 version,
                 units.filter(pa.array(unit_days == number)),
                 [

@@ -24,7 +24,7 @@ from tallystick.prediction_log.log_reader import (
 )
 from tallystick.records.record_store import ParityReport
 from tallystick_monitoring.audit import audit_report
-from tallystick_monitoring.audit.attribution import Columns, Explaining, Found
+from tallystick_monitoring.audit.attribution import Attribution, Columns, NewFindings
 from tallystick_monitoring.audit.audit_state import (
     AuditState,
     HistoryUpdate,
@@ -206,7 +206,7 @@ class AuditRun:
             since[definition] = np.minimum(found_before, first_hours)
         first = min((int(each.min()) for each in since.values()), default=NEVER)
         old = known[(known >= first) & ~np.isin(known, changes.hours)]
-        found = Found()
+        found = NewFindings()
         whole = np.union1d(changes.hours, old)
         batches = list(self._batches(whole, changes))
         for span in batches:
@@ -217,7 +217,7 @@ class AuditRun:
                 self._whole = parts
             for part in parts:
                 self._take(part, changes.hours, old, since, found)
-        explaining = Explaining(
+        attribution = Attribution(
             state=self._state,
             changes=changes,
             known=known,
@@ -226,7 +226,7 @@ class AuditRun:
             contract_of=self.contract_of,
             read=self._whole_log,
         )
-        days = explaining.days(found)
+        days = attribution.days(found)
         updates = {name: update for name, _, _, update in histories if update is not None}
         seen = Seen(begin_us=self._begin_us, days=self._days_until(changes.log))
         if set(self.damaged) != excluded:
@@ -354,7 +354,7 @@ class AuditRun:
         new: Int64s,
         old: Int64s,
         since: Mapping[str, Int64s],
-        found: Found,
+        found: NewFindings,
     ) -> None:
         """Compare the requests of a part that have to be."""
         import pyarrow as pa

@@ -14,11 +14,11 @@ that cannot be read, or that other rules made, is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -83,6 +83,15 @@ class HistoryMark(BaseModel):
 
     identity: str
     hashes: tuple[SourceHashes, ...]
+
+
+class DayUpdate(NamedTuple):
+    """What an audit compared and found of a day; :class:`Day` has the meaning."""
+
+    version: str | None
+    units: pa.Table
+    findings: Sequence[pa.Table]
+    doubtful: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -247,14 +256,14 @@ class AuditState:
 
     def commit(
         self,
-        days: Mapping[str, tuple[str | None, pa.Table, Iterable[pa.Table], Collection[str]]],
+        days: Mapping[str, DayUpdate],
         history: Mapping[str, HistoryUpdate],
         seen: Seen,
     ) -> None:
         """Replace what was known of these days and views by what an audit found.
 
         Args:
-            days: Day → version of its log, what was compared, what was found, the doubtful views.
+            days: Day → what was compared and found.
             history: View (as :attr:`history`) → what its history is, if it has changed.
             seen: The log that evidence was taken from.
 
@@ -262,42 +271,33 @@ class AuditState:
             DataError: It cannot be written; what was known before stays.
         """
         with state_errors(self._folder):
-            self._commit(days, history, seen)
-
-    def _commit(
-        self,
-        days: Mapping[str, tuple[str | None, pa.Table, Iterable[pa.Table], Collection[str]]],
-        history: Mapping[str, HistoryUpdate],
-        seen: Seen,
-    ) -> None:
-        before = self._content
-        after = before.model_copy(deep=True)
-        after.serial += 1
-        after.seen = seen
-        for day, (version, units, findings, doubtful) in days.items():
-            if not units.num_rows:
-                after.days.pop(day, None)
-                continue
-            after.days[day] = Day(
-                version=version,
-                units=self._write(f"units/{day}-{after.serial}.parquet", units),
-                findings=tuple(
-                    self._write(f"findings/day={day}/{after.serial}-{index}.parquet", table)
-                    for index, table in enumerate(findings)
-                    if table.num_rows
-                ),
-                doubtful=tuple(sorted(doubtful)),
-            )
-        for view, update in history.items():
-            hashes = update.kept
-            if update.versions:
-                name = f"history/{digest(view)}-{after.serial}.parquet"
-                file = self._write(name, update.rows)
-                rows = update.rows.num_rows
-                hashes += (SourceHashes(file=file, rows=rows, versions=update.versions),)
-            after.history[view] = HistoryMark(identity=update.identity, hashes=hashes)
-        body = after.model_dump_json(indent=1)
-        write_text(self._folder / "state.json", f"{digest(body)}\n{body}")
+            after = self._content.model_copy(deep=True)
+            after.serial += 1
+            after.seen = seen
+            for day, found in days.items():
+                if not found.units.num_rows:
+                    after.days.pop(day, None)
+                    continue
+                after.days[day] = Day(
+                    version=found.version,
+                    units=self._write(f"units/{day}-{after.serial}.parquet", found.units),
+                    findings=tuple(
+                        self._write(f"findings/day={day}/{after.serial}-{index}.parquet", table)
+                        for index, table in enumerate(found.findings)
+                        if table.num_rows
+                    ),
+                    doubtful=tuple(sorted(found.doubtful)),
+                )
+            for view, update in history.items():
+                hashes = update.kept
+                if update.versions:
+                    name = f"history/{digest(view)}-{after.serial}.parquet"
+                    file = self._write(name, update.rows)
+                    rows = update.rows.num_rows
+                    hashes += (SourceHashes(file=file, rows=rows, versions=update.versions),)
+                after.history[view] = HistoryMark(identity=update.identity, hashes=hashes)
+            body = after.model_dump_json(indent=1)
+            write_text(self._folder / "state.json", f"{digest(body)}\n{body}")
         self._content = after
         self._sweep()
 

@@ -22,6 +22,7 @@ Times are in UTC to the microsecond.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,18 +43,7 @@ ORDER: Final = (
     ("prediction_id", "ascending"),
     ("feature", "ascending"),
 )
-FLAGS: Final = (
-    "served_present",
-    "expected_present",
-    "definition_differs",
-    "in_history",
-    "cast_equal",
-    "unstamped",
-    "served_rightly",
-    "newer_served_before",
-    "seen_online",
-    "written_since",
-)
+FLAGS: Final = tuple(each.name for each in fields(Evidence) if not each.name.endswith("_us"))
 """Evidence that is true or false."""
 
 TIMES: Final = (

@@ -200,16 +200,31 @@ class _Comparison:
 
     def _hint(self, where: Where, name: str, row: int) -> str:
         """What it means that a value changes there."""
+        is_api = where == "online to API"
+        before = self._ways.online if is_api else self._ways.offline
+        after = self._ways.online if where == "offline to online" else self._ways.api
+        assert before is not None
+        assert after is not None
+        is_cast = equal_after_cast(after.values[name][row], before.values[name][row])
         if name in self._subject.computed:
-            return self._hint_of_computed(where, name, row)
-        if where == "online to API":
-            assert self._ways.online is not None
-            return self._hint_of_api(self._ways.online.values[name][row], name, row)
-        answers = self._ways.online if where == "offline to online" else self._ways.api
-        assert answers is not None
-        return self._hint_of_store(self._ways.offline.values[name][row], answers, name, row)
+            what = (
+                "the same inputs give another value: its function depends on which rows come "
+                "together, or on more than its inputs"
+                if is_api
+                else "equal after a cast: its function sees other types, or returns another one "
+                "than it declares"
+                if is_cast
+                else "the same inputs give another value: its function sees other types, or "
+                "depends on other rows, the time or chance"
+            )
+            return f"on-demand view {self._subject.parts[name][0]}: {what}"
+        if is_api and is_cast:
+            return "equal after a cast: the API's JSON does not keep the declared type exactly"
+        if is_api:
+            return "the server reads another value than Feast's SDK does from the same store"
+        return self._hint_of_store(after, name, row, is_cast=is_cast)
 
-    def _hint_of_store(self, offline: Any, online: Answers, name: str, row: int) -> str:
+    def _hint_of_store(self, online: Answers, name: str, row: int, *, is_cast: bool) -> str:
         view = self._subject.parts[name][0]
         status = self._ways.offline.statuses[view][row]
         found = online.values[name][row]
@@ -225,38 +240,12 @@ class _Comparison:
         times = (self._time(self._ways.offline, view, row), self._time(online, view, row))
         if None not in times and times[0] != times[1]:
             return "the online store holds another row of that key than history's last"
-        if equal_after_cast(found, offline):
+        if is_cast:
             return (
                 "equal after a cast: the online store, or what fills it, does not keep the "
                 "declared type exactly"
             )
         return "the right row, with another value: the online store changes what it is given"
-
-    def _hint_of_api(self, online: Any, name: str, row: int) -> str:
-        assert self._ways.api is not None
-        if equal_after_cast(self._ways.api.values[name][row], online):
-            return "equal after a cast: the API's JSON does not keep the declared type exactly"
-        return "the server reads another value than Feast's SDK does from the same store"
-
-    def _hint_of_computed(self, where: Where, name: str, row: int) -> str:
-        view = self._subject.parts[name][0]
-        if where == "online to API":
-            return (
-                f"on-demand view {view}: the same inputs give another value: its function "
-                "depends on which rows come together, or on more than its inputs"
-            )
-        answers = self._ways.online if where == "offline to online" else self._ways.api
-        assert answers is not None
-        offline = self._ways.offline.values[name][row]
-        if equal_after_cast(answers.values[name][row], offline):
-            return (
-                f"on-demand view {view}: equal after a cast: its function sees other types, or "
-                "returns another one than it declares"
-            )
-        return (
-            f"on-demand view {view}: the same inputs give another value: its function sees other "
-            "types, or depends on other rows, the time or chance"
-        )
 
     def _lacks_row(self, online: Answers, view: str, row: int) -> bool:
         """Whether all that was read of the view is null there."""

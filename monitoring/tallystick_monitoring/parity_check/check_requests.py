@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,10 +28,11 @@ _POPULATION_SHARE: Final = 2
 """One request in so many is one of a model's population, if there is one."""
 
 
+@dataclass(frozen=True)
 class Requests:
     """Draws requests at one moment.
 
-    Args:
+    Attributes:
         repo: The repo, whose models' populations show what requests look like.
         keys: View → the keys that were drawn of it, in the order of its key columns.
         at: Time of all requests.
@@ -38,14 +40,11 @@ class Requests:
         seed: Of what is drawn.
     """
 
-    def __init__(
-        self, repo: Repo, keys: Mapping[str, SampledKeys], *, at: datetime, count: int, seed: int
-    ) -> None:
-        self._repo = repo
-        self._keys = keys
-        self._at = at
-        self._count = count
-        self._seed = seed
+    repo: Repo
+    keys: Mapping[str, SampledKeys]
+    at: datetime
+    count: int
+    seed: int
 
     def entity_rows(self, inputs: ModelInputs, name: str, *, populated: bool) -> pa.Table:
         """Requests for some inputs.
@@ -60,14 +59,14 @@ class Requests:
         """
         import pyarrow as pa
 
-        rng = np.random.default_rng([self._seed, *name.encode()])
+        rng = np.random.default_rng([self.seed, *name.encode()])
         drawn = self._populated(inputs, rng) if populated else []
-        rows = [*drawn, *self._combined(inputs, drawn, rng)][: self._count]
+        rows = [*drawn, *self._combined(inputs, drawn, rng)][: self.count]
         arrays = {
             column.name: pa.array([row[column.name] for row in rows], arrow_type(column.dtype))
             for column in inputs.request_columns
         }
-        times = pa.array([self._at] * len(rows), pa.timestamp("us", tz="UTC"))
+        times = pa.array([self.at] * len(rows), pa.timestamp("us", tz="UTC"))
         return pa.table({**arrays, REQUEST_TIME: times})
 
     def _combined(
@@ -75,9 +74,9 @@ class Requests:
     ) -> list[dict[str, Any]]:
         """Requests of drawn keys; the keys of a view stay together where no other view has them."""
         uses = sorted(inputs.views, key=lambda use: len(use.request_keys), reverse=True)
-        drawn = [(use, self._keys[use.spec.name].rows) for use in uses if use.request_keys]
+        drawn = [(use, self.keys[use.spec.name].rows) for use in uses if use.request_keys]
         lengths = [len(rows) for _, rows in drawn]
-        count = max(lengths, default=self._count if inputs.request_fields else 1)
+        count = max(lengths, default=self.count if inputs.request_fields else 1)
         requests = []
         for index in range(count):
             request: dict[str, Any] = {}
@@ -87,7 +86,7 @@ class Requests:
             like = populated[int(rng.integers(len(populated)))] if populated else {}
             for field in inputs.request_fields:
                 request[field.name] = (
-                    like[field.name] if like else field_value(field.dtype, rng, self._at)
+                    like[field.name] if like else field_value(field.dtype, rng, self.at)
                 )
             requests.append(request)
         return requests
@@ -95,8 +94,8 @@ class Requests:
     def _populated(self, inputs: ModelInputs, rng: Rng) -> list[dict[str, Any]]:
         """Requests of the first model whose population has all that is asked for."""
         columns = inputs.request_columns
-        count = max(1, self._count // _POPULATION_SHARE)
-        for _, model in sorted(self._repo.models.items()) if columns else ():
+        count = max(1, self.count // _POPULATION_SHARE)
+        for _, model in sorted(self.repo.models.items()) if columns else ():
             try:
                 rows = self._population_rows(model, [column.name for column in columns])
             except DataError:
@@ -112,7 +111,7 @@ class Requests:
 
     def _population_rows(self, model: Any, names: Sequence[str]) -> pa.Table:
         source = source_rows(
-            self._repo,
+            self.repo,
             model.requests,
             what=f"The population of model {model.name!r}",
             columns={
@@ -120,7 +119,7 @@ class Requests:
                 REQUEST_TIME: model.requests.timestamp_field,
             },
         )
-        recent = source.table(between=(REQUEST_TIME, self._at - _RECENT, self._at))
+        recent = source.table(between=(REQUEST_TIME, self.at - _RECENT, self.at))
         if recent.num_rows:
             return recent
         return next(iter(source.batches(rows_max=_READ_MAX)), source.empty())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -68,22 +67,12 @@ def _apply(scratch: ScratchRepo) -> None:
             ) from error
 
 
-@dataclass(frozen=True)
-class _Moment:
-    at: datetime
-    reason: str
-
-
 class ParityRun:
     """The state of one parity check: the scratch repo, and the views that cannot be read."""
 
     def __init__(self, scratch: ScratchRepo, *, sample: int, seed: int, on_step: OnStep) -> None:
-        self._scratch = scratch
-        self._repo = scratch.repo
-        self._sample = sample
-        self._seed = seed
-        self._on_step = on_step
-        self._rows_max = settings().request_rows_max
+        self._scratch, self._repo = scratch, scratch.repo
+        self._sample, self._seed, self._on_step = sample, seed, on_step
         self._unreadable: dict[str, str] = {}
 
     def result(self, at: datetime | None, *, now_us: int) -> ParityCheck:
@@ -101,19 +90,19 @@ class ParityRun:
             )
         self._on_step("reading history")
         ends_of_views = self._history_ends(uses)
-        moment = _moment(self._repo, at, now_us, uses, ends_of_views)
-        self._scratch.clock.set(moment.at)
-        keys = self._keys(uses, ends_of_views, moment.at)
-        self._bring_online(list(keys), moment.at)
+        at, reason = _moment(self._repo, at, now_us, uses, ends_of_views)
+        self._scratch.clock.set(at)
+        keys = self._keys(uses, ends_of_views, at)
+        self._bring_online(list(keys), at)
         self._on_step("starting the server")
         with ScratchServer(self._scratch) as api:
             check = SubjectCheck(
                 self._scratch,
                 api,
-                Requests(self._repo, keys, at=moment.at, count=self._sample, seed=self._seed),
+                Requests(self._repo, keys, at=at, count=self._sample, seed=self._seed),
                 keys,
                 self._unreadable,
-                rows_max=self._rows_max,
+                rows_max=settings().request_rows_max,
             )
             compared = []
             for each in found:
@@ -121,8 +110,8 @@ class ParityRun:
                 compared.append(check.compared(each))
         return ParityCheck(
             repo=str(self._repo.path),
-            moment=moment.at,
-            moment_reason=moment.reason,
+            moment=at,
+            moment_reason=reason,
             store=self._scratch.store,
             configured=self._scratch.configured,
             filled_by="tally materialize" if self._scratch.is_packed else "feast materialize",
@@ -195,7 +184,7 @@ def _moment(
     now_us: int,
     uses: dict[str, ViewUse],
     ends_of_views: dict[str, HistoryEnd],
-) -> _Moment:
+) -> tuple[datetime, str]:
     """The time as of which everything is read.
 
     By default now; if nothing that can expire is alive any more, a moment near the end of some
@@ -203,14 +192,14 @@ def _moment(
     something had happened that was not known yet.
     """
     if at is not None:
-        return _Moment(at, "as requested")
+        return at, "as requested"
     ttls = {
         name: ttl_us for name in ends_of_views if (ttl_us := uses[name].spec.ttl_us) is not None
     }
     if not ttls or any(
         ends_of_views[name].event_us >= now_us - ttl_us for name, ttl_us in ttls.items()
     ):
-        return _Moment(from_us(now_us), "")
+        return from_us(now_us), ""
     ends = sorted({ends_of_views[name].visible_us for name in ttls})
     known = [known_at(repo, uses[name], ends) for name in ends_of_views]
     settled = [max(each[index].settled_us for each in known) for index in range(len(ends))]
@@ -223,7 +212,7 @@ def _moment(
         complete = sum(found[name][index].settled_us <= moment_us for name in ends_of_views)
         return alive, complete, index
 
-    return _Moment(
+    return (
         from_us(candidates[max(range(len(candidates)), key=rank)]),
         "near the end of history, as every value that can expire has expired by now",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+@dataclass(frozen=True)
 class SubjectCheck:
     """Reads the values of subjects three ways, and compares them.
 
-    Args:
+    Attributes:
         scratch: The scratch repo, online.
         api: Its server.
         requests: Draws the requests.
@@ -36,23 +38,12 @@ class SubjectCheck:
         rows_max: Requests that the server takes at once.
     """
 
-    def __init__(
-        self,
-        scratch: ScratchRepo,
-        api: ScratchServer,
-        requests: Requests,
-        keys: dict[str, SampledKeys],
-        unreadable: dict[str, str],
-        *,
-        rows_max: int,
-    ) -> None:
-        self._scratch = scratch
-        self._repo = scratch.repo
-        self._api = api
-        self._requests = requests
-        self._keys = keys
-        self._unreadable = unreadable
-        self._rows_max = rows_max
+    scratch: ScratchRepo
+    api: ScratchServer
+    requests: Requests
+    keys: dict[str, SampledKeys]
+    unreadable: dict[str, str]
+    rows_max: int
 
     def compared(self, subject: Subject | Unusable) -> SubjectReport:
         """What is found of a subject."""
@@ -61,9 +52,9 @@ class SubjectCheck:
                 return _failed(subject, subject.reason)
             return SubjectReport(kind=subject.kind, name=subject.name, notes=(subject.reason,))
         names = [use.spec.name for use in subject.inputs.views]
-        unreadable = [name for name in names if name in self._unreadable]
+        unreadable = [name for name in names if name in self.unreadable]
         if unreadable and subject.kind == "view":
-            return _failed(subject, self._unreadable[subject.name])
+            return _failed(subject, self.unreadable[subject.name])
         if unreadable:
             return _failed(subject, *(f"view {name} cannot be compared" for name in unreadable))
         try:
@@ -72,7 +63,7 @@ class SubjectCheck:
             return _failed(subject, str(error))
 
     def _compared(self, subject: Subject) -> SubjectReport:
-        entity_rows = self._requests.entity_rows(
+        entity_rows = self.requests.entity_rows(
             subject.inputs, subject.name, populated=subject.kind != "view"
         )
         notes: list[str] = []
@@ -87,7 +78,7 @@ class SubjectCheck:
         online = api = None
         if entity_rows.num_rows and subject.bundle is None:
             with _noting(failures):
-                online = subject_answers.online(self._repo, subject, entity_rows)
+                online = subject_answers.online(self.scratch.repo, subject, entity_rows)
         if entity_rows.num_rows:
             with _noting(failures):
                 api = self._served(subject, entity_rows, notes)
@@ -95,7 +86,7 @@ class SubjectCheck:
             subject,
             entity_rows,
             Ways(offline, online, api, left_out),
-            kinds=self._keys[subject.name].kinds if subject.kind == "view" else {},
+            kinds=self.keys[subject.name].kinds if subject.kind == "view" else {},
             notes=notes,
             failures=failures,
         )
@@ -104,7 +95,7 @@ class SubjectCheck:
         self, subject: Subject, entity_rows: pa.Table, notes: list[str]
     ) -> tuple[pa.Table, Answers]:
         """What history says, and the requests without those that make something fail."""
-        table, found = subject_answers.stored(self._repo, subject.inputs, entity_rows)
+        table, found = subject_answers.stored(self.scratch.repo, subject.inputs, entity_rows)
         try:
             computed = subject_answers.computed(subject, table)
         except DefinitionError:
@@ -113,7 +104,7 @@ class SubjectCheck:
             if not passing:
                 raise
             entity_rows = entity_rows.take(passing)
-            table, found = subject_answers.stored(self._repo, subject.inputs, entity_rows)
+            table, found = subject_answers.stored(self.scratch.repo, subject.inputs, entity_rows)
             computed = subject_answers.computed(subject, table)
             notes.append(f"left out are {sum(failing)} requests that fail: {reason}")
         found.values |= computed.values
@@ -121,10 +112,11 @@ class SubjectCheck:
         return entity_rows, found
 
     def _left_out(self, subject: Subject, entity_rows: pa.Table, notes: list[str]) -> Bools:
-        if self._scratch.is_packed:
+        if self.scratch.is_packed:
             return np.zeros(entity_rows.num_rows, dtype=np.bool_)
         later = np.array(
-            subject_answers.not_yet_known(self._repo, subject.inputs, entity_rows), dtype=np.bool_
+            subject_answers.not_yet_known(self.scratch.repo, subject.inputs, entity_rows),
+            dtype=np.bool_,
         )
         if later.any():
             notes.append(
@@ -137,13 +129,13 @@ class SubjectCheck:
         if subject.bundle is not None:
             reasons = [
                 reason
-                for reason in self._api.reasons_not_ready()
+                for reason in self.api.reasons_not_ready()
                 if reason.startswith(f"model {subject.name} ")
             ]
             if reasons:
                 raise DataError("; ".join(reasons))
             return subject_answers.served_predictions(
-                self._api, subject, entity_rows, rows_max=self._rows_max
+                self.api, subject, entity_rows, rows_max=self.rows_max
             )
         uncarried = [
             f"{column.name} ({column.dtype})"
@@ -157,7 +149,7 @@ class SubjectCheck:
             )
             return None
         return subject_answers.served_features(
-            self._api, subject, entity_rows, rows_max=self._rows_max
+            self.api, subject, entity_rows, rows_max=self.rows_max
         )
 
 
