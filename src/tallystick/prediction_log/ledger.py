@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from tallystick.errors import DamagedError
-from tallystick.prediction_log.manifest import read_manifest, uncompacted
+from tallystick.prediction_log.manifest import read_manifest, retried, uncompacted
 from tallystick.prediction_log.segment import is_live
 from tallystick.prediction_log.streams import Stream, log_location, site_of, stream_dir
 from tallystick.prediction_log.write_ahead_log import segments_in
-
-_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +58,7 @@ def ledger_of(state_dir: Path, stream: Stream) -> StreamLedger:
         DamagedError: A manifest cannot be read.
         UnavailableError: The log's store did not answer.
     """
-    for _ in range(_ATTEMPTS):
-        # A segment that was there a moment ago is compacted now.
-        with suppress(FileNotFoundError):
-            return _counted(state_dir, stream)
-    raise DamagedError(f"Segments in {stream_dir(state_dir, stream)} vanish while they are read.")
+    return retried(lambda: _counted(state_dir, stream), f"The log of {stream.name}")
 
 
 def _counted(state_dir: Path, stream: Stream) -> StreamLedger:

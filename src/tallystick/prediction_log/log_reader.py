@@ -7,13 +7,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import from_us, to_us
 from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_view import digest
 from tallystick.errors import ContractError, DamagedError
-from tallystick.prediction_log.manifest import Manifest, read_manifests, uncompacted
+from tallystick.prediction_log.manifest import (
+    Answer,
+    Manifest,
+    read_manifests,
+    retried,
+    uncompacted,
+)
 from tallystick.prediction_log.parquet_files import Columns, read_file
 from tallystick.prediction_log.streams import (
     LABELS,
@@ -30,8 +36,6 @@ from tallystick.prediction_log.write_ahead_log import segments_in
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Answer = TypeVar("Answer")
-_ATTEMPTS: Final = 5
 _FIRST_US: Final = to_us(datetime.min.replace(tzinfo=UTC))
 
 
@@ -97,9 +101,7 @@ def read_log(
     """
     read: dict[str, Any] = {}
     span = (to_us(start), to_us(end))
-    return _retried(
-        state_dir, PREDICTIONS, model, lambda log: log.parts(span, columns, read, damaged)
-    )
+    return _read(state_dir, PREDICTIONS, model, lambda log: log.parts(span, columns, read, damaged))
 
 
 def read_labels(state_dir: Path, model: str, *, known_until: datetime) -> pa.Table | None:
@@ -111,7 +113,7 @@ def read_labels(state_dir: Path, model: str, *, known_until: datetime) -> pa.Tab
     import pyarrow as pa
 
     span = (_FIRST_US, to_us(known_until) + 1)
-    parts = _retried(state_dir, LABELS, model, lambda log: log.parts(span, None, {}, None))
+    parts = _read(state_dir, LABELS, model, lambda log: log.parts(span, None, {}, None))
     if not parts:
         return None
     return pa.concat_tables([part.table for part in parts], promote_options="default")
@@ -136,7 +138,7 @@ def day_versions(state_dir: Path, model: str) -> dict[str, str]:
             marks.setdefault(file.day, []).append(f"{file.path} {file.footer}")
         return {day: digest("\n".join(sorted(found)), length=16) for day, found in marks.items()}
 
-    return _retried(state_dir, PREDICTIONS, model, versions)
+    return _read(state_dir, PREDICTIONS, model, versions)
 
 
 def first_time(state_dir: Path, model: str) -> datetime | None:
@@ -148,7 +150,7 @@ def first_time(state_dir: Path, model: str) -> datetime | None:
             firsts += table[PREDICTIONS.time].cast("int64").to_pylist()
         return from_us(min(firsts)) if firsts else None
 
-    return _retried(state_dir, PREDICTIONS, model, first)
+    return _read(state_dir, PREDICTIONS, model, first)
 
 
 def logged_contract(state_dir: Path, model: str, contract_hash: str) -> ModelContract:
@@ -247,18 +249,9 @@ class _Listing:
         return parts
 
 
-def _retried(
-    state_dir: Path, stream: Stream, model: str, use: Callable[[_Listing], Answer]
-) -> Answer:
+def _read(state_dir: Path, stream: Stream, model: str, use: Callable[[_Listing], Answer]) -> Answer:
     """Use a listing, and a new one if a compactor removed a file meanwhile."""
-    for _ in range(_ATTEMPTS):
-        # The rows of a file that is gone are in another one, by a newer manifest.
-        with suppress(FileNotFoundError):
-            return use(_Listing(state_dir, stream, model))
-    raise DamagedError(
-        f"A file of the log of model {model!r} that the manifest names is gone.",
-        hint="Restore it from a backup, or take it out of the log:  tally log forget FILE",
-    )
+    return retried(lambda: use(_Listing(state_dir, stream, model)), f"The log of model {model!r}")
 
 
 def _between(table: pa.Table, column: str, span: tuple[int, int]) -> pa.Table:

@@ -9,10 +9,10 @@ it was compacted. So one write of one file moves rows from segments to Parquet.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,8 +21,10 @@ from tallystick.prediction_log.frames import Totals
 from tallystick.prediction_log.segment import Segment, read_segment
 from tallystick.storage.locations import Location
 
+Answer = TypeVar("Answer")
 MANIFEST_VERSION: Final = 1
 FOLDER: Final = "manifest"
+_ATTEMPTS: Final = 5
 _STAYING: Final = 3
 """Manifests that stay, the newest included: a reader opens a file a moment after listing it."""
 
@@ -158,15 +160,12 @@ def read_manifests(location: Location, stream: str) -> dict[str, Manifest]:
 def read_manifest(location: Location, stream: str, site: str) -> Manifest:
     """The newest manifest of a site; an empty one if there is none. Errors as above."""
     folder = location / stream / FOLDER / site
-    for _ in range(_STAYING):
-        if not site or not (files := folder.files()):
-            return Manifest()
-        with suppress(FileNotFoundError):  # a newer one has replaced it
-            return _parsed(files[-1])
-    raise DamagedError(
-        f"The manifests in {folder} are removed while they are read.",
-        hint="Let only one compactor write for each state folder.",
-    )
+
+    def newest() -> Manifest:
+        files = folder.files() if site else []
+        return _parsed(files[-1]) if files else Manifest()
+
+    return retried(newest, f"The manifests in {folder}")
 
 
 def write_manifest(location: Location, stream: str, site: str, manifest: Manifest) -> None:
@@ -177,6 +176,21 @@ def write_manifest(location: Location, stream: str, site: str, manifest: Manifes
     file.write_bytes(content + b"\n%08x\n" % zlib.crc32(content))
     for old in folder.files()[:-_STAYING]:
         old.remove()
+
+
+def retried(read: Callable[[], Answer], what: str) -> Answer:
+    """Read something, again if a compactor removed a file meanwhile: its rows are in a newer one.
+
+    Raises:
+        DamagedError: A file is still missing after several attempts.
+    """
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError):
+            return read()
+    raise DamagedError(
+        f"{what}: a file that a manifest names is gone.",
+        hint="Restore it from a backup, or take it out of the log:  tally log forget FILE",
+    )
 
 
 def uncompacted(paths: Iterable[Path], workers: dict[str, WorkerRows]) -> Iterator[Segment]:
