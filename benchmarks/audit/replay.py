@@ -301,9 +301,9 @@ class _Replay:
 
     async def run(self) -> set[Cell]:
         """Play all hours; give the computed values that were made otherwise."""
-        self._readers = RedisStoreClient(
-            read_store_config(self._world.repo.path), timeout_s=TIMEOUT_S
-        )
+        config = read_store_config(self._world.repo.path)
+        assert config.redis is not None
+        self._readers = RedisStoreClient(config, config.redis, timeout_s=TIMEOUT_S)
         self._log = PredictionLog(self._world.repo.state_dir, _WAL)
         before: datetime | None = None
         batches = iter(self._scene.batches)

@@ -227,7 +227,12 @@ class SDKStoreClient:
         self._latest: SDKReader | None = None
 
     async def open(self) -> None:
-        """Let the store open its connections, if it opens any ahead."""
+        """Log what the SDK costs, and let the store open connections, if it opens any ahead."""
+        logger.warning(
+            "online_store is %s: features are read through Feast's SDK, slower than from "
+            "Tallystick's own store, and with fewer guarantees:  tally check  lists them.",
+            self._config.online_store.type,
+        )
         try:
             await self._provider.initialize(self._config)
         except Exception as error:  # noqa: BLE001 any store; it may answer when it is needed

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.errors import DefinitionError
@@ -14,12 +13,8 @@ from tallystick.online_store.redis_connection import (
     redis_errors,
     shown_address,
 )
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick_serving.store_config import StoreConfig
-
-if TYPE_CHECKING:
-    from feast import FeatureStore
-
-logger = logging.getLogger(__name__)
 
 
 class FeatureReader(Protocol):
@@ -35,10 +30,8 @@ class FeatureReader(Protocol):
 class StoreClient(Protocol):
     """An online store, as serving needs it."""
 
-    @property
-    def service(self) -> str:
-        """The store in error messages, without secrets."""
-        ...
+    service: str
+    """The store in error messages, without secrets."""
 
     def reader(self, contract: ModelContract) -> FeatureReader:
         """A reader of a contract's views, which gives up when a request's time is over.
@@ -69,7 +62,8 @@ class RedisStoreClient:
     """Tallystick's own store, read from Redis without Feast.
 
     Args:
-        config: The repo, with Tallystick's own store.
+        config: The repo.
+        options: The options of its store.
         timeout_s: Seconds to connect, and to wait for an answer, at most.
 
     Raises:
@@ -78,12 +72,9 @@ class RedisStoreClient:
 
     Attributes:
         redis: The client of Redis.
-        service: See :class:`StoreClient`.
     """
 
-    def __init__(self, config: StoreConfig, *, timeout_s: float) -> None:
-        options = config.redis
-        assert options is not None
+    def __init__(self, config: StoreConfig, options: RedisOptions, *, timeout_s: float) -> None:
         self.redis: Any = connect_for_reads(
             options.connection_string,
             config.path,
@@ -117,28 +108,3 @@ class RedisStoreClient:
     async def close(self) -> None:
         """See :class:`StoreClient`."""
         await self.redis.aclose()
-
-
-async def open_sdk_store(
-    config: StoreConfig, store: FeatureStore, *, timeout_s: float
-) -> StoreClient:
-    """Another online store of Feast, read through its SDK; logs once what that costs.
-
-    Args:
-        config: The repo.
-        store: Feast's feature store of the repo.
-        timeout_s: Seconds to wait for an answer, at most.
-
-    Raises:
-        DefinitionError: Feast cannot create the store.
-    """
-    from tallystick_serving.feast_sdk_reader import SDKStoreClient
-
-    logger.warning(
-        "online_store is %s: features are read through Feast's SDK, slower than from Tallystick's "
-        "own store, and with fewer guarantees:  tally check  lists them.",
-        config.online_store,
-    )
-    client = SDKStoreClient(store, timeout_s=timeout_s)
-    await client.open()
-    return client

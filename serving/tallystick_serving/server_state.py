@@ -14,8 +14,9 @@ from tallystick.online_store.journal.write_journal import BufferedJournal, journ
 from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
 from tallystick.settings import Settings
 from tallystick_serving.champion_watcher import ChampionWatcher
+from tallystick_serving.feast_sdk_reader import SDKStoreClient
 from tallystick_serving.feast_server import FeastStore, open_feast
-from tallystick_serving.feature_readers import RedisStoreClient, StoreClient, open_sdk_store
+from tallystick_serving.feature_readers import RedisStoreClient, StoreClient
 from tallystick_serving.online_features import FeaturePlans
 from tallystick_serving.server_metrics import ServerMetrics
 from tallystick_serving.store_config import StoreConfig
@@ -71,12 +72,16 @@ async def open_state(
         if config.redis is not None:
             feast_store = None
             client = redis = await asyncio.to_thread(
-                RedisStoreClient, config, timeout_s=settings.request_timeout_s
+                RedisStoreClient,
+                config,
+                config.redis,
+                timeout_s=settings.request_timeout_s,
             )
             plans = FeaturePlans(redis.redis)
         else:
             feast_store = await asyncio.to_thread(open_feast, config.path)
-            client = await open_sdk_store(config, feast_store, timeout_s=settings.request_timeout_s)
+            client = sdk = SDKStoreClient(feast_store, timeout_s=settings.request_timeout_s)
+            await sdk.open()
             plans = FeaturePlans(None)
         stack.push_async_callback(client.close)
         feast = FeastStore(config, plans, feast_store)
