@@ -321,7 +321,7 @@ def test_check_says_what_another_store_lacks(repo, caplog):
         assert word in warnings
     assert f"✓ champion of {MODEL}: version 1 fits the repo" in lines
     status = CliRunner().invoke(main, ["--repo", str(repo.path), "status"])
-    assert f"online store: {kind}, which Feast fills" in status.output
+    assert f"online store: {kind}, which Feast materializes" in status.output
     with served(repo):
         pass
     warned = [r.getMessage() for r in caplog.records if "tally check" in r.getMessage()]
