@@ -17,7 +17,7 @@ from deltalake import write_deltalake
 
 from tallystick.clock import to_us
 from tallystick.definitions.feature_repo import apply, open_repo
-from tallystick.errors import StateError
+from tallystick.errors import DataError, StateError
 from tallystick.materialization.materializer import Materializer
 from tallystick.offline_store.duckdb_connection import DefaultLimits
 from tallystick.offline_store.newly_visible import BATCH_ROWS, read_newly_visible
@@ -214,6 +214,24 @@ def test_a_store_that_is_emptied_during_a_run_gets_no_mark(repo, redis_server):
     thread.join()
     assert Materializer(repo).marks() == {}
     assert run(repo, NOON + SECOND) == MANY
+
+
+def test_a_file_that_is_damaged_far_inside_is_named(repo):
+    """The engine finds it while rows are streamed, after the first ones went online."""
+    file = repo.path / "data" / "known" / "first.parquet"
+    tables = [rows(range(start, start + 50_000), 1, NOON) for start in range(0, 600_000, 50_000)]
+    with pq.ParquetWriter(file, tables[0].schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+    Materializer(repo).run(views=["known"], until=NOON - SECOND)
+    content = bytearray(file.read_bytes())
+    start = pq.read_metadata(file).row_group(11).column(0).data_page_offset
+    content[start + 20 : start + 2_000] = bytes(1_980)
+    stat = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(DataError, match=r"^Cannot read view known from data/known"):
+        run(repo, NOON)
 
 
 def test_two_runs_at_once_do_no_harm(repo):

@@ -11,10 +11,10 @@ from tallystick.clock import from_us, process_clock
 from tallystick.errors import StateError
 from tallystick.model_bundle.bundle import Champion
 from tallystick.model_bundle.compiled.form_comparison import Compilation
+from tallystick.offline_store.duckdb_connection import offline_config
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.progress import progress
 from tallystick.records.record_store import Decision, Incident, MonitorReport, load_records
-from tallystick.retrieval.model_features import offline_config
 from tallystick.signals import ending_on_signals
 from tallystick_training import model_registry
 from tallystick_training import retrain as retraining

@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Final
 
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.errors import StateError
-from tallystick.offline_store.duckdb_connection import EngineLimits
+from tallystick.offline_store.duckdb_connection import EngineLimits, offline_config
 from tallystick.offline_store.point_in_time_join import BATCH_ROWS, stream_point_in_time, workspace
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.retrieval.model_features import (
     computed_values,
-    offline_config,
     stored_values,
     view_reads,
 )

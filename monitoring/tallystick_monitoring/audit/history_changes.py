@@ -148,10 +148,9 @@ def _hashed(
     """
     import pyarrow as pa
 
-    from tallystick.offline_store.duckdb_connection import connect, read_table
+    from tallystick.offline_store.duckdb_connection import connect, offline_config, read_table
     from tallystick.offline_store.sources.consistent_read import read_steadily
     from tallystick.offline_store.view_history import ViewRead, history_of, open_history
-    from tallystick.retrieval.model_features import offline_config
 
     read = ViewRead(
         spec=use.spec,

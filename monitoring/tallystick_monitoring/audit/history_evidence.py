@@ -257,10 +257,9 @@ def _answer(
     """
     import pyarrow as pa
 
-    from tallystick.offline_store.duckdb_connection import connect
+    from tallystick.offline_store.duckdb_connection import connect, offline_config
     from tallystick.offline_store.sources.consistent_read import read_steadily
     from tallystick.offline_store.view_history import ViewRead, open_history
-    from tallystick.retrieval.model_features import offline_config
 
     table = pa.table(dict(requested))
     table = table.append_column("row", pa.array(np.arange(table.num_rows)))

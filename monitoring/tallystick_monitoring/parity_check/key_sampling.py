@@ -12,10 +12,10 @@ import numpy as np
 from tallystick.clock import SECOND_US, arrow_from_us, from_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_types import arrow_type
-from tallystick.offline_store.duckdb_connection import connect, read_table
+from tallystick.offline_store.duckdb_connection import connect, offline_config, read_table
 from tallystick.offline_store.view_history import History, ViewRead, open_history
 from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.retrieval.model_features import offline_config, view_reads
+from tallystick.retrieval.model_features import view_reads
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo

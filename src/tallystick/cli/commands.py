@@ -222,8 +222,8 @@ def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, a
         materializer.run(views=views, until=until, again=again, progress=step)
     for result in done:
         click.echo(
-            f"{result.view}: {result.won:,} written, {result.lost:,} older than what was there, "
-            f"{result.repeated:,} there already (known until {result.until.isoformat()})"
+            f"{result.view}: {result.won:,} rows written, {result.lost:,} older than the online "
+            f"row, {result.repeated:,} already online (known until {result.until.isoformat()})"
         )
 
 

@@ -87,7 +87,7 @@ class Materializer:
             DamagedError: A mark cannot be read.
             UnavailableError: The online store did not answer.
         """
-        return read_marks(self._client, self._repo.project, self._specs)
+        return read_marks(self._client, self._repo.project, self.views)
 
     def run(
         self,
@@ -128,9 +128,9 @@ class Materializer:
         return done
 
     def _run_view(self, name: str, *, until_us: int, now_us: int, again: bool) -> Materialized:
+        from tallystick.offline_store.duckdb_connection import offline_config
         from tallystick.offline_store.newly_visible import Covered, file_digests, read_newly_visible
         from tallystick.offline_store.view_history import ViewRead
-        from tallystick.retrieval.model_features import offline_config
 
         spec, client, project = self._specs[name], self._client, self._repo.project
         start = begin_run(client, project, name, again=again)
@@ -169,8 +169,13 @@ class Materializer:
             rows_written=counts.won + (before.rows_written if before else 0),
         )
         # A run up to an earlier moment than the last one leaves the last one's mark as it is.
-        if before is None or before.until_us <= mark.until_us:
-            self._save_mark(name, mark, file_digests(files))
+        is_later = before is None or before.until_us <= mark.until_us
+        if is_later and not save_mark(client, project, name, mark, file_digests(files)):
+            raise StateError(
+                f"The rows of view {name} were removed from the online store while they were "
+                "being written.",
+                hint="Write them again:  tally materialize",
+            )
         return Materialized(
             view=name,
             until=from_us(until_us),
@@ -178,14 +183,6 @@ class Materializer:
             lost=counts.lost,
             repeated=counts.repeated,
         )
-
-    def _save_mark(self, name: str, mark: Mark, covered: list[str]) -> None:
-        if not save_mark(self._client, self._repo.project, name, mark, covered):
-            raise StateError(
-                f"The rows of view {name} were removed from the online store while they were "
-                "being written.",
-                hint="Write them again:  tally materialize",
-            )
 
     def _write(self, spec: ViewSpec, rows: pa.Table) -> WriteCounts:
         from tallystick.online_store.bulk_writer import write_table
@@ -209,21 +206,16 @@ class Materializer:
 
         config = self._repo.store.config.online_store
         if not isinstance(config, RedisOnlineStoreConfig):
+            found = str(getattr(config, "type", config))
             raise DefinitionError(
                 f"{self._repo.path / 'feature_store.yaml'} uses another online store.",
-                [
-                    Problem(
-                        "online_store.type",
-                        "tallystick.online_store.RedisOnlineStore",
-                        str(getattr(config, "type", config)),
-                    )
-                ],
+                [Problem("online_store.type", "tallystick.online_store.RedisOnlineStore", found)],
                 hint="Change it, or materialize with Feast:  feast materialize-incremental …",
             )
         registry = self._repo.store.config.registry
         if getattr(registry, "enable_online_feature_view_versioning", False):
             raise DefinitionError(
-                "Feast keeps the versions of a view apart online, which only Feast can fill.",
+                "The registry separates versions of a view, which only Feast can materialize.",
                 hint="Materialize with Feast:  feast materialize-incremental …",
             )
         return connect(

@@ -8,10 +8,11 @@ have become visible since. Those are found by statistics of files and row groups
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import arrow_from_us
 from tallystick.definitions.exact_cast import converted
@@ -161,23 +162,27 @@ def _pass_on(
     clock: VisibilityClock,
     config: EngineLimits | None,
 ) -> None:
-    import duckdb
-    import pyarrow as pa
-
     history = part.history
-    connection = connect(config)
-    try:
+    with closing(connect(config)) as connection:
         if part.is_added:
             query = partial(read_table, connection, what=history.what)
             require_times(query, history, read, clock)
-        for batch in connection.sql(part.sql).to_arrow_reader(BATCH_ROWS):
+        for batch in _batches(connection, part.sql, what=history.what):
             if changed_files([history.files]):
                 raise DataError(f"{history.what} was replaced while it was being read.")
-            write(_named(pa.Table.from_batches([batch]), history, read))
-    except duckdb.Error as error:
-        raise DataError(f"Cannot read {history.what}: {error}") from error
-    finally:
-        connection.close()
+            write(_named(batch, history, read))
+
+
+def _batches(connection: Any, sql: str, *, what: str) -> Iterator[pa.Table]:
+    import duckdb
+    import pyarrow as pa
+
+    try:
+        for batch in connection.sql(sql).to_arrow_reader(BATCH_ROWS):
+            yield pa.Table.from_batches([batch])
+    # From the first batch on, errors of the engine come as errors of the stream.
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise DataError(f"Cannot read {what}: {error}") from error
 
 
 def _named(found: pa.Table, history: History, read: ViewRead) -> pa.Table:

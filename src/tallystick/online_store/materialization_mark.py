@@ -13,7 +13,7 @@ which the rows were removed leaves no mark that claims them.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,96 +62,80 @@ class RunStart:
     """
 
     epoch: str
-    mark: Mark | None
-    covered: frozenset[str]
+    mark: Mark | None = None
+    covered: frozenset[str] = frozenset()
 
 
 def begin_run(client: SyncClient, project: str, view: str, *, again: bool = False) -> RunStart:
-    """Begin to write a view.
-
-    Args:
-        client: Redis.
-        project: Feast project.
-        view: The view.
-        again: Whether to begin from the beginning of history, whatever the mark says.
+    """Begin to write a view; with ``again`` from the beginning, whatever the mark says.
 
     Raises:
         DamagedError: The mark cannot be read.
         UnavailableError: Redis did not answer.
     """
-    key = marks_key(project)
+    key, fields = marks_key(project), _fields(view)
     with redis_errors(client):
         pipeline = client.pipeline(transaction=False)
-        pipeline.hsetnx(key, _epoch(view), uuid.uuid4().hex)
-        pipeline.hmget(key, [_epoch(view), _mark(view), _files(view)])
+        pipeline.hsetnx(key, fields[0], uuid.uuid4().hex)
+        pipeline.hmget(key, fields)
         _, (epoch, mark, files) = pipeline.execute()
-    if again:
-        return RunStart(epoch.decode(), None, frozenset())
-    return RunStart(epoch.decode(), _read(view, mark), frozenset((files or b"").decode().split()))
+    start = RunStart(epoch.decode())
+    if again or mark is None:
+        return start
+    return RunStart(start.epoch, _parsed(view, mark), frozenset(files.decode().split()))
 
 
-def read_marks(client: SyncClient, project: str, views: Iterable[str]) -> dict[str, Mark]:
+def read_marks(client: SyncClient, project: str, views: Sequence[str]) -> dict[str, Mark]:
     """View → its mark, for the views that have one.
 
     Raises:
         DamagedError: A mark cannot be read.
         UnavailableError: Redis did not answer.
     """
-    names = list(views)
     with redis_errors(client):
-        found = client.hmget(marks_key(project), [_mark(name) for name in names])
-    marks = {name: _read(name, text) for name, text in zip(names, found, strict=True)}
-    return {name: mark for name, mark in marks.items() if mark is not None}
-
-
-def _read(view: str, text: bytes | None) -> Mark | None:
-    try:
-        return None if text is None else Mark.model_validate_json(text)
-    except ValueError as error:
-        raise DamagedError(
-            f"The materialization mark of view {view} in Redis cannot be read.",
-            hint=f"Write the view again:  tally materialize --again --view {view}",
-        ) from error
+        found = client.hmget(marks_key(project), [_fields(view)[1] for view in views])
+    marks = zip(views, found, strict=True)
+    return {view: _parsed(view, mark) for view, mark in marks if mark is not None}
 
 
 def save_mark(
     client: SyncClient, project: str, view: str, mark: Mark, covered: Iterable[str]
 ) -> bool:
-    """Save a mark, unless its epoch is over; say whether it was saved.
+    """Save a mark with the digests of the files that it covers, unless its epoch has ended.
 
-    Args:
-        client: Redis.
-        project: Feast project.
-        view: The view.
-        mark: What is online.
-        covered: Digests of the source files that it covers.
+    Returns:
+        Whether it was saved.
 
     Raises:
         UnavailableError: Redis did not answer.
     """
-    fields = (_epoch(view), mark.epoch, _mark(view), mark.canonical_json(), _files(view))
-    shared = [*(field.encode() for field in fields), " ".join(covered).encode()]
+    contents = (mark.epoch, mark.canonical_json(), " ".join(covered))
+    pairs = zip(_fields(view), contents, strict=True)
+    shared = [text.encode() for pair in pairs for text in pair]
     with redis_errors(client):
         return run_script(client, _SAVE, [(marks_key(project), None)], shared=shared) == [1]
 
 
 def forget_mark(client: SyncClient, project: str, view: str) -> None:
-    """Remove a view's mark and end its epoch; to be called before its rows are removed.
+    """Remove a view's mark and end its epoch.
 
     Raises:
         UnavailableError: Redis did not answer.
     """
     with redis_errors(client):
-        client.hdel(marks_key(project), _mark(view), _files(view), _epoch(view))
+        client.hdel(marks_key(project), *_fields(view))
 
 
-def _mark(view: str) -> str:
-    return f"mark:{view}"
+def _fields(view: str) -> tuple[str, str, str]:
+    """The fields of a view's epoch, mark and covered files."""
+    return f"epoch:{view}", f"mark:{view}", f"files:{view}"
 
 
-def _files(view: str) -> str:
-    return f"files:{view}"
-
-
-def _epoch(view: str) -> str:
-    return f"epoch:{view}"
+def _parsed(view: str, mark: bytes) -> Mark:
+    try:
+        return Mark.model_validate_json(mark)
+    except ValueError as error:
+        raise DamagedError(
+            f"The materialization mark of view {view} in Redis cannot be read.",
+            hint=f"Write the view again:  tally materialize --again --view {view}",
+        ) from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs, ViewUse
 from tallystick.definitions.feature_types import arrow_type
+from tallystick.offline_store.duckdb_connection import offline_config
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
 
@@ -86,11 +87,3 @@ def computed_values(inputs: ModelInputs, transforms: Transforms, table: pa.Table
         dtype = arrow_type(inputs.value_columns[name])
         table = table.append_column(name, pa.array(values, type=dtype))
     return table
-
-
-def offline_config(repo: Repo) -> Any:
-    """The offline store's settings; Tallystick's defaults where the repo uses another store."""
-    from tallystick.offline_store import DuckDBOfflineStoreConfig
-
-    config = repo.store.config.offline_store
-    return config if isinstance(config, DuckDBOfflineStoreConfig) else DuckDBOfflineStoreConfig()
