@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from tallystick.clock import utc
-from tallystick.definitions.exact_cast import exact_value
+from tallystick.definitions.exact_cast import are_exact, exact_value
 from tallystick.definitions.feature_types import (
     FeatureType,
     Kind,
@@ -49,7 +50,7 @@ def field_reader(column: Column) -> FieldReader:
         raise ContractError("A model takes a value that a request cannot carry.", problems)
     own = feature_type(column.dtype)
     if own.member is None:
-        return FieldReader(_reader(own), _expected(own), _EXACT.get(own.name, _never))
+        return FieldReader(_reader(own), _expected(own), partial(_are_exact, own))
     read, exact = _reader(own.member), exact_value(own.name)
 
     def read_list(value: Any) -> Any:
@@ -57,7 +58,7 @@ def field_reader(column: Column) -> FieldReader:
             raise ValueError
         return exact([read(each) for each in value])
 
-    return FieldReader(read_list, f"a list, each {_expected(own.member)}", _never)
+    return FieldReader(read_list, f"a list, each {_expected(own.member)}", lambda _: False)
 
 
 def moment(value: Any) -> datetime:
@@ -140,22 +141,7 @@ def _reader(own: FeatureType) -> Callable[[Any], Any]:
     return read
 
 
-def _never(_: list[Any]) -> bool:
-    return False
-
-
-def _are_integers(dtype: str) -> Callable[[list[Any]], bool]:
-    low, high = feature_type(dtype).limits
-    return lambda values: (
-        {*map(type, values)} == {int} and low <= min(values) and max(values) <= high
-    )
-
-
-_EXACT: Final[dict[str, Callable[[list[Any]], bool]]] = {
-    "INT32": _are_integers("INT32"),
-    "INT64": _are_integers("INT64"),
-    "DOUBLE": lambda values: {*map(type, values)} == {float} and math.isfinite(sum(values)),
-    "BOOL": lambda values: {*map(type, values)} == {bool},
-    "STRING": lambda values: {*map(type, values)} == {str},
-}
-"""Feast value type → whether values in JSON are exact as they are; of others, never."""
+def _are_exact(own: FeatureType, values: list[Any]) -> bool:
+    if not are_exact(values, own) or None in values:
+        return False
+    return own.kind is not Kind.FLOAT or math.isfinite(sum(values))

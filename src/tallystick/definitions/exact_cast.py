@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 
 _FLOAT32: Final = struct.Struct("<f")
 _CANONICAL_UUID: Final = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_CLASSES: Final = {"DOUBLE": float, "STRING": str, "BOOL": bool}
+
+
+def are_exact(values: Sequence[Any], own: FeatureType) -> bool:
+    """Whether values need no cast, None aside; quick, and false where it takes a closer look."""
+    classes = {*map(type, values)}
+    if own.kind is Kind.INTEGER:
+        low, high = own.limits
+        return classes == {int} and low <= min(values) and max(values) <= high
+    return classes <= {_CLASSES.get(own.name), type(None)}
 
 
 def exact_values(values: Sequence[Any], dtype: str) -> list[Any]:
@@ -46,14 +56,8 @@ def exact_values(values: Sequence[Any], dtype: str) -> list[Any]:
         ValueError: A number has a fraction where an integer is declared.
         OverflowError: A number is out of range.
     """
-    own = feature_type(dtype)
-    found = {*map(type, values)}
-    if own.is_document or found <= _AS_THEY_ARE.get(dtype, _NOTHING):
+    if are_exact(values, feature_type(dtype)):
         return list(values)
-    if own.kind is Kind.INTEGER and found == {int}:
-        low, high = own.limits
-        if low <= min(values) and max(values) <= high:
-            return list(values)
     cast = exact_value(dtype)
     return [None if value is None else cast(value) for value in values]
 
@@ -63,6 +67,12 @@ def exact_value(dtype: str) -> Callable[[Any], Any]:
     """The cast of one value that is not None; otherwise as :func:`exact_values`."""
     own = feature_type(dtype)
     return _VALUES[own.kind](own)
+
+
+def _instance(classes: Any, convert: Callable[[Any], Any], value: Any) -> Any:
+    if not isinstance(value, classes):
+        raise TypeError(f"{value!r} is a {type(value).__name__}")
+    return convert(value)
 
 
 def _integer(low: int, high: int, value: Any) -> int:
@@ -91,37 +101,18 @@ def _bool(value: Any) -> bool:
     return bool(value)
 
 
-def _time(value: Any) -> datetime:
-    if not isinstance(value, datetime):
-        raise TypeError(f"{value!r} is not a datetime")
-    return utc(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
-    return value
-
-
 def _uuid(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(_CANONICAL_UUID, value):
         return value
-    return str(value if isinstance(value, uuid.UUID) else uuid.UUID(_text(value)))
+    return str(value if isinstance(value, uuid.UUID) else _instance(str, uuid.UUID, value))
 
 
 def _decimal(value: Any) -> str:
-    if not isinstance(value, Decimal):
-        try:
-            Decimal(_text(value))
-        except ArithmeticError as error:
-            raise ValueError(f"{value!r} is not a decimal") from error
+    try:
+        _instance((str, Decimal), Decimal, value)
+    except ArithmeticError as error:
+        raise ValueError(f"{value!r} is not a decimal") from error
     return str(value)
-
-
-def _bytes(value: Any) -> bytes:
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError(f"{value!r} is not bytes")
-    return bytes(value)
 
 
 def _list(own: FeatureType) -> Callable[[Any], Any]:
@@ -131,18 +122,14 @@ def _list(own: FeatureType) -> Callable[[Any], Any]:
     def cast(value: Any) -> list[Any]:
         if isinstance(value, str | bytes | dict):
             raise TypeError(f"{value!r} is not a list")
-        return [None if each is None else member(each) for each in value]
+        members = [None if each is None else member(each) for each in value]
+        return set_members(members) if own.kind is Kind.SET else members
 
     return cast
 
 
-def _set(own: FeatureType) -> Callable[[Any], Any]:
-    cast = _list(own)
-    return lambda value: set_members(cast(value))
-
-
 def set_members(members: Sequence[Any]) -> list[Any]:
-    """The members of a set in their one order, each once; null and NaN come last.
+    """The members of a set in their one order, each once; NaN and null come last.
 
     >>> set_members([3, None, 1, 3])
     [1, 3, None]
@@ -157,23 +144,16 @@ _VALUES: Final[Mapping[Kind, Callable[[FeatureType], Callable[[Any], Any]]]] = e
         Kind.INTEGER: lambda own: partial(_integer, *own.limits),
         Kind.FLOAT: lambda own: _float if own.name == "FLOAT" else _double,
         Kind.BOOL: lambda _: _bool,
-        Kind.TIME: lambda _: _time,
-        Kind.TEXT: lambda _: _text,
+        Kind.TIME: lambda _: partial(_instance, datetime, utc),
+        Kind.TEXT: lambda _: partial(_instance, str, str),
         Kind.UUID: lambda _: _uuid,
         Kind.DECIMAL: lambda _: _decimal,
-        Kind.BYTES: lambda _: _bytes,
+        Kind.BYTES: lambda _: partial(_instance, (bytes, bytearray, memoryview), bytes),
         Kind.LIST: _list,
-        Kind.SET: _set,
+        Kind.SET: _list,
         Kind.DOCUMENT: lambda _: lambda value: value,
     }
 )
-_NOTHING: Final[frozenset[type]] = frozenset()
-_AS_THEY_ARE: Final = {
-    "DOUBLE": frozenset({float, type(None)}),
-    "STRING": frozenset({str, type(None)}),
-    "BOOL": frozenset({bool, type(None)}),
-}
-"""Types whose values need no cast, if they are of these classes."""
 
 
 def json_text(value: Any) -> str | None:
@@ -205,29 +185,45 @@ def _parsed(value: Any) -> Any:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            str(name): _without_nulls(member)
-            for name, member in value.items()
-            if member is not None
-        }
-    if isinstance(value, list | tuple):
-        return [_without_nulls(member) for member in value]
-    return value
+        members = value.items()
+        return {str(name): _without_nulls(each) for name, each in members if each is not None}
+    return [*map(_without_nulls, value)] if isinstance(value, list | tuple) else value
 
 
-ACCEPTED: Final[Mapping[Kind, frozenset[str]]] = every_kind(
+def log_values(values: Sequence[Any], dtype: str) -> Sequence[Any]:
+    """Python values as Arrow takes them for the log and the journal: documents are JSON text."""
+    if not feature_type(dtype).is_document:
+        return values
+    if dtype == "JSON_LIST":  # texts in history, and online what they say
+        values = [[*map(_parsed, each)] if isinstance(each, list) else each for each in values]
+    return [json_text(value) for value in values]
+
+
+_FAMILIES: Final = {
+    "integer": re.compile(r"u?int\d+"),
+    "float": re.compile("halffloat|float|double"),
+    "decimal": re.compile(r"decimal\d+\(.*"),
+    "bool": re.compile("bool"),
+    "text": re.compile("(large_)?string(_view)?"),
+    "uuid": re.compile(r"extension<arrow\.uuid>"),
+    "bytes": re.compile(r"(large_|fixed_size_)?binary(_view|\[.*)?"),
+    "time": re.compile(r"(timestamp|date32|date64)\[.*"),
+}
+"""Family of values → the names of Arrow's types of it."""
+
+ACCEPTED: Final[Mapping[Kind, set[str]]] = every_kind(
     {
-        Kind.INTEGER: frozenset({"integer", "bool", "float"}),
-        Kind.FLOAT: frozenset({"integer", "float", "decimal", "bool"}),
-        Kind.BOOL: frozenset({"bool"}),
-        Kind.TIME: frozenset({"time"}),
-        Kind.TEXT: frozenset({"text", "decimal"}),
-        Kind.UUID: frozenset({"text", "uuid"}),
-        Kind.DECIMAL: frozenset({"text", "decimal"}),
-        Kind.BYTES: frozenset({"bytes"}),
-        Kind.LIST: frozenset(),  # by their members
-        Kind.SET: frozenset(),
-        Kind.DOCUMENT: frozenset(),  # any
+        Kind.INTEGER: {"integer", "bool", "float"},
+        Kind.FLOAT: {"integer", "float", "decimal", "bool"},
+        Kind.BOOL: {"bool"},
+        Kind.TIME: {"time"},
+        Kind.TEXT: {"text", "decimal"},
+        Kind.UUID: {"text", "uuid"},
+        Kind.DECIMAL: {"text", "decimal"},
+        Kind.BYTES: {"bytes"},
+        Kind.LIST: set(),  # by their members
+        Kind.SET: set(),
+        Kind.DOCUMENT: set(),  # any
     }
 )
 """Kind → families of columns that can hold its values."""
@@ -235,42 +231,20 @@ ACCEPTED: Final[Mapping[Kind, frozenset[str]]] = every_kind(
 
 def family(kind: pa.DataType) -> str:
     """What sort of values an Arrow type holds; ``list of X`` for lists."""
-    import pyarrow as pa
-    import pyarrow.types as pt
-
-    if pt.is_dictionary(kind):
+    name = str(kind)
+    if name.startswith("dictionary<"):
         return family(kind.value_type)
-    if pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind):
+    if name.startswith(("list<", "large_list<", "fixed_size_list<")):
         return f"list of {family(kind.value_type)}"
-    tests = {
-        "null": pt.is_null,
-        "bool": pt.is_boolean,
-        "integer": pt.is_integer,
-        "float": pt.is_floating,
-        "decimal": pt.is_decimal,
-        "text": lambda each: (
-            pt.is_string(each) or pt.is_large_string(each) or pt.is_string_view(each)
-        ),
-        "uuid": lambda each: each == pa.uuid(),
-        "bytes": lambda each: (
-            pt.is_binary(each)
-            or pt.is_large_binary(each)
-            or pt.is_fixed_size_binary(each)
-            or pt.is_binary_view(each)
-        ),
-        "time": lambda each: pt.is_timestamp(each) or pt.is_date(each),
-    }
-    return next((name for name, test in tests.items() if test(kind)), str(kind))
+    return next((each for each, names in _FAMILIES.items() if names.fullmatch(name)), name)
 
 
 def fits(dtype: str, found: pa.DataType) -> bool:
     """Whether a column of an Arrow type can hold values of a Feast type."""
     own, have = feature_type(dtype), family(found)
-    if own.is_document or have == "null":
-        return True
     if own.member is not None and have.startswith("list of "):
         own, have = own.member, have.removeprefix("list of ")
-    return have == "null" or have in ACCEPTED[own.kind]
+    return own.is_document or have == "null" or have in ACCEPTED[own.kind]
 
 
 def exact_column(column: Any, dtype: str) -> Any:
@@ -280,13 +254,25 @@ def exact_column(column: Any, dtype: str) -> Any:
         ArrowInvalid: A value does not fit.
         ArrowNotImplementedError: The column holds something else.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     own = feature_type(dtype)
     if own.is_document:
         return column
-    leaf = own.member or own
-    if leaf.kind is Kind.UUID or own.kind is Kind.SET:
-        return _cast_by_value(column, own, leaf)
-    return cast_column(column, arrow_type(dtype))
+    target, is_uuid = arrow_type(dtype), Kind.UUID in {own.kind, (own.member or own).kind}
+    if not is_uuid:
+        column = cast_column(column, target)
+    elif column.type == pa.string():
+        canonical = pc.match_substring_regex(column, _CANONICAL_UUID)
+        is_uuid = not pc.all(canonical, min_count=0).as_py()
+    if not is_uuid and own.kind is not Kind.SET:
+        return column
+    try:
+        cast = pa.array(exact_values(column.to_pylist(), dtype), target)
+    except (TypeError, ValueError) as error:
+        raise pa.ArrowInvalid(str(error)) from error
+    return pa.chunked_array([cast]) if isinstance(column, pa.ChunkedArray) else cast
 
 
 def cast_column(column: Any, kind: pa.DataType) -> Any:
@@ -310,15 +296,10 @@ def cast_column(column: Any, kind: pa.DataType) -> Any:
 
 
 def converted(column: Any, to: str | pa.DataType, *, where: str) -> Any:
-    """A column that a person knows, in another type; nested values of a source stay as they are.
-
-    Args:
-        column: An Arrow column.
-        to: Name of a Feast type, as for :func:`exact_column`, or an Arrow type.
-        where: The column, for people.
+    """An Arrow column in a Feast type or an Arrow type; nested values of a source stay as they are.
 
     Raises:
-        DataError: A value does not fit.
+        DataError: A value of the column, which is called ``where``, does not fit.
     """
     import pyarrow as pa
 
@@ -333,26 +314,6 @@ def converted(column: Any, to: str | pa.DataType, *, where: str) -> Any:
         raise DataError(f"{where} has a value that is not {kind}: {error}") from error
 
 
-def _cast_by_value(column: Any, own: FeatureType, leaf: FeatureType) -> Any:
-    """UUIDs in canonical form, sets in their one order."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    target = arrow_type(own.name)
-    if own.kind is Kind.UUID and column.type == target:
-        canonical = pc.match_substring_regex(column, _CANONICAL_UUID)
-        if pc.all(canonical, min_count=0).as_py():
-            return column
-    try:
-        values = column.to_pylist()
-        if leaf.kind is not Kind.UUID:
-            values = cast_column(column, target).to_pylist()
-        cast = pa.array(exact_values(values, own.name), target)
-    except (TypeError, ValueError) as error:
-        raise pa.ArrowInvalid(str(error)) from error
-    return pa.chunked_array([cast]) if isinstance(column, pa.ChunkedArray) else cast
-
-
 def log_column(column: Any, dtype: str) -> Any:
     """An Arrow column as the log and the journal hold it: documents are JSON text.
 
@@ -365,14 +326,3 @@ def log_column(column: Any, dtype: str) -> Any:
         return exact_column(column, dtype)
     values = column.to_pylist(maps_as_pydicts="strict")
     return pa.chunked_array([pa.array(log_values(values, dtype), pa.string())])
-
-
-def log_values(values: Sequence[Any], dtype: str) -> Sequence[Any]:
-    """Python values as Arrow takes them for the log and the journal: documents are JSON text."""
-    if not feature_type(dtype).is_document:
-        return values
-    if dtype == "JSON_LIST":  # texts in history, and online what they say
-        values = [
-            list(map(_parsed, value)) if isinstance(value, list) else value for value in values
-        ]
-    return [json_text(value) for value in values]

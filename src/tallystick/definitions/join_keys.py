@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tallystick.clock import SECOND_US, to_us
-from tallystick.definitions.exact_cast import exact_value
-from tallystick.definitions.feature_types import Kind, feature_type, type_problems
+from tallystick.definitions.exact_cast import are_exact, exact_value
+from tallystick.definitions.feature_types import feature_type, type_problems
 from tallystick.definitions.feature_view import Column
 from tallystick.errors import DefinitionError, InputError, Problem
 
@@ -51,13 +51,9 @@ def key_columns(
 
 
 def _column(key: Column, values: Sequence[Any]) -> Sequence[Any] | Problem:
-    own, found = feature_type(key.dtype), {*map(type, values)}
-    if found == {str} and own.kind is Kind.TEXT:
+    own = feature_type(key.dtype)
+    if are_exact(values, own):
         return values
-    if found == {int} and own.kind is Kind.INTEGER:
-        low, high = own.limits
-        if low <= min(values) and max(values) <= high:
-            return values
     cast = exact_value(key.dtype)
     taken: list[Any] = []
     for row, value in enumerate(values):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.definitions.columns import plain
 from tallystick.definitions.contract import ModelInputs
@@ -21,36 +21,13 @@ from tallystick.definitions.feature_types import arrow_type
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tallystick.online_store.row_decoder import ViewRows
+
 RECORD_VERSION = 1
 """Version of this layout; in every file's schema metadata."""
 
 VIEW_TIMES: Final = ("event_time", "created_time", "write_time")
 VIEW_FIELDS = ("status", "event_time", "created_time", "write_time", "definition")
-
-
-class ViewColumns(Protocol):
-    """What was read of one view for the rows of a request; None where nothing was.
-
-    Times are lists, or of many rows arrays of int64 in which none is missing.
-
-    Attributes:
-        status: ``PRESENT``, ``NOT_FOUND`` or ``OUTSIDE_MAX_AGE``.
-        event_us: Event time.
-        created_us: Created time.
-        write_us: When the row was written online.
-        definition: Hash of the definition under which the row was written.
-    """
-
-    @property
-    def status(self) -> Sequence[str]: ...  # noqa: D102 - above, as the others
-    @property
-    def event_us(self) -> Any: ...  # noqa: D102
-    @property
-    def created_us(self) -> Any: ...  # noqa: D102
-    @property
-    def write_us(self) -> Any: ...  # noqa: D102
-    @property
-    def definition(self) -> Sequence[str | None]: ...  # noqa: D102
 
 
 @dataclass(slots=True)  # not frozen: that triples the time to make one
@@ -73,7 +50,7 @@ class Predictions:
     request_us: int
     model_version: str
     keys: Mapping[str, Sequence[Any]]
-    views: Mapping[str, ViewColumns]
+    views: Mapping[str, ViewRows]
     values: Mapping[str, Any]
     prediction: Sequence[float]
     latency_us: int
@@ -89,22 +66,22 @@ class Predictions:
             request_us=self.request_us,
             model_version=self.model_version,
             keys=select(self.keys),
-            views={name: _SelectedRows(read, selected) for name, read in self.views.items()},
+            views={name: _selected(read, selected) for name, read in self.views.items()},
             values=select(self.values),
             prediction=list(compress(self.prediction, selected)),
             latency_us=self.latency_us,
         )
 
 
-class _SelectedRows:
-    """What was read of one view for the selected rows of a request."""
-
-    def __init__(self, read: ViewColumns, selected: Sequence[bool]) -> None:
-        self.status = list(compress(read.status, selected))
-        self.event_us = list(compress(plain(read.event_us), selected))
-        self.created_us = list(compress(plain(read.created_us), selected))
-        self.write_us = list(compress(plain(read.write_us), selected))
-        self.definition = list(compress(read.definition, selected))
+def _selected(read: ViewRows, selected: Sequence[bool]) -> ViewRows:
+    """What was read of one view for the selected rows of a request, without the values."""
+    event_us, created_us, write_us = (
+        list(compress(plain(times), selected))
+        for times in (read.event_us, read.created_us, read.write_us)
+    )
+    status = list(compress(read.status, selected))
+    definition = list(compress(read.definition, selected))
+    return type(read)(status, event_us, created_us, write_us, definition, {})
 
 
 def log_schema(inputs: ModelInputs) -> pa.Schema:
