@@ -81,21 +81,21 @@ def _lists(write: ToJson) -> ToJson:
     return lambda values: [None if value is None else write(list(value)) for value in values]
 
 
-def documents(values: Sequence[Any]) -> list[Any]:
-    """Maps, structs and nested lists, with members that orjson does not write as it has them."""
-    return [_document(value) for value in values]
-
-
 def _document(value: Any) -> Any:
+    """A map, struct or nested list, in whose members orjson finds what JSON has."""
     if isinstance(value, float):
         return _float(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, list | set | tuple):
-        return [_document(member) for member in value]
+        return [*map(_document, value)]
     if isinstance(value, dict):
         return {str(key): _document(member) for key, member in value.items()}
     return value if isinstance(value, str | int | datetime | None) else str(value)
+
+
+def _documents(values: Sequence[Any]) -> list[Any]:
+    return [*map(_document, values)]
 
 
 _COLUMNS: Final[Mapping[Kind, ToJson]] = every_kind(
@@ -108,9 +108,9 @@ _COLUMNS: Final[Mapping[Kind, ToJson]] = every_kind(
         Kind.UUID: as_they_are,
         Kind.DECIMAL: as_they_are,
         Kind.BYTES: base64_texts,
-        Kind.LIST: documents,
-        Kind.SET: documents,
-        Kind.DOCUMENT: documents,
+        Kind.LIST: _documents,
+        Kind.SET: _documents,
+        Kind.DOCUMENT: _documents,
     }
 )
 

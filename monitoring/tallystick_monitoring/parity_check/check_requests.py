@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tallystick.clock import from_us, to_us
+from tallystick.clock import SECOND_US, from_us, to_us
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
-from tallystick.definitions.feature_types import arrow_type
+from tallystick.definitions.feature_types import Kind, arrow_type, feature_type
 from tallystick.errors import DataError
 from tallystick.retrieval.source_rows import source_rows
 from tallystick_monitoring.parity_check.key_sampling import Rng, SampledKeys, made_up
@@ -133,20 +133,25 @@ def field_value(dtype: str, rng: Rng, at: datetime) -> Any:
         rng: What is drawn from.
         at: Time of the request; times are within a day of it, to the second.
     """
-    match dtype:
-        case "FLOAT" | "DOUBLE":
-            return int(rng.integers(0, 400)) / 4
-        case "INT32" | "INT64":
-            return int(rng.integers(0, 100))
-        case "BOOL":
-            return bool(rng.integers(2))
-        case "STRING":
-            return str(rng.choice(["a", "b", "c"]))
-        case "UNIX_TIMESTAMP":
-            second = to_us(at) // 1_000_000 + int(rng.integers(0, 86_400))
-            return from_us(second * 1_000_000)
-    inner = dtype.removesuffix("_LIST")
-    return made_up(dtype, rng) if inner == dtype else [field_value(inner, rng, at)]
+    own = feature_type(dtype)
+    if own.member is not None:
+        return [field_value(own.member.name, rng, at)]
+    make = _FIELD_VALUES.get(own.kind)
+    return made_up(dtype, rng) if make is None else make(rng, at)
+
+
+_FIELD_VALUES: Final[Mapping[Kind, Callable[[Rng, datetime], Any]]] = {
+    Kind.FLOAT: lambda rng, _: int(rng.integers(0, 400)) / 4,
+    Kind.DECIMAL: lambda rng, _: f"{int(rng.integers(0, 400)) / 4}",
+    Kind.INTEGER: lambda rng, _: int(rng.integers(0, 100)),
+    Kind.BOOL: lambda rng, _: bool(rng.integers(2)),
+    Kind.TEXT: lambda rng, _: str(rng.choice(["a", "b", "c"])),
+    Kind.TIME: lambda rng, at: from_us(
+        (to_us(at) // SECOND_US + int(rng.integers(0, 86_400))) * SECOND_US
+    ),
+    Kind.BYTES: lambda rng, _: rng.bytes(8),
+}
+"""Kind → a value of it; of UUIDs as for keys."""
 
 
 def _typed(rows: pa.Table, dtypes: Mapping[str, str]) -> pa.Table | None:

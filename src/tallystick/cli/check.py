@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.definitions.contract import ModelInputs, check_same_inputs
 from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_types import Role, type_problems
+from tallystick.definitions.feature_view import columns_of
 from tallystick.errors import DefinitionError, Problem, TallystickError
 from tallystick.model_bundle.bundle import champions, load_bundle, read_champion
 from tallystick.point_in_time.on_demand import Transforms
@@ -111,19 +113,15 @@ def _check_types(repo: Repo, found: CheckResult) -> None:
     """List the columns of views whose type cannot be stored, logged or be a key."""
     problems: list[Problem] = []
     for view in repo.store.list_all_feature_views():
-        fields: dict[Role, list[Any]] = {
-            "feature": list(view.features),
-            "entity key": list(getattr(view, "entity_columns", ())),
-            "request field": [
-                field
-                for source in getattr(view, "source_request_sources", {}).values()
-                for field in source.schema
-            ],
+        requested = getattr(view, "source_request_sources", {}).values()
+        fields: dict[Role, Sequence[Any]] = {
+            "feature": view.features,
+            "entity key": getattr(view, "entity_columns", ()),
+            "request field": [field for source in requested for field in source.schema],
         }
         for role, columns in fields.items():
-            types = {f"{each.name} of view {view.name}": each.dtype for each in columns}
-            named = {name: dtype.to_value_type().name for name, dtype in types.items()}
-            problems += type_problems(role, named)
+            types = {f"{c.name} of view {view.name}": c.dtype for c in columns_of(columns)}
+            problems += type_problems(role, types)
     if problems:
         what = "Columns of views have types that are not supported."
         found.failures.append(str(DefinitionError(what, problems)))

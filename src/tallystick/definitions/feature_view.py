@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,13 @@ class Column(Frozen):
 
     name: str
     dtype: str
+
+
+def columns_of(fields: Iterable[Any]) -> tuple[Column, ...]:
+    """Feast's fields as columns."""
+    return tuple(
+        Column(name=field.name, dtype=field.dtype.to_value_type().name) for field in fields
+    )
 
 
 class ViewSpec(Frozen):
@@ -94,14 +102,8 @@ class ViewSpec(Frozen):
         mapping = dict(source.field_mapping or {})
         return cls(
             name=view.name,
-            join_keys=tuple(
-                Column(name=field.name, dtype=field.dtype.to_value_type().name)
-                for field in view.entity_columns
-            ),
-            columns=tuple(
-                Column(name=field.name, dtype=field.dtype.to_value_type().name)
-                for field in view.features
-            ),
+            join_keys=columns_of(view.entity_columns),
+            columns=columns_of(view.features),
             ttl_us=duration_us(view.ttl) or None if view.ttl else None,
             event_column=mapping.get(source.timestamp_field, source.timestamp_field),
             created_column=mapping.get(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tallystick.definitions.contract import FeatureSpec, ModelInputs, TransformSpec, ViewUse
 from tallystick.definitions.feature_types import Role, feature_type, type_problems
-from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec, digest
+from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec, columns_of, digest
 from tallystick.definitions.model import Model
 from tallystick.errors import DefinitionError, Problem
 
@@ -107,9 +107,8 @@ class _InputsReader:
                 inputs[field.name] = full
                 inputs[full] = full
         for source in view.source_request_sources.values():
-            for field in source.schema:
-                dtype = field.dtype.to_value_type().name
-                self._declare(self._request_fields, "request field", field.name, dtype)
+            for field in columns_of(source.schema):
+                self._declare(self._request_fields, "request field", field.name, field.dtype)
                 inputs[field.name] = field.name
         mode = "python_singleton" if view.singleton else view.mode
         if mode not in {"python", "python_singleton", "pandas"}:
@@ -117,10 +116,7 @@ class _InputsReader:
                 Problem(f"on-demand view {view.name}", 'mode="python" or "pandas"', repr(mode))
             )
             return
-        outputs = tuple(
-            Column(name=field.name, dtype=field.dtype.to_value_type().name)
-            for field in view.features
-        )
+        outputs = columns_of(view.features)
         self._transforms.append(
             TransformSpec(
                 name=projection.name_to_use(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick.clock import from_us, process_clock
-from tallystick.definitions.feature_view import Column, ViewSpec
+from tallystick.definitions.feature_view import Column, ViewSpec, columns_of
 from tallystick.errors import InputError, Problem
 from tallystick.online_store.entity_keys import proto_key
 from tallystick.online_store.entity_value import SectionReader
@@ -81,8 +81,8 @@ def spec_of(table: Any, entity_keys: Sequence[EntityKey] = ()) -> ViewSpec:
     else:
         spec = ViewSpec(
             name=table.name,
-            join_keys=_columns(getattr(table, "entity_columns", ())),
-            columns=_columns(table.features),
+            join_keys=columns_of(getattr(table, "entity_columns", ())),
+            columns=columns_of(table.features),
             ttl_us=None,
             event_column="",
             created_column=None,
@@ -95,12 +95,6 @@ def spec_of(table: Any, entity_keys: Sequence[EntityKey] = ()) -> ViewSpec:
         for name, value in pairs
     )
     return ViewSpec(**{**dict(spec), "join_keys": named})
-
-
-def _columns(fields: Iterable[Any]) -> tuple[Column, ...]:
-    return tuple(
-        Column(name=field.name, dtype=field.dtype.to_value_type().name) for field in fields
-    )
 
 
 def read_of(

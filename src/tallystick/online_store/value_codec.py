@@ -12,8 +12,10 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from tallystick.clock import SECOND_US, from_us, to_us
 from tallystick.definitions.exact_cast import exact_value, set_members
@@ -25,7 +27,6 @@ LAST_US: Final = to_us(datetime.max.replace(tzinfo=UTC))
 """The first and last time that Python has, in microseconds."""
 _NULL_SECONDS: Final = -(2**63)
 """What Feast writes for a null time."""
-_LENGTH: Final = struct.Struct("<I")
 
 Convert = Callable[[Any], Any]
 
@@ -88,54 +89,39 @@ def damaged(expected: str, got: str) -> DamagedError:
 
 
 class _Conversions(NamedTuple):
-    """Between a value in Python, what is stored, and what a field of a proto holds."""
+    """Between a value in Python, what is stored, and what a field of a proto holds; None: equal."""
 
     from_python: Convert
-    to_python: Convert | None
-    from_field: Convert | None
-    to_field: Convert | None
+    to_python: Convert | None = None
+    from_field: Convert | None = None
+    to_field: Convert | None = None
 
 
-def _as_it_is(own: FeatureType) -> _Conversions:
-    return _Conversions(exact_value(own.name), None, None, None)
-
-
-def _float(own: FeatureType) -> _Conversions:
-    exact = exact_value(own.name)
-
-    def from_field(content: float) -> float:
-        """A proto's integer must be exact as a float; a double may be rounded."""
-        if isinstance(content, int) and exact(content) != content:
-            raise ValueError(f"{content} is not a {own.name}")
-        return content
-
-    return _Conversions(exact, None, from_field, None)
-
-
-def _time(own: FeatureType) -> _Conversions:
-    exact = exact_value(own.name)
-
-    def from_field(seconds: int) -> int:
-        if not FIRST_US <= seconds * SECOND_US <= LAST_US:
-            raise OverflowError(f"{seconds} s is beyond the years 1 to 9999")
-        return seconds * SECOND_US
-
-    return _Conversions(lambda value: to_us(exact(value)), from_us, from_field, _whole_seconds)
-
-
-def _whole_seconds(time_us: int) -> int:
-    return time_us // SECOND_US
-
-
-def _text(own: FeatureType) -> _Conversions:
+def _conversions(own: FeatureType) -> _Conversions:
     exact = exact_value(own.name)
 
     def encoded(value: Any) -> bytes:
         return bytes(exact(value).encode())
 
-    if own.kind is Kind.TEXT:
-        return _Conversions(_encoded, bytes.decode, str.encode, bytes.decode)
-    return _Conversions(encoded, bytes.decode, encoded, bytes.decode)
+    def float_of_field(content: float) -> float:
+        """A proto's integer must be exact as a float; a double may be rounded."""
+        if isinstance(content, int) and exact(content) != content:
+            raise ValueError(f"{content} is not a {own.name}")
+        return content
+
+    match own.kind:
+        case Kind.TIME:
+            return _Conversions(
+                lambda value: to_us(exact(value)), from_us, _us_of_seconds, SECOND_US.__rfloordiv__
+            )
+        case Kind.TEXT:
+            return _Conversions(_encoded, bytes.decode, str.encode, bytes.decode)
+        case Kind.UUID | Kind.DECIMAL:
+            return _Conversions(encoded, bytes.decode, encoded, bytes.decode)
+        case Kind.FLOAT:
+            return _Conversions(exact, from_field=float_of_field)
+        case _:
+            return _Conversions(exact)
 
 
 def _encoded(value: Any) -> bytes:
@@ -143,6 +129,12 @@ def _encoded(value: Any) -> bytes:
     if not isinstance(value, str):
         raise TypeError(type(value).__name__)
     return value.encode()
+
+
+def _us_of_seconds(seconds: int) -> int:
+    if not FIRST_US <= seconds * SECOND_US <= LAST_US:
+        raise OverflowError(f"{seconds} s is beyond the years 1 to 9999")
+    return seconds * SECOND_US
 
 
 _INTEGERS: Final = ("int32_val", "int64_val")
@@ -158,8 +150,8 @@ _TAKEN_FOR: Final[Mapping[str, Sequence[str]]] = {
 """Feast value type → fields that are taken for it, if their content fits; of others its own."""
 
 
-def _scalar(convert: Callable[[FeatureType], _Conversions], own: FeatureType) -> ValueCodec:
-    from_python, to_python, from_field, to_field = convert(own)
+def _scalar(own: FeatureType) -> ValueCodec:
+    from_python, to_python, from_field, to_field = _conversions(own)
     field = own.proto_field
     taken = _TAKEN_FOR.get(own.name, (field,))
 
@@ -180,14 +172,14 @@ def _collection(own: FeatureType) -> ValueCodec:
     """Members one after the other; Feast has no null among them."""
     assert own.member is not None
     member, field = own.member, own.proto_field
-    from_python, to_python, from_field, to_field = _MEMBERS[member.kind](member)
+    from_python, to_python, from_field, to_field = _conversions(member)
     if member.kind is Kind.FLOAT:
         from_field = None  # these members cannot be integers
     code = member.struct_code
-    pack, unpack = _array_packing(code) if code else (_packed_bytes, _unpacked_bytes)
+    pack, unpack = _array_packing(code) if code else _bytes_packing()
 
     def stored(members: Sequence[Any]) -> bytes:
-        return pack(set_members(members) if own.kind is Kind.SET else members)
+        return bytes(pack(set_members(members) if own.kind is Kind.SET else members))
 
     def from_values(value: Any) -> bytes:
         if isinstance(value, str | bytes | dict):
@@ -235,21 +227,17 @@ def _array_packing(code: str) -> tuple[Convert, Convert]:
     return packed, unpacked
 
 
-def _packed_bytes(values: Sequence[bytes]) -> bytes:
-    return b"".join([part for each in values for part in (_LENGTH.pack(len(each)), each)])
+def _bytes_packing() -> tuple[Convert, Convert]:
+    """Members of any length in MessagePack, and back."""
+    decoder = msgspec.msgpack.Decoder(list[bytes])
 
+    def unpacked(content: bytes) -> Sequence[bytes]:
+        try:
+            return decoder.decode(content)
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from error
 
-def _unpacked_bytes(content: bytes) -> Sequence[bytes]:
-    members, end = [], 0
-    while end < len(content):
-        start = end + _LENGTH.size
-        if start > len(content):
-            raise ValueError("a member without length")
-        end = start + _LENGTH.unpack_from(content, end)[0]
-        members.append(content[start:end])
-    if end > len(content):
-        raise ValueError("a member is cut off")
-    return members
+    return lambda members: msgspec.msgpack.encode(list(members)), unpacked
 
 
 def _document(own: FeatureType) -> ValueCodec:
@@ -296,19 +284,16 @@ def _proto() -> Any:
     return Value
 
 
-_MEMBERS: Final[Mapping[Kind, Callable[[FeatureType], _Conversions]]] = {
-    Kind.INTEGER: _as_it_is,
-    Kind.FLOAT: _float,
-    Kind.BOOL: _as_it_is,
-    Kind.TIME: _time,
-    Kind.TEXT: _text,
-    Kind.UUID: _text,
-    Kind.DECIMAL: _text,
-    Kind.BYTES: _as_it_is,
-}
 _CODECS: Final[Mapping[Kind, Callable[[FeatureType], ValueCodec]]] = every_kind(
     {
-        **{kind: partial(_scalar, convert) for kind, convert in _MEMBERS.items()},
+        Kind.INTEGER: _scalar,
+        Kind.FLOAT: _scalar,
+        Kind.BOOL: _scalar,
+        Kind.TIME: _scalar,
+        Kind.TEXT: _scalar,
+        Kind.UUID: _scalar,
+        Kind.DECIMAL: _scalar,
+        Kind.BYTES: _scalar,
         Kind.LIST: _collection,
         Kind.SET: _collection,
         Kind.DOCUMENT: _document,
