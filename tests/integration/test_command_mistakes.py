@@ -121,7 +121,7 @@ def test_a_repo_that_fails_does_not_stand_in_for_the_next(applied, tmp_path):
 
 @pytest.mark.parametrize(
     ("column", "expected"),
-    [("returned", "0 or 1"), ("created_time", "a timestamp"), ("quantity", "int64")],
+    [("returned", "0 or 1"), ("created_time", "a timestamp"), ("quantity", "INT64")],
 )
 def test_a_label_column_of_another_type(repo, column, expected):
     path = repo / "data" / "labels.parquet"

@@ -104,33 +104,24 @@ def _apply(
     if ours is None:
         return []
     sign = 1 if gate.metric in LOWER_IS_BETTER else -1
-    results = []
+    checks: list[tuple[str, float, Floats | None]] = []
     if gate.max_regression is not None and champion is not None and theirs is not None:
-        excess = sign * (ours - theirs) - gate.max_regression
-        margin = _margin(gate.metric, outcomes, challenger, champion, excess=excess, z=z)
-        results.append(
-            GateResult(
-                gate=f"{gate.metric} at most {gate.max_regression:g} worse than the champion's",
-                where=where,
-                champion=theirs,
-                challenger=ours,
-                passed=excess <= margin,
-            )
-        )
+        text = f"{gate.metric} at most {gate.max_regression:g} worse than the champion's"
+        checks.append((text, sign * (ours - theirs) - gate.max_regression, champion))
     if gate.limit is not None:
-        excess = sign * (ours - gate.limit)
-        margin = _margin(gate.metric, outcomes, challenger, None, excess=excess, z=z)
         bound = "at most" if gate.metric in LOWER_IS_BETTER else "at least"
-        results.append(
-            GateResult(
-                gate=f"{gate.metric} {bound} {gate.limit:g}",
-                where=where,
-                champion=theirs,
-                challenger=ours,
-                passed=excess <= margin,
-            )
+        checks.append((f"{gate.metric} {bound} {gate.limit:g}", sign * (ours - gate.limit), None))
+    return [
+        GateResult(
+            gate=text,
+            where=where,
+            champion=theirs,
+            challenger=ours,
+            passed=excess
+            <= _margin(gate.metric, outcomes, challenger, compared, excess=excess, z=z),
         )
-    return results
+        for text, excess, compared in checks
+    ]
 
 
 def _margin(

@@ -34,7 +34,8 @@ HISTORY_MAX = 100
 """Champions in the history: a tag of MLflow holds 5,000 characters."""
 
 PARAM_LENGTH_MAX = 500
-_PAGE = 200
+VERSIONS_MAX = 10_000
+"""Versions of a model that are read."""
 
 
 @dataclass(frozen=True)
@@ -214,30 +215,20 @@ def _find(client: Any, name: str, model: str, version: str) -> Version:
 
 
 def _versions(client: Any, name: str) -> list[Version]:
-    """All versions, the oldest first."""
-    found = []
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", _PAGE, page_token=token)
-        found += list(page)
-        token = page.token
-        if not token:
-            break
+    """All versions, the newest first."""
+    found = client.search_model_versions(f"name = '{name}'", max_results=VERSIONS_MAX)
     registered = client.search_registered_models(f"name = '{name}'")
     aliases = registered[0].aliases if registered else {}
-    return sorted(
-        (
-            Version(
-                version=str(item.version),
-                contract_hash=str(item.tags.get(HASH_TAG, "")),
-                aliases=tuple(
-                    alias for alias, held in aliases.items() if str(held) == str(item.version)
-                ),
-            )
-            for item in found
-        ),
-        key=lambda version: int(version.version),
-    )
+    return [
+        Version(
+            version=str(item.version),
+            contract_hash=str(item.tags.get(HASH_TAG, "")),
+            aliases=tuple(
+                alias for alias, held in aliases.items() if str(held) == str(item.version)
+            ),
+        )
+        for item in found
+    ]
 
 
 def _history(client: Any, name: str) -> list[str]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from tallystick.clock import utc
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
-from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError, Problem
-from tallystick.retrieval.source_rows import SourceRows, source_rows
+from tallystick.retrieval.source_rows import SourceRows, cast_columns, source_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,14 +53,7 @@ def in_input_types(
         model: Whose population.
         inputs: What the model takes.
     """
-    problems = []
-    for column in inputs.request_columns:
-        cast = _cast(table[column.name], arrow_type(column.dtype))
-        if isinstance(cast, str):
-            problems.append(Problem(f"column {column.name}", column.dtype, cast))
-        else:
-            position = table.schema.get_field_index(column.name)
-            table = table.set_column(position, column.name, cast)
+    table, problems = cast_columns(table, inputs.request_columns)
     times = table[REQUEST_TIME]
     problems += time_problems(model, times.type, nulls=times.null_count)
     return table, problems
@@ -117,30 +109,3 @@ def training_start(repo: Repo, model: Model, *, end: datetime) -> datetime:
 
 def _what(model: Model) -> str:
     return f"The population of model {model.name!r}"
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | str:
-    """The column in another type, or the reason why it cannot be cast.
-
-    Arrow would parse text as numbers and the reverse: a key "1" is not the key 1.
-    """
-    import pyarrow as pa
-
-    if _kind(column.type) != _kind(kind) and not pa.types.is_null(column.type):
-        return str(column.type)
-    try:
-        return column.cast(kind)
-    except pa.ArrowInvalid as error:
-        return f"{column.type} ({str(error).splitlines()[0]})"
-
-
-def _kind(dtype: pa.DataType) -> str:
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(dtype):
-        return _kind(dtype.value_type)
-    if pa.types.is_integer(dtype) or pa.types.is_floating(dtype):
-        return "number"
-    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
-        return "text"
-    return "time" if pa.types.is_timestamp(dtype) else str(dtype)

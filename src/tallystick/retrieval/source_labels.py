@@ -6,9 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs, label_identity
-from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError, Problem
-from tallystick.retrieval.source_rows import SourceRows, source_rows
+from tallystick.retrieval.source_rows import SourceRows, cast_columns, source_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,11 +97,7 @@ def usable_labels(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    keys = {
-        column.name: arrow_type(column.dtype)
-        for column in inputs.label_key_columns(model.label.keys)
-    }
-    _check_label_types(model, table, keys)
+    table = _in_label_types(model, inputs, table)
     table = table.filter(pc.is_valid(table["label"]))
     nulls = table["known_time"].null_count
     if nulls:
@@ -120,25 +115,20 @@ def usable_labels(
             f"The labels of model {model.name!r} must be 0 or 1.",
             [Problem(f"column {model.label.column}", "0 or 1", str(odd["label"][0].as_py()))],
         )
-    table = table.set_column(table.schema.get_field_index("label"), "label", values.cast("int8"))
-    for name, kind in keys.items():
-        position = table.schema.get_field_index(name)
-        table = table.set_column(position, name, table[name].cast(kind))
-    return table
+    return table.set_column(table.schema.get_field_index("label"), "label", values.cast("int8"))
 
 
-def _check_label_types(model: Model, table: pa.Table, keys: dict[str, pa.DataType]) -> None:
-    """Compare the types of a label source with what they must be.
+def _in_label_types(model: Model, inputs: ModelInputs, table: pa.Table) -> pa.Table:
+    """Rows of a label source with their keys in the inputs' types.
 
     Raises:
         DataError: With every column of another type.
     """
-    import pyarrow as pa
     import pyarrow.types as pt
 
     label = model.label
+    table, problems = cast_columns(table, inputs.label_key_columns(label.keys))
     kind = table["label"].type
-    problems = []
     if not any(test(kind) for test in (pt.is_integer, pt.is_floating, pt.is_boolean, pt.is_null)):
         problems.append(Problem(f"column {label.column}", "0 or 1", str(kind)))
     for name, column in (
@@ -147,14 +137,10 @@ def _check_label_types(model: Model, table: pa.Table, keys: dict[str, pa.DataTyp
     ):
         if not pt.is_timestamp(table[name].type):
             problems.append(Problem(f"column {column}", "a timestamp", str(table[name].type)))
-    for name, kind in keys.items():
-        try:
-            table[name].cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            problems.append(Problem(f"column {name}", str(kind), str(table[name].type)))
     if problems:
         raise DataError(
             f"The label source of model {model.name!r} has columns of other types.",
             problems,
-            hint="Mend the source, or name its columns in the model's Label.",
+            hint="Correct the source, or name its columns in the model's Label.",
         )
+    return table

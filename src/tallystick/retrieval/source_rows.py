@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import UNIT_US, to_us
+from tallystick.definitions.exact_cast import exact_column, fits
 from tallystick.errors import DataError, Problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallystick.definitions.feature_repo import Repo
+    from tallystick.definitions.feature_view import Column
 
 _INT64_MAX: Final = (1 << 63) - 1
 
@@ -182,3 +184,24 @@ def source_rows(repo: Repo, source: object, *, what: str, columns: dict[str, str
 def read_source(repo: Repo, source: object, *, what: str, columns: dict[str, str]) -> pa.Table:
     """All rows of a source, as :func:`source_rows` and :meth:`SourceRows.table` say."""
     return source_rows(repo, source, what=what, columns=columns).table()
+
+
+def cast_columns(table: pa.Table, columns: Iterable[Column]) -> tuple[pa.Table, list[Problem]]:
+    """Some columns in their declared types, exactly, and a problem for each that does not fit."""
+    import pyarrow as pa
+
+    problems = []
+    for column in columns:
+        found = table[column.name]
+        got = str(found.type)
+        if fits(column.dtype, found.type):
+            try:
+                cast = exact_column(found, column.dtype)
+            except pa.ArrowInvalid as error:
+                got = f"{got} ({str(error).splitlines()[0]})"
+            else:
+                index = table.schema.get_field_index(column.name)
+                table = table.set_column(index, column.name, cast)
+                continue
+        problems.append(Problem(f"column {column.name}", column.dtype, got))
+    return table, problems
