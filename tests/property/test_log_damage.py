@@ -37,28 +37,13 @@ CONTRACT = CONTRACTS[0]
 
 
 def frame_of(number, first):
-    totals = Totals(accepted=first + rows_of(number))
-    return b"".join(
-        packed_frame(
-            [RecordLayout(CONTRACT).packed(request(0, number))],
-            contract=CONTRACT.contract_hash,
-            first=first,
-            rows=rows_of(number),
-            totals=totals,
-        )
-    )
+    rows = rows_of(number)
+    header = Frame(CONTRACT.contract_hash, first, rows, Totals(accepted=first + rows))
+    return b"".join(packed_frame(header, [RecordLayout(CONTRACT).packed(request(0, number))]))
 
 
 def last_frame(first):
-    pieces = packed_frame(
-        [],
-        contract="",
-        first=first,
-        rows=0,
-        totals=Totals(accepted=first),
-        is_last=True,
-    )
-    return b"".join(pieces)
+    return b"".join(packed_frame(Frame("", first, 0, Totals(accepted=first), is_last=True), []))
 
 
 def segments_of(shape):

@@ -18,7 +18,7 @@ from tallystick.definitions.exact_cast import json_text
 from tallystick.definitions.feature_types import FEATURE_TYPES
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.row_decoder import ViewRows
-from tallystick.prediction_log.frames import Totals, packed_frame, read_frames
+from tallystick.prediction_log.frames import Frame, Totals, packed_frame, read_frames
 from tallystick.prediction_log.record import Predictions, log_schema
 from tallystick.prediction_log.record_codec import ROWS_MANY, RecordLayout
 
@@ -125,15 +125,9 @@ def assert_same(contract, requests):
     for number, each in enumerate(requests):
         each.prediction_id = [f"{number}-{row}" for row in range(len(each.prediction_id))]
     layout = RecordLayout(contract)
-    content = b"".join(
-        packed_frame(
-            [layout.packed(each) for each in requests],
-            contract=contract.contract_hash,
-            first=0,
-            rows=sum(len(each.prediction_id) for each in requests),
-            totals=Totals(),
-        )
-    )
+    rows = sum(len(each.prediction_id) for each in requests)
+    header = Frame(contract.contract_hash, 0, rows, Totals())
+    content = b"".join(packed_frame(header, [layout.packed(each) for each in requests]))
     (frame,) = read_frames(content)
     got = layout.table([frame.payload]).sort_by("prediction_id")
     expected = pa.concat_tables(expected_of(contract, each) for each in requests)

@@ -74,9 +74,9 @@ class Frame:
     first: int
     rows: int
     totals: Totals
-    is_last: bool
-    is_ended: bool
-    payload: memoryview | bytes
+    is_last: bool = False
+    is_ended: bool = False
+    payload: memoryview | bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,39 +96,26 @@ class Damage:
     is_end: bool
 
 
-def packed_frame(
-    payloads: Sequence[bytes],
-    *,
-    contract: str,
-    first: int,
-    rows: int,
-    totals: Totals,
-    is_last: bool = False,
-    is_ended: bool = False,
-) -> list[bytes]:
+def packed_frame(frame: Frame, requests: Sequence[bytes]) -> list[bytes]:
     """A frame as pieces to be written one after the other.
 
     Args:
-        payloads: The requests, each in MessagePack.
-        contract: See :class:`Frame`, as for the others.
-        first: See there.
-        rows: See there.
-        totals: See there.
-        is_last: See there.
-        is_ended: See there.
+        frame: What its header says.
+        requests: Its payload, each request in MessagePack.
     """
-    start = _ARRAY.pack(_ARRAY_OF_32_BITS, len(payloads))
+    start = _ARRAY.pack(_ARRAY_OF_32_BITS, len(requests))
     checksum = zlib.crc32(start)
     size = len(start)
-    for payload in payloads:
+    for payload in requests:
         checksum = zlib.crc32(payload, checksum)
         size += len(payload)
-    flags = (_LAST if is_last else 0) | (_ENDED if is_ended else 0)
-    counts = astuple(totals)
+    flags = (_LAST if frame.is_last else 0) | (_ENDED if frame.is_ended else 0)
+    contract = bytes.fromhex(frame.contract)
+    counts = astuple(frame.totals)
     header = _HEADER.pack(
-        _MAGIC, FRAME_VERSION, flags, size, rows, first, bytes.fromhex(contract), *counts, checksum
+        _MAGIC, FRAME_VERSION, flags, size, frame.rows, frame.first, contract, *counts, checksum
     )
-    return [header, _CHECKSUM.pack(zlib.crc32(header)), start, *payloads]
+    return [header, _CHECKSUM.pack(zlib.crc32(header)), start, *requests]
 
 
 def read_frames(content: bytes) -> Iterator[Frame | Damage]:

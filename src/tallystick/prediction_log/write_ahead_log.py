@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from tallystick.definitions.contract import ModelContract
-from tallystick.prediction_log.frames import Totals, packed_frame
+from tallystick.prediction_log.frames import Frame, Totals, packed_frame
 from tallystick.settings import Settings
 from tallystick.storage.atomic_files import sync, write_text
 from tallystick.storage.background_writer import BackgroundWriter, Ledger, OnWritten, report
@@ -126,14 +126,8 @@ class WriteAheadLog:
         for group in groups.values():
             contract = group[0][0]
             rows = sum(item[1] for item in group)
-            pieces = packed_frame(
-                [item[2] for item in group],
-                contract=contract.contract_hash,
-                first=first,
-                rows=rows,
-                totals=totals,
-            )
-            frames.append((contract, pieces, rows))
+            frame = Frame(contract.contract_hash, first, rows, totals)
+            frames.append((contract, packed_frame(frame, [item[2] for item in group]), rows))
             first += rows
         return frames
 
@@ -215,18 +209,10 @@ class _Segments:
             if totals == self._sealed_totals:
                 return
             self._open()
-        last = packed_frame(
-            [],
-            contract="",
-            first=self.next_row,
-            rows=0,
-            totals=totals,
-            is_last=True,
-            is_ended=is_ended,
-        )
+        frame = Frame("", self.next_row, 0, totals, is_last=True, is_ended=is_ended)
         whole = self._bytes
         try:
-            _write_all(self._handle, b"".join(last))
+            _write_all(self._handle, b"".join(packed_frame(frame, [])))
             os.fdatasync(self._handle)
         except BaseException:
             self._take_back(whole)
