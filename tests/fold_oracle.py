@@ -56,7 +56,7 @@ requests = st.fixed_dictionaries(
         "at": moments,
     }
 )
-spines = st.lists(requests, max_size=20).map(lambda some: some + some[:3])
+request_lists = st.lists(requests, max_size=20).map(lambda some: some + some[:3])
 ttls = st.none() | st.sampled_from([0, 1, 2, 5, 10**6, 3_600_000_000, 1 << 70])
 clocks = st.sampled_from([VisibilityClock.EVENT, VisibilityClock.KNOWLEDGE])
 
@@ -119,13 +119,15 @@ def source_table(history, *, unit="us", zone="UTC"):
     return pa.table(table)
 
 
-def spine_table(spine):
+def entity_table(entity_rows):
     return pa.table(
         {
-            "text": pa.array([row["text"] for row in spine], pa.string()),
-            "n": pa.array([row["number"] for row in spine], pa.int64()),
-            "at": pa.array([row["at"] + START_US for row in spine], pa.timestamp("us", tz="UTC")),
-            "note": pa.array(list(range(len(spine))), pa.int16()),
+            "text": pa.array([row["text"] for row in entity_rows], pa.string()),
+            "n": pa.array([row["number"] for row in entity_rows], pa.int64()),
+            "at": pa.array(
+                [row["at"] + START_US for row in entity_rows], pa.timestamp("us", tz="UTC")
+            ),
+            "note": pa.array(list(range(len(entity_rows))), pa.int16()),
         }
     )
 

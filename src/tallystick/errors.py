@@ -3,7 +3,7 @@
 ::
 
     TallystickError
-    ├── InputError         the request, argument or spine is wrong      → correct the call
+    ├── InputError         request, argument or entity rows are wrong      → correct the call
     ├── DefinitionError    the repo's definitions cannot be used        → edit the repo
     ├── ContractError      two sides that must agree do not             → train again, or undo
     ├── DataError          a source, file or column is not as declared  → mend data or declaration

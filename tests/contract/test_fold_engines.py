@@ -18,12 +18,12 @@ from fold_oracle import (
     FEATURES,
     START_US,
     TYPES,
+    entity_table,
     histories,
     oracle,
+    request_lists,
     same,
     source_table,
-    spine_table,
-    spines,
     ttls,
     view_read,
     write,
@@ -54,14 +54,16 @@ def engine(offline_store):
     return store.engine(config)
 
 
-def asked(engine, spine, read, clock):
-    return engine.point_in_time(entity_rows=spine, request_time="at", reads=[read], clock=clock)
+def asked(engine, entity_rows, read, clock):
+    return engine.point_in_time(
+        entity_rows=entity_rows, request_time="at", reads=[read], clock=clock
+    )
 
 
 @SOME
 @given(
     history=histories,
-    spine=spines,
+    entity_rows=request_lists,
     clock=st.sampled_from(CLOCKS),
     shape=st.tuples(
         st.sampled_from([("text",), ("number",), ("text", "number"), ()]),
@@ -69,15 +71,17 @@ def asked(engine, spine, read, clock):
         ttls,
     ),
 )
-def test_every_request_gets_what_looking_at_all_rows_gives(engine, history, spine, clock, shape):
+def test_every_request_gets_what_looking_at_all_rows_gives(
+    engine, history, entity_rows, clock, shape
+):
     key, cut, ttl = shape
     with tempfile.TemporaryDirectory() as folder:
         read = view_read(write(history, folder, cut), key, ttl)
-        table = spine_table(spine)
+        table = entity_table(entity_rows)
         answer = asked(engine, table, read, clock)
     assert answer.select(table.column_names).equals(table)
     assert {name: answer.schema.field(f"s__{name}").type for name in FEATURES} == TYPES
-    for request, got in zip(spine, answer.to_pylist(), strict=True):
+    for request, got in zip(entity_rows, answer.to_pylist(), strict=True):
         row, status = oracle(history, request, key=key, clock=clock, ttl=ttl)
         for name in FEATURES:
             want = row[name] if status == "PRESENT" else None
@@ -93,8 +97,8 @@ def test_of_full_ties_the_first_in_source_order_wins(engine, tmp_path, clock, na
         path = tmp_path / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
         pq.write_table(source_table(rows), path, row_group_size=2)
-    spine = spine_table([{"text": "a", "number": 1, "at": 1}] * 2)
-    answer = asked(engine, spine, view_read(tmp_path, ("text",)), clock)
+    entity_rows = entity_table([{"text": "a", "number": 1, "at": 1}] * 2)
+    answer = asked(engine, entity_rows, view_read(tmp_path, ("text",)), clock)
     assert answer["s__count"].to_pylist() == [7, 7]
 
 
@@ -111,19 +115,21 @@ def test_a_row_without_created_time_is_created_at_its_event_time_or_refused(
     table = table.set_column(table.column_names.index("created"), "created", column)
     pq.write_table(table, tmp_path / "history.parquet")
     read = view_read(tmp_path, ("text",))
-    spine = spine_table([{"text": "a", "number": 1, "at": 1}])
-    answer = asked(engine, spine, read, VisibilityClock.EVENT)
+    entity_rows = entity_table([{"text": "a", "number": 1, "at": 1}])
+    answer = asked(engine, entity_rows, read, VisibilityClock.EVENT)
     assert answer["s__count"].to_pylist() == [winner]
     with pytest.raises(DataError, match="column created: expected a time in every row, got"):
-        asked(engine, spine, read, VisibilityClock.KNOWLEDGE)
+        asked(engine, entity_rows, read, VisibilityClock.KNOWLEDGE)
 
 
 @pytest.mark.parametrize("age_us", [0, 5, 6, -1])
 @pytest.mark.parametrize("clock", CLOCKS)
 def test_both_ends_of_the_window_are_included(engine, tmp_path, age_us, clock):
     history = [EMPTY | {"event": 10, "created": 10, "count": 3}]
-    spine = spine_table([{"text": "a", "number": 1, "at": 10 + age_us}])
-    answer = asked(engine, spine, view_read(write(history, tmp_path), ("text",), ttl=5), clock)
+    entity_rows = entity_table([{"text": "a", "number": 1, "at": 10 + age_us}])
+    answer = asked(
+        engine, entity_rows, view_read(write(history, tmp_path), ("text",), ttl=5), clock
+    )
     assert answer["s__count"].to_pylist() == [3 if 0 <= age_us <= 5 else None]
 
 
@@ -139,8 +145,10 @@ def test_units_and_zones_of_a_source_do_not_matter(engine, tmp_path, unit, zone)
     pq.write_table(
         table, tmp_path / "history.parquet", use_deprecated_int96_timestamps=unit == "int96"
     )
-    spine = spine_table([{"text": "a", "number": 1, "at": at} for at in (1_999_999, 2 * second)])
-    answer = asked(engine, spine, view_read(tmp_path, ("text",)), VisibilityClock.KNOWLEDGE)
+    entity_rows = entity_table(
+        [{"text": "a", "number": 1, "at": at} for at in (1_999_999, 2 * second)]
+    )
+    answer = asked(engine, entity_rows, view_read(tmp_path, ("text",)), VisibilityClock.KNOWLEDGE)
     assert answer["s__count"].to_pylist() == [None, 3]
 
 
@@ -157,9 +165,9 @@ def test_files_of_a_source_may_have_times_of_other_zones(engine, tmp_path, unit,
             table = table.set_column(table.column_names.index(name), name, table[name].cast(own))
         pq.write_table(table, tmp_path / f"part-{at}.parquet")
     read = view_read(tmp_path, ("text",))
-    spine = [{"text": "a", "number": 1, "at": at * 1000} for at in range(len(zones))]
-    rows = spine if asked_twice else spine[1:2]
-    answer = asked(engine, spine_table(rows), read, VisibilityClock.KNOWLEDGE)
+    entity_rows = [{"text": "a", "number": 1, "at": at * 1000} for at in range(len(zones))]
+    rows = entity_rows if asked_twice else entity_rows[1:2]
+    answer = asked(engine, entity_table(rows), read, VisibilityClock.KNOWLEDGE)
     want = [0, 1, 2] if asked_twice else [1]
     assert answer["s__count"].to_pylist() == want
     assert answer["s__since"].to_pylist() == [from_us(START_US + at * 1000) for at in want]
@@ -208,12 +216,12 @@ def test_changes_are_ordered_by_moment_then_keys(engine, tmp_path):
     read = view_read(write(history, tmp_path), ("text",))
     start, end = from_us(START_US), from_us(START_US + 3)
     clock = VisibilityClock.KNOWLEDGE
-    spine = engine.changes_between([read], start=start, end=end, time="at", clock=clock)
-    assert spine.to_pylist() == [{"text": "a", "at": end}, {"text": "b", "at": end}]
-    spine = engine.changes_between(
+    entity_rows = engine.changes_between([read], start=start, end=end, time="at", clock=clock)
+    assert entity_rows.to_pylist() == [{"text": "a", "at": end}, {"text": "b", "at": end}]
+    entity_rows = engine.changes_between(
         [read], start=start, end=end, time="at", clock=VisibilityClock.EVENT
     )
-    assert spine["text"].to_pylist() == ["a", "b", "a"]
+    assert entity_rows["text"].to_pylist() == ["a", "b", "a"]
 
 
 def test_files_of_different_columns_are_one_source(engine, tmp_path):
@@ -224,8 +232,8 @@ def test_files_of_different_columns_are_one_source(engine, tmp_path):
     )
     pq.write_table(wide.drop_columns(["name"]), tmp_path / "1.parquet")
     pq.write_table(second.drop_columns(["small"]), tmp_path / "2.parquet")
-    spine = spine_table([{"text": "a", "number": 1, "at": at} for at in (1, 2)])
-    answer = asked(engine, spine, view_read(tmp_path, ("text",)), VisibilityClock.EVENT)
+    entity_rows = entity_table([{"text": "a", "number": 1, "at": at} for at in (1, 2)])
+    answer = asked(engine, entity_rows, view_read(tmp_path, ("text",)), VisibilityClock.EVENT)
     assert answer["s__small"].to_pylist() == [7, None]
     assert answer["s__name"].to_pylist() == [None, "x"]
 
@@ -252,8 +260,8 @@ def test_keys_of_every_type_find_their_rows(engine, tmp_path, dtype):
     read = view_read(tmp_path, ("text",))
     spec = read.spec.model_copy(update={"join_keys": (Column(name="text", dtype=dtype),)})
     at = pa.array([START_US + 1] * 3, pa.timestamp("us", tz="UTC"))
-    spine = pa.table({"text": pa.array([*asked_for, None]), "at": at})
-    answer = asked(engine, spine, dataclasses.replace(read, spec=spec), VisibilityClock.EVENT)
+    entity_rows = pa.table({"text": pa.array([*asked_for, None]), "at": at})
+    answer = asked(engine, entity_rows, dataclasses.replace(read, spec=spec), VisibilityClock.EVENT)
     assert answer["s__count"].to_pylist() == [0, 1, None]
 
 
@@ -262,9 +270,9 @@ def test_a_key_with_a_fraction_is_no_integer(engine, tmp_path):
     halves = pa.array([1.5])
     table = table.set_column(table.column_names.index("number"), "number", halves)
     pq.write_table(table, tmp_path / "history.parquet")
-    spine = spine_table([{"text": "a", "number": 1, "at": 1}])
+    entity_rows = entity_table([{"text": "a", "number": 1, "at": 1}])
     with pytest.raises(DataError, match="a key of type INT64 holds a fraction"):
-        asked(engine, spine, view_read(tmp_path, ("number",)), VisibilityClock.EVENT)
+        asked(engine, entity_rows, view_read(tmp_path, ("number",)), VisibilityClock.EVENT)
 
 
 def test_pulled_values_have_the_types_of_the_source(engine, tmp_path):

@@ -109,7 +109,7 @@ def store(tmp_path, offline_store):
     return store
 
 
-def entity_rows(*hours, driver=1):
+def entity_frame(*hours, driver=1):
     return pd.DataFrame(
         {
             "driver_id": [driver] * len(hours),
@@ -132,12 +132,12 @@ def offline(store):
 
 
 def test_rows_come_back_in_order_with_what_was_known(store):
-    spine = entity_rows(2, 0, -1, 2, 3, 9)
+    entity_rows = entity_frame(2, 0, -1, 2, 3, 9)
     job = store.get_historical_features(
-        spine, ["stats:trips", "stats:rate"], full_feature_names=True
+        entity_rows, ["stats:trips", "stats:rate"], full_feature_names=True
     )
     got = job.to_df()
-    assert got["event_timestamp"].tolist() == spine["event_timestamp"].tolist()
+    assert got["event_timestamp"].tolist() == entity_rows["event_timestamp"].tolist()
     # At 2 the correction of noon is known; at 9 the row of one o'clock has been, but is too old.
     assert got["stats__trips"].tolist() == [BIG, 1, pd.NA, BIG, pd.NA, pd.NA]
     assert str(got["stats__trips"].dtype) == "Int64"
@@ -148,23 +148,25 @@ def test_rows_come_back_in_order_with_what_was_known(store):
 
 def test_the_event_clock_sees_late_rows_unless_the_created_time_is_asked_for(store):
     store.config.offline_store.clock = "event"
-    spine = entity_rows(0, 1)
+    entity_rows = entity_frame(0, 1)
     trips = ["stats:trips"]
-    assert store.get_historical_features(spine, trips).to_df()["trips"].tolist() == [BIG, 2]
-    known = store.get_historical_features(spine, trips, filter_by_created_timestamp=True)
+    assert store.get_historical_features(entity_rows, trips).to_df()["trips"].tolist() == [BIG, 2]
+    known = store.get_historical_features(entity_rows, trips, filter_by_created_timestamp=True)
     assert known.to_df()["trips"].tolist() == [1, BIG]
 
 
-def test_sql_and_arrow_spines_answer_as_a_frame_does(store):
-    spine = entity_rows(0, 1, 2)
-    want = store.get_historical_features(spine, ["stats:trips"]).to_arrow()["trips"].to_pylist()
+def test_sql_and_arrow_entity_rows_answer_as_a_frame_does(store):
+    entity_rows = entity_frame(0, 1, 2)
+    want = (
+        store.get_historical_features(entity_rows, ["stats:trips"]).to_arrow()["trips"].to_pylist()
+    )
     sql = (
         "SELECT 1 AS driver_id, TIMESTAMP '2020-01-01 12:00:00' + h * INTERVAL '1' HOUR "
         "AS event_timestamp FROM (VALUES (0), (1), (2)) AS hours(h)"
     )
     got = store.get_historical_features(sql, ["stats:trips"]).to_arrow()
     assert got["trips"].to_pylist() == want == [1, BIG, BIG]
-    table = pa.Table.from_pandas(spine, preserve_index=False)
+    table = pa.Table.from_pandas(entity_rows, preserve_index=False)
     got = store.get_historical_features(table, ["stats:trips"]).to_arrow()
     assert got["trips"].to_pylist() == want
 
@@ -172,13 +174,13 @@ def test_sql_and_arrow_spines_answer_as_a_frame_does(store):
 @pytest.mark.parametrize("full", [True, False])
 def test_on_demand_views_are_computed_from_the_rows(store, full):
     service = store.get_feature_service("both")
-    got = store.get_historical_features(entity_rows(0, 1, -1), service, full_feature_names=full)
+    got = store.get_historical_features(entity_frame(0, 1, -1), service, full_feature_names=full)
     name = "plus__sum" if full else "sum"
     assert got.to_arrow()[name].to_pylist() == [1, BIG + 1, None]
 
 
 def test_nested_values_keep_the_type_of_their_source(store):
-    got = store.get_historical_features(entity_rows(0), ["stats:tags", "stats:spot"]).to_arrow()
+    got = store.get_historical_features(entity_frame(0), ["stats:tags", "stats:spot"]).to_arrow()
     assert got["tags"].to_pylist() == [{"a": "x"}]
     assert got.schema.field("tags").type == pa.struct([("a", pa.string())])
     assert got["spot"].to_pylist() == [{"x": 1}]
@@ -212,7 +214,7 @@ def test_written_rows_are_read_again(store, tmp_path):
     later = pa.array([NOON + 2 * HOUR], pa.timestamp("us", tz="UTC"))
     row = row.set_column(row.column_names.index("happened"), "happened", later)
     offline(store).offline_write_batch(store.config, view, row, None)
-    got = store.get_historical_features(entity_rows(2), ["stats:trips"]).to_df()
+    got = store.get_historical_features(entity_frame(2), ["stats:trips"]).to_df()
     assert got["trips"].tolist() == [1]
     with pytest.raises(DataError, match="n_trips: expected a column, got no such column"):
         offline(store).offline_write_batch(store.config, view, row.drop_columns(["n_trips"]), None)
@@ -236,7 +238,9 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path, path):
 
 
 def test_a_saved_dataset_is_written_once(store, tmp_path):
-    job = store.get_historical_features(entity_rows(0, 1), ["stats:trips"], full_feature_names=True)
+    job = store.get_historical_features(
+        entity_frame(0, 1), ["stats:trips"], full_feature_names=True
+    )
     storage = SavedDatasetFileStorage(path=str(tmp_path / "saved.parquet"))
     job.persist(storage)
     assert pq.read_table(tmp_path / "saved.parquet")["stats__trips"].to_pylist() == [1, BIG]
@@ -250,7 +254,7 @@ def test_a_saved_dataset_may_be_a_folder_of_its_own(store, tmp_path):
     folder = tmp_path / "saved"
     storage = SavedDatasetFileStorage(path=str(folder))
     for hours, trips in (((0, 1), [1, BIG]), ((1,), [BIG])):
-        job = store.get_historical_features(entity_rows(*hours), ["stats:trips"])
+        job = store.get_historical_features(entity_frame(*hours), ["stats:trips"])
         store.create_saved_dataset(job, "saved", storage, allow_overwrite=True)
         assert store.get_saved_dataset("saved").to_arrow()["trips"].to_pylist() == trips
         assert [file.name for file in folder.iterdir()] == ["dataset.parquet"]
@@ -269,7 +273,7 @@ def test_a_saved_dataset_goes_where_a_file_or_folder_is(store, tmp_path, name):
         place.mkdir()
     else:
         pq.write_table(pa.table({"n": [1]}), place)
-    job = store.get_historical_features(entity_rows(0), ["stats:trips"])
+    job = store.get_historical_features(entity_frame(0), ["stats:trips"])
     job.persist(SavedDatasetFileStorage(path=str(place)), allow_overwrite=True)
     assert pq.read_table(place)["trips"].to_pylist() == [1]
     assert place.is_dir() == bool(place.suffix)
@@ -309,8 +313,8 @@ class IntegersProfiler(Profiler):
 
 @pytest.mark.filterwarnings("ignore:Saving dataset is an experimental")
 def test_a_result_fits_a_reference_of_the_same_kind_and_no_other(store, tmp_path):
-    spine = entity_rows(-1, 0, 1).drop(columns="extra")
-    job = store.get_historical_features(spine, ["stats:trips", "stats:rate"])
+    entity_rows = entity_frame(-1, 0, 1).drop(columns="extra")
+    job = store.get_historical_features(entity_rows, ["stats:trips", "stats:rate"])
     storage = SavedDatasetFileStorage(path=str(tmp_path / "saved.parquet"))
     saved = store.create_saved_dataset(job, "saved", storage)
     reference = saved.as_reference("same", IntegersProfiler())
@@ -318,19 +322,19 @@ def test_a_result_fits_a_reference_of_the_same_kind_and_no_other(store, tmp_path
     frame = job.to_df(validation_reference=reference)
     assert frame["trips"].tolist() == [pd.NA, 1, BIG]
     assert job.to_arrow(validation_reference=reference)["trips"].to_pylist() == [None, 1, BIG]
-    other = store.get_historical_features(spine, ["stats:rate"])
+    other = store.get_historical_features(entity_rows, ["stats:rate"])
     with pytest.raises(ValidationFailed) as caught:
         other.to_df(validation_reference=reference)
     assert [error.column_name for error in caught.value.report.errors] == ["trips"]
 
 
-def test_spines_that_cannot_be_used_say_all_that_is_wrong(store):
-    spine = entity_rows(0).rename(columns={"driver_id": "drivre_id"})
+def test_entity_rows_that_cannot_be_used_say_all_that_is_wrong(store):
+    entity_rows = entity_frame(0).rename(columns={"driver_id": "drivre_id"})
     with pytest.raises(InputError, match="key driver_id of view stats: expected INT64"):
-        store.get_historical_features(spine, ["stats:trips"]).to_df()
-    text = entity_rows(0).assign(driver_id="1")
+        store.get_historical_features(entity_rows, ["stats:trips"]).to_df()
+    text = entity_frame(0).assign(driver_id="1")
     with pytest.raises(InputError, match=r"expected INT64, got (large_)?string"):
         store.get_historical_features(text, ["stats:trips"]).to_df()
-    empty = entity_rows(0).assign(event_timestamp=pd.NaT)
+    empty = entity_frame(0).assign(event_timestamp=pd.NaT)
     with pytest.raises(InputError, match="expected a time in every row, got 1 nulls"):
         store.get_historical_features(empty, ["stats:trips"]).to_df()

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from fold_oracle import FEATURES, spine_table, view_read, write
+from fold_oracle import FEATURES, entity_table, view_read, write
 from tallystick.errors import DataError
 from tallystick.point_in_time.rule import VisibilityClock
 
@@ -30,9 +30,9 @@ def counted(engine, folder, **place):
 
     source = SparkSource(name="rows", timestamp_field="event", **place)
     read = dataclasses.replace(view_read(folder, ("text",)), source=source, columns=("count",))
-    spine = spine_table([{"text": "a", "number": 1, "at": at} for at in (0, 1, 2)])
+    entity_rows = entity_table([{"text": "a", "number": 1, "at": at} for at in (0, 1, 2)])
     answer = engine.point_in_time(
-        entity_rows=spine, request_time="at", reads=[read], clock=VisibilityClock.KNOWLEDGE
+        entity_rows=entity_rows, request_time="at", reads=[read], clock=VisibilityClock.KNOWLEDGE
     )
     return answer["s__count"].to_pylist()
 

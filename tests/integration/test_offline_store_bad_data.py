@@ -21,7 +21,7 @@ from visible_rows import visible_rows
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 ROW = {"key": [1], "value": [2], "event": [NOON], "created": [NOON]}
-SPINE = pa.table({"key": [1], "at": [NOON]})
+ENTITY_ROWS = pa.table({"key": [1], "at": [NOON]})
 
 
 def read_of(path, *, created="created", dtype="INT64"):
@@ -44,7 +44,7 @@ def read_of(path, *, created="created", dtype="INT64"):
 
 def value_of(read, clock=VisibilityClock.KNOWLEDGE, repo_path=None):
     answer = point_in_time(
-        entity_rows=SPINE, request_time="at", reads=[read], clock=clock, repo_path=repo_path
+        entity_rows=ENTITY_ROWS, request_time="at", reads=[read], clock=clock, repo_path=repo_path
     )
     return answer["stats__value"].to_pylist()
 
@@ -207,12 +207,12 @@ def test_an_unknown_feature_is_told_its_closest_name(tmp_path):
         value_of(read)
 
 
-def test_empty_histories_and_spines_are_no_errors(tmp_path):
+def test_empty_histories_and_entity_rows_are_no_errors(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table(ROW).slice(0, 0), path)
     assert value_of(read_of(path)) == [None]
     answer = point_in_time(
-        entity_rows=SPINE.slice(0, 0),
+        entity_rows=ENTITY_ROWS.slice(0, 0),
         request_time="at",
         reads=[read_of(written(tmp_path))],
         clock=VisibilityClock.KNOWLEDGE,

@@ -73,8 +73,10 @@ def read_of(place, *columns, dtypes=None, ttl=None, file_format=None):
 
 
 def values_at(read, *times, clock=KNOWLEDGE, **more):
-    spine = pa.table({"key": [1] * len(times), "at": list(times)})
-    answer = point_in_time(entity_rows=spine, request_time="at", reads=[read], clock=clock, **more)
+    entity_rows = pa.table({"key": [1] * len(times), "at": list(times)})
+    answer = point_in_time(
+        entity_rows=entity_rows, request_time="at", reads=[read], clock=clock, **more
+    )
     return answer[f"stats__{read.columns[0]}"].to_pylist()
 
 
@@ -337,11 +339,11 @@ def committed_between(place, monkeypatch):
 @pytest.mark.usefixtures("committed_between")
 def test_all_views_of_an_answer_see_one_version(place, tmp_path):
     reads = [dataclasses.replace(read_of(place), name=name) for name in ("a", "b", "c")]
-    spine = pa.table({"key": [1], "at": [FIRST + 99 * DAY]})
+    entity_rows = pa.table({"key": [1], "at": [FIRST + 99 * DAY]})
     asked = {"request_time": "at", "reads": reads, "clock": KNOWLEDGE}
-    answer = point_in_time(entity_rows=spine, **asked).to_pylist()
+    answer = point_in_time(entity_rows=entity_rows, **asked).to_pylist()
     assert [answer[0][f"{name}__value"] for name in "abc"] == [1, 1, 1]
-    answer = streamed(spine, tmp_path, **asked).to_pylist()
+    answer = streamed(entity_rows, tmp_path, **asked).to_pylist()
     assert [answer[0][f"{name}__value"] for name in "abc"] == [4, 4, 4]
     changes = changes_between(reads, start=FIRST, end=FIRST + 99 * DAY, time="at", clock=KNOWLEDGE)
     assert changes["at"].to_pylist() == [FIRST + day * DAY for day in range(8)]

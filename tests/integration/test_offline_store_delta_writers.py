@@ -270,8 +270,8 @@ def test_feast_reads_materializes_pushes_profiles_and_saves(somewhere, tmp_path)
     store.materialize(NOON - HOUR, later + HOUR)
     online = store.get_online_features(["stats:value"], [{"key": 1}]).to_dict()
     assert online["value"] == [3]
-    spine = pd.DataFrame({"key": [1, 1, 2], "event_timestamp": [NOON, later, later]})
-    job = store.get_historical_features(spine, ["stats:value"])
+    entity_rows = pd.DataFrame({"key": [1, 1, 2], "event_timestamp": [NOON, later, later]})
+    job = store.get_historical_features(entity_rows, ["stats:value"])
     assert job.to_df()["value"].fillna(-1).tolist() == [2**53 + 1, 2, -1]
     moments = store.get_historical_features(
         None, ["stats:value"], start_date=NOON, end_date=later + HOUR
@@ -294,7 +294,7 @@ def test_feast_reads_materializes_pushes_profiles_and_saves(somewhere, tmp_path)
     assert sorted(saved.to_df()["value"].dropna().tolist()) == [2, 2**53 + 1]
     with pytest.raises(SavedDatasetLocationAlreadyExists):
         job.persist(storage)
-    other = store.get_historical_features(spine[:1].assign(more="x"), ["stats:value"])
+    other = store.get_historical_features(entity_rows[:1].assign(more="x"), ["stats:value"])
     other.persist(storage, allow_overwrite=True)
     again = read(source_of(path("saved") if endpoint else tmp_path / "saved", endpoint))
     assert again.select(["key", "more", "value"]).to_pylist() == [

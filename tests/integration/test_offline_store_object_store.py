@@ -50,8 +50,10 @@ def read_of(uri, endpoint):
 
 
 def values_at(read, *times, **more):
-    spine = pa.table({"key": [1] * len(times), "at": list(times)})
-    answer = point_in_time(entity_rows=spine, request_time="at", reads=[read], clock=CLOCK, **more)
+    entity_rows = pa.table({"key": [1] * len(times), "at": list(times)})
+    answer = point_in_time(
+        entity_rows=entity_rows, request_time="at", reads=[read], clock=CLOCK, **more
+    )
     return answer["stats__value"].to_pylist()
 
 
@@ -178,8 +180,8 @@ def test_feast_reads_materializes_writes_and_saves_there(bucket, tmp_path):
     store.materialize(NOON - HOUR, later + HOUR)
     online = store.get_online_features(["stats:value"], [{"key": 1}]).to_dict()
     assert online["value"] == [3]
-    spine = pd.DataFrame({"key": [1, 1], "event_timestamp": [NOON, later]})
-    job = store.get_historical_features(spine, ["stats:value"])
+    entity_rows = pd.DataFrame({"key": [1, 1], "event_timestamp": [NOON, later]})
+    job = store.get_historical_features(entity_rows, ["stats:value"])
     storage = SavedDatasetFileStorage(
         path=bucket.uri("saved/set.parquet"), s3_endpoint_override=bucket.endpoint
     )

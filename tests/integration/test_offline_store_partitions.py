@@ -40,9 +40,9 @@ def write(path, **columns):
 
 
 def values_at(read, *times, keys=None, clock=CLOCK, with_times=False):
-    spine = pa.table({"key": keys or [1] * len(times), "at": list(times)})
+    entity_rows = pa.table({"key": keys or [1] * len(times), "at": list(times)})
     answer = point_in_time(
-        entity_rows=spine, request_time="at", reads=[read], clock=clock, with_times=with_times
+        entity_rows=entity_rows, request_time="at", reads=[read], clock=clock, with_times=with_times
     )
     return answer["stats__value"].to_pylist()
 

@@ -90,9 +90,9 @@ def read_of(source):
 
 
 def values_of(source):
-    spine = pa.table({"key": [*range(KEYS)] * 2, "at": [MOMENT] * KEYS * 2})
+    entity_rows = pa.table({"key": [*range(KEYS)] * 2, "at": [MOMENT] * KEYS * 2})
     answer = point_in_time(
-        entity_rows=spine, request_time="at", reads=[read_of(source)], clock=CLOCK
+        entity_rows=entity_rows, request_time="at", reads=[read_of(source)], clock=CLOCK
     )
     return answer["stats__value"].to_pylist()
 

@@ -57,7 +57,7 @@ def answer(folder, *, config=None, **changes):
     with (
         workspace(folder / "out" / "set.parquet", config) as space,
         stream_point_in_time(
-            entity_rows=folder / "spine.parquet",
+            entity_rows=folder / "entity_rows.parquet",
             request_time="at",
             reads=[read],
             clock=VisibilityClock.EVENT,
@@ -76,7 +76,7 @@ def folder(tmp_path):
     history = {"key": keys, "text": texts, "event": [NOON] * ROWS}
     pq.write_table(pa.table(history), tmp_path / "history.parquet")
     times = [NOON + timedelta(hours=1)] * ROWS
-    pq.write_table(pa.table({"key": keys, "at": times}), tmp_path / "spine.parquet")
+    pq.write_table(pa.table({"key": keys, "at": times}), tmp_path / "entity_rows.parquet")
     (tmp_path / "out").mkdir()
     return tmp_path
 
@@ -110,11 +110,11 @@ def test_work_is_done_where_the_limits_say(folder):
 
 
 def test_a_request_without_time_is_refused_wherever_it_is(folder):
-    spine = pq.read_table(folder / "spine.parquet")
-    times = spine["at"].to_pylist()
+    entity_rows = pq.read_table(folder / "entity_rows.parquet")
+    times = entity_rows["at"].to_pylist()
     times[-1] = times[7] = None
     times = pa.array(times, pa.timestamp("us", tz="UTC"))
-    pq.write_table(spine.set_column(1, "at", times), folder / "spine.parquet")
+    pq.write_table(entity_rows.set_column(1, "at", times), folder / "entity_rows.parquet")
     with pytest.raises(InputError, match="expected a time in every row, got 2 nulls"):
         answer(folder)
     assert list((folder / "out").iterdir()) == []

@@ -74,10 +74,12 @@ def test_a_dataset_under_the_served_clock_is_what_was_read_online(repo, simulate
     buffered.buffer.close()
     assert buffered.buffer.ledger.durable == 2
 
-    spine = pd.DataFrame(
+    entity_rows = pd.DataFrame(
         [{**entity, "event_timestamp": at} for at, _ in reads for entity in entities]
     )
-    told = repo.store.get_historical_features(spine, FEATURES, full_feature_names=True).to_arrow()
+    told = repo.store.get_historical_features(
+        entity_rows, FEATURES, full_feature_names=True
+    ).to_arrow()
     for feature in FEATURES:
         name = feature.replace(":", "__")
         assert told[name].to_pylist() == [value for _, answer in reads for value in answer[name]]
@@ -91,9 +93,9 @@ def test_a_teardown_ends_what_was_served(repo, simulated_clock):
     gone = START + timedelta(hours=1)
     simulated_clock.set(gone)
     repo.store.teardown()
-    spine = pd.DataFrame({"shop": [SHOPS[0]] * 2, "event_timestamp": [START, gone]})
+    entity_rows = pd.DataFrame({"shop": [SHOPS[0]] * 2, "event_timestamp": [START, gone]})
     apply(repo)
-    told = repo.store.get_historical_features(spine, ["shop_stats:load"]).to_arrow()
+    told = repo.store.get_historical_features(entity_rows, ["shop_stats:load"]).to_arrow()
     before, after = told["load"].to_pylist()
     assert before is not None
     assert after is None

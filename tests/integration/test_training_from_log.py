@@ -12,6 +12,7 @@ import looks
 from served_log import Faults, read_requests, serve
 from tallystick.cli.commands import main
 from tallystick.clock import to_us
+from tallystick.definitions.contract import ModelInputs
 from tallystick.errors import InputError, StateError
 from tallystick.model_bundle.bundle import bundle_dir, read_champion, read_contract
 from tallystick.prediction_log.compactor import compact
@@ -114,12 +115,10 @@ def test_quarantined_rows_stay_out_and_are_counted(champion_repo, contract, tmp_
 
 def test_rows_of_a_contract_with_other_inputs_are_counted(champion_repo, contract, tmp_path):
     rows = serve(champion_repo, contract, start=BEGIN, end=END, faults=Faults())
-    other = contract.model_copy(
-        update={
-            "request_fields": tuple(
-                field.model_copy(update={"dtype": "STRING"}) for field in contract.request_fields
-            )
-        }
+    fields = [{"name": field.name, "dtype": "STRING"} for field in contract.request_fields]
+    other = ModelInputs(
+        **{name: getattr(contract, name) for name in ModelInputs.model_fields}
+        | {"request_fields": fields}
     )
     found, table = written(champion_repo, tmp_path, inputs=other)
     assert (found.counts.unlike, found.counts.rows, table.num_rows) == (rows, 0, 0)

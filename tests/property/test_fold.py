@@ -20,13 +20,13 @@ from fold_oracle import (
     TEXT_KEYS,
     TYPES,
     clocks,
+    entity_table,
     histories,
     moments,
     oracle,
+    request_lists,
     same,
     source_table,
-    spine_table,
-    spines,
     ttls,
     view_read,
     winner,
@@ -43,23 +43,23 @@ MANY = settings(
 )
 
 
-def in_memory(spine, read, clock, folder):
+def in_memory(entity_rows, read, clock, folder):
     del folder
     return point_in_time(
-        entity_rows=spine, request_time="at", reads=[read], clock=clock, with_times=True
+        entity_rows=entity_rows, request_time="at", reads=[read], clock=clock, with_times=True
     )
 
 
-def in_batches(spine, read, clock, folder):
+def in_batches(entity_rows, read, clock, folder):
     options = {"request_time": "at", "reads": [read], "clock": clock, "with_times": True}
-    return streamed(spine, folder, batch_rows=3, **options)
+    return streamed(entity_rows, folder, batch_rows=3, **options)
 
 
 @pytest.mark.parametrize("way", [in_memory, in_batches])
 @MANY
 @given(
     history=histories,
-    spine=spines,
+    entity_rows=request_lists,
     clock=clocks,
     shape=st.tuples(
         st.sampled_from([("text",), ("number",), ("text", "number"), ()]),
@@ -67,15 +67,15 @@ def in_batches(spine, read, clock, folder):
         ttls,
     ),
 )
-def test_every_request_gets_what_looking_at_all_rows_gives(way, history, spine, clock, shape):
+def test_every_request_gets_what_looking_at_all_rows_gives(way, history, entity_rows, clock, shape):
     key, cut, ttl = shape
     with tempfile.TemporaryDirectory() as folder:
         read = view_read(write(history, folder, cut), key, ttl)
-        table = spine_table(spine)
+        table = entity_table(entity_rows)
         answer = way(table, read, clock, folder)
     assert answer.select(table.column_names).equals(table)
     assert {name: answer.schema.field(f"s__{name}").type for name in FEATURES} == TYPES
-    for request, got in zip(spine, answer.to_pylist(), strict=True):
+    for request, got in zip(entity_rows, answer.to_pylist(), strict=True):
         row, status = oracle(history, request, key=key, clock=clock, ttl=ttl)
         assert got["s__status"] == status
         event, created = (row["event"], row["created"]) if row else (None, None)
@@ -121,8 +121,8 @@ def test_of_full_ties_the_first_in_source_order_wins(tmp_path, clock, cut):
     row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "event": 1, "created": 1}
     history = [row | {"count": count} for count in (7, 8, 6)]
     read = view_read(write(history, tmp_path, cut), ("text",))
-    spine = spine_table([{"text": "a", "number": 1, "at": 1}])
-    answer = point_in_time(entity_rows=spine, request_time="at", reads=[read], clock=clock)
+    entity_rows = entity_table([{"text": "a", "number": 1, "at": 1}])
+    answer = point_in_time(entity_rows=entity_rows, request_time="at", reads=[read], clock=clock)
     assert answer["s__count"].to_pylist() == [7]
     rows = visible_rows(read, until=from_us(START_US + 1), clock=clock)
     assert rows["count"].to_pylist() == [7]
@@ -142,10 +142,10 @@ timed = st.fixed_dictionaries(
 @MANY
 @given(
     history=st.lists(timed, max_size=25),
-    spine=st.lists(st.tuples(st.sampled_from([0, 1, 2]), moments), min_size=1, max_size=20),
+    entity_rows=st.lists(st.tuples(st.sampled_from([0, 1, 2]), moments), min_size=1, max_size=20),
     ttl=ttls,
 )
-def test_the_rule_holds_whenever_rows_became_visible(lacks_created, history, spine, ttl):
+def test_the_rule_holds_whenever_rows_became_visible(lacks_created, history, entity_rows, ttl):
     """As in a journal, where the write time does not follow from the other times."""
     if lacks_created:
         history = [row | {"created": row["event"]} for row in history]
@@ -160,9 +160,9 @@ def test_the_rule_holds_whenever_rows_became_visible(lacks_created, history, spi
         "position": pa.array(range(len(history)), whole),
     }
     requests = {
-        "key": pa.array([key for key, _ in spine], whole),
-        "request_us": pa.array([at for _, at in spine], whole),
-        "entity_row": pa.array(range(len(spine)), whole),
+        "key": pa.array([key for key, _ in entity_rows], whole),
+        "request_us": pa.array([at for _, at in entity_rows], whole),
+        "entity_row": pa.array(range(len(entity_rows)), whole),
     }
     names = {"keys": ["key"], "position": ["position"]}
     sql = as_of_sql("history", entity_rows="requests", ttl_us=ttl, **names)
@@ -172,7 +172,7 @@ def test_the_rule_holds_whenever_rows_became_visible(lacks_created, history, spi
         found = connection.sql(f"{sql} ORDER BY entity_row").to_arrow_table().to_pylist()
         latest = connection.sql(latest_sql("history", **names)).to_arrow_table()
     numbered = [row | {"position": number} for number, row in enumerate(history)]
-    for (key, at), got in zip(spine, found, strict=True):
+    for (key, at), got in zip(entity_rows, found, strict=True):
         request = {"key": key, "at": at}
         clock = VisibilityClock.SERVED
         row, status = oracle(numbered, request, key=("key",), clock=clock, ttl=ttl)
@@ -206,7 +206,7 @@ def test_both_ends_of_the_window_are_included(tmp_path, age_us, status, clock):
     row = dict.fromkeys(FEATURES) | {"text": "a", "number": 1, "event": 10, "created": 10}
     read = view_read(write([row | {"count": 3}], tmp_path), ("text",), ttl=5)
     answer = point_in_time(
-        entity_rows=spine_table([{"text": "a", "number": 1, "at": 10 + age_us}]),
+        entity_rows=entity_table([{"text": "a", "number": 1, "at": 10 + age_us}]),
         request_time="at",
         reads=[read],
         clock=clock,
@@ -228,7 +228,7 @@ def test_units_and_zones_of_a_source_do_not_matter(tmp_path, unit, zone):
         table = table.set_column(table.column_names.index(name), name, column)
     pq.write_table(table, tmp_path / "history.parquet")
     answer = point_in_time(
-        entity_rows=spine_table(
+        entity_rows=entity_table(
             [{"text": "a", "number": 1, "at": at} for at in (1, 1_999_999, 2 * second)]
         ),
         request_time="at",
@@ -243,18 +243,18 @@ def test_units_and_zones_of_a_source_do_not_matter(tmp_path, unit, zone):
 @MANY
 @given(
     history=histories,
-    spine=spines,
+    entity_rows=request_lists,
     clock=clocks,
     shape=st.tuples(st.none() | st.integers(0, 25), ttls),
 )
-def test_rows_that_are_not_read_would_change_no_value(history, spine, clock, shape):
+def test_rows_that_are_not_read_would_change_no_value(history, entity_rows, clock, shape):
     """Without times, whole files and row groups are left out."""
     cut, ttl = shape
     with tempfile.TemporaryDirectory() as folder:
         read = view_read(write(history, folder, cut), ("text",), ttl)
-        table = spine_table(spine)
+        table = entity_table(entity_rows)
         answer = point_in_time(entity_rows=table, request_time="at", reads=[read], clock=clock)
-    for request, got in zip(spine, answer.to_pylist(), strict=True):
+    for request, got in zip(entity_rows, answer.to_pylist(), strict=True):
         row, status = oracle(history, request, key=("text",), clock=clock, ttl=ttl)
         for name in FEATURES:
             want = row[name] if status == "PRESENT" else None

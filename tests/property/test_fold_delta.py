@@ -16,12 +16,12 @@ from fold_oracle import (
     START_US,
     TYPES,
     clocks,
+    entity_table,
     histories,
     oracle,
+    request_lists,
     same,
     source_table,
-    spine_table,
-    spines,
     ttls,
     view_read,
 )
@@ -56,10 +56,10 @@ def write_delta(history, folder, cut, partition):
     return place.path
 
 
-def check(answer, history, spine, shape, *, with_times):
+def check(answer, history, entity_rows, shape, *, with_times):
     key, clock, ttl = shape
     assert {name: answer.schema.field(f"s__{name}").type for name in FEATURES} == TYPES
-    for request, got in zip(spine, answer.to_pylist(), strict=True):
+    for request, got in zip(entity_rows, answer.to_pylist(), strict=True):
         row, status = oracle(history, request, key=key, clock=clock, ttl=ttl)
         if with_times:
             assert got["s__status"] == status
@@ -74,7 +74,7 @@ def check(answer, history, spine, shape, *, with_times):
 @SOME
 @given(
     history=histories,
-    spine=spines,
+    entity_rows=request_lists,
     shape=st.tuples(
         keys,
         clocks,
@@ -83,18 +83,18 @@ def check(answer, history, spine, shape, *, with_times):
         st.sampled_from([None, "text", "number"]),
     ),
 )
-def test_every_request_gets_what_looking_at_all_rows_gives(with_times, history, spine, shape):
+def test_every_request_gets_what_looking_at_all_rows_gives(with_times, history, entity_rows, shape):
     key, clock, ttl, cut, by = shape
     # Rows that tie in everything have an order within a file alone.
     partition = by if by in key else None
     with tempfile.TemporaryDirectory() as folder:
         read = view_read(write_delta(history, folder, cut, partition), key, ttl)
-        table = spine_table(spine)
+        table = entity_table(entity_rows)
         answer = point_in_time(
             entity_rows=table, request_time="at", reads=[read], clock=clock, with_times=with_times
         )
     assert answer.select(table.column_names).equals(table)
-    check(answer, history, spine, (key, clock, ttl), with_times=with_times)
+    check(answer, history, entity_rows, (key, clock, ttl), with_times=with_times)
 
 
 @SOME
