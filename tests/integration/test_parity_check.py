@@ -25,6 +25,7 @@ from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
 import gated_store
+from live_processes import is_alive
 from parity_repos import make_faulty_repo, make_manifold_repo, with_stores
 from tallystick.cli.commands import main
 from tallystick.clock import to_us
@@ -367,14 +368,6 @@ def test_the_next_check_removes_what_a_killed_keeper_left(unapplied):
 
 def pid_of_redis(folder: Path) -> int:
     return int((folder / scratch_cleaner.STATE / "redis" / "redis.pid").read_text())
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be reaped does not."""
-    try:
-        return " Z " not in Path(f"/proc/{process}/stat").read_text()
-    except FileNotFoundError:
-        return False
 
 
 def removed(folder: Path) -> bool:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 import serving_scene as scene
+from live_processes import is_alive
 from tallystick.prediction_log.log_reader import read_log
 from tallystick.server_process import ServerProcess, http_answers, tally_command
 
@@ -63,13 +64,6 @@ def free_ports():
         except (OSError, OverflowError):
             continue
         return port
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture
