@@ -40,7 +40,7 @@ from tallystick.online_store import embedded_redis
 from tallystick.prediction_log.compactor import compact
 
 FULL: Final = {"requests": 50_000, "hours": 96, "timed_requests": 200_000, "rounds": 3}
-QUICK: Final = {"requests": 8_000, "hours": 48, "timed_requests": 80_000}
+QUICK: Final = {"requests": 6_000, "hours": 40, "timed_requests": 60_000}
 PARTS: Final = ("accuracy", "speed")
 TIMED_RATE: Final = 0.01
 TIMED_BATCH_ROWS: Final = 256
