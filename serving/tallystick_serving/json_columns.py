@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, Final
@@ -39,8 +39,7 @@ def feast_json_column(dtype: str) -> ToJson | None:
     return write if own.member is None else _lists(write)
 
 
-def as_they_are(values: Any) -> Any:
-    """Numbers, texts, truth values, times and nulls."""
+def _as_they_are(values: Any) -> Any:
     return values
 
 
@@ -59,18 +58,7 @@ def floats(values: Any) -> Any:
                 return values
         except TypeError:  # there are nulls
             pass
-    return [_float(value) for value in plain(values)]
-
-
-def _float(value: float | None) -> float | str | None:
-    if value is None or math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def base64_texts(values: list[bytes | None]) -> list[Any]:
-    """Bytes as base64."""
-    return [None if value is None else base64.b64encode(value).decode() for value in values]
+    return _members(plain(values))
 
 
 def _seconds(values: list[datetime | None]) -> list[Any]:
@@ -81,36 +69,36 @@ def _lists(write: ToJson) -> ToJson:
     return lambda values: [None if value is None else write(list(value)) for value in values]
 
 
-def _document(value: Any) -> Any:
-    """A map, struct or nested list, in whose members orjson finds what JSON has."""
-    if isinstance(value, float):
-        return _float(value)
+def _member(value: Any) -> Any:
+    """A value of any kind as JSON has it: bytes as base64, NaN and infinity by their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, list | set | tuple):
-        return [*map(_document, value)]
+        return _members(value)
     if isinstance(value, dict):
-        return {str(key): _document(member) for key, member in value.items()}
-    return value if isinstance(value, str | int | datetime | None) else str(value)
+        return {str(key): _member(member) for key, member in value.items()}
+    return value if isinstance(value, str | int | float | datetime | None) else str(value)
 
 
-def _documents(values: Sequence[Any]) -> list[Any]:
-    return [*map(_document, values)]
+def _members(values: Iterable[Any]) -> list[Any]:
+    return [*map(_member, values)]
 
 
 _COLUMNS: Final[Mapping[Kind, ToJson]] = every_kind(
     {
-        Kind.INTEGER: as_they_are,
+        Kind.INTEGER: _as_they_are,
         Kind.FLOAT: floats,
-        Kind.BOOL: as_they_are,
-        Kind.TIME: as_they_are,
-        Kind.TEXT: as_they_are,
-        Kind.UUID: as_they_are,
-        Kind.DECIMAL: as_they_are,
-        Kind.BYTES: base64_texts,
-        Kind.LIST: _documents,
-        Kind.SET: _documents,
-        Kind.DOCUMENT: _documents,
+        Kind.BOOL: _as_they_are,
+        Kind.TIME: _as_they_are,
+        Kind.TEXT: _as_they_are,
+        Kind.UUID: _as_they_are,
+        Kind.DECIMAL: _as_they_are,
+        Kind.BYTES: _members,
+        Kind.LIST: _members,
+        Kind.SET: _members,
+        Kind.DOCUMENT: _members,
     }
 )
 

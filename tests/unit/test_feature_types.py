@@ -14,6 +14,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 
 from tallystick.clock import to_us
+from tallystick.definitions.columns import plain
 from tallystick.definitions.contract import FeatureSpec, ModelInputs
 from tallystick.definitions.exact_cast import (
     exact_column,
@@ -39,6 +40,7 @@ from tallystick.offline_store.sql_dialect import DUCKDB, key_type
 from tallystick.online_store.bulk_writer import packed_rows
 from tallystick.online_store.journal.journal_entry import entry_of_rows, entry_of_table
 from tallystick.online_store.row_codec import RowCodec
+from tallystick.online_store.row_decoder import ViewDecoder
 from tallystick.online_store.value_codec import value_codec
 from tallystick_monitoring.parity_check.check_requests import field_value
 from tallystick_monitoring.parity_check.subject_answers import _from_json, _from_proto
@@ -285,6 +287,8 @@ def test_a_table_and_a_row_are_stored_and_logged_alike(name):
     rows = packed_rows(codec, table, write_us=1)
     (value, _) = values.to_pylist(maps_as_pydicts="strict")
     assert rows[:1] == codec.encode([{"x": value}], [(to_us(AT), None, 1)])
+    many = ViewDecoder(spec, ["x"]).decode([rows[0]] * 40, request_time_us=0).values["x"]
+    assert list(log_values(plain(many), name)) == [*log_values([sample(name)], name)] * 40
     of_rows = entry_of_rows(codec, {"k": [1, 2]}, rows)
     assert of_rows.equals(entry_of_table(spec, table, write_us=1))
 
