@@ -153,7 +153,15 @@ def test_only_the_clock_reads_the_wall_clock():
 
 @pytest.mark.parametrize(
     "module",
-    ["tallystick.cli", "tallystick.point_in_time.rule", "tallystick.online_store.online_reader"],
+    [
+        "tallystick.cli",
+        "tallystick.point_in_time.rule",
+        "tallystick.online_store.online_reader",
+        "tallystick.online_store.value_codec",
+        "tallystick.definitions.exact_cast",
+        "tallystick.definitions.feature_types",
+        "tallystick.definitions.join_keys",
+    ],
 )
 def test_light_modules_stay_light(module):
     heavy = {"feast", "pandas", "sklearn", "mlflow", "duckdb", "pyarrow"}
