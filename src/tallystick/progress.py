@@ -9,15 +9,15 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Something that is told how far the work is."""
+    """A display of how far the work is."""
 
     def step(self, text: str, *, done: int | None = None) -> None:
-        """Say what is being done now, and how many units are done."""
+        """Show the present step, and how many units are done."""
         ...
 
 
 class _Lines:
-    """A line whenever a tenth more is done, or at each step of work without a total."""
+    """A line for each tenth of the work, or for each step where the total is unknown."""
 
     def __init__(self, total: int | None) -> None:
         self._total = total
@@ -58,7 +58,7 @@ def progress(total: int | None = None, *, lines: bool = True) -> Iterator[Progre
 
     Args:
         total: Units of work; None if unknown.
-        lines: Whether to write lines where standard error is no terminal; else nothing is.
+        lines: Whether to write lines where standard error is not a terminal.
     """
     if not sys.stderr.isatty():
         yield _Lines(total) if lines else _Nothing()

@@ -1,4 +1,4 @@
-"""Signals that ask a command to end."""
+"""Signals that end a command: INT, TERM and HUP."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from typing import NoReturn
 
 @contextmanager
 def ending_on_signals() -> Iterator[Callable[[], None]]:
-    """End as by Ctrl-C, with everything put away, when asked to or when the terminal is closed.
+    """Clean up and exit on TERM, and on HUP when the terminal is closed, as on Ctrl-C.
 
-    The exit status is 128 and the signal's number, as a shell has it; Ctrl-C raises
-    ``KeyboardInterrupt``, as ever.
+    The exit status is 128 plus the signal's number, as in a shell. Ctrl-C raises
+    ``KeyboardInterrupt``, as usual.
 
     Yields:
-        Something that ends as asked, if it was asked: for work that goes on after errors, of which
-        one may be what DuckDB made of the signal; and for long work, since Python drops what a
-        handler raises while an object is finalized.
+        A function that exits if a signal came before. Work that goes on after errors calls it,
+        because DuckDB may turn a signal into an error of its own. Long work calls it too, because
+        Python drops what a handler raises while an object is finalized.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
     def end(number: int, _: FrameType | None) -> NoReturn:
-        asked.append(number)
+        received.append(number)
         raise _ending(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # no other thread may say what a signal does
         return
 
-    def end_if_asked() -> None:
-        if asked:
-            raise _ending(asked[0])
+    def end_if_received() -> None:
+        if received:
+            raise _ending(received[0])
 
     before = {
         number: signal.signal(number, end)
@@ -42,11 +42,11 @@ def ending_on_signals() -> Iterator[Callable[[], None]]:
         if signal.getsignal(number) != signal.SIG_IGN  # as nohup has it
     }
     try:
-        yield end_if_asked
+        yield end_if_received
     except Exception as error:
         # DuckDB makes an error of its own of what a handler raises while it works.
-        if asked:
-            raise _ending(asked[0]) from error
+        if received:
+            raise _ending(received[0]) from error
         raise
     finally:
         for number, handler in before.items():

@@ -1,1 +1,1 @@
-"""What the areas tell each other: looks, incidents, quarantine, decisions."""
+"""Records that the areas share: looks, incidents, quarantine, decisions, and the causes."""

@@ -1,4 +1,4 @@
-"""What is written down of each look and each decision, so that it can be read and replayed.
+"""The records of looks, incidents and decisions, from which a decision can be replayed.
 
 Monitoring writes reports and incidents; training reads them, and writes decisions. A record is one
 JSON file, whole or absent::

@@ -1,4 +1,4 @@
-"""What should have been served: expected values of logged requests, in the form of the log.
+"""The expected values of logged requests: what should have been served, in the types of the log.
 
 Stored features follow the point-in-time rule, by the contract's definitions. On-demand features
 are computed from the inputs that the log has, by the contract's frozen functions. The audit

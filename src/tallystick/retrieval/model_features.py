@@ -1,4 +1,4 @@
-"""The values that a model should see for given requests, from history, by its inputs.
+"""The features of a model for entity rows, from history.
 
 Training builds its data sets with this, and the audit its expected values: one function, so that
 neither can drift from the other.

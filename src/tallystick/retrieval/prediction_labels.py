@@ -1,4 +1,4 @@
-"""The labels of logged predictions, wherever they came from."""
+"""The labels of logged predictions: from the API, or from the label's source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels from their source, as they were known at a moment."""
+"""Labels from a Feast source, as they were known at a given time."""
 
 from __future__ import annotations
 
