@@ -13,6 +13,6 @@ def visible_rows(read, *, until, clock, after=None):
     covered, batches = None, []
     if after is not None:
         files = read_newly_visible(read, lambda _: None, clock=clock, until_us=to_us(after))
-        covered = Covered(file_digests(files), to_us(after))
+        covered = Covered(frozenset(file_digests(files)), to_us(after))
     read_newly_visible(read, batches.append, clock=clock, until_us=to_us(until), covered=covered)
     return pa.concat_tables(batches) if batches else pa.table({})

@@ -152,7 +152,7 @@ class World:
         self.champion = champion
         self.specs = {use.spec.name: use.spec for use in self.bundle.contract.views}
         self._sources = {view: repo.view_source(view) for view in self.specs}
-        self._files: dict[str, list[str]] = {}
+        self._files: dict[str, frozenset[str]] = {}
         self._empty = {
             view: self._read(view, datetime(2100, 1, 1, tzinfo=UTC), None)[0].slice(0, 0)
             for view in self.specs
@@ -193,7 +193,7 @@ class World:
             covered=covered,
             repo_path=self.repo.path,
         )
-        self._files[view] = file_digests(files)
+        self._files[view] = frozenset(file_digests(files))
         return batches
 
     def write(self, spec: ViewSpec, rows: pa.Table) -> None:

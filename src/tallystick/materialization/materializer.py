@@ -134,9 +134,8 @@ class Materializer:
 
         spec, client, project = self._specs[name], self._client, self._repo.project
         start = begin_run(client, project, name, again=again)
-        before = start.mark
-        if before is not None and before.definition != spec.definition_hash:
-            before = None
+        is_same = start.mark is not None and start.mark.definition == spec.definition_hash
+        before = start.mark if is_same else None
         covered = Covered(start.covered, before.until_us) if before else None
         counts = WriteCounts()
 

@@ -7,12 +7,12 @@ have become visible since. Those are found by statistics of files and row groups
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tallystick.clock import arrow_from_us
 from tallystick.definitions.exact_cast import converted
@@ -48,7 +48,7 @@ class Covered:
         until_us: The moment, included, in microseconds since 1970 in UTC.
     """
 
-    files: Collection[str]
+    files: frozenset[str]
     until_us: int
 
 
@@ -102,15 +102,8 @@ def file_digests(files: SourceFiles) -> list[str]:
     return [digest(repr(state)) for state in files.states]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Files of a source that have new rows.
-
-    Attributes:
-        history: Their rows.
-        sql: The query for those that are new.
-        is_added: Whether the files were not read before.
-    """
+class _Part(NamedTuple):
+    """Files of a source, the query for their new rows, and whether they were not read before."""
 
     history: History
     sql: str
@@ -125,13 +118,11 @@ def _parts(
     until_us: int,
 ) -> Iterator[_Part]:
     source_column = {new: old for old, new in read.spec.field_mapping.items()}
-    names = [read.spec.event_column]
-    if clock is VisibilityClock.KNOWLEDGE:
-        names.append(str(read.spec.created_column))
+    created = read.spec.created_column if clock is VisibilityClock.KNOWLEDGE else None
+    names = filter(None, (read.spec.event_column, created))
     times = dict.fromkeys(source_column.get(name, name) for name in names)
     until = dict.fromkeys(times, Bounds(None, until_us))
-    known = set(covered.files) if covered else set()
-    is_known = [each in known for each in file_digests(whole)]
+    is_known = [covered is not None and each in covered.files for each in file_digests(whole)]
     added, old = whole.only([not each for each in is_known]), whole.only(is_known)
     if added.signature:
         history = history_of(read, added, clock=clock, bounds=until)
@@ -142,11 +133,8 @@ def _parts(
         return
     # A row becomes visible at one of its times, so one of them lies in between.
     since = Bounds(covered.until_us + 1, until_us)
-    wanted = {
-        state
-        for column in times
-        for state in pruned(old, {column: since}, may_be_empty=True).states
-    }
+    parts = [pruned(old, {column: since}, may_be_empty=True) for column in times]
+    wanted = {state for part in parts for state in part.states}
     old = old.only([state in wanted for state in old.states])
     if old.signature:
         bounds = until if len(times) > 1 else dict.fromkeys(times, since)
