@@ -173,7 +173,7 @@ class World:
             before = newest.get(key)
             if before is None or tuple(order) > before[0]:
                 newest[key] = (tuple(order), number)
-        return rows.take(sorted(number for _, number in newest.values()))
+        return rows.take(pa.array(sorted(number for _, number in newest.values()), pa.int64()))
 
     def _read(self, view: str, until: datetime, covered: Covered | None) -> list[pa.Table]:
         spec = self.specs[view]
