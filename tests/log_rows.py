@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from contracts import small_contract
 from tallystick.clock import to_us
-from tallystick.online_store.row_decoder import ViewRows
+from tallystick.online_store.view_decoder import ViewRows
 from tallystick.prediction_log.log_reader import read_log
 from tallystick.prediction_log.record import Predictions
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tallystick.online_store.redis_commands import Item, mget, run_script, scan
 from tallystick.online_store.redis_connection import connect, connect_for_reads, redis_errors
+from tallystick.online_store.redis_options import RedisOptions
 
 _WAIT_S = 30.0
 
@@ -61,7 +62,7 @@ class Caller:
     def _client(self, make: Callable[..., Any], text: str, options: dict[str, Any]) -> Any:
         known = (make, text, *options.items())
         if known not in self._clients:
-            self._clients[known] = make(text, **options)
+            self._clients[known] = make(RedisOptions(connection_string=text, **options))
         return self._clients[known]
 
     def close(self) -> None:

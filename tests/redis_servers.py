@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from redis_caller import Caller
 from tallystick.online_store.embedded_redis import server_program
 from tallystick.online_store.redis_connection import connect
+from tallystick.online_store.redis_options import RedisOptions
 from tls_relay import HOST, Certificates, Relay, make_certificates
 
 SLOTS = 16_384
@@ -323,7 +324,9 @@ def redis_cluster(redis_cluster_process: RedisCluster) -> Iterator[RedisCluster]
     redis_cluster_process.heal()
     for server in redis_cluster_process.servers:
         server.admin.flushall()
-    redis_cluster_process.client = connect(redis_cluster_process.connection_string)
+    redis_cluster_process.client = connect(
+        RedisOptions(connection_string=redis_cluster_process.connection_string)
+    )
     yield redis_cluster_process
     redis_cluster_process.client.close()
 

@@ -29,7 +29,7 @@ from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.model_bundle.bundle import Bundle
 from tallystick.model_bundle.reference import feature_reference
-from tallystick.online_store.row_decoder import ViewRows
+from tallystick.online_store.view_decoder import ViewRows
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.prediction_log.log_writer import PredictionLog
 from tallystick.prediction_log.record import Predictions

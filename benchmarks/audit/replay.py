@@ -31,9 +31,9 @@ from tallystick.materialization.materializer import Materializer
 from tallystick.model_bundle.bundle import Bundle, load_bundle, read_champion
 from tallystick.offline_store.newly_visible import Covered, file_digests, read_newly_visible
 from tallystick.offline_store.view_history import ViewRead
-from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.entity_keys import EntityKeys
 from tallystick.online_store.redis_connection import connect
+from tallystick.online_store.table_writer import write_table
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.log_reader import read_log
 from tallystick.prediction_log.log_writer import PredictionLog
@@ -161,7 +161,7 @@ class World:
     @cached_property
     def client(self) -> Any:
         """Redis, to write."""
-        return connect(self.repo.store.config.online_store.connection_string, self.repo.path)
+        return connect(self.repo.store.config.online_store, self.repo.path)
 
     def visible(self, view: str, *, after: datetime | None, until: datetime) -> pa.Table:
         """The newest row of each key of those that became visible in (after, until]."""

@@ -20,7 +20,7 @@ from benchmarks.harness import peak_mb
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.model_bundle.bundle import read_contract
-from tallystick.online_store.row_decoder import ViewRows
+from tallystick.online_store.view_decoder import ViewRows
 from tallystick.point_in_time.feature_status import Status
 from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.ledger import ledger_of

@@ -75,15 +75,7 @@ class RedisStoreClient:
     """
 
     def __init__(self, config: StoreConfig, options: RedisOptions, *, timeout_s: float) -> None:
-        self.redis: Any = connect_for_reads(
-            options.connection_string,
-            config.path,
-            redis_type=options.redis_type,
-            sentinel_master=options.sentinel_master,
-            connect_timeout_s=min(timeout_s, options.connect_timeout_s),
-            read_timeout_s=min(timeout_s, options.read_timeout_s),
-            budget_s=timeout_s,
-        )
+        self.redis: Any = connect_for_reads(options, config.path, budget_s=timeout_s)
         self._is_versioned = config.is_versioned
         self.service = shown_address(self.redis)
 

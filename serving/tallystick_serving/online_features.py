@@ -170,7 +170,7 @@ def make_plan(store: FeatureStore, client: Any, request: Request) -> FeaturePlan
     """
     from feast import utils
 
-    from tallystick.online_store.feast_answers import spec_of
+    from tallystick.online_store.feast_reads import spec_of
 
     feature_service, features, full_names = request
     requested: Any = list(features)

@@ -16,10 +16,10 @@ from tallystick.definitions.exact_cast import log_values
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, Problem
-from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.journal.write_journal import journal_of
 from tallystick.online_store.redis_connection import SyncClient, connect
 from tallystick.online_store.redis_options import RedisOptions
+from tallystick.online_store.table_writer import write_table
 from tallystick_serving.store_config import StoreConfig
 
 if TYPE_CHECKING:
@@ -78,12 +78,7 @@ class PushedRows:
 
     @cached_property
     def _client(self) -> SyncClient:
-        return connect(
-            self._options.connection_string,
-            self._config.path,
-            redis_type=self._options.redis_type,
-            sentinel_master=self._options.sentinel_master,
-        )
+        return connect(self._options, self._config.path)
 
 
 def _plain_views(store: FeatureStore, source: str) -> tuple[ViewSpec, ...]:

@@ -16,13 +16,15 @@ from redis import Redis
 from tallystick.errors import UnavailableError
 from tallystick.online_store import embedded_redis
 from tallystick.online_store.redis_connection import connect
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_writer import delete_project
 
 START = """
 import sys
 from pathlib import Path
 from tallystick.online_store.redis_connection import connect
-print(connect("embedded", Path(sys.argv[1])).info("server")["process_id"])
+from tallystick.online_store.redis_options import RedisOptions
+print(connect(RedisOptions(), Path(sys.argv[1])).info("server")["process_id"])
 """
 
 
@@ -34,7 +36,7 @@ def repo():
 
 
 def pid_of(repo) -> int:
-    client = connect("embedded", repo)
+    client = connect(RedisOptions(), repo)
     try:
         return client.info("server")["process_id"]
     finally:
@@ -48,27 +50,27 @@ def test_processes_that_start_at_once_share_one_server(repo):
     ]
     pids = {int(starter.communicate(timeout=60)[0]) for starter in starters}
     assert pids == {pid_of(repo)}
-    client = connect("embedded", repo)
+    client = connect(RedisOptions(), repo)
     assert client.config_get("port") == {"port": "0"}
     client.close()
 
 
 def test_data_survive_a_stop(repo):
     state = repo / ".tallystick"
-    client = connect("embedded", repo)
+    client = connect(RedisOptions(), repo)
     client.set("key", "value")
     client.close()
     assert embedded_redis.is_running(state)
     assert embedded_redis.stop(state)
     assert not embedded_redis.is_running(state)
     assert not embedded_redis.stop(state)
-    client = connect("embedded", repo)
+    client = connect(RedisOptions(), repo)
     assert client.get("key") == b"value"
     client.close()
 
 
 def test_a_killed_server_is_started_again_with_its_data(repo):
-    client = connect("embedded", repo)
+    client = connect(RedisOptions(), repo)
     client.set("key", "value")
     client.close()
     time.sleep(1.2)  # the append-only file is put on disk each second
@@ -77,14 +79,14 @@ def test_a_killed_server_is_started_again_with_its_data(repo):
     assert embedded_redis.socket_path(repo / ".tallystick").exists()
     after = pid_of(repo)
     assert after != before
-    client = connect("embedded", repo)
+    client = connect(RedisOptions(), repo)
     assert client.get("key") == b"value"
     client.close()
 
 
 def test_a_client_outlives_the_server(repo):
     state = repo / ".tallystick"
-    client = connect("embedded", repo)
+    client = connect(RedisOptions(), repo)
     assert delete_project(client, "p") == 0
     embedded_redis.stop(state)
     with pytest.raises(UnavailableError, match=r"redis\.sock"):

@@ -15,6 +15,7 @@ from tallystick.errors import DataError, InputError, UnavailableError
 from tallystick.online_store.entity_keys import definitions_key, entity_prefix, ttls_key
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_writer import WriteCounts
 
 NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)
@@ -327,7 +328,7 @@ def test_reader_and_feast_agree(store, redis_server):
     keys = {"id": [1, 2, 3], "town": ["A", "B", "B"]}
 
     async def ask():
-        client = connect_for_reads(redis_server.connection_string)
+        client = connect_for_reads(RedisOptions(connection_string=redis_server.connection_string))
         uses = [
             ViewUse(
                 spec=spec,

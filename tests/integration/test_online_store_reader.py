@@ -13,11 +13,12 @@ from tallystick.clock import from_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError, DataError, InputError, UnavailableError
-from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.entity_keys import definitions_key
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_writer import WriteCounts, delete_project, delete_view
+from tallystick.online_store.table_writer import write_table
 from tallystick.point_in_time.feature_status import Status
 
 # The rows here are of 1970, which Redis would have forgotten at once by its own clock.
@@ -60,7 +61,7 @@ def write(server, spec, columns, *, project="p", write_us=5):
 
 def read(server, uses, keys, *, at_us=0, project="p"):
     async def ask():
-        client = connect_for_reads(server.connection_string)
+        client = connect_for_reads(RedisOptions(connection_string=server.connection_string))
         try:
             return await OnlineReader(client, project, uses).read(keys, request_time_us=at_us)
         finally:
@@ -278,7 +279,7 @@ def test_a_missing_or_ill_typed_key_is_an_input_error(redis_server):
 def test_redis_down_names_the_host_and_no_password():
     async def ask(keys):
         text = "127.0.0.1:1,username=u,password=s3cret"
-        client = connect_for_reads(text, connect_timeout_s=0.2)
+        client = connect_for_reads(RedisOptions(connection_string=text, connect_timeout_s=0.2))
         reader = OnlineReader(client, "p", [use_of(spec_of())])
         return await reader.read(keys, request_time_us=0)
 
@@ -299,7 +300,7 @@ def test_times_come_back_as_aware_datetimes(redis_server):
 def test_reading_needs_neither_feast_nor_pandas():
     code = (
         "import sys, tallystick.online_store.online_reader, tallystick.online_store.row_codec\n"
-        "import tallystick.online_store.redis_connection, tallystick.online_store.bulk_writer\n"
+        "import tallystick.online_store.redis_connection, tallystick.online_store.table_writer\n"
         "heavy = {'feast', 'pandas', 'sklearn', 'pyarrow'} & sys.modules.keys()\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

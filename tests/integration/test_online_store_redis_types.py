@@ -11,11 +11,12 @@ import pytest
 from redis_servers import LIMITED_USER, MASTER, USER_PASSWORD
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
-from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.materialization_mark import Mark, begin_run, read_marks, save_mark
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect, connect_for_reads
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_writer import WriteCounts, delete_project, delete_view
+from tallystick.online_store.table_writer import write_table
 from tallystick.point_in_time.feature_status import Status
 
 # The rows here are of 1970, which Redis would have forgotten at once by its own clock.
@@ -73,7 +74,7 @@ def address(request, certificates):
 
 @pytest.fixture
 def client(address):
-    with closing(connect(**address)) as client:
+    with closing(connect(RedisOptions(**address))) as client:
         delete_project(client, "p")
         delete_project(client, "other")
         yield client
@@ -98,7 +99,7 @@ def read(address, specs, ids, project="p"):
     ]
 
     async def ask():
-        client = connect_for_reads(**address)
+        client = connect_for_reads(RedisOptions(**address))
         try:
             reader = OnlineReader(client, project, uses)
             return await reader.read({"id": ids}, request_time_us=10)

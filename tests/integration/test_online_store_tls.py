@@ -13,6 +13,7 @@ from redis_servers import (
 from tallystick.errors import UnavailableError
 from tallystick.online_store.redis_commands import KEYS_PER_CALL
 from tallystick.online_store.redis_connection import connect, shown_address
+from tallystick.online_store.redis_options import RedisOptions
 from tls_relay import HOST, Relay
 
 SET = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i]) end return #KEYS"
@@ -121,6 +122,8 @@ def test_a_server_with_tls_that_is_asked_without(tls_redis, caller):
 
 
 def test_the_address_of_a_client_says_tls(tls_redis, certificates):
-    client = connect(over_tls(tls_redis.port, certificates.authority))
+    client = connect(
+        RedisOptions(connection_string=over_tls(tls_redis.port, certificates.authority))
+    )
     assert shown_address(client) == f"Redis at localhost:{tls_redis.port} over TLS"
     client.close()

@@ -141,7 +141,7 @@ ENTITIES = {"id": [1, 2, 3, 4, 1, None], "town": ["A", "B", "C", "A", None, "A"]
 
 def answers(repo, request, entities):
     """Ours and Feast's, by feature."""
-    client = connect_for_reads(repo.config.online_store.connection_string)
+    client = connect_for_reads(repo.config.online_store)
 
     async def ask():
         plan = make_plan(repo, client, request)

@@ -18,6 +18,7 @@ from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import ContractError, InputError, UnavailableError
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.point_in_time.feature_status import Status
 from tallystick_serving.feast_sdk_reader import SDKStoreClient
 
@@ -168,7 +169,7 @@ def asked(store, uses, *requests, at_us=NOW_US):
 
 def asked_ours(server, uses, keys, *, at_us=NOW_US):
     async def ask():
-        client = connect_for_reads(server.connection_string)
+        client = connect_for_reads(RedisOptions(connection_string=server.connection_string))
         try:
             return await OnlineReader(client, "any", uses).read(keys, request_time_us=at_us)
         finally:

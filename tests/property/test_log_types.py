@@ -17,7 +17,7 @@ from tallystick.definitions.contract import FeatureSpec, ViewUse
 from tallystick.definitions.exact_cast import json_text
 from tallystick.definitions.feature_types import FEATURE_TYPES
 from tallystick.definitions.feature_view import Column, ViewSpec
-from tallystick.online_store.row_decoder import ViewRows
+from tallystick.online_store.view_decoder import ViewRows
 from tallystick.prediction_log.frames import Frame, Totals, packed_frame, read_frames
 from tallystick.prediction_log.record import Predictions, log_schema
 from tallystick.prediction_log.record_codec import ROWS_MANY, RecordLayout

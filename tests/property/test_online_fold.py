@@ -15,13 +15,14 @@ from redis import Redis
 from packed_rows import packed_row
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
-from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.entity_keys import EntityKeys
 from tallystick.online_store.entity_value import joined
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_writer import WriteCounts, write_rows
+from tallystick.online_store.table_writer import write_table
 from tallystick.point_in_time.feature_status import Status
 
 SPEC = ViewSpec(
@@ -61,7 +62,7 @@ def brute_force(writes):
 
 def read(socket, keys, spec=SPEC, *, request_time_us=0):
     async def ask():
-        client = connect_for_reads(f"unix://{socket}")
+        client = connect_for_reads(RedisOptions(connection_string=f"unix://{socket}"))
         use = ViewUse(
             spec=spec,
             name="use",

@@ -16,8 +16,8 @@ from tallystick.definitions.feature_types import FEATURE_TYPES
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError, DataError
 from tallystick.online_store.row_codec import RowCodec
-from tallystick.online_store.row_decoder import ViewDecoder
 from tallystick.online_store.row_layout import HEAD, TAG, order_of
+from tallystick.online_store.view_decoder import ViewDecoder
 
 TIMES = st.integers(-(2**63), 2**63 - 1)
 MOMENTS = st.datetimes(timezones=st.just(UTC))

@@ -20,7 +20,6 @@ from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import StateError, UnavailableError
 from tallystick.offline_store.point_in_time_join import point_in_time
 from tallystick.offline_store.view_history import ViewRead
-from tallystick.online_store.bulk_writer import write_table
 from tallystick.online_store.entity_keys import ttls_key
 from tallystick.online_store.journal.journal_entry import entry_of_table
 from tallystick.online_store.journal.write_journal import (
@@ -31,8 +30,10 @@ from tallystick.online_store.journal.write_journal import (
 )
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect_for_reads
+from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_writer import delete_view
+from tallystick.online_store.table_writer import write_table
 from tallystick.point_in_time.rule import VisibilityClock
 
 START_US = 1_709_294_400_000_000
@@ -169,7 +170,7 @@ class Scene:
 
 def online(socket, spec, now_us):
     async def ask():
-        client = connect_for_reads(f"unix://{socket}")
+        client = connect_for_reads(RedisOptions(connection_string=f"unix://{socket}"))
         use = ViewUse(
             spec=spec,
             name="use",

@@ -19,7 +19,7 @@ from tallystick.online_store.entity_value import (
     joined,
 )
 from tallystick.online_store.row_codec import RowCodec
-from tallystick.online_store.row_decoder import ViewDecoder
+from tallystick.online_store.view_decoder import ViewDecoder
 
 NUMBERS = ("INT32", "INT64", "FLOAT", "DOUBLE", "BOOL", "UNIX_TIMESTAMP")
 VALUES = {
@@ -85,7 +85,7 @@ def decoders():
     for name, spec in SPECS.items():
         found[name] = decoder = ViewDecoder(spec, spec.column_names)
         if name == "few":
-            decoder.learn(RowCodec(OLD).tag, OLD.model_dump_json().encode() + b"\nfew")
+            decoder.add_definition(RowCodec(OLD).tag, OLD.model_dump_json().encode() + b"\nfew")
     return found
 
 

@@ -37,11 +37,11 @@ from tallystick.errors import DefinitionError
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.offline_store.spark.spark_source import SPARK
 from tallystick.offline_store.sql_dialect import DUCKDB, key_type
-from tallystick.online_store.bulk_writer import packed_rows
 from tallystick.online_store.journal.journal_entry import entry_of_rows, entry_of_table
 from tallystick.online_store.row_codec import RowCodec
-from tallystick.online_store.row_decoder import ViewDecoder
+from tallystick.online_store.table_writer import packed_rows
 from tallystick.online_store.value_codec import value_codec
+from tallystick.online_store.view_decoder import ViewDecoder
 from tallystick_monitoring.parity_check.check_requests import field_value
 from tallystick_monitoring.parity_check.subject_answers import _from_json, _from_proto
 from tallystick_serving.json_columns import feast_json_column, json_column

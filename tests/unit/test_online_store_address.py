@@ -9,10 +9,18 @@ from cryptography.hazmat.primitives import serialization
 
 from redis_servers import LIMITS
 from tallystick.errors import InputError
-from tallystick.online_store.redis_address import _OPTIONS, read_address
+from tallystick.online_store import redis_address
+from tallystick.online_store.redis_address import _OPTIONS
 from tallystick.online_store.redis_connection import connect
+from tallystick.online_store.redis_options import RedisOptions
 
 ROOT = Path(__file__).parents[2]
+
+
+def read_address(text, redis_type="redis", sentinel_master="mymaster"):
+    return redis_address.read_address(
+        RedisOptions(connection_string=text, redis_type=redis_type, sentinel_master=sentinel_master)
+    )
 
 
 def mistakes(text, redis_type="redis"):
@@ -136,19 +144,25 @@ def test_a_mistake(text, where):
 
 
 def test_a_type_that_is_none():
-    assert mistakes("h:1", "sentinel")[0] == ["redis_type"]
+    with pytest.raises(ValueError, match="redis_sentinel"):
+        RedisOptions(redis_type="sentinel")
     assert mistakes("a:1,cluster=false", "redis_cluster")[0] == ["cluster"]
     assert mistakes("a:1,cluster=true", "redis_sentinel")[0] == ["cluster"]
     assert mistakes("unix:///a", "redis_sentinel")[0] == ["address"]
     with pytest.raises(InputError, match=r"embedded.*\n.*redis_type: expected redis,"):
-        connect("embedded", redis_type="redis_cluster", repo_path="unused")
+        connect(RedisOptions(redis_type="redis_cluster"), "unused")
 
 
 def test_files_of_certificates_are_looked_at_before_anything_connects(certificates, tmp_path):
     absent, empty = tmp_path / "absent.pem", tmp_path / "empty.pem"
     empty.write_text("nothing\n")
     with pytest.raises(InputError) as caught:
-        connect(f"h:1,ssl=true,ssl_ca_certs={absent},ssl_certfile={tmp_path},ssl_keyfile={empty}")
+        connect(
+            RedisOptions(
+                connection_string=f"h:1,ssl=true,ssl_ca_certs={absent},ssl_certfile={tmp_path},"
+                f"ssl_keyfile={empty}"
+            )
+        )
     assert [str(problem) for problem in caught.value.problems] == [
         f"ssl_ca_certs: expected a file that can be read, got {absent} (No such file or directory)",
         f"ssl_certfile: expected a file that can be read, got {tmp_path} (Is a directory)",

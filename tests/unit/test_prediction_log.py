@@ -13,7 +13,7 @@ import pytest
 from contracts import small_contract
 from tallystick.clock import from_us, to_us
 from tallystick.errors import ContractError, DamagedError
-from tallystick.online_store.row_decoder import ViewRows
+from tallystick.online_store.view_decoder import ViewRows
 from tallystick.prediction_log.compactor import MERGED_FILES, Retention, compact
 from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.log_reader import first_time, read_labels, read_log

@@ -10,7 +10,7 @@ import orjson
 
 from tallystick.clock import from_us, process_clock
 from tallystick.definitions.columns import plain
-from tallystick.online_store.row_decoder import ViewRows
+from tallystick.online_store.view_decoder import ViewRows
 from tallystick.prediction_log.record import Predictions
 from tallystick_serving.durability import append_durably
 from tallystick_serving.error_responses import ProblemList, RequestError, TooLargeError, shown

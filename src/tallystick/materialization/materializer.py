@@ -184,8 +184,8 @@ class Materializer:
         )
 
     def _write(self, spec: ViewSpec, rows: pa.Table) -> WriteCounts:
-        from tallystick.online_store.bulk_writer import write_table
         from tallystick.online_store.journal.write_journal import journal_of
+        from tallystick.online_store.table_writer import write_table
 
         config = self._repo.store.config.online_store
         return write_table(
@@ -217,9 +217,4 @@ class Materializer:
                 "The registry separates versions of a view, which only Feast can materialize.",
                 hint="Materialize with Feast:  feast materialize-incremental …",
             )
-        return connect(
-            config.connection_string,
-            self._repo.path,
-            redis_type=config.redis_type,
-            sentinel_master=config.sentinel_master,
-        )
+        return connect(config, self._repo.path)

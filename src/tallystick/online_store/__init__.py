@@ -1,7 +1,7 @@
 """The online store: packed rows in Redis, replaced only by newer ones.
 
 Feast finds its plugin here by the name ``tallystick.online_store.RedisOnlineStore``. Both classes
-are resolved when they are asked for, because importing Feast takes seconds and serving does not
+are resolved at their first use, because importing Feast takes seconds and serving does not
 need it: ``tallystick.online_store.online_reader`` and ``tallystick.online_store.row_codec`` import
 neither Feast nor pandas.
 """

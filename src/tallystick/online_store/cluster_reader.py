@@ -28,7 +28,7 @@ from tallystick.online_store.shared_connection import SharedConnection
 Node: TypeAlias = tuple[str, int]
 """Host and port."""
 Words: TypeAlias = tuple[bytes | str, ...]
-"""A command of Redis with its arguments, the first of which is its key."""
+"""A command of Redis and its arguments; the first argument is the key."""
 
 _REDIRECTIONS_MAX: Final = 5
 _REFRESH_PAUSE_S: Final = 0.2
@@ -52,7 +52,7 @@ class ClusterReader:
         *,
         connect_timeout_s: float,
         read_timeout_s: float,
-        budget_s: float | None = None,
+        budget_s: float,
     ) -> None:
         self._address = address
         self._connect = connect
@@ -60,7 +60,7 @@ class ClusterReader:
             "connect_timeout_s": connect_timeout_s,
             "read_timeout_s": read_timeout_s,
         }
-        self._budget_s = connect_timeout_s + read_timeout_s if budget_s is None else budget_s
+        self._budget_s = budget_s
         self._cluster: asyncio.Task[Any] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._connections: dict[Node, SharedConnection] = {}

@@ -2,9 +2,9 @@
 
 It lives in the repo's state folder, opens no TCP port, and goes on running when the command that
 started it ends, so that ``feast``, ``tally`` and serving share it. It holds a lock on
-``server.lock`` for as long as it lives: however it dies, the kernel lets go of the lock, so that
-nobody takes a dead server for a living one or starts a second on the same data. Every write goes
-to an append-only file, put on disk each second.
+``server.lock`` for as long as it lives. However it dies, the kernel releases the lock, so that no
+process mistakes a dead server for a living one or starts a second on the same data. Every write
+goes to an append-only file, which is synced to disk each second.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _answers(socket: Path) -> bool:
 
 
 def _client(socket: Path, *, timeout_s: float) -> SyncClient:
-    """A client that tries once: whether the server is there is what is being asked."""
+    """A client that tries once: it is for finding out whether the server answers."""
     return Redis(
         unix_socket_path=str(socket),
         socket_connect_timeout=timeout_s,
@@ -168,7 +168,7 @@ def _client(socket: Path, *, timeout_s: float) -> SyncClient:
 
 
 def _own_folder(folder: Path) -> None:
-    """Make the socket's folder; nobody else's may stand in its place."""
+    """Make the socket's folder; it must belong to this user."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise StateError(

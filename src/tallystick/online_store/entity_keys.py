@@ -1,4 +1,4 @@
-"""The names under which entities lie in Redis.
+"""The keys of entities in Redis.
 
 ``ts3:PROJECT:EE:KEY``: the project is percent-encoded, so that no name can end where another goes
 on, and a scan for one project matches no other. ``EE`` are two letters of a hash over the names of
@@ -108,8 +108,8 @@ class EntityKeys:
     def __init__(self, project: str, join_keys: Sequence[Column]) -> None:
         require_key_types(join_keys)
         self._join_keys = tuple(join_keys)
-        self._order = sorted(range(len(join_keys)), key=lambda place: join_keys[place].name)
-        self._encodings = [_ENCODINGS[join_keys[place].dtype] for place in self._order]
+        self._order = sorted(range(len(join_keys)), key=lambda index: join_keys[index].name)
+        self._encodings = [_ENCODINGS[join_keys[index].dtype] for index in self._order]
         self._start = entity_prefix(project, [key.name for key in join_keys])
 
     def of(self, columns: Sequence[Sequence[Any]]) -> list[bytes | None]:
@@ -123,8 +123,8 @@ class EntityKeys:
         """
         values = key_columns(self._join_keys, columns)
         encoded = [
-            encode(values[place])
-            for place, encode in zip(self._order, self._encodings, strict=True)
+            encode(values[index])
+            for index, encode in zip(self._order, self._encodings, strict=True)
         ]
         start = self._start
         if len(encoded) == 1:

@@ -1,4 +1,4 @@
-"""What serving asks of the online store: all views of a request at once, without Feast."""
+"""The reader of serving: all views of a request in one round trip, without Feast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tallystick.errors import InputError, Problem
 from tallystick.online_store.entity_keys import EntityKeys, definitions_key
 from tallystick.online_store.entity_value import FoundRows, SectionReader
 from tallystick.online_store.redis_connection import ReadClient, redis_errors
-from tallystick.online_store.row_decoder import (
+from tallystick.online_store.view_decoder import (
     UnknownDefinitionError,
     ViewDecoder,
     ViewRows,
@@ -85,19 +85,19 @@ class OnlineReader:
 
         Raises:
             InputError: A key is missing, or of another type than the view's.
-            DamagedError: Something that is no row lies in Redis.
+            DamagedError: A value in Redis is not one of ours.
             UnavailableError: Redis did not answer in time.
         """
-        wanted = self._redis_keys(keys)
-        asked = [key for redis_keys in wanted for key in redis_keys if key is not None]
-        if asked:
+        redis_keys = self._redis_keys(keys)
+        present = [key for column in redis_keys for key in column if key is not None]
+        if present:
             with redis_errors(self._client):
-                found = iter(await self._client.mget(asked))
+                found = iter(await self._client.mget(present))
         else:
             found = iter(())
         decoded: dict[str, ViewRows] = {}
-        for entity, redis_keys in zip(self._entities, wanted, strict=True):
-            values = [None if key is None else next(found) for key in redis_keys]
+        for entity, column in zip(self._entities, redis_keys, strict=True):
+            values = [None if key is None else next(found) for key in column]
             rows = entity.sections.find(values)
             for name, decoder in entity.decoders.items():
                 decoded[name] = await self._decoded(decoder, rows, request_time_us)
@@ -125,5 +125,5 @@ class OnlineReader:
             except UnknownDefinitionError as error:
                 # Rows of an older definition, or of one that is newer than the model; rare.
                 with redis_errors(self._client):
-                    (written,) = await self._client.hmget(self._definitions_key, [error.tag])
-                decoder.learn(error.tag, written)
+                    (stored,) = await self._client.hmget(self._definitions_key, [error.tag])
+                decoder.add_definition(error.tag, stored)

@@ -13,17 +13,12 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, cast
 
 from tallystick.errors import InputError, Problem
-
-RedisType: TypeAlias = Literal["redis", "redis_cluster", "redis_sentinel"]
-"""Feast's field ``redis_type``."""
+from tallystick.online_store.redis_options import RedisOptions, RedisType
 
 FORM: Final = "host:port[,host2:port2…][,option=value…], unix:///path[,option=value…], or embedded"
-SENTINEL_MASTER: Final = "mymaster"
-"""Name of the Redis behind Sentinels where the file gives none; Feast's default."""
-_REDIS_TYPES: Final = get_args(RedisType)
 _SOCKET: Final = "unix://"
 _PORT_MAX: Final = 65_535
 
@@ -75,7 +70,7 @@ class RedisAddress:
     redis_type: RedisType = "redis"
     nodes: tuple[tuple[str, int], ...] = ()
     socket: str = ""
-    sentinel_master: str = SENTINEL_MASTER
+    sentinel_master: str = ""
     options: dict[str, Any] = field(default_factory=dict, repr=False)
     sentinel_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -92,24 +87,16 @@ class RedisAddress:
         return f"{name} at {', '.join(listed) or self.socket}{tls}"
 
 
-def read_address(
-    connection_string: str, redis_type: str = "redis", sentinel_master: str = SENTINEL_MASTER
-) -> RedisAddress:
+def read_address(store: RedisOptions) -> RedisAddress:
     """Read the address that ``feature_store.yaml`` states.
-
-    Args:
-        connection_string: See the module.
-        redis_type: A :data:`RedisType`.
-        sentinel_master: Name by which Sentinels know the Redis.
 
     Raises:
         InputError: It cannot be used, or a file that it names cannot. All problems are listed, and
             nothing that may be secret is shown.
     """
     problems: list[Problem] = []
-    if redis_type not in _REDIS_TYPES:
-        problems.append(Problem("redis_type", " or ".join(_REDIS_TYPES), repr(redis_type)))
-    first, *others = connection_string.split(",")
+    redis_type: str = store.redis_type
+    first, *others = store.connection_string.split(",")
     socket = first.removeprefix(_SOCKET) if first.startswith(_SOCKET) else ""
     # A part of a password behind a comma must not pass for an address, which errors show.
     after = next((index for index, text in enumerate(others) if "=" in text), len(others))
@@ -129,7 +116,9 @@ def read_address(
             "The online store's connection_string cannot be used.", problems, hint=f"Form: {FORM}"
         )
     if options.get("ssl_cert_reqs") == "none":
-        options["ssl_check_hostname"] = False  # a host name in an unchecked certificate is no proof
+        options["ssl_check_hostname"] = (
+            False  # a host name in an unchecked certificate proves nothing
+        )
     login = {
         name: options.pop(f"sentinel_{name}")
         for name in ("username", "password")
@@ -140,7 +129,7 @@ def read_address(
         redis_type=cast("RedisType", redis_type),
         nodes=tuple(nodes),
         socket=socket,
-        sentinel_master=sentinel_master,
+        sentinel_master=store.sentinel_master,
         options=options,
         sentinel_options={**login, **tls},
     )
@@ -165,8 +154,8 @@ def _read_options(texts: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals:
-            told = "option=value, as addresses come first and no value has a comma"
-            problems.append(Problem("option", told, "a text without ="))
+            form = "option=value, as addresses come first and no value has a comma"
+            problems.append(Problem("option", form, "a text without ="))
         elif name not in _OPTIONS:
             problems.append(Problem("option", f"one of {', '.join(_OPTIONS)}", "another name"))
         elif name in options:
@@ -203,7 +192,7 @@ def _contradictions(options: dict[str, Any], redis_type: str, *, is_socket: bool
 
 
 def _unusable_files(options: dict[str, Any]) -> list[Problem]:
-    """What is wrong with the files of certificates; better told now than by each connection."""
+    """Problems of the certificate files, reported before the first connection."""
     named = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
     problems = []
     for name in (name for name in named if name in options):
@@ -220,14 +209,15 @@ def _unusable_files(options: dict[str, Any]) -> list[Problem]:
         if authority := options.get("ssl_ca_certs"):
             context.load_verify_locations(authority)
     except ssl.SSLError:
-        told = f"{authority}, which has none"
-        problems.append(Problem("ssl_ca_certs", "certificates in PEM form", told))
+        problems.append(
+            Problem("ssl_ca_certs", "certificates in PEM form", f"{authority}, which has none")
+        )
     try:
         if certificate := options.get("ssl_certfile"):
-            # An empty password, so that nobody is asked for one at the terminal.
+            # An empty password, so that OpenSSL does not ask for one at the terminal.
             context.load_cert_chain(certificate, options.get("ssl_keyfile"), password="")
     except ssl.SSLError:
         key = options.get("ssl_keyfile", certificate)
-        told = "a certificate and its key in PEM form, without a password"
-        problems.append(Problem("ssl_certfile", told, f"{certificate} and {key}"))
+        form = "a certificate and its key in PEM form, without a password"
+        problems.append(Problem("ssl_certfile", form, f"{certificate} and {key}"))
     return problems

@@ -27,7 +27,8 @@ from redis.sentinel import Sentinel
 
 from tallystick.errors import InputError, Problem, UnavailableError
 from tallystick.online_store.cluster_reader import ClusterReader
-from tallystick.online_store.redis_address import SENTINEL_MASTER, RedisAddress, read_address
+from tallystick.online_store.redis_address import RedisAddress, read_address
+from tallystick.online_store.redis_options import EMBEDDED, RedisOptions
 from tallystick.online_store.shared_connection import SharedConnection
 
 SyncClient: TypeAlias = Any
@@ -36,9 +37,6 @@ answers and awaitables."""
 ReadClient: TypeAlias = SharedConnection | ClusterReader
 """An asynchronous client for the reads of serving."""
 
-EMBEDDED: Final = "embedded"
-CONNECT_TIMEOUT_S: Final = 1.0
-READ_TIMEOUT_S: Final = 5.0
 _ClusterNode: Final[Any] = ClusterNode
 _Sentinel: Final[Any] = Sentinel
 _ERRORS: Final = (RedisError, RedisClusterException, OSError)
@@ -47,31 +45,15 @@ _addresses: WeakKeyDictionary[Any, RedisAddress] = WeakKeyDictionary()
 """Client → its address, for errors."""
 
 
-def redis_address(
-    connection_string: str,
-    repo_path: Path | None = None,
-    redis_type: str = "redis",
-    sentinel_master: str = SENTINEL_MASTER,
-) -> RedisAddress:
-    """The address of a Redis; starts the embedded server where that is configured.
-
-    Args:
-        connection_string: See :mod:`tallystick.online_store.redis_address`, or ``embedded``.
-        repo_path: Folder of the Feast repo, in whose state folder an embedded server lives.
-        redis_type: ``redis``, ``redis_cluster`` or ``redis_sentinel``.
-        sentinel_master: Name by which Sentinels know the Redis.
-
-    Raises:
-        InputError: The connection string or a file that it names cannot be used.
-        UnavailableError: The embedded server does not start.
-    """
-    if connection_string != EMBEDDED:
-        return read_address(connection_string, redis_type, sentinel_master)
+def _address(store: RedisOptions, repo_path: Path | None) -> RedisAddress:
+    """The address of a Redis; starts the embedded server where that is configured."""
+    if store.connection_string != EMBEDDED:
+        return read_address(store)
     if repo_path is None:
         raise InputError("An embedded Redis needs the folder of a Feast repo for its data.")
-    if redis_type != "redis":
+    if store.redis_type != "redis":
         raise InputError(
-            "The embedded Redis is one server.", [Problem("redis_type", "redis", repr(redis_type))]
+            "The embedded Redis is one server.", [Problem("redis_type", "redis", store.redis_type)]
         )
     from tallystick.definitions.feature_repo import state_dir
     from tallystick.online_store.embedded_redis import start
@@ -79,15 +61,7 @@ def redis_address(
     return RedisAddress(socket=str(start(state_dir(repo_path))))
 
 
-def connect(
-    connection_string: str,
-    repo_path: Path | None = None,
-    *,
-    redis_type: str = "redis",
-    sentinel_master: str = SENTINEL_MASTER,
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    read_timeout_s: float = READ_TIMEOUT_S,
-) -> SyncClient:
+def connect(store: RedisOptions, repo_path: Path | None = None) -> SyncClient:
     """A synchronous client of redis-py.
 
     It connects at its first command; the client of a cluster connects at once, to learn the nodes.
@@ -95,19 +69,18 @@ def connect(
     here may be repeated.
 
     Args:
-        connection_string: See :func:`redis_address`, as the other arguments.
-        repo_path: See there.
-        redis_type: See there.
-        sentinel_master: See there.
-        connect_timeout_s: Seconds to connect.
-        read_timeout_s: Seconds to wait for an answer.
+        store: Options of the online store.
+        repo_path: Folder of the Feast repo, in whose state folder an embedded server lives.
 
     Raises:
         InputError: The connection string or a file that it names cannot be used.
         UnavailableError: The embedded server does not start, or the cluster does not answer.
     """
-    address = redis_address(connection_string, repo_path, redis_type, sentinel_master)
-    timeouts = {"socket_connect_timeout": connect_timeout_s, "socket_timeout": read_timeout_s}
+    address = _address(store, repo_path)
+    timeouts = {
+        "socket_connect_timeout": store.connect_timeout_s,
+        "socket_timeout": store.read_timeout_s,
+    }
     options: dict[str, Any] = {**address.options, **timeouts}
     client: SyncClient
     if address.redis_type == "redis_cluster":
@@ -139,34 +112,25 @@ def connect(
 
 
 def connect_for_reads(
-    connection_string: str,
-    repo_path: Path | None = None,
-    *,
-    redis_type: str = "redis",
-    sentinel_master: str = SENTINEL_MASTER,
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    read_timeout_s: float = READ_TIMEOUT_S,
-    budget_s: float | None = None,
+    store: RedisOptions, repo_path: Path | None = None, *, budget_s: float | None = None
 ) -> ReadClient:
     """The asynchronous client with which serving reads; it connects at its first command.
 
     Args:
-        connection_string: See :func:`connect`, as for the other arguments and the errors.
-        repo_path: See there.
-        redis_type: See there.
-        sentinel_master: See there.
-        connect_timeout_s: See there.
-        read_timeout_s: See there.
-        budget_s: Seconds for a command in all.
+        store: Options of the online store.
+        repo_path: See :func:`connect`, as for the errors.
+        budget_s: Seconds for a command in all, and so at most for each of its parts.
     """
-    address = redis_address(connection_string, repo_path, redis_type, sentinel_master)
+    if budget_s is None:
+        budget_s = store.connect_timeout_s + store.read_timeout_s
+    address = _address(store, repo_path)
     timeouts: dict[str, Any] = {
-        "connect_timeout_s": connect_timeout_s,
-        "read_timeout_s": read_timeout_s,
+        "connect_timeout_s": min(budget_s, store.connect_timeout_s),
+        "read_timeout_s": min(budget_s, store.read_timeout_s),
     }
     client: ReadClient
     if address.redis_type == "redis_cluster":
-        make = partial(connect, connection_string, redis_type=redis_type, **timeouts)
+        make = partial(connect, store.model_copy(update=timeouts))
         client = ClusterReader(address, make, budget_s=budget_s, **timeouts)
     else:
         client = SharedConnection(address, budget_s=budget_s, **timeouts)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, Field, model_validator
 
-from tallystick.online_store.redis_address import SENTINEL_MASTER, RedisType
-from tallystick.online_store.redis_connection import CONNECT_TIMEOUT_S, EMBEDDED, READ_TIMEOUT_S
+RedisType: TypeAlias = Literal["redis", "redis_cluster", "redis_sentinel"]
+EMBEDDED: Final = "embedded"
 
 
 class RedisOptions(BaseModel):
@@ -24,7 +24,7 @@ class RedisOptions(BaseModel):
         " are a cluster anyway), redis_sentinel if it names Sentinels.",
     )
     sentinel_master: str = Field(
-        default=SENTINEL_MASTER, description="Name by which the Sentinels know the Redis."
+        default="mymaster", description="Name by which the Sentinels know the Redis."
     )
     key_ttl_seconds: int | None = Field(
         default=None,
@@ -36,8 +36,8 @@ class RedisOptions(BaseModel):
         default=False,
         description="Whether every write is journaled in the state folder, for the served clock.",
     )
-    connect_timeout_s: float = Field(default=CONNECT_TIMEOUT_S, gt=0)
-    read_timeout_s: float = Field(default=READ_TIMEOUT_S, gt=0)
+    connect_timeout_s: float = Field(default=1.0, gt=0)
+    read_timeout_s: float = Field(default=5.0, gt=0)
 
     @model_validator(mode="after")
     def _check_journal(self) -> Self:

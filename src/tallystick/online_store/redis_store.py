@@ -26,15 +26,15 @@ from tallystick.definitions.feature_repo import state_dir
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import DataError, Problem
 from tallystick.online_store.entity_keys import definitions_key, proto_key
-from tallystick.online_store.feast_answers import (
+from tallystick.online_store.feast_reads import (
     Answer,
     ViewRead,
+    add_definition,
     add_version,
     answers_of,
     decoded,
     fill,
     keys_of,
-    learn,
     read_of,
     reads_of,
     spec_of,
@@ -46,13 +46,13 @@ from tallystick.online_store.redis_commands import mget
 from tallystick.online_store.redis_connection import SyncClient, connect, redis_errors
 from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_codec import RowCodec
-from tallystick.online_store.row_decoder import UnknownDefinitionError, ViewRows
 from tallystick.online_store.row_writer import (
     WriteCounts,
     delete_project,
     delete_view,
     write_rows,
 )
+from tallystick.online_store.view_decoder import UnknownDefinitionError, ViewRows
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         data: list[Row],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Fold rows into Redis.
+        """Write rows; in Redis the newest row of each entity stays.
 
         Raises:
             DataError: A value does not fit its column; nothing of the batch is written.
@@ -140,7 +140,7 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         """Rows of one view; a row past its ttl is as absent as one that never was.
 
         Raises:
-            DamagedError: Something that is no row lies in Redis.
+            DamagedError: A value in Redis is not one of ours.
             UnavailableError: Redis did not answer.
         """
         read = read_of(config, table, entity_keys, requested_features)
@@ -169,10 +169,10 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
     ) -> None:
         """Remove the rows of views that are no longer defined."""
         del entities_to_delete, entities_to_keep, partial
-        kept = {table.name for table in tables_to_keep}
+        remaining = {table.name for table in tables_to_keep}
         for table in tables_to_delete:
             # One version of a view that stays is removed alone.
-            version = stored_name(config, table) if table.name in kept else None
+            version = stored_name(config, table) if table.name in remaining else None
             deleted = delete_view(
                 self._connected(config), config.project, table.name, version=version
             )
@@ -223,20 +223,13 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
                 try:
                     return decoded(reads, found)
                 except UnknownDefinitionError as error:
-                    (written,) = client.hmget(definitions_key(config.project), [error.tag])
-                    learn(reads, error.tag, written)
+                    (stored,) = client.hmget(definitions_key(config.project), [error.tag])
+                    add_definition(reads, error.tag, stored)
 
     def _connected(self, config: RepoConfig) -> SyncClient:
         with self._lock:
             if self._client is None:
-                self._client = connect(
-                    config.online_store.connection_string,
-                    _repo_path(config),
-                    redis_type=config.online_store.redis_type,
-                    sentinel_master=config.online_store.sentinel_master,
-                    connect_timeout_s=config.online_store.connect_timeout_s,
-                    read_timeout_s=config.online_store.read_timeout_s,
-                )
+                self._client = connect(config.online_store, _repo_path(config))
             return self._client
 
     def _recording(
@@ -248,18 +241,18 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
     ) -> AbstractContextManager[None]:
         """Record the rows in the journal, if there is one, while the block writes them."""
         journal = _journal(config)
-        places = [place for place, (key, _) in enumerate(rows) if key is not None]
-        if journal is None or not places:
+        indices = [index for index, (key, _) in enumerate(rows) if key is not None]
+        if journal is None or not indices:
             return nullcontext()
         keys: dict[str, list[Any]] = {}
-        for place in places:
-            entity_key = data[place][0]
+        for index in indices:
+            entity_key = data[index][0]
             for name, value in zip(entity_key.join_keys, entity_key.entity_values, strict=True):
                 field = value.WhichOneof("val")
                 content = getattr(value, field)
                 is_time = field == "unix_timestamp_val"  # in whole seconds
                 keys.setdefault(name, []).append(content * SECOND_US if is_time else content)
-        entry = entry_of_rows(codec, keys, [rows[place][1] for place in places])
+        entry = entry_of_rows(codec, keys, [rows[index][1] for index in indices])
         return journal.recording(self._connected(config), config.project, codec, entry)
 
     def _written(
@@ -291,7 +284,7 @@ def _journal(config: RepoConfig) -> Journal | None:
 
 
 def _is_missing(moment: Any) -> bool:
-    """Whether there is no time: None, or the NaT that pandas has in its place."""
+    """Whether there is no time: None, or the NaT of pandas."""
     return moment is None or bool(moment != moment)  # noqa: PLR0124 - only NaT differs from itself
 
 

@@ -287,7 +287,7 @@ class RowCodec:
         """A reader of rows of this definition; keep it, as it takes longer to make than to use.
 
         Args:
-            flags: Flags of the rows, of which :data:`VALUES` count.
+            flags: Flags of the rows; only :data:`VALUES` count.
             names: Requested columns.
             protos: Whether values are given as Feast's ``Value``.
         """

@@ -1,9 +1,9 @@
-"""The fold, run forward: a write replaces a row only if its (event time, created time) is larger.
+"""Writes of packed rows: a row replaces another only if its (event time, created time) is larger.
 
-Redis does it, one entity at a time and atomically, by the scripts of
-:mod:`tallystick.online_store.lua_scripts`: concurrent writers, repeated and shuffled writes end in
-the same row. Redis also forgets: an entity's value goes one ttl after the last of its rows has run
-out, by Redis' own clock, unless a view without ttl is among them. Not while the clock is simulated.
+This is the point-in-time rule run forward. Redis applies it, one entity at a time and atomically,
+by the scripts of :mod:`tallystick.online_store.lua_scripts`: concurrent, repeated and shuffled
+writes end in the same row. Redis also removes an entity's value, one ttl after the last of its rows
+has expired, unless a view without ttl is among them or the clock is simulated.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias
 
 from tallystick.clock import is_simulated
-from tallystick.online_store.definition_tags import names_and_keys, register
 from tallystick.online_store.entity_keys import entity_prefix, project_prefix
 from tallystick.online_store.lua_scripts import REMOVE_VIEW, WRITE_ROWS
 from tallystick.online_store.materialization_mark import forget_mark
@@ -24,8 +24,10 @@ from tallystick.online_store.redis_commands import run_script, scan
 from tallystick.online_store.redis_connection import SyncClient, redis_errors
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_layout import order_of, view_tag
+from tallystick.online_store.stored_definitions import names_and_keys, register
 
-Folded: TypeAlias = "tuple[dict[bytes, bytes], WriteCounts]"
+Winners: TypeAlias = "tuple[dict[bytes, bytes], WriteCounts]"
+"""The rows of a batch that go to Redis, by key, and the count of the others."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +37,13 @@ _KEYS_PER_SCAN: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class WriteCounts:
-    """What became of the rows of a write.
+    """The results of a write, in rows.
 
     Attributes:
         won: Rows that now are in Redis.
         lost: Rows older than the one in Redis, or than another one of the same write.
         repeated: Rows with the same event and created time as one that was there before.
-        unkeyed: Rows with a null in their key, which nobody could ask for.
+        unkeyed: Rows with a null in their key, which no request could name.
     """
 
     won: int = 0
@@ -66,12 +68,12 @@ def write_rows(
     *,
     key_ttl_s: int | None = None,
 ) -> WriteCounts:
-    """Fold packed rows into Redis.
+    """Write packed rows.
 
     Args:
         client: Redis.
         project: Feast project.
-        codec: What the rows were packed by; its definition is registered before them.
+        codec: The codec of the rows; its definition is registered before them.
         rows: Redis key (None for a row without key) and packed row, in order of writing.
         key_ttl_s: Seconds after its last write at which an entity's value goes in any case.
 
@@ -81,18 +83,17 @@ def write_rows(
     """
     counts = WriteCounts()
     ttls: bytes | None = None
-    for winners, folded in _ahead(map(_fold, _batches(rows))):
-        counts += folded
+    for winners, others in _ahead(map(_winners, _batches(rows))):
+        counts += others
         if not winners:
             continue
         if ttls is None:
             ttls = register(client, project, codec)
         with redis_errors(client):
-            counts += _summed(
-                run_script(
-                    client, WRITE_ROWS, list(winners.items()), shared=_shared(ttls, key_ttl_s)
-                )
+            answers = run_script(
+                client, WRITE_ROWS, list(winners.items()), shared=_shared(ttls, key_ttl_s)
             )
+        counts = sum((WriteCounts(*answer) for answer in answers), counts)
     logger.debug("view %s of project %s: %s", codec.name, project, counts)
     return counts
 
@@ -157,54 +158,31 @@ def _batches(
         yield batch
 
 
-def _ahead(items: Iterator[Folded]) -> Iterator[Folded]:
-    """The items; while one is used, a thread makes the next one."""
-    item = next(items, None)
-    following = next(items, None)
-    while following is not None:  # most writes are small, and need no thread
-        making = _Making(items)
+def _ahead(items: Iterator[Winners]) -> Iterator[Winners]:
+    """The items; while one is used, a thread makes the next one.
+
+    The thread is not one of a pool: a pool accepts nothing once the main thread has ended.
+    """
+    item, following = next(items, None), next(items, None)
+    while following is not None:  # most writes are small and need no thread
+        future: Future[Winners | None] = Future()
+        threading.Thread(target=_make, args=(future, items), daemon=True).start()
         assert item is not None
         yield item
-        item, following = following, making.result()
+        item, following = following, future.result()
     if item is not None:
         yield item
 
 
-class _Making:
-    """The next of some items, made by a thread of its own.
-
-    Not one of a pool: pools take nothing any more once the main thread has ended, and have to be
-    waited for where the items are given up.
-    """
-
-    def __init__(self, items: Iterator[Folded]) -> None:
-        self._items = items
-        self._made: Folded | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._make, name="rows-ahead", daemon=True)
-        self._thread.start()
-
-    def _make(self) -> None:
-        try:
-            self._made = next(self._items, None)
-        except BaseException as error:  # noqa: BLE001 raised where the item is asked for
-            self._error = error
-
-    def result(self) -> Folded | None:
-        """The item; None at the end."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._made
+def _make(future: Future[Winners | None], items: Iterator[Winners]) -> None:
+    try:
+        future.set_result(next(items, None))
+    except BaseException as error:  # noqa: BLE001 raised where the result is needed
+        future.set_exception(error)
 
 
-def _fold(
-    batch: Sequence[tuple[bytes | None, bytes]],
-) -> tuple[dict[bytes, bytes], WriteCounts]:
-    """Keep of each key the row that would be left of the batch, by the rule of the script.
-
-    All rows of a batch have the same definition.
-    """
+def _winners(batch: Sequence[tuple[bytes | None, bytes]]) -> Winners:
+    """The newest row of each key, by the rule of the script; all have the same definition."""
     winners: dict[bytes, bytes] = {}
     lost = repeated = unkeyed = 0
     for key, row in batch:
@@ -222,10 +200,3 @@ def _fold(
         if order > order_before:
             winners[key] = row
     return winners, WriteCounts(lost=lost, repeated=repeated, unkeyed=unkeyed)
-
-
-def _summed(answers: Iterable[Sequence[int]]) -> WriteCounts:
-    counts = WriteCounts()
-    for answer in answers:
-        counts += WriteCounts(*answer)
-    return counts

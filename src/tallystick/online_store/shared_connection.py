@@ -56,10 +56,10 @@ class SharedConnection:
         *,
         connect_timeout_s: float,
         read_timeout_s: float,
-        budget_s: float | None = None,
+        budget_s: float,
     ) -> None:
         assert address.redis_type != "redis_cluster"
-        self._budget_s = connect_timeout_s + read_timeout_s if budget_s is None else budget_s
+        self._budget_s = budget_s
         self._address = address
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
@@ -164,7 +164,7 @@ class SharedConnection:
         return connection
 
     async def _server(self) -> tuple[str, int]:
-        """Host and port of the Redis; Sentinels are asked for them."""
+        """Host and port of the Redis, from Sentinels where there are any."""
         address = self._address
         if address.redis_type == "redis":
             return address.nodes[0]

@@ -21,7 +21,7 @@ from tallystick.definitions.feature_types import arrow_type
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tallystick.online_store.row_decoder import ViewRows
+    from tallystick.online_store.view_decoder import ViewRows
 
 RECORD_VERSION = 1
 """Version of this layout; in every file's schema metadata."""

@@ -1,4 +1,4 @@
-"""Reads as Feast asks for them and as it wants them answered; importing this imports Feast."""
+"""Online reads as Feast requests and answers them; importing this imports Feast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tallystick.definitions.feature_view import Column, ViewSpec, columns_of
 from tallystick.errors import InputError, Problem
 from tallystick.online_store.entity_keys import proto_key
 from tallystick.online_store.entity_value import SectionReader
-from tallystick.online_store.row_decoder import ViewDecoder, ViewRows
+from tallystick.online_store.view_decoder import ViewDecoder, ViewRows
 from tallystick.point_in_time.feature_status import Status
 
 Answer: TypeAlias = tuple[datetime | None, dict[str, Value] | None]
@@ -41,17 +41,17 @@ class ViewRead:
 
     Attributes:
         table: Feast's view.
-        columns: Features that were asked for.
+        columns: Requested features.
         decoder: How its rows are decoded.
         keys: Redis keys of its entities, each once.
-        places: For each row of the answer its place in ``keys``, None where a key value is null.
+        indices: For each row of the answer its index in ``keys``, None where a key value is null.
     """
 
     table: Any
     columns: Sequence[str]
     decoder: ViewDecoder
     keys: list[bytes]
-    places: list[int | None]
+    indices: list[int | None]
 
     def rows(self, found: Mapping[bytes, bytes | None]) -> list[bytes | None]:
         """The packed row of each key, from what Redis has of all entities."""
@@ -103,19 +103,19 @@ def read_of(
     entity_keys: Sequence[EntityKey],
     requested: Sequence[str] | None,
 ) -> ViewRead:
-    """What has to be read of one view; each entity is asked for once."""
+    """The read of one view; each entity is read once."""
     spec = spec_of(table, entity_keys)
     # Feast's own stores take no names for all of them, and answer with nulls for unknown ones.
     columns = list(requested or spec.column_names)
     known = [name for name in columns if name in spec.column_names]
     keys = [proto_key(config.project, entity_key) for entity_key in entity_keys]
-    unique = {key: place for place, key in enumerate(dict.fromkeys(key for key in keys if key))}
+    unique = {key: index for index, key in enumerate(dict.fromkeys(key for key in keys if key))}
     return ViewRead(
         table=table,
         columns=columns,
         decoder=ViewDecoder(spec, known, protos=True, name=stored_name(config, table)),
         keys=list(unique),
-        places=[None if key is None else unique[key] for key in keys],
+        indices=[None if key is None else unique[key] for key in keys],
     )
 
 
@@ -125,7 +125,7 @@ def reads_of(
     join_key_values: Mapping[str, Sequence[Value]],
     join_keys_of_entities: Mapping[str, str],
 ) -> list[ViewRead]:
-    """What has to be read of several views, as Feast groups what was asked for.
+    """The reads of several views, as Feast groups the requested features.
 
     Raises:
         InputError: A key is missing, or a feature is not one of its view's.
@@ -154,7 +154,7 @@ def keys_of(reads: Sequence[ViewRead]) -> list[bytes]:
     return list(dict.fromkeys(key for read in reads for key in read.keys))
 
 
-def learn(reads: Sequence[ViewRead], tag: bytes, written: bytes | None) -> None:
+def add_definition(reads: Sequence[ViewRead], tag: bytes, stored: bytes | None) -> None:
     """Give a definition to the reads of its view.
 
     Raises:
@@ -162,15 +162,15 @@ def learn(reads: Sequence[ViewRead], tag: bytes, written: bytes | None) -> None:
     """
     for read in reads:
         if tag.startswith(read.decoder.view):
-            read.decoder.learn(tag, written)
+            read.decoder.add_definition(tag, stored)
 
 
 def decoded(reads: Sequence[ViewRead], found: Mapping[bytes, bytes | None]) -> list[ViewRows]:
     """The rows of each read, as of now.
 
     Raises:
-        UnknownDefinitionError: A row's definition has to be learnt first: :func:`learn`.
-        DamagedError: Something that is no row lies in Redis.
+        UnknownDefinitionError: A row's definition is needed first: :func:`add_definition`.
+        DamagedError: A value in Redis is not one of ours.
     """
     now_us = process_clock().now_us()
     return [read.decoder.decode(read.rows(found), request_time_us=now_us) for read in reads]
@@ -179,13 +179,13 @@ def decoded(reads: Sequence[ViewRead], found: Mapping[bytes, bytes | None]) -> l
 def answers_of(read: ViewRead, rows: ViewRows) -> list[Answer]:
     """What ``online_read`` answers: event time and values of each row, or two times None."""
     answers: list[Answer] = []
-    for place in read.places:
-        event_us = None if place is None else rows.event_us[place]
-        if place is None or event_us is None or rows.status[place] is not Status.PRESENT:
+    for index in read.indices:
+        event_us = None if index is None else rows.event_us[index]
+        if index is None or event_us is None or rows.status[index] is not Status.PRESENT:
             answers.append((None, None))
             continue
         values = {
-            name: rows.values[name][place] or Value() if name in rows.values else Value()
+            name: rows.values[name][index] or Value() if name in rows.values else Value()
             for name in read.columns
         }
         answers.append((from_us(event_us), values))
@@ -201,9 +201,9 @@ def fill(
     """Append one view's columns to Feast's answer."""
     view = read.table.projection.name_to_use()
     times = []
-    for place in read.places:
+    for index in read.indices:
         time = Timestamp()
-        event_us = None if place is None else rows.event_us[place]
+        event_us = None if index is None else rows.event_us[index]
         if event_us is not None:
             time.FromMicroseconds(event_us)
         times.append(time)
@@ -212,9 +212,9 @@ def fill(
         response.metadata.feature_names.val.append(f"{view}__{name}" if full_names else name)
         own = rows.values.get(name)
         values, statuses = [], []
-        for place in read.places:
-            status = Status.NOT_FOUND if place is None else rows.status[place]
-            value = null if place is None or own is None else own[place] or null
+        for index in read.indices:
+            status = Status.NOT_FOUND if index is None else rows.status[index]
+            value = null if index is None or own is None else own[index] or null
             values.append(value)
             if status is Status.PRESENT and value.WhichOneof("val") is None:
                 status = Status.NULL_VALUE

@@ -34,7 +34,7 @@ def write_table(
     key_ttl_s: int | None = None,
     journal: Journal | None = None,
 ) -> WriteCounts:
-    """Fold the rows of an Arrow table into Redis, in the table's order.
+    """Write the rows of an Arrow table, in the table's order.
 
     Args:
         client: Redis.
@@ -75,13 +75,13 @@ def _cast(spec: ViewSpec, table: pa.Table) -> pa.Table:
     import pyarrow as pa
 
     moment = Column(name=spec.event_column, dtype="UNIX_TIMESTAMP")
-    wanted = {column.name: column for column in (*spec.join_keys, *spec.columns)}
-    wanted[spec.event_column] = moment
+    needed = {column.name: column for column in (*spec.join_keys, *spec.columns)}
+    needed[spec.event_column] = moment
     if spec.created_column is not None:
-        wanted[spec.created_column] = Column(name=spec.created_column, dtype="UNIX_TIMESTAMP")
+        needed[spec.created_column] = Column(name=spec.created_column, dtype="UNIX_TIMESTAMP")
     problems = []
     arrays = {}
-    for name, column in wanted.items():
+    for name, column in needed.items():
         if name == NO_ENTITY_KEY and name not in table.column_names:
             arrays[name] = pa.chunked_array([pa.repeat("", table.num_rows)])
             continue
