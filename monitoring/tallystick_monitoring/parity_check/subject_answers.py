@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tallystick.clock import SECOND_US, from_us
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.definitions.exact_cast import exact_value, log_column, log_values
-from tallystick.definitions.feature_types import Kind, every_kind, feature_type
+from tallystick.definitions.feature_types import Kind, feature_type
 from tallystick.errors import DataError, DefinitionError
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.online_store.value_codec import is_null, value_codec
@@ -328,10 +328,9 @@ def _from_json(value: Any, dtype: str) -> Any:
     if value is None or own.is_document:
         return _comparable(value, dtype)
     members: Any = value.get("val") if isinstance(value, dict) else value
+    read = _READ.get((own.member or own).kind, lambda value: value)
     try:
-        if own.member is None:
-            return exact_value(dtype)(_READ[own.kind](value))
-        return exact_value(dtype)([_READ[own.member.kind](member) for member in members])
+        return exact_value(dtype)(read(value) if own.member is None else [*map(read, members)])
     except (ValueError, TypeError, OverflowError):
         return value
 
@@ -342,23 +341,10 @@ def _time(value: Any) -> datetime:
     return from_us(int(value) * SECOND_US)
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-_READ: Final[Mapping[Kind, Callable[[Any], Any]]] = every_kind(
-    {
-        Kind.INTEGER: lambda value: int(value) if isinstance(value, str) else value,
-        Kind.FLOAT: float,
-        Kind.BOOL: _as_it_is,
-        Kind.TIME: _time,
-        Kind.TEXT: _as_it_is,
-        Kind.UUID: _as_it_is,
-        Kind.DECIMAL: _as_it_is,
-        Kind.BYTES: base64.b64decode,
-        Kind.LIST: _as_it_is,
-        Kind.SET: _as_it_is,
-        Kind.DOCUMENT: _as_it_is,
-    }
-)
-"""Kind → how a value of it is taken from JSON."""
+_READ: Final[Mapping[Kind, Callable[[Any], Any]]] = {
+    Kind.INTEGER: lambda value: int(value) if isinstance(value, str) else value,
+    Kind.FLOAT: float,
+    Kind.TIME: _time,
+    Kind.BYTES: base64.b64decode,
+}
+"""Kind → how a value of it is taken from JSON; others are in JSON what they are."""
