@@ -147,7 +147,7 @@ def report(
             for cause in Cause
             if cause in causes and cause is not Cause.LOG_DAMAGE
         },
-        unstamped=sorted(set(_kind(units, "unstamped")["name"].to_pylist())),
+        unstamped=sorted(set(_where(units, "kind", "unstamped")["name"].to_pylist())),
         staleness=_staleness(units, of_hours),
         effect=_effect(findings, contract_of) if findings.num_rows else None,
         effects={
@@ -170,7 +170,7 @@ def _rows(
     damaged: dict[str, DamagedFile],
 ) -> dict[tuple[str, int], int]:
     """Contract and hour → requests in the span; the hours at its ends are looked into."""
-    table = _kind(units, "rows")
+    table = _where(units, "kind", "rows")
     columns = (table[name].to_pylist() for name in ("contract", "hour", "count"))
     rows = {(contract, hour): count for contract, hour, count in zip(*columns, strict=True)}
     for edge in span:
@@ -219,10 +219,6 @@ def _damaged_segments(repo: Repo) -> Iterator[LogDamage]:
         )
 
 
-def _kind(units: pa.Table, kind: str) -> pa.Table:
-    return _where(units, "kind", kind)
-
-
 def _where(table: pa.Table, column: str, value: str) -> pa.Table:
     import pyarrow.compute as pc
 
@@ -243,7 +239,7 @@ def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
         units: What was counted in whole hours.
         findings: What was found in the same hours.
     """
-    ages = _kind(units, "age")
+    ages = _where(units, "kind", "age")
     requests = _numbers(request_names(findings))
     # The logged time, as the counts have it; a row that was identified in history has another.
     served_us = microseconds(findings["evidence.logged_event_time"])
@@ -296,7 +292,7 @@ def _numbers(column: pa.Array) -> Int64s:
 
 
 def _fields(units: pa.Table) -> list[FieldParity]:
-    both, differ = _sums(_kind(units, "field")), _sums(_kind(units, "unequal"))
+    both, differ = _sums(_where(units, "kind", "field")), _sums(_where(units, "kind", "unequal"))
     return [
         FieldParity(
             field=name.partition("=")[0],

@@ -437,6 +437,3 @@ def _only(part: LogPart, rows: Bools) -> LogPart:
     if rows.all():
         return part
     return LogPart(part.contract, part.table.filter(pa.array(rows)))
-
-
-__all__ = ["Audited", "audit", "first_logged"]

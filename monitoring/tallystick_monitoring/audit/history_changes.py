@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from itertools import compress
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -25,13 +26,14 @@ from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.expected_values import view_clock
 from tallystick_monitoring.audit.audit_state import AuditState, HistoryUpdate, hash_schema
 from tallystick_monitoring.audit.value_comparison import key_columns
+from tallystick_monitoring.history_query import query_history
 from tallystick_monitoring.log_columns import Bools, Int64s, hours_of_times
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallystick.definitions.feature_repo import Repo
-    from tallystick.offline_store.view_history import History
+    from tallystick.offline_store.view_history import History, ViewRead
     from tallystick.prediction_log.log_reader import LogPart
 
 BUCKETS: Final = 256
@@ -148,48 +150,33 @@ def _hashed(
     """
     import pyarrow as pa
 
-    from tallystick.offline_store.duckdb_connection import connect, offline_config, read_table
-    from tallystick.offline_store.sources.consistent_read import read_steadily
-    from tallystick.offline_store.view_history import ViewRead, history_of, open_history
+    from tallystick.offline_store.duckdb_connection import read_table
+    from tallystick.offline_store.view_history import history_of
 
-    read = ViewRead(
-        spec=use.spec,
-        source=repo.view_source(use.spec.name),
-        name=use.spec.name,
-        key_map={},
-        columns=tuple(columns),
-    )
-
-    def hash_new(history: History) -> tuple[list[str], pa.Table]:
+    def hash_new(history: History, read: ViewRead, connection: Any) -> tuple[list[str], pa.Table]:
         versions, file = _versions(history, clock), "file_position"
+        is_new = [version not in trusted for version in versions]
+        if not any(is_new):
+            return versions, hash_schema().empty_table()
         if clock is VisibilityClock.SERVED:
             # A row of the journal counts by what was written before it: there is one version.
-            new, file = (versions if versions[0] not in trusted else []), "0"
+            file = "0"
         else:
-            is_new = [version not in trusted for version in versions]
-            new = [version for version in versions if version not in trusted]
-            history = history_of(read, history.files.only(is_new), clock=clock) if new else history
-        if not new:
-            return versions, hash_schema().empty_table()
+            history = history_of(read, history.files.only(is_new), clock=clock)
         hashed = ", ".join((*history.keys, "event_us", "created_us", *history.values))
-        with closing(connect(offline_config(repo))) as connection:
-            rows = read_table(
-                connection,
-                f"SELECT {file}::BIGINT AS file, visible_us // {HOUR_US} AS hour, "
-                f"(event_us - {SECOND_US}) // {HOUR_US} AS event_hour, "
-                f"{_bucket_sql(history.keys)} AS bucket, "
-                f"count(*) AS rows, (sum(hash({hashed})) % {_HASH_MAX})::BIGINT AS mark "
-                f"FROM {history.sql} AS history GROUP BY ALL",
-                what=history.what,
-            )
-        names = pa.array(new, pa.string()).take(rows["file"])
+        rows = read_table(
+            connection,
+            f"SELECT {file}::BIGINT AS file, visible_us // {HOUR_US} AS hour, "
+            f"(event_us - {SECOND_US}) // {HOUR_US} AS event_hour, "
+            f"{_bucket_sql(history.keys)} AS bucket, "
+            f"count(*) AS rows, (sum(hash({hashed})) % {_HASH_MAX})::BIGINT AS mark "
+            f"FROM {history.sql} AS history GROUP BY ALL",
+            what=history.what,
+        )
+        names = pa.array(compress(versions, is_new), pa.string()).take(rows["file"])
         return versions, rows.set_column(0, "version", names).cast(hash_schema())
 
-    return read_steadily(
-        lambda: open_history(read, clock=clock, repo_path=repo.path),
-        lambda history: [history.files],
-        hash_new,
-    )
+    return query_history(repo, use, hash_new, columns=columns, clock=clock)
 
 
 def _versions(history: History, clock: VisibilityClock) -> list[str]:

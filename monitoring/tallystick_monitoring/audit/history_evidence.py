@@ -8,18 +8,16 @@ second of that time. It is the one with the value that was served, if any versio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.exact_cast import log_column
-from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.retrieval.expected_values import view_clock
 from tallystick_monitoring.audit.findings import evidence_of
 from tallystick_monitoring.audit.value_comparison import key_columns
+from tallystick_monitoring.history_query import Answer, query_history
 from tallystick_monitoring.log_columns import (
     NO_TIME,
     Bools,
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 
     from tallystick.definitions.feature_repo import Repo
     from tallystick.offline_store.view_history import History, ViewRead
-
-Answer = TypeVar("Answer")
 
 
 def rows_in_history(
@@ -257,28 +253,11 @@ def _answer(
     """
     import pyarrow as pa
 
-    from tallystick.offline_store.duckdb_connection import connect, offline_config
-    from tallystick.offline_store.sources.consistent_read import read_steadily
-    from tallystick.offline_store.view_history import ViewRead, open_history
-
     table = pa.table(dict(requested))
     table = table.append_column("row", pa.array(np.arange(table.num_rows)))
-    read = ViewRead(
-        spec=use.spec,
-        source=repo.view_source(use.spec.name),
-        name=use.spec.name,
-        key_map={},
-        columns=tuple(columns),
-    )
-    clock = view_clock(use, VisibilityClock.KNOWLEDGE)
 
-    def with_connection(history: History) -> Answer:
-        with closing(connect(offline_config(repo))) as connection:
-            connection.register("requested", table)
-            return ask(history, read, connection)
+    def with_requested(history: History, read: ViewRead, connection: Any) -> Answer:
+        connection.register("requested", table)
+        return ask(history, read, connection)
 
-    return read_steadily(
-        lambda: open_history(read, clock=clock, repo_path=repo.path),
-        lambda history: [history.files],
-        with_connection,
-    )
+    return query_history(repo, use, with_requested, columns=columns)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from tallystick.clock import SECOND_US, arrow_from_us, from_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_types import arrow_type
-from tallystick.offline_store.duckdb_connection import connect, offline_config, read_table
-from tallystick.offline_store.view_history import History, ViewRead, open_history
-from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.retrieval.model_features import view_reads
+from tallystick.definitions.feature_view import NO_ENTITY_KEY
+from tallystick.offline_store.duckdb_connection import read_table
+from tallystick.offline_store.view_history import History, ViewRead
+from tallystick_monitoring.history_query import query_history
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
@@ -60,35 +60,21 @@ class SampledKeys:
     kinds: dict[str, int]
 
 
-@dataclass(frozen=True)
-class HistoryEnd:
-    """The end of a view's history, in microseconds since 1970.
-
-    Attributes:
-        event_us: The last event time.
-        visible_us: When the last row became known.
-    """
+class HistoryEnd(NamedTuple):
+    """The last event time of a view's history, and when its last row became known."""
 
     event_us: int
     visible_us: int
 
 
-@dataclass(frozen=True)
-class KnownHistory:
-    """What was known of a view at a moment, in microseconds since 1970.
+class KnownHistory(NamedTuple):
+    """The last event time known at a moment (:data:`NEVER_US` for none).
 
-    Attributes:
-        newest_us: The last event time of what was known; :data:`NEVER_US` if nothing was.
-        settled_us: When all that had happened by that moment became known.
+    And when everything that had happened by that moment became known.
     """
 
     newest_us: int
     settled_us: int
-
-
-def clock_of(use: ViewUse) -> VisibilityClock:
-    """The clock by which a view's history is read: knowledge, if it says what was known when."""
-    return VisibilityClock.KNOWLEDGE if use.spec.created_column else VisibilityClock.EVENT
 
 
 def history_end(repo: Repo, use: ViewUse) -> HistoryEnd | None:
@@ -97,9 +83,8 @@ def history_end(repo: Repo, use: ViewUse) -> HistoryEnd | None:
     Raises:
         DataError: The source cannot be read as declared, or lacks a feature.
     """
-    read, history = _opened(repo, use, columns=use.columns)
-    sql = f"SELECT max(event_us) AS event, max(visible_us) AS visible FROM {history.sql} AS history"
-    (row,) = _query(repo, sql, what=f"view {read.name}").to_pylist()
+    found = "max(event_us) AS event, max(visible_us) AS visible"
+    row = _aggregate(repo, use, found, columns=use.columns)
     return None if row["event"] is None else HistoryEnd(row["event"], row["visible"])
 
 
@@ -109,14 +94,12 @@ def known_at(repo: Repo, use: ViewUse, moments_us: Sequence[int]) -> list[KnownH
     Raises:
         DataError: The source cannot be read as declared.
     """
-    read, history = _opened(repo, use)
     found = ", ".join(
         f"max(event_us) FILTER (WHERE visible_us <= {moment_us}) AS newest_{position}, "
         f"max(visible_us) FILTER (WHERE event_us <= {moment_us}) AS settled_{position}"
         for position, moment_us in enumerate(moments_us)
     )
-    sql = f"SELECT {found} FROM {history.sql} AS history"
-    (row,) = _query(repo, sql, what=f"view {read.name}").to_pylist()
+    row = _aggregate(repo, use, found)
     times = [NEVER_US if time_us is None else time_us for time_us in row.values()]
     return [KnownHistory(*pair) for pair in zip(times[::2], times[1::2], strict=True)]
 
@@ -134,28 +117,28 @@ def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) ->
     Raises:
         DataError: The source cannot be read as declared.
     """
-    read, history = _opened(repo, use)
-    if not read.keys:
+    if all(key.name == NO_ENTITY_KEY for key in use.spec.join_keys):
         return SampledKeys(rows=((),), kinds={CURRENT: 1})
-    found = _query(
-        repo,
-        _sql(history, ttl_us=use.spec.ttl_us, at_us=at_us, count=count, seed=seed),
-        what=f"view {read.name}",
-    )
-    columns = [
-        arrow_from_us(found[name]) if key.dtype == "UNIX_TIMESTAMP" else found[name]
-        for name, key in zip(history.keys, read.keys, strict=True)
-    ]
-    typed = [
-        column.cast(arrow_type(key.dtype)).to_pylist()
-        for column, key in zip(columns, read.keys, strict=True)
-    ]
+
+    def ask(history: History, read: ViewRead, connection: Any) -> tuple[list[str], list[Any]]:
+        sql = _sql(history, ttl_us=use.spec.ttl_us, at_us=at_us, count=count, seed=seed)
+        found = read_table(connection, sql, what=history.what)
+        columns = [
+            arrow_from_us(found[name]) if key.dtype == "UNIX_TIMESTAMP" else found[name]
+            for name, key in zip(history.keys, read.keys, strict=True)
+        ]
+        typed = [
+            column.cast(arrow_type(key.dtype)).to_pylist()
+            for column, key in zip(columns, read.keys, strict=True)
+        ]
+        return [key.dtype for key in read.keys], [found["kind"].to_pylist(), *typed]
+
+    dtypes, columns = query_history(repo, use, ask)
     drawn: dict[str, list[Key]] = {kind: [] for kind in KINDS}
-    for kind, *key in zip(found["kind"].to_pylist(), *typed, strict=True):
+    for kind, *key in zip(*columns, strict=True):
         drawn[kind].append(tuple(key))
     rng = np.random.default_rng([seed, *use.name.encode()])
     few = max(1, count // _SHARE)
-    dtypes = [key.dtype for key in read.keys]
     chosen = {
         EXPIRED: drawn[EXPIRED][:few],
         LATER: drawn[LATER][:few],
@@ -190,17 +173,17 @@ def _unknown(dtypes: Sequence[str], known: Sequence[Key], count: int, rng: Rng) 
     return unknown
 
 
-def _opened(repo: Repo, use: ViewUse, *, columns: tuple[str, ...] = ()) -> tuple[ViewRead, History]:
-    (read,) = view_reads(repo, [use.model_copy(update={"columns": columns})])
-    return read, open_history(read, clock=clock_of(use), repo_path=repo.path)
+def _aggregate(
+    repo: Repo, use: ViewUse, found: str, *, columns: Sequence[str] = ()
+) -> dict[str, Any]:
+    """One row of aggregates over a view's history."""
 
+    def ask(history: History, _: ViewRead, connection: Any) -> dict[str, Any]:
+        sql = f"SELECT {found} FROM {history.sql} AS history"
+        rows = read_table(connection, sql, what=history.what).to_pylist()
+        return dict(rows[0])
 
-def _query(repo: Repo, sql: str, *, what: str) -> Any:
-    connection = connect(offline_config(repo))
-    try:
-        return read_table(connection, sql, what=what)
-    finally:
-        connection.close()
+    return query_history(repo, use, ask, columns=columns)
 
 
 def _sql(history: History, *, ttl_us: int | None, at_us: int, count: int, seed: int) -> str:

@@ -16,8 +16,8 @@ from tallystick.errors import DataError, DefinitionError
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.online_store.value_codec import is_null, value_codec
 from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.retrieval.expected_values import view_clock
 from tallystick.retrieval.model_features import computed_values, stored_values
-from tallystick_monitoring.parity_check.key_sampling import clock_of
 from tallystick_monitoring.parity_check.scratch_repo import quiet
 from tallystick_monitoring.parity_check.scratch_server import ScratchServer
 from tallystick_monitoring.parity_check.subjects import Subject
@@ -66,7 +66,7 @@ def stored(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> tuple[pa.T
     answers = Answers()
     table, dtypes = entity_rows, inputs.value_columns
     for use in inputs.views:
-        found = stored_values(repo, [use], entity_rows, clock=clock_of(use), with_times=True)
+        found = stored_values(repo, [use], entity_rows, clock=view_clock(use), with_times=True)
         for column in use.columns:
             name = f"{use.name}__{column}"
             table = table.append_column(name, found[name])
@@ -83,7 +83,7 @@ def not_yet_known(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> lis
     """
     later = [False] * entity_rows.num_rows
     for use in inputs.views:
-        if clock_of(use) is not VisibilityClock.KNOWLEDGE:
+        if view_clock(use) is not VisibilityClock.KNOWLEDGE:
             continue
         times = [f"{use.name}__event_time", f"{use.name}__created_time"]
         known, happened = (

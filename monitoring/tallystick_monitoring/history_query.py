@@ -1,0 +1,50 @@
+"""Queries of a view's history, each answered from one version of its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tallystick.definitions.contract import ViewUse
+from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.retrieval.expected_values import view_clock
+
+if TYPE_CHECKING:
+    from tallystick.definitions.feature_repo import Repo
+    from tallystick.offline_store.view_history import History, ViewRead
+
+Answer = TypeVar("Answer")
+
+
+def query_history(
+    repo: Repo,
+    use: ViewUse,
+    ask: Callable[[History, ViewRead, Any], Answer],
+    *,
+    columns: Sequence[str] = (),
+    clock: VisibilityClock | None = None,
+) -> Answer:
+    """Query a view's history with a DuckDB connection, again if its source changes meanwhile.
+
+    The clock is by default knowledge, or event for a view without created time.
+
+    Raises:
+        DataError: The source is not as declared.
+    """
+    from tallystick.offline_store.duckdb_connection import connect
+    from tallystick.offline_store.sources.consistent_read import read_steadily
+    from tallystick.offline_store.view_history import open_history
+    from tallystick.retrieval.model_features import offline_config, view_reads
+
+    (read,) = view_reads(repo, [use.model_copy(update={"columns": tuple(columns)})])
+
+    def with_connection(history: History) -> Answer:
+        with closing(connect(offline_config(repo))) as connection:
+            return ask(history, read, connection)
+
+    return read_steadily(
+        lambda: open_history(read, clock=clock or view_clock(use), repo_path=repo.path),
+        lambda history: [history.files],
+        with_connection,
+    )
