@@ -110,13 +110,7 @@ def record_incidents(
 ) -> list[Incident]:
     """Bring the incidents of a model up to date with an audit, and save those that changed.
 
-    Args:
-        state_dir: The repo's state folder.
-        model_name: Model that was audited.
-        audited: What the audit found.
-        parts: The log of the same requests: request times, and status and times of the views.
-        contract: What the champion's training saw.
-        at: When the look was taken.
+    The parts are the log of the same requests, with :func:`windowed_columns`.
 
     Returns:
         The incidents that were opened, extended or closed, by begin.

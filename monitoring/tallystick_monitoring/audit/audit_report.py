@@ -66,16 +66,6 @@ def report(
 
     Ages, and request fields against features, are counted by whole hours.
 
-    Args:
-        repo: An applied repo.
-        model: Whose log.
-        state: What is known; all hours of the span were compared.
-        start: First request time, included.
-        end: Last request time, excluded.
-        clock: Clock of the expected values.
-        damaged: Path → file of the log that could not be read.
-        contract_of: Contract hash → contract.
-
     Returns:
         The report, and the findings of these requests.
     """

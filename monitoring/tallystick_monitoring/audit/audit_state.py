@@ -262,11 +262,6 @@ class AuditState:
     ) -> None:
         """Replace what was known of these days and views by what an audit found.
 
-        Args:
-            days: Day → what was compared and found.
-            history: View (as :attr:`history`) → what its history is, if it has changed.
-            seen: The log that evidence was taken from.
-
         Raises:
             DataError: It cannot be written; what was known before stays.
         """

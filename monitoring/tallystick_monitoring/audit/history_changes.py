@@ -229,12 +229,7 @@ def _since(
 
 
 def reopened(part: LogPart, since: Mapping[str, Int64s]) -> Bools:
-    """Which requests of a part of the log may have another answer, as history has changed.
-
-    Args:
-        part: A part of the log.
-        since: Definition of a view → first hour by bucket, as :func:`history_changes` gives it.
-    """
+    """Which requests of a part of the log may have another answer, as history has changed."""
     import pyarrow as pa
 
     from tallystick.offline_store.duckdb_connection import connect

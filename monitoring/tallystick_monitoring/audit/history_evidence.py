@@ -211,14 +211,7 @@ def rows_with_values(
 
 
 def _register_versions(connection: Any, history: History, read: ViewRead, condition: str) -> None:
-    """Put history's versions of the requested keys, with values as text, into ``versions``.
-
-    Args:
-        connection: Has the table ``requested``.
-        history: The view's history.
-        read: How it was opened.
-        condition: Between ``history`` and ``requested``.
-    """
+    """Put history's versions of the requested keys, with values as text, into ``versions``."""
     from tallystick.offline_store.duckdb_connection import read_table
     from tallystick.offline_store.view_history import typed
 

@@ -62,11 +62,7 @@ def schema() -> pa.Schema:
 
 
 def counted(part: LogPart) -> pa.Table:
-    """Count a part of the log, but for its rows: ``rows``.
-
-    Args:
-        part: Whole hours of the log.
-    """
+    """Count a part of the log, but for its rows: ``rows``."""
     import pyarrow as pa
 
     hours = hours_of_times(part.table["request_time"])

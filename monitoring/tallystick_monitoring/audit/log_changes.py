@@ -66,15 +66,10 @@ def log_changes(
     frontier: int,
     damaged: dict[str, DamagedFile],
 ) -> LogChanges:
-    """Compare the log with what was known of it.
+    """Compare the log of hours [first, last) with what was known of it.
 
-    Args:
-        repo: An applied repo.
-        model: Whose log.
-        state: What is known.
-        hours: First hour to look at, and the one after the last.
-        frontier: Last hour that is known; usually it has more requests by now.
-        damaged: Where files that cannot be read are put; those in it are left out.
+    The frontier is the last known hour, which usually has more requests by now. Files that cannot
+    be read are left out and added to ``damaged``.
     """
     import pyarrow as pa
 

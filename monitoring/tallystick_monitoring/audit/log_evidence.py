@@ -42,11 +42,6 @@ def sightings(
 ) -> pa.Table | None:
     """What the log saw online of a view, under every contract and alias that has its keys.
 
-    Args:
-        parts: The log, or of it the columns that :func:`sighting_columns` names.
-        spec: The view. Under a definition with other keys, rows are of something else.
-        columns: Features whose values are read as well, null where they have another type.
-
     Returns:
         One row per request: ``key_0…``, ``request_us``, ``present``, ``event_us``, ``created_us``
         (null where nothing was online, or the store does not say), ``write_us`` (likewise),

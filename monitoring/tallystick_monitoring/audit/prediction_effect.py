@@ -23,11 +23,6 @@ def scores(bundle: Bundle, found: ComparedPart, rows: Any) -> tuple[Floats, Floa
     The original estimator answers both times, so that only the values differ. On-demand features
     of the second are computed again from the expected stored ones.
 
-    Args:
-        bundle: The model.
-        found: A part of the log, compared.
-        rows: Rows of the part, of shape (requests,).
-
     Returns:
         Two arrays of probabilities, of shape (requests,); NaN where the estimator gives none.
     """

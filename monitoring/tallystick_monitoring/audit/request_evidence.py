@@ -43,11 +43,6 @@ if TYPE_CHECKING:
 def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
     """The values of a view that differ, with all evidence but that of other requests.
 
-    Args:
-        repo: An applied repo; its sources are the history.
-        found: A part of the log, compared.
-        use: The view.
-
     Returns:
         Findings without cause, by :func:`.findings.schema`; in no order.
     """
@@ -128,13 +123,7 @@ def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
 
 
 def computed_differently(found: ComparedPart, view: str, names: Sequence[str]) -> pa.Table:
-    """The values of an on-demand view that the contract's function does not give.
-
-    Args:
-        found: A part of the log, compared.
-        view: The on-demand view.
-        names: Its features, ``view__feature``.
-    """
+    """The values of an on-demand view that the contract's function does not give."""
     import pyarrow as pa
 
     log, contract = found.part.table, found.part.contract

@@ -62,13 +62,6 @@ def compared(
 ) -> ComparedPart:
     """Compare every value of a part of the log.
 
-    Args:
-        repo: An applied repo; its sources are the history.
-        part: The part.
-        transforms: The contract's frozen functions; without them on-demand features are not
-            compared.
-        clock: When a row of history counts as visible.
-
     Raises:
         DataError: A source is not as declared, or the clock asks for a time that it does not have.
         DefinitionError: A frozen function fails.

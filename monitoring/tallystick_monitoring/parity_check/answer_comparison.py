@@ -67,14 +67,6 @@ def compare(
 
     A computed value is compared only where the stored values of which it is computed are the same
     everywhere: what is wrong with these is counted with them.
-
-    Args:
-        subject: The subject.
-        entity_rows: The requests.
-        ways: The answers.
-        kinds: Of a stored view: how many keys are of each kind.
-        notes: What was left out, and why.
-        failures: What could not be compared.
     """
     return _Comparison(subject, entity_rows, ways).result(
         kinds=kinds or {}, notes=tuple(notes), failures=tuple(failures)

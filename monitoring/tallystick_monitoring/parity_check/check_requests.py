@@ -49,11 +49,6 @@ class Requests:
     def entity_rows(self, inputs: ModelInputs, name: str, *, populated: bool) -> pa.Table:
         """Requests for some inputs.
 
-        Args:
-            inputs: What a request has to carry.
-            name: Of what is asked for, as part of the seed.
-            populated: Whether some are of a model's population, if one has what is needed.
-
         Returns:
             Entity keys, request fields and ``request_time``; one row per request.
         """

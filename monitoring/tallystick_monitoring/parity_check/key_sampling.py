@@ -107,13 +107,6 @@ def known_at(repo: Repo, use: ViewUse, moments_us: Sequence[int]) -> list[KnownH
 def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) -> SampledKeys:
     """Draw keys of a view, the same ones for the same seed and history.
 
-    Args:
-        repo: The repo.
-        use: The view.
-        at_us: The moment of which the keys are of some kind, in microseconds since 1970.
-        count: Keys to draw.
-        seed: Of what is drawn.
-
     Raises:
         DataError: The source cannot be read as declared.
     """

@@ -31,15 +31,6 @@ def check_parity(
 
     Nothing of the repo is written: no registry, no online store, no state folder.
 
-    Args:
-        path: Folder of ``feature_store.yaml``.
-        sample: Keys of each view, and requests for everything else.
-        at: The time as of which everything is read; now by default, or the end of history if every
-            value that can expire has expired by now.
-        seed: Of what is drawn.
-        json_path: File for the report as JSON; None for none.
-        fail_over: Share of the values that may differ.
-
     Returns:
         The report as text, and whether no more than ``fail_over`` of the values differ and all
         could be compared.

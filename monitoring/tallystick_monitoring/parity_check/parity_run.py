@@ -36,15 +36,7 @@ NOTHING: Final = "There is nothing to compare: "
 
 
 def run(repo: Repo, *, sample: int, at: datetime | None, seed: int, on_step: OnStep) -> ParityCheck:
-    """Check the parity of a repo; see :func:`tallystick_monitoring.parity_check.parity_command`.
-
-    Args:
-        repo: The repo, as it was opened.
-        sample: Keys of each view, and requests for everything else.
-        at: The time as of which everything is read, or None.
-        seed: Of what is drawn.
-        on_step: Called with one sentence before each step.
-    """
+    """Check the parity of a repo; see :func:`tallystick_monitoring.parity_check.parity_command`."""
     now_us = process_clock().now_us()
     on_step("applying the definitions to a scratch registry")
     with scratch_repo(repo) as scratch:

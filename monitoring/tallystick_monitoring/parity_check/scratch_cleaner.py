@@ -43,10 +43,6 @@ def sockets_of(folder: Path) -> Path:
 def remove(folder: Path, *, wait_s: float = 0.0) -> bool:
     """Stop the Redis of a scratch folder and remove the folder, unless it is in use.
 
-    Args:
-        folder: The folder.
-        wait_s: Seconds to wait for those who use it.
-
     Returns:
         Whether it is gone.
 

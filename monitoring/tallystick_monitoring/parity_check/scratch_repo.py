@@ -69,9 +69,6 @@ class ScratchRepo:
 def scratch_repo(repo: Repo) -> Iterator[ScratchRepo]:
     """Give a repo a scratch registry, online store and state for the time of the block.
 
-    Args:
-        repo: The repo, as it was opened; its registry is not read.
-
     Raises:
         DefinitionError: ``feature_store.yaml`` cannot be used.
     """

@@ -75,11 +75,6 @@ class ScratchServer:
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
         """Send one request.
 
-        Args:
-            method: ``GET`` or ``POST``.
-            path: Path of the route.
-            body: What is sent as JSON; nothing if None.
-
         Returns:
             The status, and the object that was answered.
 

@@ -98,10 +98,6 @@ def not_yet_known(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> lis
 def computed(subject: Subject, table: pa.Table) -> Answers:
     """What on-demand functions and model give for all requests at once, as in training.
 
-    Args:
-        subject: What is asked for.
-        table: Request fields and stored features.
-
     Raises:
         DefinitionError: A function or the model fails.
     """
@@ -173,12 +169,6 @@ def served_features(
     api: ScratchServer, subject: Subject, entity_rows: pa.Table, *, rows_max: int
 ) -> Answers:
     """What the API's feature route answers, the first requests one by one.
-
-    Args:
-        api: The server.
-        subject: What is asked for.
-        entity_rows: The requests.
-        rows_max: Requests that the server takes at once.
 
     Raises:
         DataError: The server refuses or fails.

@@ -121,11 +121,7 @@ class Unusable:
 
 
 def subjects(repo: Repo) -> Iterator[Subject | Unusable]:
-    """Everything that an applied repo serves, in that order of kinds.
-
-    Args:
-        repo: The repo; its champions are those of its state folder.
-    """
+    """Everything that an applied repo serves, in that order of kinds."""
     from feast import FeatureService
 
     store = repo.store
