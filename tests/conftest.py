@@ -1,4 +1,4 @@
-"""Parts that several tests start for real."""
+"""Fixtures that several tests use: real servers, a clock, and repos that are applied once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Before anything imports Feast, which switches this library to files that all apps of a process
-# share; a server is alone in its process, the servers of these tests are not.
+# Before Feast is imported, which switches this library to files that all apps of a process share.
+# A server has a process of its own; the servers of these tests share one.
 import hypothesis
 import prometheus_client  # noqa: F401
 import pytest
@@ -28,7 +28,7 @@ pytest_plugins = ["redis_servers", "s3_server"]
 # each other by spinning, and on cores that are busy with other tests take four times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# How long anything takes says nothing about whether it is right.
+# The duration of an example says nothing about whether it is right.
 hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -82,7 +82,7 @@ def simulated_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture(scope="session")
 def applied_tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An applied tiny repo that nobody may change; copy it with ``copy_tiny_repo``."""
+    """An applied tiny repo. Tests copy it with ``copy_tiny_repo`` and leave it unchanged."""
     path = make_tiny_repo(tmp_path_factory.mktemp("tiny") / "repo")
     apply(open_repo(path))
     return path

@@ -1,4 +1,4 @@
-"""A repo with a champion, of which every test gets a copy of its own."""
+"""A repo with a champion. Each test gets a copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny_repo import copy_tiny_repo, make_tiny_repo
 
 @pytest.fixture(scope="session")
 def champion_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny repo, applied and with a champion; nobody may change it."""
+    """The tiny repo, applied and with a champion. Tests copy it and leave it unchanged."""
     path = make_tiny_repo(tmp_path_factory.mktemp("champion") / "repo")
     repo = open_repo(path)
     apply(repo)
@@ -23,5 +23,5 @@ def champion_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def champion_repo(champion_template: Path, tmp_path: Path) -> Repo:
-    """A copy of the test's own."""
+    """The test's copy of the repo."""
     return open_repo(copy_tiny_repo(champion_template, tmp_path / "repo"))
