@@ -166,7 +166,7 @@ def test_a_script_runs_over_many_keys(request, kind, caller):
 
 
 @pytest.mark.parametrize("kind", ["redis_server", "redis_cluster"])
-def test_a_script_that_fails_is_told_without_its_values(request, kind, caller):
+def test_the_error_of_a_script_does_not_show_its_values(request, kind, caller):
     server = request.getfixturevalue(kind)
     with pytest.raises(UnavailableError, match="Unknown Redis command") as caught:
         caller.run_script(
@@ -414,7 +414,7 @@ def test_nobody_there_is_unavailable(caller):
     assert "s3cret" not in str(caught.value)
 
 
-def test_one_server_is_no_cluster(guarded_redis, caller):
+def test_one_server_is_not_a_cluster(guarded_redis, caller):
     text = f"{HOST}:{guarded_redis.port},password=pass=word,cluster=true"
     with pytest.raises(UnavailableError, match="Cluster mode is not enabled"):
         caller.mget(text, [b"key"])

@@ -25,7 +25,7 @@ def over_tls(port, authority, *options, host="localhost"):
 
 
 @pytest.fixture(params=["one server", "cluster"])
-def place(request, certificates):
+def start(request, certificates):
     """The start of a connection string for TLS, without user and password."""
     if request.param == "cluster":
         text = request.getfixturevalue("tls_cluster").connection_string
@@ -40,17 +40,17 @@ def refusal(caller, text, **options):
         caller.mget(text, [b"key"], **options)
     with pytest.raises(UnavailableError) as again:
         caller.ping(text, **options)
-    told = f"{caught.value}\n{again.value}"
+    message = f"{caught.value}\n{again.value}"
     for secret in (PASSWORD, USER_PASSWORD, WRONG):
-        assert secret not in told
+        assert secret not in message
     return str(caught.value)
 
 
 @pytest.mark.parametrize(
     "login", [f"password={PASSWORD}", f"username={USER},password={USER_PASSWORD}"]
 )
-def test_reads_and_writes_over_tls_with_password_and_user(place, login, caller):
-    text = f"{place},{login}"
+def test_reads_and_writes_over_tls_with_password_and_user(start, login, caller):
+    text = f"{start},{login}"
     keys = [b"{%d}" % number for number in range(KEYS_PER_CALL + 50)]
     items = [(key, b"value of " + key) for key in keys]
     assert sum(caller.run_script(text, SET, items)) == len(keys)
@@ -60,7 +60,7 @@ def test_reads_and_writes_over_tls_with_password_and_user(place, login, caller):
 
 
 @pytest.mark.parametrize(
-    ("login", "told"),
+    ("login", "message"),
     [
         (f"password={WRONG}", "invalid username-password pair"),
         (f"username={USER},password={WRONG}", "invalid username-password pair"),
@@ -68,13 +68,13 @@ def test_reads_and_writes_over_tls_with_password_and_user(place, login, caller):
         ("", "Authentication required"),
     ],
 )
-def test_a_wrong_user_or_password(place, login, told, caller):
-    assert told in refusal(caller, f"{place},{login}".removesuffix(","))
+def test_a_wrong_user_or_password(start, login, message, caller):
+    assert message in refusal(caller, f"{start},{login}".removesuffix(","))
 
 
-def test_a_user_who_may_not(place, caller):
-    told = refusal(caller, f"{place},username={POWERLESS_USER},password={USER_PASSWORD}")
-    assert "no permissions" in told
+def test_a_user_who_may_not(start, caller):
+    message = refusal(caller, f"{start},username={POWERLESS_USER},password={USER_PASSWORD}")
+    assert "no permissions" in message
 
 
 def test_an_authority_that_did_not_sign(tls_redis, tls_cluster, certificates, caller):
@@ -83,9 +83,9 @@ def test_an_authority_that_did_not_sign(tls_redis, tls_cluster, certificates, ca
         (f"{HOST}:{tls_redis.port}", f"Redis at {HOST}:{tls_redis.port} over TLS"),
         (tls_cluster.connection_string, f"{tls_cluster.connection_string.split(',')[0]}"),
     ):
-        told = refusal(caller, start + ending)
-        assert shown in told
-        assert "over TLS did not answer (TLS failed: the certificate is not valid, " in told
+        message = refusal(caller, start + ending)
+        assert shown in message
+        assert "over TLS did not answer (TLS failed: the certificate is not valid, " in message
         caller.ping(f"{start}{ending},ssl_cert_reqs=none")
 
 
@@ -93,8 +93,8 @@ def test_a_certificate_for_another_host(guarded_redis, certificates, caller):
     relay = Relay(guarded_redis.port, certificates.context("elsewhere"))
     text = over_tls(relay.port, certificates.authority, f"password={PASSWORD}")
     try:
-        told = refusal(caller, text)
-        assert "TLS failed: the certificate is not valid, Hostname mismatch" in told
+        message = refusal(caller, text)
+        assert "TLS failed: the certificate is not valid, Hostname mismatch" in message
         unchecked = f"{text},ssl_check_hostname=false"
         caller.ping(unchecked)
     finally:
@@ -111,14 +111,14 @@ def test_a_server_that_asks_for_the_clients_certificate(mutual_tls_redis, certif
 
 def test_a_server_without_tls(guarded_redis, certificates, caller):
     text = over_tls(guarded_redis.port, certificates.authority, f"password={PASSWORD}")
-    told = refusal(caller, text, read_timeout_s=0.5)
-    assert f"Redis at localhost:{guarded_redis.port} over TLS did not answer (" in told
-    assert "TLS failed" in told
+    message = refusal(caller, text, read_timeout_s=0.5)
+    assert f"Redis at localhost:{guarded_redis.port} over TLS did not answer (" in message
+    assert "TLS failed" in message
 
 
 def test_a_server_with_tls_that_is_asked_without(tls_redis, caller):
-    told = refusal(caller, f"localhost:{tls_redis.port},password={PASSWORD}")
-    assert f"Redis at localhost:{tls_redis.port} did not answer" in told
+    message = refusal(caller, f"localhost:{tls_redis.port},password={PASSWORD}")
+    assert f"Redis at localhost:{tls_redis.port} did not answer" in message
 
 
 def test_the_address_of_a_client_says_tls(tls_redis, certificates):

@@ -105,7 +105,7 @@ def test_what_is_shown_has_no_secret(text, shown):
     assert "s3cret" not in repr(address)
 
 
-def test_all_mistakes_are_told_at_once_and_no_secret():
+def test_an_error_lists_all_mistakes_and_no_secret():
     where, text = mistakes("6379,ssl=maybe,db=x,pasword=s3cret,ssl_cert_reqs=s3cret")
     assert where == ["address", "ssl", "db", "option", "ssl_cert_reqs"]
     assert "s3cret" not in text
@@ -138,12 +138,12 @@ def test_all_mistakes_are_told_at_once_and_no_secret():
     ],
 )
 def test_a_mistake(text, where):
-    found, told = mistakes(text)
+    found, message = mistakes(text)
     assert found == where
-    assert "s3cret" not in told
+    assert "s3cret" not in message
 
 
-def test_a_type_that_is_none():
+def test_an_unknown_type():
     with pytest.raises(ValueError, match="redis_sentinel"):
         RedisOptions(redis_type="sentinel")
     assert mistakes("a:1,cluster=false", "redis_cluster")[0] == ["cluster"]
@@ -153,7 +153,7 @@ def test_a_type_that_is_none():
         connect(RedisOptions(redis_type="redis_cluster"), "unused")
 
 
-def test_files_of_certificates_are_looked_at_before_anything_connects(certificates, tmp_path):
+def test_certificate_files_are_checked_before_the_first_connection(certificates, tmp_path):
     absent, empty = tmp_path / "absent.pem", tmp_path / "empty.pem"
     empty.write_text("nothing\n")
     with pytest.raises(InputError) as caught:
@@ -168,17 +168,17 @@ def test_files_of_certificates_are_looked_at_before_anything_connects(certificat
         f"ssl_certfile: expected a file that can be read, got {tmp_path} (Is a directory)",
     ]
     certificate, other_key = certificates.certificate("client"), certificates.key("server")
-    where, told = mistakes(
+    where, message = mistakes(
         f"h:1,ssl=true,ssl_ca_certs={empty},ssl_certfile={certificate},ssl_keyfile={other_key}"
     )
     assert where == ["ssl_ca_certs", "ssl_certfile"]
-    assert f"expected certificates in PEM form, got {empty}, which has none" in told
-    assert f"{certificate} and {other_key}" in told
+    assert f"expected certificates in PEM form, got {empty}, which has none" in message
+    assert f"{certificate} and {other_key}" in message
     assert mistakes(f"h:1,ssl=true,ssl_keyfile={other_key}")[0] == ["ssl_certfile"]
     assert mistakes(f"h:1,ssl=true,ssl_certfile={certificate}")[0] == ["ssl_certfile"]
 
 
-def test_nobody_is_asked_for_the_password_of_a_key(certificates, tmp_path):
+def test_a_key_with_a_password_is_refused_without_a_prompt(certificates, tmp_path):
     key = serialization.load_pem_private_key(certificates.key("client").read_bytes(), None)
     locked = tmp_path / "locked.key"
     locked.write_bytes(
@@ -189,9 +189,9 @@ def test_nobody_is_asked_for_the_password_of_a_key(certificates, tmp_path):
         )
     )
     certificate = certificates.certificate("client")
-    where, told = mistakes(f"h:1,ssl=true,ssl_certfile={certificate},ssl_keyfile={locked}")
+    where, message = mistakes(f"h:1,ssl=true,ssl_certfile={certificate},ssl_keyfile={locked}")
     assert where == ["ssl_certfile"]
-    assert "without a password" in told
+    assert "without a password" in message
 
 
 def test_the_documents_name_every_option_and_what_a_user_needs():
