@@ -97,9 +97,11 @@ def point_in_time(
         opened = partial(
             open_history, read, clock=clock, repo_path=repo_path, span=span, snapshots=shared
         )
-        work = partial(_in_memory, keys=keys, read=read, clock=clock, config=config)
-        history, found = read_steadily(opened, lambda history: [history.files], work)
-        for name, column in _columns(found, history, read, with_times=with_times).items():
+        work = partial(
+            _in_memory, keys=keys, read=read, clock=clock, config=config, with_times=with_times
+        )
+        columns = read_steadily(opened, lambda history: [history.files], work)
+        for name, column in columns.items():
             answer = answer.append_column(name, column)
     return answer
 
@@ -111,13 +113,15 @@ def _in_memory(
     read: ViewRead,
     clock: VisibilityClock,
     config: EngineLimits | None,
-) -> tuple[History, pa.Table]:
-    """The answer of one view, as a table."""
+    with_times: bool,
+) -> dict[str, Any]:
+    """The columns that one view adds."""
     with closing(connect(config)) as connection:
         connection.register("entity_rows", history.joined_by(keys))
         require_times(partial(read_table, connection, what=history.what), history, read, clock)
         sql = _answer_sql(history, read, rows=keys.num_rows)
-        return history, read_table(connection, sql, what=history.what)
+        found = read_table(connection, sql, what=history.what)
+    return _columns(found, history, read, with_times=with_times)
 
 
 @dataclass(frozen=True)

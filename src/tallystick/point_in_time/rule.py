@@ -80,8 +80,8 @@ def visible_sql(clock: VisibilityClock) -> str:
     """The expression for when a row of a source became visible; the served clock has a journal."""
     if not requires_created(clock):
         return "event_us"
-    # Not greatest() alone, which passes over nulls.
-    return "CASE WHEN created_us IS NOT NULL THEN greatest(event_us, created_us) END"
+    # The later of both, or null: greatest() of the two themselves would pass over a null.
+    return "created_us + greatest(event_us - created_us, 0)"
 
 
 def folded_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
