@@ -178,10 +178,12 @@ def _collection(own: FeatureType) -> ValueCodec:
     code = member.struct_code
     pack, unpack = _array_packing(code) if code else _bytes_packing()
 
-    def stored(members: Sequence[Any]) -> bytes:
-        return bytes(pack(set_members(members) if own.kind is Kind.SET else members))
+    def packed_set(members: Sequence[Any]) -> Any:
+        return pack(set_members(members))
 
-    def from_values(value: Any) -> bytes:
+    stored = packed_set if own.kind is Kind.SET else pack
+
+    def from_values(value: Any) -> Any:
         if isinstance(value, str | bytes | dict):
             raise TypeError(type(value).__name__)
         return stored([from_python(each) for each in value])
@@ -190,7 +192,7 @@ def _collection(own: FeatureType) -> ValueCodec:
         members = unpack(content)
         return list(members) if to_python is None else [to_python(each) for each in members]
 
-    def from_proto(value: Any) -> bytes:
+    def from_proto(value: Any) -> Any:
         if value.WhichOneof("val") != field:
             raise TypeError(field)
         return stored(_mapped(from_field, getattr(value, field).val))
