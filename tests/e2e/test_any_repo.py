@@ -137,7 +137,7 @@ def test_the_repo_of_feast_init_runs_through_the_whole_loop(repo, tmp_path):
     ).replace("Feature", "feature")
     tally(repo, "apply")
     assert "model driver_ok: 3 features" in tally(repo, "check")
-    assert "driver_hourly_stats: 5 written" in tally(repo, "materialize")
+    assert "driver_hourly_stats: 5 rows written" in tally(repo, "materialize")
     # Every row of this repo was created when the repo was made, so the past is only to be had under
     # the event clock.
     refused = tally(repo, "train", "driver_ok", code=1)
