@@ -32,7 +32,8 @@ def query_history(
     Raises:
         DataError: The source is not as declared.
     """
-    from tallystick.offline_store.duckdb_connection import connect, offline_config
+    from tallystick.offline_store.duckdb_connection import connect
+    from tallystick.offline_store.duckdb_store import offline_config
     from tallystick.offline_store.sources.consistent_read import read_steadily
     from tallystick.offline_store.view_history import open_history
     from tallystick.retrieval.model_features import view_reads

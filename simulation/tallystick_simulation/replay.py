@@ -18,7 +18,7 @@ from tallystick.clock import SimulatedClock
 from tallystick.materialization.materializer import Materializer
 from tallystick.records.record_store import Decision, Incident, MonitorReport
 from tallystick_simulation.http_traffic import Traffic
-from tallystick_simulation.replay_history import PushFeed, Requests, by_minute, labels_of
+from tallystick_simulation.replay_history import PushFeed, ReplayRequests, by_minute, labels_of
 from tallystick_simulation.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Replay:
         """Play every day of the scenario; monitor and decide at the end of each week."""
         model = self._repo.model(self._scenario.model)
         inputs = self._repo.inputs(model)
-        requests = Requests(self._repo, model, inputs)
+        requests = ReplayRequests(self._repo, model, inputs)
         labels = labels_of(self._repo, model, set(self._scenario.days))
         # This data stays to the end: the garbage collector need not scan it again and again.
         gc.freeze()
@@ -126,7 +126,7 @@ class Replay:
         self.result.sent, self.result.calls = traffic.sent, traffic.calls
         return self.result
 
-    async def _play_day(self, traffic: Traffic, requests: Requests, start: datetime) -> None:
+    async def _play_day(self, traffic: Traffic, requests: ReplayRequests, start: datetime) -> None:
         self._clock.set(start)
         await self._refresh(traffic, start, catch_up=True)
         with self._watch.stage("labels"):

@@ -33,7 +33,7 @@ class KnownLabel:
     known_time: datetime
 
 
-class Requests:
+class ReplayRequests:
     """The requests of a model's population, by time.
 
     Args:
@@ -113,7 +113,7 @@ class PushFeed:
 def labels_of(repo: Repo, model: Model, days: Collection[date]) -> dict[LabelKey, KnownLabel]:
     """All labels: (keys…, request time) → the first value that became known.
 
-    Key values are as in JSON, as in the instances of :class:`Requests`.
+    Key values are as in JSON, as in the instances of :class:`ReplayRequests`.
 
     Args:
         repo: The repo.

@@ -66,7 +66,7 @@ def score(repo: Repo, model: str, first: Bundle, *, until: datetime) -> ReplaySc
         repo: The repo.
         model: The model.
         first: The first champion.
-        until: Requests before this time, with the labels known by then.
+        until: ReplayRequests before this time, with the labels known by then.
     """
     labels = read_labels(repo.state_dir, model, known_until=until)
     known: dict[str, int] = {}

@@ -11,7 +11,6 @@ from tallystick.clock import from_us, process_clock
 from tallystick.errors import StateError
 from tallystick.model_bundle.bundle import Champion
 from tallystick.model_bundle.compiled.form_comparison import Compilation
-from tallystick.offline_store.duckdb_connection import offline_config
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.progress import progress
 from tallystick.records.record_store import Decision, Incident, MonitorReport, load_records
@@ -155,6 +154,8 @@ def dataset(
         selection.check(definition)
         if selection.clock is VisibilityClock.SERVED:
             _require_journal(repo)
+        from tallystick.offline_store.duckdb_store import offline_config
+
         given = {"memory_limit": memory_limit, "spill_dir": spill_dir and spill_dir.as_posix()}
         return write_dataset(
             repo,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.errors import StateError
-from tallystick.offline_store.duckdb_connection import EngineLimits, offline_config
+from tallystick.offline_store.duckdb_connection import EngineLimits
 from tallystick.offline_store.point_in_time_join import BATCH_ROWS, stream_point_in_time, workspace
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.retrieval.model_features import (
@@ -105,6 +105,8 @@ def build_dataset(repo: Repo, model: Model, selection: RowSelection) -> Dataset:
         DefinitionError: The definitions cannot serve a model, or an on-demand view fails.
     """
     import pyarrow.parquet as pq
+
+    from tallystick.offline_store.duckdb_store import offline_config
 
     selection.check(model)
     inputs = repo.inputs(model)

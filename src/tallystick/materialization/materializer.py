@@ -128,7 +128,7 @@ class Materializer:
         return done
 
     def _run_view(self, name: str, *, until_us: int, now_us: int, again: bool) -> Materialized:
-        from tallystick.offline_store.duckdb_connection import offline_config
+        from tallystick.offline_store.duckdb_store import offline_config
         from tallystick.offline_store.newly_visible import Covered, file_digests, read_newly_visible
         from tallystick.offline_store.view_history import ViewRead
 

@@ -18,8 +18,6 @@ from tallystick.storage.locations import attach
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tallystick.definitions.feature_repo import Repo
-
 _NO_ROOM: Final = ("No space left", "File too large", "quota exceeded", "max_temp_directory_size")
 """How DuckDB says that a disk, or what may be used of it, is full."""
 
@@ -53,14 +51,6 @@ class DefaultLimits:
     memory_limit: str | None = None
     threads: int | None = None
     spill_dir: str | None = None
-
-
-def offline_config(repo: Repo) -> Any:
-    """The offline store's settings; Tallystick's defaults where the repo uses another store."""
-    from tallystick.offline_store import DuckDBOfflineStoreConfig
-
-    config = repo.store.config.offline_store
-    return config if isinstance(config, DuckDBOfflineStoreConfig) else DuckDBOfflineStoreConfig()
 
 
 def connect(config: EngineLimits | None = None) -> Any:

@@ -9,6 +9,7 @@ from typing import Literal
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from pydantic import Field
 
+from tallystick.definitions.feature_repo import Repo
 from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.entity_rows import changes_between
 from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
@@ -38,6 +39,12 @@ class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     spill_dir: str | None = Field(
         default=None, description="Folder for what does not fit; default the system's temporary."
     )
+
+
+def offline_config(repo: Repo) -> DuckDBOfflineStoreConfig:
+    """The offline store's settings; Tallystick's defaults where the repo uses another store."""
+    config = repo.store.config.offline_store
+    return config if isinstance(config, DuckDBOfflineStoreConfig) else DuckDBOfflineStoreConfig()
 
 
 class DuckDBOfflineStore(PointInTimeOfflineStore):

@@ -36,7 +36,7 @@ class MissingKeyError(InputError, KeyError):
 
 
 @dataclass(frozen=True, slots=True)
-class ViewRead:
+class OnlineRead:
     """One view of one read.
 
     Attributes:
@@ -102,7 +102,7 @@ def read_of(
     table: Any,
     entity_keys: Sequence[EntityKey],
     requested: Sequence[str] | None,
-) -> ViewRead:
+) -> OnlineRead:
     """The read of one view; each entity is read once."""
     spec = spec_of(table, entity_keys)
     # Feast's own stores take no names for all of them, and answer with nulls for unknown ones.
@@ -110,7 +110,7 @@ def read_of(
     known = [name for name in columns if name in spec.column_names]
     keys = [proto_key(config.project, entity_key) for entity_key in entity_keys]
     unique = {key: index for index, key in enumerate(dict.fromkeys(key for key in keys if key))}
-    return ViewRead(
+    return OnlineRead(
         table=table,
         columns=columns,
         decoder=ViewDecoder(spec, known, protos=True, name=stored_name(config, table)),
@@ -124,7 +124,7 @@ def reads_of(
     grouped_refs: Sequence[tuple[Any, Sequence[str]]],
     join_key_values: Mapping[str, Sequence[Value]],
     join_keys_of_entities: Mapping[str, str],
-) -> list[ViewRead]:
+) -> list[OnlineRead]:
     """The reads of several views, as Feast groups the requested features.
 
     Raises:
@@ -149,12 +149,12 @@ def reads_of(
     return reads
 
 
-def keys_of(reads: Sequence[ViewRead]) -> list[bytes]:
+def keys_of(reads: Sequence[OnlineRead]) -> list[bytes]:
     """The Redis keys of several reads, each once."""
     return list(dict.fromkeys(key for read in reads for key in read.keys))
 
 
-def add_definition(reads: Sequence[ViewRead], tag: bytes, stored: bytes | None) -> None:
+def add_definition(reads: Sequence[OnlineRead], tag: bytes, stored: bytes | None) -> None:
     """Give a definition to the reads of its view.
 
     Raises:
@@ -165,7 +165,7 @@ def add_definition(reads: Sequence[ViewRead], tag: bytes, stored: bytes | None) 
             read.decoder.add_definition(tag, stored)
 
 
-def decoded(reads: Sequence[ViewRead], found: Mapping[bytes, bytes | None]) -> list[ViewRows]:
+def decoded(reads: Sequence[OnlineRead], found: Mapping[bytes, bytes | None]) -> list[ViewRows]:
     """The rows of each read, as of now.
 
     Raises:
@@ -176,7 +176,7 @@ def decoded(reads: Sequence[ViewRead], found: Mapping[bytes, bytes | None]) -> l
     return [read.decoder.decode(read.rows(found), request_time_us=now_us) for read in reads]
 
 
-def answers_of(read: ViewRead, rows: ViewRows) -> list[Answer]:
+def answers_of(read: OnlineRead, rows: ViewRows) -> list[Answer]:
     """What ``online_read`` answers: event time and values of each row, or two times None."""
     answers: list[Answer] = []
     for index in read.indices:
@@ -196,7 +196,7 @@ _FIELD_STATUS = {status: FieldStatus.Value(status) for status in Status}
 
 
 def fill(
-    response: GetOnlineFeaturesResponse, read: ViewRead, rows: ViewRows, *, full_names: bool
+    response: GetOnlineFeaturesResponse, read: OnlineRead, rows: ViewRows, *, full_names: bool
 ) -> None:
     """Append one view's columns to Feast's answer."""
     view = read.table.projection.name_to_use()

@@ -28,7 +28,7 @@ from tallystick.errors import DataError, Problem
 from tallystick.online_store.entity_keys import definitions_key, proto_key
 from tallystick.online_store.feast_reads import (
     Answer,
-    ViewRead,
+    OnlineRead,
     add_definition,
     add_version,
     answers_of,
@@ -214,7 +214,7 @@ class RedisOnlineStore(OnlineStore):  # type: ignore[misc]
         """See :meth:`_read_features_per_fv`."""
         await asyncio.to_thread(self._read_features_per_fv, *args)
 
-    def _fetch(self, config: RepoConfig, reads: Sequence[ViewRead]) -> list[ViewRows]:
+    def _fetch(self, config: RepoConfig, reads: Sequence[OnlineRead]) -> list[ViewRows]:
         client = self._connected(config)
         keys = keys_of(reads)
         with redis_errors(client):

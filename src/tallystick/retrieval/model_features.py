@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs, ViewUse
 from tallystick.definitions.feature_types import arrow_type
-from tallystick.offline_store.duckdb_connection import offline_config
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
 
@@ -46,6 +45,7 @@ def stored_values(
         DataError: A source cannot be read as declared.
         InputError: The entity rows lack a key.
     """
+    from tallystick.offline_store.duckdb_store import offline_config
     from tallystick.offline_store.point_in_time_join import point_in_time
 
     return point_in_time(
