@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tallystick.clock import from_us
 from tallystick.definitions.feature_view import Column, ViewSpec
-from tallystick.offline_store.view_history import ViewRead
+from tallystick.offline_store.view_read import ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
 
 START_US = 1_356_998_400_000_000

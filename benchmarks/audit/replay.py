@@ -30,7 +30,7 @@ from tallystick.definitions.feature_view import ViewSpec
 from tallystick.materialization.materializer import Materializer
 from tallystick.model_bundle.bundle import Bundle, load_bundle, read_champion
 from tallystick.offline_store.newly_visible import Covered, file_digests, read_newly_visible
-from tallystick.offline_store.view_history import ViewRead
+from tallystick.offline_store.view_read import ViewRead
 from tallystick.online_store.entity_keys import EntityKeys
 from tallystick.online_store.redis_connection import connect
 from tallystick.online_store.table_writer import write_table

@@ -12,7 +12,7 @@ from tallystick.retrieval.expected_values import view_clock
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
-    from tallystick.offline_store.view_history import History, ViewRead
+    from tallystick.offline_store.view_read import History, ViewRead
 
 Answer = TypeVar("Answer")
 

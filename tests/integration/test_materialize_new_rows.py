@@ -21,7 +21,7 @@ from tallystick.errors import DataError, StateError
 from tallystick.materialization.materializer import Materializer
 from tallystick.offline_store.duckdb_connection import DefaultLimits
 from tallystick.offline_store.newly_visible import BATCH_ROWS, read_newly_visible
-from tallystick.offline_store.view_history import ViewRead
+from tallystick.offline_store.view_read import ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.storage.atomic_files import replacing
 

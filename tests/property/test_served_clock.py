@@ -19,7 +19,7 @@ from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import StateError, UnavailableError
 from tallystick.offline_store.point_in_time_join import point_in_time
-from tallystick.offline_store.view_history import ViewRead
+from tallystick.offline_store.view_read import ViewRead
 from tallystick.online_store.entity_keys import ttls_key
 from tallystick.online_store.journal.journal_entry import entry_of_table
 from tallystick.online_store.journal.write_journal import (

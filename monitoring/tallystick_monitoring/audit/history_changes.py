@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallystick.definitions.feature_repo import Repo
-    from tallystick.offline_store.view_history import History, ViewRead
+    from tallystick.offline_store.view_read import History, ViewRead
     from tallystick.prediction_log.log_reader import LogPart
 
 BUCKETS: Final = 256

@@ -14,7 +14,7 @@ from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.definitions.feature_view import NO_ENTITY_KEY
 from tallystick.offline_store.duckdb_connection import read_table
-from tallystick.offline_store.view_history import History, ViewRead
+from tallystick.offline_store.view_read import History, ViewRead
 from tallystick_monitoring.history_query import query_history
 
 if TYPE_CHECKING:

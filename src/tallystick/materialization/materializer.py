@@ -130,7 +130,7 @@ class Materializer:
     def _run_view(self, name: str, *, until_us: int, now_us: int, again: bool) -> Materialized:
         from tallystick.offline_store.duckdb_store import offline_config
         from tallystick.offline_store.newly_visible import Covered, file_digests, read_newly_visible
-        from tallystick.offline_store.view_history import ViewRead
+        from tallystick.offline_store.view_read import ViewRead
 
         spec, client, project = self._specs[name], self._client, self._repo.project
         start = begin_run(client, project, name, again=again)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         SparkOfflineStore,
         SparkOfflineStoreConfig,
     )
-    from tallystick.offline_store.view_history import ViewRead
+    from tallystick.offline_store.view_read import ViewRead
 
 __all__ = [
     "DuckDBOfflineStore",
@@ -38,7 +38,7 @@ _HOMES = {
     "DuckDBOfflineStoreConfig": "duckdb_store",
     "SparkOfflineStore": "spark.spark_store",
     "SparkOfflineStoreConfig": "spark.spark_store",
-    "ViewRead": "view_history",
+    "ViewRead": "view_read",
     "connect": "duckdb_connection",
     "point_in_time": "point_in_time_join",
     "read_newly_visible": "newly_visible",

@@ -16,7 +16,8 @@ from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.file_source import Snapshots
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect, key_type
-from tallystick.offline_store.view_history import History, ViewRead, open_history
+from tallystick.offline_store.view_history import open_history
+from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
 
 if TYPE_CHECKING:

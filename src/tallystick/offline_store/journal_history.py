@@ -23,7 +23,7 @@ from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import StateError
 from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, common_schema
 from tallystick.offline_store.sql_dialect import DUCKDB
-from tallystick.offline_store.view_history import History, ViewRead
+from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.online_store.journal.journal_entry import (
     CREATED,
     EVENT,

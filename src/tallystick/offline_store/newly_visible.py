@@ -22,14 +22,8 @@ from tallystick.offline_store.duckdb_connection import EngineLimits, connect, re
 from tallystick.offline_store.sources.consistent_read import changed_files, read_steadily
 from tallystick.offline_store.sources.file_source import SourceFiles
 from tallystick.offline_store.sources.pruning import Bounds, pruned
-from tallystick.offline_store.view_history import (
-    History,
-    ViewRead,
-    history_of,
-    open_history,
-    require_times,
-    typed,
-)
+from tallystick.offline_store.view_history import history_of, open_history, require_times, typed
+from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import VisibilityClock, newest_sql
 
 if TYPE_CHECKING:

@@ -35,13 +35,8 @@ from tallystick.offline_store.entity_rows import (
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.file_source import Snapshots
 from tallystick.offline_store.sources.pruning import Span, span_of
-from tallystick.offline_store.view_history import (
-    History,
-    ViewRead,
-    open_history,
-    require_times,
-    typed,
-)
+from tallystick.offline_store.view_history import open_history, require_times, typed
+from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.feature_status import Status
 from tallystick.point_in_time.rule import VisibilityClock, as_of_sql, values_sql
 from tallystick.storage.atomic_files import scratch_folder

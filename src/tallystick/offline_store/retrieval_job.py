@@ -23,7 +23,7 @@ from tallystick.errors import DefinitionError, InputError
 from tallystick.offline_store.pull import Pull
 from tallystick.offline_store.sources.file_source import is_delta
 from tallystick.offline_store.sources.parquet_writer import put_dataset
-from tallystick.offline_store.view_history import ViewRead
+from tallystick.offline_store.view_read import ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.storage.locations import location_of
 

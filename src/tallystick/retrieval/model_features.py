@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallystick.definitions.feature_repo import Repo
-    from tallystick.offline_store.view_history import ViewRead
+    from tallystick.offline_store.view_read import ViewRead
 
 
 def stored_values(
@@ -61,7 +61,7 @@ def stored_values(
 
 def view_reads(repo: Repo, uses: Sequence[ViewUse]) -> list[ViewRead]:
     """How the offline store reads the views of ``uses``."""
-    from tallystick.offline_store.view_history import ViewRead
+    from tallystick.offline_store.view_read import ViewRead
 
     return [
         ViewRead(

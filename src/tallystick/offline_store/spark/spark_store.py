@@ -30,13 +30,8 @@ from tallystick.offline_store.sources.file_source import SourceFiles
 from tallystick.offline_store.spark.as_of_join import as_of_sql
 from tallystick.offline_store.spark.spark_session import open_session, read_table
 from tallystick.offline_store.spark.spark_source import SPARK, SparkRows, open_rows, restored
-from tallystick.offline_store.view_history import (
-    History,
-    ViewRead,
-    history_of,
-    require_times,
-    typed,
-)
+from tallystick.offline_store.view_history import history_of, require_times, typed
+from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
 
 FEW_REQUESTS: Final = 100_000
