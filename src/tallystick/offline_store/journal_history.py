@@ -21,7 +21,8 @@ from tallystick.clock import SECOND_US
 from tallystick.definitions.feature_repo import state_dir
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import StateError
-from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, common_schema
+from tallystick.offline_store.sources.file_source import common_schema
+from tallystick.offline_store.sources.source_files import POSITION, SourceFiles
 from tallystick.offline_store.sql_dialect import DUCKDB
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.online_store.journal.journal_entry import (

@@ -20,8 +20,8 @@ from tallystick.definitions.feature_view import digest
 from tallystick.errors import DataError
 from tallystick.offline_store.duckdb_connection import EngineLimits, connect, read_table
 from tallystick.offline_store.sources.consistent_read import changed_files, read_steadily
-from tallystick.offline_store.sources.file_source import SourceFiles
 from tallystick.offline_store.sources.pruning import Bounds, pruned
+from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.offline_store.view_history import history_of, open_history, require_times, typed
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import VisibilityClock, newest_sql

@@ -14,8 +14,9 @@ from tallystick.definitions.feature_view import NO_ENTITY_KEY
 from tallystick.errors import DataError, Problem
 from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.sources.consistent_read import read_steadily
-from tallystick.offline_store.sources.file_source import POSITION, SourceFiles, open_source
+from tallystick.offline_store.sources.file_source import open_source
 from tallystick.offline_store.sources.pruning import Bounds, pruned
+from tallystick.offline_store.sources.source_files import POSITION, SourceFiles
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.offline_store.view_history import NO_TIME
 from tallystick.point_in_time.rule import latest_sql

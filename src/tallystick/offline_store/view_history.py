@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tallystick.definitions.exact_cast import converted, family, fits
 from tallystick.errors import DataError, DefinitionError, Problem
 from tallystick.offline_store.journal_history import open_journal
-from tallystick.offline_store.sources.file_source import (
-    POSITION,
-    Snapshots,
-    SourceFiles,
-    open_source,
-)
+from tallystick.offline_store.sources.file_source import Snapshots, open_source
 from tallystick.offline_store.sources.pruning import (
     Bounds,
     Span,
@@ -23,6 +18,7 @@ from tallystick.offline_store.sources.pruning import (
     have_no_nulls,
     pruned,
 )
+from tallystick.offline_store.sources.source_files import POSITION, SourceFiles
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import VisibilityClock, requires_created, visible_sql

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
 from tallystick.errors import InputError, Problem, did_you_mean
-from tallystick.offline_store.sources.file_source import POSITION, SourceFiles
+from tallystick.offline_store.sources.source_files import POSITION, SourceFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa

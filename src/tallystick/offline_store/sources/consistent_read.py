@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from tallystick.errors import DataError
-from tallystick.offline_store.sources.file_source import SourceFiles
+from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.storage.locations import store_errors
 
 Opened = TypeVar("Opened")

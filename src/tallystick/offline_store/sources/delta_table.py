@@ -18,8 +18,8 @@ from urllib.parse import unquote
 
 from tallystick.definitions.exact_cast import family
 from tallystick.errors import DataError, MissingExtraError, TallystickError, UnavailableError
-from tallystick.offline_store.sources.file_source import SourceFiles
 from tallystick.offline_store.sources.hive_partitions import SQL_TYPES, list_sql
+from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.point_in_time.rule import quoted
 from tallystick.storage.locations import (
     CONNECT_TIMEOUT_S,

@@ -1,20 +1,18 @@
-"""The files behind a Feast ``FileSource``: which they are, and what columns they have."""
+"""Opens a Feast ``FileSource``: which files it has now, and which columns they share."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from itertools import compress
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.errors import DataError, DefinitionError
-from tallystick.offline_store.sources.hive_partitions import Partitions, folder_values, list_sql
+from tallystick.offline_store.sources.delta_table import open_delta
+from tallystick.offline_store.sources.hive_partitions import folder_values
+from tallystick.offline_store.sources.source_files import SourceFiles, footers_of
 from tallystick.storage.locations import (
-    LOCAL,
     Location,
     Store,
     location_of,
@@ -25,96 +23,8 @@ from tallystick.storage.locations import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-POSITION = ("file_position", "row_position")
-"""Columns by which the rows of a source ascend: files by name, then rows within a file."""
-
 DELTA: Final = "DeltaFormat"
 """Feast's format of a source that is a Delta table."""
-
-
-@dataclass(frozen=True)
-class SourceFiles:
-    """The files of a source as they are now.
-
-    Attributes:
-        label: The source's path as its owner wrote it, for messages.
-        signature: Path, time of change in ns and size in bytes of each file, ordered by path.
-        schema: Columns of all files together, and those that folders' names give.
-        store: What they are in.
-        partitions: Column that the folders' names give → its value for each file.
-    """
-
-    label: str
-    signature: tuple[tuple[str, int, int], ...]
-    schema: pa.Schema
-    store: Store = LOCAL
-    partitions: Partitions = field(default_factory=dict)
-
-    are_fixed: ClassVar[bool] = False
-    """Whether no file is ever written under the name of one that was there."""
-
-    @property
-    def table_version(self) -> int | None:
-        """Version of the table that the files make up; None for files without a table's log."""
-        return None
-
-    @property
-    def states(self) -> tuple[Any, ...]:
-        """For each file a value that differs once it has other rows."""
-        return self.signature
-
-    @property
-    def footers(self) -> list[Any]:
-        """What each file says of itself: ``pyarrow.parquet.FileMetaData``."""
-        if self.store.is_local:
-            return [footer(self.store, each) for each in self.signature]
-        return footers_of(self.store, self.signature)
-
-    @cached_property
-    def rows(self) -> int:
-        """Number of rows in all files."""
-        return sum(each.num_rows for each in self.footers)
-
-    @property
-    def relation(self) -> str:
-        """The files as a DuckDB relation, in source order."""
-        if not self.partitions:
-            return self.read_sql
-        given = ", ".join(list_sql(name, values) for name, values in self.partitions.items())
-        return f"(SELECT *, file_index, file_row_number, {given} FROM {self.read_sql}) AS files"
-
-    @property
-    def read_sql(self) -> str:
-        """DuckDB's call that reads the files, with the columns that they have."""
-        paths = ", ".join(
-            "'" + self.store.address(path).replace("'", "''") + "'" for path, _, _ in self.signature
-        )
-        union = ", union_by_name = true" if len(self.signature) > 1 else ""
-        return f"read_parquet([{paths}], hive_partitioning = false{union})"
-
-    def only(self, wanted: list[bool]) -> SourceFiles:
-        """Some of the files, in their order; the schema stays that of all."""
-        import pyarrow as pa
-
-        mask = pa.array(wanted, pa.bool_())
-        return SourceFiles(
-            label=self.label,
-            signature=tuple(compress(self.signature, wanted)),
-            schema=self.schema,
-            store=self.store,
-            partitions={name: values.filter(mask) for name, values in self.partitions.items()},
-        )
-
-    def known_nulls(self, column: str) -> list[int | None]:  # noqa: ARG002 - unknown here
-        """Nulls of a column in each file, by what is known of it unopened; None for unknown."""
-        return [None] * len(self.signature)
-
-    def known_times(self, column: str) -> list[tuple[int, int] | None]:  # noqa: ARG002 - likewise
-        """Times between which a column is in each file, as :meth:`known_nulls`.
-
-        Both are included, in microseconds since 1970 in UTC.
-        """
-        return [None] * len(self.signature)
 
 
 Snapshots = dict[Location, SourceFiles]
@@ -162,8 +72,6 @@ def open_source(
         )
     location = source_location(source, repo_path)
     if is_delta(source, location):
-        from tallystick.offline_store.sources.delta_table import open_delta
-
         shared = {} if snapshots is None else snapshots
         if location not in shared:
             shared[location] = open_delta(location, path)
@@ -252,37 +160,6 @@ def _remote_files(location: Location) -> list[tuple[str, int, int]]:
     return [
         (info.path, info.mtime_ns or 0, info.size) for info in infos if info.type == FileType.File
     ]
-
-
-@lru_cache(maxsize=4096)
-def footer(store: Store, file: tuple[str, int, int]) -> Any:
-    """What a Parquet file says of itself: ``pyarrow.parquet.FileMetaData``.
-
-    Raises:
-        DataError: It is not Parquet.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path, _, size = file
-    if not size:
-        raise DataError(
-            f"{store.text(path)} is not a Parquet file that can be read: it is empty.",
-            hint="Remove it, or write it again.",
-        )
-    try:
-        return pq.read_metadata(path, filesystem=store.filesystem)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{store.text(path)} is not a Parquet file that can be read: {error}",
-            hint="Remove it, or write it again.",
-        ) from error
-
-
-def footers_of(store: Store, signature: Sequence[tuple[str, int, int]]) -> list[Any]:
-    """As :func:`footer`, of several files at once."""
-    with ThreadPoolExecutor(max_workers=16) as threads:
-        return list(threads.map(lambda file: footer(store, file), signature))
 
 
 @lru_cache(maxsize=256)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tallystick.clock import DAY_US, UNIT_US
-from tallystick.offline_store.sources.file_source import SourceFiles
+from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.point_in_time.rule import TTL_US_MAX, VisibilityClock, quoted, requires_created
 
 NS_SAFE_US: Final = 9_000_000_000_000_000

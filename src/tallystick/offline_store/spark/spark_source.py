@@ -14,12 +14,12 @@ from urllib.parse import unquote
 
 from tallystick.errors import DefinitionError
 from tallystick.offline_store.sources.file_source import (
-    SourceFiles,
     common_schema,
     is_delta,
     open_source,
     source_location,
 )
+from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.offline_store.spark.spark_session import in_spark
 from tallystick.offline_store.sql_dialect import Dialect
 from tallystick.storage.locations import LOCAL

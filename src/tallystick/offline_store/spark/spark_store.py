@@ -26,7 +26,7 @@ from tallystick.offline_store.entity_rows import (
 )
 from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
 from tallystick.offline_store.pull import Pull, all_rows_sql, answered, latest_rows_sql
-from tallystick.offline_store.sources.file_source import SourceFiles
+from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.offline_store.spark.as_of_join import as_of_sql
 from tallystick.offline_store.spark.spark_session import open_session, read_table
 from tallystick.offline_store.spark.spark_source import SPARK, SparkRows, open_rows, restored

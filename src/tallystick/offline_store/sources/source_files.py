@@ -1,0 +1,136 @@
+"""The files of a source, as one retrieval reads them: paths, schema, footers, SQL relation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import compress
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tallystick.errors import DataError
+from tallystick.offline_store.sources.hive_partitions import Partitions, list_sql
+from tallystick.storage.locations import LOCAL, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+POSITION = ("file_position", "row_position")
+"""Columns by which the rows of a source ascend: files by name, then rows within a file."""
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """The files of a source as they are now.
+
+    Attributes:
+        label: The source's path as its owner wrote it, for messages.
+        signature: Path, time of change in ns and size in bytes of each file, ordered by path.
+        schema: Columns of all files together, and those that folders' names give.
+        store: What they are in.
+        partitions: Column that the folders' names give → its value for each file.
+    """
+
+    label: str
+    signature: tuple[tuple[str, int, int], ...]
+    schema: pa.Schema
+    store: Store = LOCAL
+    partitions: Partitions = field(default_factory=dict)
+
+    are_fixed: ClassVar[bool] = False
+    """Whether no file is ever written under the name of one that was there."""
+
+    @property
+    def table_version(self) -> int | None:
+        """Version of the table that the files make up; None for files without a table's log."""
+        return None
+
+    @property
+    def states(self) -> tuple[Any, ...]:
+        """For each file a value that differs once it has other rows."""
+        return self.signature
+
+    @property
+    def footers(self) -> list[Any]:
+        """What each file says of itself: ``pyarrow.parquet.FileMetaData``."""
+        if self.store.is_local:
+            return [footer(self.store, each) for each in self.signature]
+        return footers_of(self.store, self.signature)
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows in all files."""
+        return sum(each.num_rows for each in self.footers)
+
+    @property
+    def relation(self) -> str:
+        """The files as a DuckDB relation, in source order."""
+        if not self.partitions:
+            return self.read_sql
+        given = ", ".join(list_sql(name, values) for name, values in self.partitions.items())
+        return f"(SELECT *, file_index, file_row_number, {given} FROM {self.read_sql}) AS files"
+
+    @property
+    def read_sql(self) -> str:
+        """DuckDB's call that reads the files, with the columns that they have."""
+        paths = ", ".join(
+            "'" + self.store.address(path).replace("'", "''") + "'" for path, _, _ in self.signature
+        )
+        union = ", union_by_name = true" if len(self.signature) > 1 else ""
+        return f"read_parquet([{paths}], hive_partitioning = false{union})"
+
+    def only(self, wanted: list[bool]) -> SourceFiles:
+        """Some of the files, in their order; the schema stays that of all."""
+        import pyarrow as pa
+
+        mask = pa.array(wanted, pa.bool_())
+        return SourceFiles(
+            label=self.label,
+            signature=tuple(compress(self.signature, wanted)),
+            schema=self.schema,
+            store=self.store,
+            partitions={name: values.filter(mask) for name, values in self.partitions.items()},
+        )
+
+    def known_nulls(self, column: str) -> list[int | None]:  # noqa: ARG002 - unknown here
+        """Nulls of a column in each file, by what is known of it unopened; None for unknown."""
+        return [None] * len(self.signature)
+
+    def known_times(self, column: str) -> list[tuple[int, int] | None]:  # noqa: ARG002 - likewise
+        """Times between which a column is in each file, as :meth:`known_nulls`.
+
+        Both are included, in microseconds since 1970 in UTC.
+        """
+        return [None] * len(self.signature)
+
+
+@lru_cache(maxsize=4096)
+def footer(store: Store, file: tuple[str, int, int]) -> Any:
+    """What a Parquet file says of itself: ``pyarrow.parquet.FileMetaData``.
+
+    Raises:
+        DataError: It is not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, _, size = file
+    if not size:
+        raise DataError(
+            f"{store.text(path)} is not a Parquet file that can be read: it is empty.",
+            hint="Remove it, or write it again.",
+        )
+    try:
+        return pq.read_metadata(path, filesystem=store.filesystem)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{store.text(path)} is not a Parquet file that can be read: {error}",
+            hint="Remove it, or write it again.",
+        ) from error
+
+
+def footers_of(store: Store, signature: Sequence[tuple[str, int, int]]) -> list[Any]:
+    """As :func:`footer`, of several files at once."""
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        return list(threads.map(lambda file: footer(store, file), signature))
