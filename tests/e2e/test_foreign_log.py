@@ -185,7 +185,7 @@ def test_an_hourly_job_that_stopped_and_a_column_that_was_cut(repo, tmp_path):
     out, findings = tmp_path / "report.json", tmp_path / "findings.parquet"
     options = ("--until", "2024-04-01", "--json", str(out), "--findings", str(findings))
     said = tally(repo, "audit", "dispatch", *options, "--fail-over", "0.01", code=1)
-    assert "there is no model to ask" in said
+    assert "predictions without a model" in said
     assert "unstamped   counts, loads" in said
     table = pq.read_table(findings)
     found = dict(

@@ -190,4 +190,4 @@ def test_a_time_column_may_be_a_feature(tmp_path):
     done = CliRunner().invoke(main, arguments)
     embedded_redis.stop(open_repo(repo).state_dir)
     assert done.exit_code == 0, repr(done.exception)
-    assert "shop_stats: 6 written" in done.output
+    assert "shop_stats: 6 rows written" in done.output

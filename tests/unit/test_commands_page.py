@@ -23,8 +23,14 @@ def listed(
     command: click.Command, name: str, parent: click.Context | None
 ) -> list[tuple[str, str]]:
     """The command's name and help, then those of its subcommands; hidden ones are left out."""
-    context = click.Context(command, info_name=name, parent=parent, terminal_width=96)
-    context.max_content_width = 96
+    context = click.Context(
+        command,
+        info_name=name,
+        parent=parent,
+        terminal_width=96,
+        max_content_width=96,
+        **command.context_settings,
+    )
     found = [(context.command_path, command.get_help(context))]
     if isinstance(command, click.Group):
         for each in command.list_commands(context):
