@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tallystick.definitions.contract import FeatureReference, ModelContract
 from tallystick.model_bundle.reference import shares_now
+from tallystick.prediction_log.log_reader import LogPart
 from tallystick.records.record_store import DriftReport, FeatureDrift
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.prediction_log.log_reader import LogPart
 
 PSI_MIN = 0.1
 """A smaller index is never called drift, however many rows there are."""
@@ -97,7 +94,5 @@ def _psi(now: Floats, then: Floats, *, rows_now: int, rows_then: int) -> float:
 
 
 def _column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray | None:
-    import pyarrow as pa
-
     chunks = [chunk for table in tables for chunk in table[name].chunks]
     return pa.chunked_array(chunks) if sum(map(len, chunks)) else None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick_monitoring.log_columns import Bools
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def same_bits(served: pa.Array, expected: pa.Array) -> Bools:
@@ -22,9 +21,6 @@ def same_bits(served: pa.Array, expected: pa.Array) -> Bools:
     Returns:
         Whether the values are the same, of shape (rows,).
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     served_null, expected_null = _nulls(served), _nulls(expected)
     kind = served.type
     if pa.types.is_list(kind) or pa.types.is_nested(kind):

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.point_in_time.feature_status import Status
 from tallystick.records.record_store import ViewFreshness
 from tallystick_monitoring.log_columns import NO_TIME, microseconds
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 
 REQUESTS_MIN = 10
 """Requests below which a view is not called stale."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_repo import Repo
+from tallystick.offline_store.duckdb_connection import connect
+from tallystick.offline_store.duckdb_store import offline_config
+from tallystick.offline_store.sources.consistent_read import read_steadily
+from tallystick.offline_store.view_history import open_history
+from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.expected_values import view_clock
-
-if TYPE_CHECKING:
-    from tallystick.definitions.feature_repo import Repo
-    from tallystick.offline_store.view_read import History, ViewRead
+from tallystick.retrieval.model_features import view_reads
 
 Answer = TypeVar("Answer")
 
@@ -32,12 +35,6 @@ def query_history(
     Raises:
         DataError: The source is not as declared.
     """
-    from tallystick.offline_store.duckdb_connection import connect
-    from tallystick.offline_store.duckdb_store import offline_config
-    from tallystick.offline_store.sources.consistent_read import read_steadily
-    from tallystick.offline_store.view_history import open_history
-    from tallystick.retrieval.model_features import view_reads
-
     (read,) = view_reads(repo, [use.model_copy(update={"columns": tuple(columns)})])
 
     def with_connection(history: History) -> Answer:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.clock import HOUR_US, arrow_from_us, arrow_to_us
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -32,8 +31,6 @@ def hours_of_times(column: Any) -> Int64s:
 
 def as_times(times_us: Int64s) -> pa.Array:
     """Microseconds since 1970 as an Arrow column of times, null for :data:`NO_TIME`."""
-    import pyarrow as pa
-
     return arrow_from_us(pa.array(times_us, mask=times_us == NO_TIME))
 
 
@@ -44,15 +41,11 @@ def is_true(column: Any) -> Bools:
 
 def is_value(column: Any, value: str) -> Bools:
     """Which rows of a column have this value."""
-    import pyarrow.compute as pc
-
     return is_true(pc.equal(column, value))
 
 
 def one_chunk(column: Any) -> pa.Array:
     """One array of a column that may come in chunks."""
-    import pyarrow as pa
-
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):
@@ -62,8 +55,6 @@ def one_chunk(column: Any) -> pa.Array:
 
 def texts(column: pa.Array) -> pa.Array:
     """Values as text; null stays null."""
-    import pyarrow as pa
-
     kind = column.type
     if pa.types.is_string(kind):
         return column

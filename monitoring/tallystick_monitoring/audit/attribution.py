@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.clock import HOUR_US
 from tallystick.definitions.contract import ModelContract
@@ -30,9 +31,6 @@ from tallystick_monitoring.log_columns import (
     microseconds,
     with_columns,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Columns = Callable[[ModelContract], Collection[str]]
 """Which columns of the log to read under a contract."""
@@ -78,9 +76,6 @@ class Attribution:
 
     def days(self, found: NewFindings) -> dict[str, DayUpdate]:
         """The days that have changed, with units, findings by contract, and doubtful views."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         hours = self.changes.hours
         names = pa.concat_arrays([pa.array([], pa.string()), *found.again])
         touched = self._days_touched(found)
@@ -131,8 +126,6 @@ class Attribution:
 
     def _with_causes(self, view: str, findings: pa.Table) -> pa.Table:
         """Findings of one view with the evidence of the whole log, and a cause."""
-        import pyarrow as pa
-
         if not findings.num_rows:
             return findings
         features = findings.select(["feature", "view"]).filter(pa.array(is_doubtful(findings)))
@@ -186,9 +179,6 @@ class Attribution:
     def _by_day(
         self, findings: pa.Table, found: NewFindings, touched: Sequence[str]
     ) -> dict[str, DayUpdate]:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         changes = self.changes
         units = self.state.units(touched)
         stays = ~np.isin(units["hour"].to_numpy(), changes.hours)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.clock import HOUR_US, from_us, to_us
 from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.feature_repo import Repo
 from tallystick.prediction_log.ledger import ledger_of
 from tallystick.prediction_log.log_reader import DamagedFile, read_log
 from tallystick.prediction_log.streams import PREDICTIONS
@@ -42,11 +45,6 @@ from tallystick_monitoring.log_columns import (
     microseconds,
 )
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.definitions.feature_repo import Repo
-
 EXEMPLARS_MAX: Final = 3
 """Mismatches shown in full for each cause."""
 
@@ -69,8 +67,6 @@ def report(
     Returns:
         The report, and the findings of these requests.
     """
-    import pyarrow as pa
-
     span = (to_us(start), to_us(end))
     first, last = span[0] // HOUR_US, -(-span[1] // HOUR_US)
     days = [day for day in state.days if day_of(first) <= day <= day_of(last - 1)]
@@ -210,14 +206,10 @@ def _damaged_segments(repo: Repo) -> Iterator[LogDamage]:
 
 
 def _where(table: pa.Table, column: str, value: str) -> pa.Table:
-    import pyarrow.compute as pc
-
     return table.filter(pc.equal(table[column], value))
 
 
 def _counts(table: pa.Table, column: str) -> dict[Any, int]:
-    import pyarrow.compute as pc
-
     found = pc.value_counts(table[column].combine_chunks()).to_pylist()
     return {each["values"]: each["counts"] for each in found}
 
@@ -255,8 +247,6 @@ def _quantile(counts: Int64s, share: float) -> float:
 
 
 def _effect(findings: pa.Table, contract_of: Callable[[str], ModelContract]) -> Effect:
-    import pyarrow.compute as pc
-
     _, firsts = np.unique(_numbers(request_names(findings)), return_index=True)
     few = findings.take(firsts)
     both = pc.and_(pc.is_valid(few["score_served"]), pc.is_valid(few["score_expected"]))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.clock import HOUR_US, from_us, to_us
 from tallystick.definitions.contract import ModelContract, ViewUse
+from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import DamagedError, StateError
 from tallystick.model_bundle.bundle import Bundle, load_bundle
 from tallystick.point_in_time.on_demand import Transforms
@@ -52,11 +55,6 @@ from tallystick_monitoring.log_columns import (
     is_value,
     with_columns,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.definitions.feature_repo import Repo
 
 VALUES_MAX: Final = 20_000_000
 """Values compared at once, unless one hour alone has more."""
@@ -273,8 +271,6 @@ class AuditRun:
             For each history its name, the definition of its view, and what
             :func:`history_changes` says of it.
         """
-        import pyarrow as pa
-
         hashes = set(self._units["contract"].unique().to_pylist()) | set(changes.contracts)
         uses: dict[str, list[tuple[str, ViewUse]]] = {}
         for contract_hash in sorted(hashes):
@@ -305,8 +301,6 @@ class AuditRun:
 
     def _batches(self, hours: Int64s, changes: LogChanges) -> Iterator[tuple[int, int]]:
         """Spans of hours, each with about as many values as may be compared at once."""
-        import pyarrow.compute as pc
-
         units = self._units
         counts: dict[tuple[str, int], int] = {}
         for table in (units.filter(pc.equal(units["kind"], "rows")), changes.rows):
@@ -357,9 +351,6 @@ class AuditRun:
         found: NewFindings,
     ) -> None:
         """Compare the requests of a part that have to be."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         hours = hours_of_times(part.table["request_time"])
         is_new = np.isin(hours, new)
         if is_new.any():
@@ -404,9 +395,6 @@ class AuditRun:
         self, result: ComparedPart, rows: Int64s, tables: Sequence[tuple[str | None, pa.Table]]
     ) -> Iterator[tuple[str | None, pa.Table]]:
         """Put in what the model says to the values as served, and to the expected ones."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         try:
             served, expected = scores(self._bundle(result.part.contract), result, rows)
         except (StateError, DamagedError):
@@ -432,8 +420,6 @@ class AuditRun:
 
 
 def _only(part: LogPart, rows: Bools) -> LogPart:
-    import pyarrow as pa
-
     if rows.all():
         return part
     return LogPart(part.contract, part.table.filter(pa.array(rows)))

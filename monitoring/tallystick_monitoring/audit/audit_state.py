@@ -18,8 +18,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tallystick.definitions.feature_view import digest
@@ -27,9 +31,7 @@ from tallystick.errors import DataError, StateError
 from tallystick.storage.atomic_files import replacing, write_text
 from tallystick.storage.locks import file_lock
 from tallystick_monitoring.audit.findings import together
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from tallystick_monitoring.audit.hourly_counts import schema
 
 STATE_VERSION: Final = 4
 """Version of the layout, of the rules by which causes are given, and of how history is hashed."""
@@ -117,8 +119,6 @@ def hash_schema() -> pa.Schema:
     One row per source file, hour in which rows became visible, hour before their event, and bucket
     of their keys: the number of these rows, and their hash.
     """
-    import pyarrow as pa
-
     whole = ("hour", "event_hour", "bucket", "rows", "mark")
     return pa.schema([("version", pa.string()), *((name, pa.int64()) for name in whole)])
 
@@ -192,8 +192,6 @@ class AuditState:
     """
 
     def __init__(self, folder: Path, *, is_new: bool = False) -> None:
-        import duckdb
-
         self._folder = folder
         # Another version of the engine may hash another way.
         self._content = _Content(engine=str(duckdb.__version__))
@@ -231,10 +229,6 @@ class AuditState:
 
     def units(self, days: Collection[str] | None = None) -> pa.Table:
         """What was compared on these days; on all by default. See :mod:`.hourly_counts`."""
-        import pyarrow as pa
-
-        from tallystick_monitoring.audit.hourly_counts import schema
-
         wanted = sorted(self.days) if days is None else sorted(set(days) & self.days.keys())
         tables = [self._read(self.days[day].units) for day in wanted]
         return pa.concat_tables([schema().empty_table(), *tables])
@@ -246,9 +240,6 @@ class AuditState:
 
     def hashes(self, file: SourceHashes, versions: Collection[str]) -> pa.Table:
         """The hashes of a view's history in a file, of these versions of source files."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if not versions:
             return hash_schema().empty_table()
         table = self._read(file.file).cast(hash_schema())
@@ -304,9 +295,6 @@ class AuditState:
                 path.unlink(missing_ok=True)
 
     def _read(self, name: str) -> pa.Table:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
             # Not as a part of a data set, which would add the folder's day as a column.
             return pq.ParquetFile(self._folder / name, page_checksum_verification=True).read()
@@ -317,8 +305,6 @@ class AuditState:
             ) from error
 
     def _write(self, name: str, table: pa.Table) -> str:
-        import pyarrow.parquet as pq
-
         with replacing(self._folder / name) as draft:
             pq.write_table(table, draft, compression="zstd", write_page_checksum=True)
         return name

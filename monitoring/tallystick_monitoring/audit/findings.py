@@ -24,9 +24,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_types import arrow_type
@@ -34,9 +37,6 @@ from tallystick.errors import DataError
 from tallystick.storage.atomic_files import replacing
 from tallystick_monitoring.audit.cause_rules import Evidence
 from tallystick_monitoring.log_columns import Bools, Int64s, microseconds
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ORDER: Final = (
     ("request_time", "ascending"),
@@ -64,8 +64,6 @@ _SCORES: Final = ("prediction", "score_served", "score_expected")
 
 def schema(entities: Sequence[Any] = ()) -> pa.Schema:
     """The schema of findings whose entity keys are these Arrow fields, named ``entity.<key>``."""
-    import pyarrow as pa
-
     moment = pa.timestamp("us", tz="UTC")
     return pa.schema(
         [
@@ -84,8 +82,6 @@ def together(tables: Iterable[pa.Table]) -> pa.Table:
 
     An entity key that one contract lacks is null there; one of several types becomes text.
     """
-    import pyarrow as pa
-
     given = [table for table in tables if table.num_rows]
     if not given:
         return schema().empty_table()
@@ -104,9 +100,6 @@ def request_names(table: pa.Table, contract: str | None = None) -> pa.Array:
 
     Another server's log may give an id of its own more than once: so time and contract are in it.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     times = table["request_time"].cast(pa.int64()).cast(pa.string())
     owner = table["contract"] if contract is None else contract
     names = pc.binary_join_element_wise(times, owner, table["prediction_id"], " ").combine_chunks()
@@ -118,8 +111,6 @@ def with_entities(findings: pa.Table, contracts: Sequence[ModelContract]) -> pa.
 
     A key of several types is text.
     """
-    import pyarrow as pa
-
     kinds: dict[str, set[Any]] = {}
     for contract in contracts:
         for key in contract.entity_keys:
@@ -133,8 +124,6 @@ def with_entities(findings: pa.Table, contracts: Sequence[ModelContract]) -> pa.
 
 
 def _as_text(table: pa.Table, name: str) -> pa.Table:
-    import pyarrow as pa
-
     if name not in table.column_names:
         return table
     index = table.schema.get_field_index(name)
@@ -171,8 +160,6 @@ def write_findings(path: Path, findings: pa.Table) -> None:
     Raises:
         DataError: It cannot be written.
     """
-    import pyarrow.parquet as pq
-
     try:
         with replacing(path) as draft:
             pq.write_table(findings, draft, compression="zstd")

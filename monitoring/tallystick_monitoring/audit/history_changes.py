@@ -15,26 +15,25 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from tallystick.clock import HOUR_US, SECOND_US, SystemClock
 from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_view import digest
+from tallystick.offline_store.duckdb_connection import connect, read_table
+from tallystick.offline_store.view_history import history_of
+from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.prediction_log.log_reader import LogPart
 from tallystick.retrieval.expected_values import view_clock
 from tallystick_monitoring.audit.audit_state import AuditState, HistoryUpdate, hash_schema
 from tallystick_monitoring.audit.value_comparison import key_columns
 from tallystick_monitoring.history_query import query_history
 from tallystick_monitoring.log_columns import Bools, Int64s, hours_of_times
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.definitions.feature_repo import Repo
-    from tallystick.offline_store.view_read import History, ViewRead
-    from tallystick.prediction_log.log_reader import LogPart
 
 BUCKETS: Final = 256
 NEVER: Final = np.iinfo(np.int64).max
@@ -83,8 +82,6 @@ def history_changes(
     Raises:
         DataError: The source is not as declared.
     """
-    import pyarrow as pa
-
     name, clock = history_name(uses[0], clock), view_clock(uses[0], clock)
     columns = sorted({column for use in uses for column in use.columns})
     identity = _identity(repo, uses[0], columns, clock)
@@ -148,10 +145,6 @@ def _hashed(
     The table has the columns ``version``, ``hour``, ``event_hour``, ``bucket``, ``rows`` and
     ``mark``.
     """
-    import pyarrow as pa
-
-    from tallystick.offline_store.duckdb_connection import read_table
-    from tallystick.offline_store.view_history import history_of
 
     def hash_new(history: History, read: ViewRead, connection: Any) -> tuple[list[str], pa.Table]:
         versions, file = _versions(history, clock), "file_position"
@@ -207,10 +200,6 @@ def _since(
     now: Sequence[pa.Table], before: Sequence[pa.Table], covered: int, *, by_event: bool
 ) -> Int64s:
     """The first hour before ``covered`` in which the rows of each bucket are others."""
-    import pyarrow as pa
-
-    from tallystick.offline_store.duckdb_connection import connect
-
     hour = "least(hour, event_hour)" if by_event else "hour"
     empty = hash_schema().empty_table()
     with closing(connect()) as connection:
@@ -230,10 +219,6 @@ def _since(
 
 def reopened(part: LogPart, since: Mapping[str, Int64s]) -> Bools:
     """Which requests of a part of the log may have another answer, as history has changed."""
-    import pyarrow as pa
-
-    from tallystick.offline_store.duckdb_connection import connect
-
     hours = hours_of_times(part.table["request_time"])
     result = np.zeros(part.table.num_rows, dtype=np.bool_)
     for use in part.contract.views:

@@ -8,13 +8,18 @@ second of that time. It is the one with the value that was served, if any versio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.exact_cast import log_column
+from tallystick.definitions.feature_repo import Repo
+from tallystick.offline_store.duckdb_connection import read_table
+from tallystick.offline_store.view_history import typed
+from tallystick.offline_store.view_read import History, ViewRead
 from tallystick_monitoring.audit.findings import evidence_of
 from tallystick_monitoring.audit.value_comparison import key_columns
 from tallystick_monitoring.history_query import Answer, query_history
@@ -28,12 +33,6 @@ from tallystick_monitoring.log_columns import (
     texts,
     with_columns,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.definitions.feature_repo import Repo
-    from tallystick.offline_store.view_read import History, ViewRead
 
 
 def rows_in_history(
@@ -52,8 +51,6 @@ def rows_in_history(
     """
 
     def ask(history: History, _: ViewRead, connection: Any) -> pa.Table:
-        from tallystick.offline_store.duckdb_connection import read_table
-
         names = ", ".join(history.keys)
         created = "coalesce(created_us, event_us)"
         return read_table(
@@ -84,8 +81,6 @@ def rows_in_history(
 
 def with_identified_rows(repo: Repo, findings: pa.Table, use: ViewUse) -> pa.Table:
     """Findings with the row of history for values whose store does not say which row it served."""
-    import pyarrow as pa
-
     e = evidence_of(findings)
     # A value that is served ahead of its event is early, whichever version it is of.
     is_early = e.served_event_us > e.request_us
@@ -212,9 +207,6 @@ def rows_with_values(
 
 def _register_versions(connection: Any, history: History, read: ViewRead, condition: str) -> None:
     """Put history's versions of the requested keys, with values as text, into ``versions``."""
-    from tallystick.offline_store.duckdb_connection import read_table
-    from tallystick.offline_store.view_history import typed
-
     same = " AND ".join(f"history.{key} = requested.{key}" for key in history.keys)
     rows = read_table(
         connection,
@@ -244,8 +236,6 @@ def _answer(
     Raises:
         DataError: The source is not as declared.
     """
-    import pyarrow as pa
-
     table = pa.table(dict(requested))
     table = table.append_column("row", pa.array(np.arange(table.num_rows)))
 

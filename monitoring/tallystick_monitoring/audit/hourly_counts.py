@@ -20,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import log
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.point_in_time.feature_status import Status
+from tallystick.prediction_log.log_reader import LogPart
 from tallystick_monitoring.equality import same_bits
 from tallystick_monitoring.log_columns import (
     NO_TIME,
@@ -36,18 +38,11 @@ from tallystick_monitoring.log_columns import (
     one_chunk,
 )
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.prediction_log.log_reader import LogPart
-
 _WIDTH: Final = log(1.05)
 
 
 def schema() -> pa.Schema:
     """The schema of the counts."""
-    import pyarrow as pa
-
     return pa.schema(
         [
             pa.field("contract", pa.string()),
@@ -63,8 +58,6 @@ def schema() -> pa.Schema:
 
 def counted(part: LogPart) -> pa.Table:
     """Count a part of the log, but for its rows: ``rows``."""
-    import pyarrow as pa
-
     hours = hours_of_times(part.table["request_time"])
     tables = [schema().empty_table()]
     for kind, name, buckets, rows in _things(part):
@@ -126,8 +119,6 @@ def age_of(bucket: float) -> float:
 def _table(
     contract: ModelContract, hours: Int64s, *, kind: str, name: str, buckets: Int64s
 ) -> pa.Table:
-    import pyarrow as pa
-
     # Hours since 1970 and buckets are small: one number tells both.
     pairs, counts = np.unique(hours * 65_536 + buckets, return_counts=True)
     rows = len(pairs)

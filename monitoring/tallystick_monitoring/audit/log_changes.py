@@ -8,21 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from tallystick.clock import HOUR_US, from_us
 from tallystick.definitions.contract import ModelContract
+from tallystick.definitions.feature_repo import Repo
+from tallystick.offline_store.duckdb_connection import connect
 from tallystick.prediction_log.log_reader import DamagedFile, LogPart, day_versions, read_log
 from tallystick_monitoring.audit.audit_state import AuditState
 from tallystick_monitoring.audit.hourly_counts import schema
 from tallystick_monitoring.log_columns import Int64s, hours_of_times, is_value
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.definitions.feature_repo import Repo
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,6 @@ def log_changes(
     The frontier is the last known hour, which usually has more requests by now. Files that cannot
     be read are left out and added to ``damaged``.
     """
-    import pyarrow as pa
-
     first, last = hours
     versions = day_versions(repo.state_dir, model)
     torn = _torn(damaged)
@@ -143,10 +138,6 @@ def _is_whole(day: str, hours: tuple[int, int]) -> bool:
 
 def _rows(part: LogPart) -> pa.Table:
     """Count the rows of each hour, and hash their ids."""
-    import pyarrow as pa
-
-    from tallystick.offline_store.duckdb_connection import connect
-
     ids = pa.table(
         {
             "hour": hours_of_times(part.table["request_time"]),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.definitions.feature_view import ViewSpec
+from tallystick.offline_store.duckdb_connection import connect
 from tallystick.point_in_time.feature_status import Status
+from tallystick.prediction_log.log_reader import LogPart
 from tallystick_monitoring.audit.cause_rules import same_row
 from tallystick_monitoring.audit.findings import ENTITY, evidence_of, flag
 from tallystick_monitoring.audit.value_comparison import key_columns
@@ -25,12 +29,6 @@ from tallystick_monitoring.log_columns import (
     texts,
     with_columns,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.prediction_log.log_reader import LogPart
-
 
 _SIGHTED_TIMES: Final = ("status", "event_time", "created_time", "write_time")
 _RANK_SQL: Final = "(event_us::HUGEINT * 18446744073709551616 + created_us)"
@@ -47,9 +45,6 @@ def sightings(
         (null where nothing was online, or the store does not say), ``write_us`` (likewise),
         ``value_<feature>``. None if the log has no such request.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     types = {each.name: each.dtype for each in spec.columns}
     known = [column for column in columns if column in types]
     tables = []
@@ -121,10 +116,6 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
         seen: By :func:`sightings`, of the whole log; with the values of the features of those that
             are :func:`is_doubtful`.
     """
-    import pyarrow as pa
-
-    from tallystick.offline_store.duckdb_connection import connect
-
     e = evidence_of(findings)
     names = ", ".join(keys.column_names)
     same = " AND ".join(f"a.{name} IS NOT DISTINCT FROM b.{name}" for name in keys.column_names)
@@ -208,8 +199,6 @@ _WRITTEN_SINCE_SQL: Final = """
 
 def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
     """Whether another request was served the row of a finding with history's value."""
-    import pyarrow as pa
-
     result = np.zeros(findings.num_rows, dtype=np.bool_)
     places = np.flatnonzero(among)
     few = findings.select(["feature", "view", "expected"]).take(places)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 
 from tallystick.model_bundle.bundle import Bundle
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.retrieval.expected_values import recomputed
 from tallystick_monitoring.audit.value_comparison import ComparedPart
 from tallystick_monitoring.log_columns import Floats
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def scores(bundle: Bundle, found: ComparedPart, rows: Any) -> tuple[Floats, Floats]:
@@ -39,8 +38,6 @@ def scores(bundle: Bundle, found: ComparedPart, rows: Any) -> tuple[Floats, Floa
 
 
 def _asked(bundle: Bundle, columns: dict[str, pa.ChunkedArray]) -> Floats:
-    import pandas as pd
-
     given = feature_matrix(bundle.contract, columns)
     try:
         return _answers(bundle.estimator, given)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_repo import Repo
 from tallystick.point_in_time.feature_status import Status
 from tallystick_monitoring.audit.cause_rules import same_row
 from tallystick_monitoring.audit.findings import ENTITY, evidence_of, schema
@@ -34,11 +37,6 @@ from tallystick_monitoring.log_columns import (
     with_columns,
 )
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.definitions.feature_repo import Repo
-
 
 def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
     """The values of a view that differ, with all evidence but that of other requests.
@@ -46,8 +44,6 @@ def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
     Returns:
         Findings without cause, by :func:`.findings.schema`; in no order.
     """
-    import pyarrow as pa
-
     log, contract = found.part.table, found.part.contract
     wrong = list(wrong_values(use, found.equal))
     entities = [log.schema.field(f"{ENTITY}{key.name}") for key in contract.entity_keys]
@@ -124,8 +120,6 @@ def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
 
 def computed_differently(found: ComparedPart, view: str, names: Sequence[str]) -> pa.Table:
     """The values of an on-demand view that the contract's function does not give."""
-    import pyarrow as pa
-
     log, contract = found.part.table, found.part.contract
     entities = [log.schema.field(f"{ENTITY}{key.name}") for key in contract.entity_keys]
     tables = [schema(entities).empty_table()]
@@ -153,8 +147,6 @@ def computed_differently(found: ComparedPart, view: str, names: Sequence[str]) -
 
 def _in_schema(table: pa.Table, entities: Sequence[Any]) -> pa.Table:
     """The table with every column of the schema, null where it has none, in its order."""
-    import pyarrow as pa
-
     whole = schema(entities)
     return pa.table(
         [
@@ -169,8 +161,6 @@ def _in_schema(table: pa.Table, entities: Sequence[Any]) -> pa.Table:
 
 def _differs(log: pa.Table, use: ViewUse) -> Bools:
     """Whether the rows served were written under another definition than the contract's."""
-    import pyarrow.compute as pc
-
     other = pc.not_equal(log[f"view.{use.name}.definition"], use.spec.definition_hash)
     return np.asarray(pc.fill_null(other, False).to_numpy(zero_copy_only=False), dtype=np.bool_)
 

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_types import arrow_type
+from tallystick.offline_store.sql_dialect import key_type
+from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
+from tallystick.prediction_log.log_reader import LogPart
 from tallystick.retrieval.expected_values import expected_values, recomputed
 from tallystick_monitoring.audit.findings import ENTITY
 from tallystick_monitoring.equality import same_bits
 from tallystick_monitoring.log_columns import NO_TIME, Bools, Int64s, microseconds, one_chunk
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.definitions.feature_repo import Repo
-    from tallystick.point_in_time.on_demand import Transforms
-    from tallystick.prediction_log.log_reader import LogPart
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,6 @@ def expected_times(expected: pa.Table, use: ViewUse) -> tuple[Int64s, Int64s]:
 
 def key_columns(table: pa.Table, use: ViewUse) -> dict[str, Any]:
     """A view's keys, as history has them, from a table that has ``entity.<key>``."""
-    import pyarrow as pa
-
-    from tallystick.offline_store.sql_dialect import key_type
-
     columns = {}
     keys = [key for key in use.spec.join_keys if key.name in use.key_map]
     for index, key in enumerate(keys):

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from tallystick.definitions.contract import REQUEST_TIME
 from tallystick.definitions.feature_types import arrow_type
@@ -18,9 +19,6 @@ from tallystick_monitoring.log_columns import Bools
 from tallystick_monitoring.parity_check.parity_report import Example, SubjectReport, Where
 from tallystick_monitoring.parity_check.subject_answers import Answers
 from tallystick_monitoring.parity_check.subjects import Subject
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 EXAMPLES_MAX: Final = 3
 PREDICTION: Final = "prediction"
@@ -78,8 +76,6 @@ def same(one: Sequence[Any], other: Sequence[Any], dtype: str) -> Bools:
 
     A value that the type does not hold equals itself only.
     """
-    import pyarrow as pa
-
     kind = arrow_type(dtype)
     try:
         return same_bits(pa.array(one, kind), pa.array(other, kind))

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.clock import SECOND_US, from_us, to_us
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
+from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_types import Kind, arrow_type, feature_type
 from tallystick.errors import DataError
 from tallystick.retrieval.source_rows import source_rows
 from tallystick_monitoring.parity_check.key_sampling import Rng, SampledKeys, made_up
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.definitions.feature_repo import Repo
 
 _RECENT: Final = timedelta(days=30)
 _READ_MAX: Final = 100_000
@@ -52,8 +50,6 @@ class Requests:
         Returns:
             Entity keys, request fields and ``request_time``; one row per request.
         """
-        import pyarrow as pa
-
         rng = np.random.default_rng([self.seed, *name.encode()])
         drawn = self._populated(inputs, rng) if populated else []
         rows = [*drawn, *self._combined(inputs, drawn, rng)][: self.count]
@@ -154,9 +150,6 @@ def _typed(rows: pa.Table, dtypes: Mapping[str, str]) -> pa.Table | None:
 
     Numbers that are not finite are left out as well: JSON has none.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     try:
         typed = pa.table(
             {name: rows[name].cast(arrow_type(dtype)) for name, dtype in dtypes.items()}

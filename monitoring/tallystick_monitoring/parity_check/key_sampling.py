@@ -5,20 +5,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from tallystick.clock import SECOND_US, arrow_from_us, from_us
 from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.definitions.feature_view import NO_ENTITY_KEY
 from tallystick.offline_store.duckdb_connection import read_table
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick_monitoring.history_query import query_history
-
-if TYPE_CHECKING:
-    from tallystick.definitions.feature_repo import Repo
 
 CURRENT: Final = "current"
 EXPIRED: Final = "expired"

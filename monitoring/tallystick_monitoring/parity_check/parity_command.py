@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tallystick.definitions.feature_repo import Repo, open_repo
 from tallystick.progress import progress
 from tallystick.signals import ending_on_signals
 from tallystick.storage.atomic_files import write_text
 from tallystick_monitoring.parity_check.parity_report import text
-
-if TYPE_CHECKING:
-    from tallystick.definitions.feature_repo import Repo
+from tallystick_monitoring.parity_check.parity_run import run
 
 
 def check_parity(
@@ -43,8 +41,6 @@ def check_parity(
     """
     with ending_on_signals() as end_if_signalled, _without_bytecode():
         repo = _open(path)
-        from tallystick_monitoring.parity_check.parity_run import run
-
         with progress(lines=False) as bar:
 
             def on_step(text: str) -> None:
@@ -58,8 +54,6 @@ def check_parity(
 
 
 def _open(path: Path) -> Repo:
-    from tallystick.definitions.feature_repo import open_repo
-
     return open_repo(path)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tallystick.clock import EPOCH, from_us, process_clock, to_us
 from tallystick.definitions.contract import ViewUse
-from tallystick.definitions.feature_repo import apply
+from tallystick.definitions.feature_repo import Repo, apply
 from tallystick.errors import DataError, DefinitionError, StateError, TallystickError
 from tallystick.materialization.materializer import Materializer
 from tallystick.settings import settings
@@ -26,9 +26,6 @@ from tallystick_monitoring.parity_check.scratch_repo import ScratchRepo, quiet, 
 from tallystick_monitoring.parity_check.scratch_server import ScratchServer
 from tallystick_monitoring.parity_check.subject_check import SubjectCheck
 from tallystick_monitoring.parity_check.subjects import Subject, subjects
-
-if TYPE_CHECKING:
-    from tallystick.definitions.feature_repo import Repo
 
 OnStep = Callable[[str], None]
 

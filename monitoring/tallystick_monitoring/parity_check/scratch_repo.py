@@ -11,22 +11,24 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import yaml  # type: ignore[import-untyped]
+from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
 
 from tallystick.clock import EPOCH, SimulatedClock, process_clock
+from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import DefinitionError, TallystickError
 from tallystick.model_bundle.bundle import champions, models_dir, read_champion
-from tallystick.online_store import embedded_redis
+from tallystick.online_store import RedisOnlineStoreConfig, embedded_redis
 from tallystick.settings import overridden
 from tallystick_monitoring.parity_check.scratch_cleaner import STATE, make_folder, remove_abandoned
-
-if TYPE_CHECKING:
-    from tallystick.definitions.feature_repo import Repo
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +114,6 @@ def scratch_repo(repo: Repo) -> Iterator[ScratchRepo]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Discard what Feast prints in the block."""
-    import warnings
-
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -154,10 +154,6 @@ def _online_config(repo: Repo) -> Any:
 
 def _scratch_online(repo: Repo, folder: Path) -> dict[str, Any]:
     """The ``online_store`` of the scratch repo: of the repo's own type where that can be local."""
-    from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
-
-    from tallystick.online_store import RedisOnlineStoreConfig
-
     config = _online_config(repo)
     if isinstance(config, SqliteOnlineStoreConfig):
         options = config.model_dump(mode="json", exclude_unset=True)
@@ -172,8 +168,6 @@ def _scratch_online(repo: Repo, folder: Path) -> dict[str, Any]:
 
 
 def _write_settings(repo: Repo, folder: Path, online: dict[str, Any]) -> Path:
-    import yaml  # type: ignore[import-untyped]
-
     # Not expanded: what stands for a ${NAME} may be secret.
     content = yaml.safe_load((repo.path / "feature_store.yaml").read_text(encoding="utf-8"))
     settings = {

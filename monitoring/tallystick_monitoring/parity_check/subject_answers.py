@@ -6,11 +6,14 @@ import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import pyarrow as pa
 
 from tallystick.clock import SECOND_US, from_us
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.definitions.exact_cast import exact_value, log_column, log_values
+from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_types import Kind, feature_type
 from tallystick.errors import DataError, DefinitionError
 from tallystick.model_bundle.model_matrix import feature_matrix
@@ -21,11 +24,6 @@ from tallystick.retrieval.model_features import computed_values, stored_values
 from tallystick_monitoring.parity_check.scratch_repo import quiet
 from tallystick_monitoring.parity_check.scratch_server import ScratchServer
 from tallystick_monitoring.parity_check.subjects import Subject
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tallystick.definitions.feature_repo import Repo
 
 ROWS_ALONE: Final = 20
 """Requests that are sent to the API one by one; the others follow in batches."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from tallystick.errors import DataError, DefinitionError, TallystickError
 from tallystick_monitoring.log_columns import Bools
@@ -20,9 +20,6 @@ from tallystick_monitoring.parity_check.scratch_repo import ScratchRepo
 from tallystick_monitoring.parity_check.scratch_server import ScratchServer
 from tallystick_monitoring.parity_check.subject_answers import CARRIED, Answers
 from tallystick_monitoring.parity_check.subjects import Subject, Unusable
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from feast import FeatureService
+from feast.errors import FeastError
 
 from tallystick.definitions.contract import ModelInputs, check_same_inputs
+from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import TallystickError
 from tallystick.model_bundle.bundle import Bundle, champions, load_bundle, read_champion
 from tallystick.model_bundle.compiled.scorer import Scorer
 from tallystick.point_in_time.on_demand import Transforms
-
-if TYPE_CHECKING:
-    from tallystick.definitions.feature_repo import Repo
 
 Kind = Literal["view", "on-demand view", "feature service", "model"]
 
@@ -122,8 +123,6 @@ class Unusable:
 
 def subjects(repo: Repo) -> Iterator[Subject | Unusable]:
     """Everything that an applied repo serves, in that order of kinds."""
-    from feast import FeatureService
-
     store = repo.store
     views = {view.name: view for view in store.list_batch_feature_views() if view.online}
     for name, view in sorted(views.items()):
@@ -139,8 +138,6 @@ def subjects(repo: Repo) -> Iterator[Subject | Unusable]:
 
 
 def _read(repo: Repo, kind: Kind, name: str, service: Any) -> Subject | Unusable:
-    from feast.errors import FeastError
-
     try:
         inputs = repo.service_inputs(service)
         transforms = Transforms.from_repo(repo, inputs)
