@@ -7,7 +7,7 @@ import struct
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from packed_rows import packed_row
@@ -70,6 +70,9 @@ def same(got, expected, dtype) -> bool:
     return type(got) is type(expected) and got == expected
 
 
+# The difference of these times, modulo 2**64, fits six bytes.
+@example((spec_of(), [{}], [(2**63 - 1 - 2**40, None, -(2**63))]))
+@example((spec_of(), [{}], [(2**63 - 1, -(2**63), 2**63 - 1)]))
 @given(rows())
 def test_python_values_come_back(case):
     spec, values, times = case

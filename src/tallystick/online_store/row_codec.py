@@ -198,10 +198,10 @@ class RowCodec:
         with np.errstate(over="ignore"):  # offsets are modulo 2**64
             created_offset = (created.values - event_us).view(np.uint64)
             write_offset = (np.asarray(write_us, np.int64) - event_us).view(np.uint64)
-        flags = _offset_code(created_offset)
+        flags = _offset_code(created_offset, created.values >= event_us)
         if created.is_null is not None:
             flags[created.is_null] = NO_CREATED
-        flags |= _offset_code(write_offset) << WRITE_SHIFT
+        flags |= _offset_code(write_offset, write_us >= event_us) << WRITE_SHIFT
         nulls = np.zeros((count, (len(columns) + 7) // 8), "u1")
         lengths = np.zeros(count, np.int64)
         fields: dict[str, Any] = {
@@ -303,9 +303,12 @@ def _stored_column(values: Sequence[Any], code: str | None) -> StoredColumn:
     return StoredColumn(np.array([0 if v is None else v for v in values], dtype), is_null)
 
 
-def _offset_code(offset: Any) -> Any:
-    """The index in :data:`OFFSET_BYTES` of the fewest bytes that hold each offset."""
-    widths = [(offset >> np.uint64(8 * width)) > 0 for width in OFFSET_BYTES[:-1]]
+def _offset_code(offset: Any, is_later: Any) -> Any:
+    """The index in :data:`OFFSET_BYTES` of the bytes that each offset takes.
+
+    Only eight bytes are read modulo 2**64, so a time before the event time takes them in any case.
+    """
+    widths = [~is_later | ((offset >> np.uint64(8 * width)) > 0) for width in OFFSET_BYTES[:-1]]
     return sum(width.astype(np.int64) for width in widths)
 
 

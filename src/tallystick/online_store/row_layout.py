@@ -16,8 +16,9 @@ All numbers are little-endian::
     lengths     1   of each variable column; 4 where LONG
     variable        bytes of each variable column
 
-An offset is a difference modulo 2**64 and takes the fewest bytes that hold it. The tags are the
-first bytes of SHA-256 of the view's name and the names of its join keys, and of the definition.
+An offset is a difference modulo 2**64. It takes the fewest bytes that hold it, and eight for a time
+before the event time. The tags are the first bytes of SHA-256 of the view's name and the names of
+its join keys, and of the definition.
 """
 
 from __future__ import annotations
