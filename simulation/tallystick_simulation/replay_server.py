@@ -36,11 +36,13 @@ class ReplayServer(ServerProcess):
     def __init__(self, repo: Path, log: Path) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
+        # Made before the server starts: a signal that comes later must find nothing but a server
+        # that the caller stops.
+        self._client = httpx.Client(base_url=self.url)
         super().__init__(
             f"The server at {self.url}", tally_command(repo, "serve", "--port", str(port)), log=log
         )
         self.wait_until(lambda: http_answers(f"{self.url}/ready"))
-        self._client = httpx.Client(base_url=self.url)
 
     def flush_log(self, *, predictions: int) -> None:
         """Have the server write its prediction log, and wait until it has.
