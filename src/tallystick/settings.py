@@ -90,12 +90,12 @@ class Settings(BaseModel):
         ge=1,
         description="Bytes that predictions not yet compacted may take before the log drops any.",
     )
-    log_sink: str | None = Field(
+    log_location: str | None = Field(
         default=None,
         description="Folder or URI of the log's Parquet files; default STATE_DIR/log.",
     )
-    log_sink_endpoint: str | None = Field(
-        default=None, description="Where S3 is asked for the log instead of at Amazon."
+    log_endpoint: str | None = Field(
+        default=None, description="Endpoint of the log's S3 service; default Amazon's."
     )
     log_keep_days: float | None = Field(
         default=None, gt=0, description="Days for which the log is kept; unset for ever."

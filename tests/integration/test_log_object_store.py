@@ -22,8 +22,8 @@ from tallystick.settings import Settings, settings
 @pytest.fixture
 def log_folder(bucket, monkeypatch, tmp_path):
     """A folder of the bucket, as the settings name it."""
-    monkeypatch.setenv("TALLYSTICK_LOG_SINK", bucket.uri(f"log-{uuid4().hex[:8]}"))
-    monkeypatch.setenv("TALLYSTICK_LOG_SINK_ENDPOINT", bucket.endpoint)
+    monkeypatch.setenv("TALLYSTICK_LOG_LOCATION", bucket.uri(f"log-{uuid4().hex[:8]}"))
+    monkeypatch.setenv("TALLYSTICK_LOG_ENDPOINT", bucket.endpoint)
     settings.cache_clear()
     yield log_location(tmp_path)
     monkeypatch.undo()
@@ -113,7 +113,7 @@ def test_a_store_that_does_not_answer(tmp_path, monkeypatch):
     expected |= append(tmp_path, 1)
     before = segments(tmp_path)
     with monkeypatch.context() as away:
-        away.setenv("TALLYSTICK_LOG_SINK_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+        away.setenv("TALLYSTICK_LOG_ENDPOINT", f"http://127.0.0.1:{free_port()}")
         settings.cache_clear()
         for use in (compact, read_ids):
             with pytest.raises(UnavailableError, match=r"The store of s3://.* did not answer"):

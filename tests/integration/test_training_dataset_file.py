@@ -299,6 +299,11 @@ def rank(value):
     return (0, value.encode() if isinstance(value, str) else value)
 
 
+def number_of_bits(value):
+    """The bits of a float as a signed integer: -0.0 before 0.0; 0 for what is not a float."""
+    return int.from_bytes(bits(value), "little", signed=True) if isinstance(value, float) else 0
+
+
 def expected_requests(repo, model, names, *, known_until):
     """Keys, fields, time and label of every row, chosen one by one in plain Python."""
     labels = {}
@@ -322,7 +327,11 @@ def expected_requests(repo, model, names, *, known_until):
             found.setdefault(unique, row | {"label": labels[key]["label"]})
     ordered = sorted(
         found.values(),
-        key=lambda row: [rank(row["event_time"])] + [rank(row[name]) for name in names],
+        key=lambda row: (
+            rank(row["event_time"]),
+            [rank(row[name]) for name in names],
+            [number_of_bits(row[name]) for name in names],
+        ),
     )
     return [[bits(row[name]) for name in (*names, "event_time", "label")] for row in ordered]
 

@@ -7,7 +7,8 @@ so floats are stored as integers of the same bits, beside a copy to sort by.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from tallystick_training.population import (
     repeats_requests,
     time_problems,
 )
-from tallystick_training.row_selection import LABEL, Counts, RowSelection
+from tallystick_training.row_selection import LABEL, Counts, RowSelection, row_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,7 +85,7 @@ def write_entity_rows(
             repo, model, inputs, selection, quarantine, out=population, batch_rows=batch_rows
         )
         if repeats_requests(model):
-            write(_once_sql(population, columns), requests)
+            write(f"SELECT DISTINCT * FROM {parquet_sql(population)}", requests)
             population.unlink()
         else:
             requests = population
@@ -119,13 +120,7 @@ def _decode(
     import pyarrow.parquet as pq
 
     kinds = [arrow_type(column.dtype) for column in columns]
-    schema = pa.schema(
-        [
-            *((column.name, kind) for column, kind in zip(columns, kinds, strict=True)),
-            (REQUEST_TIME, pa.timestamp("us", tz="UTC")),
-            (LABEL, pa.int8()),
-        ]
-    )
+    schema = row_schema(columns)
     rows = repaired = 0
     with pq.ParquetFile(chosen) as file, pq.ParquetWriter(out, schema) as writer:
         for batch in file.iter_batches(batch_size=batch_rows):
@@ -149,41 +144,40 @@ def _write_population(
     out: Path,
     batch_rows: int,
 ) -> None:
-    """Write the population's requests in [start, end), numbered, in the engine's form.
+    """Write the population's requests in [start, end) in the engine's form.
+
+    The columns ``left_out`` and ``repaired`` say which incidents touched them.
 
     Raises:
         DataError: With every column that has another type than the inputs say.
     """
-    import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    rows = population_rows(repo, model, inputs)
-    kind = rows.type_of(REQUEST_TIME)
-    problems = {
-        problem.where: problem
-        for problem in (
-            *time_problems(model, kind, nulls=rows.nulls(REQUEST_TIME)),
-            *in_input_types(rows.empty(), model, inputs)[1],
-        )
-    }
     columns = inputs.request_columns
-    count = 0
-    empty = _typed_empty(columns)
-    form = _encoded(empty, columns, row=pa.array([], pa.int64()))
-    form = _with_quarantine(form, empty, inputs, quarantine)
-    with pq.ParquetWriter(out, form.schema) as writer:
-        between = (REQUEST_TIME, selection.start, selection.end)
-        for batch in rows.batches(rows_max=batch_rows, between=between):
+    rows = population_rows(repo, model, [column.name for column in columns])
+    between = (REQUEST_TIME, selection.start, selection.end)
+    nulls = time_problems(model, rows.type_of(REQUEST_TIME), nulls=rows.nulls(REQUEST_TIME))
+    problems = {problem.where: problem for problem in nulls}
+
+    def tables() -> Iterator[pa.Table]:
+        yield row_schema(columns).empty_table()
+        for batch in chain([rows.empty()], rows.batches(rows_max=batch_rows, between=between)):
             table, found = in_input_types(batch, model, inputs)
             # The first problem of each column in any batch, so that all are reported at once.
-            problems = {problem.where: problem for problem in found} | problems
-            if problems:
-                continue
-            numbers = pa.array(np.arange(count, count + table.num_rows))
-            encoded = _encoded(table, columns, row=numbers)
-            writer.write_table(_with_quarantine(encoded, table, inputs, quarantine))
-            count += table.num_rows
+            for problem in found:
+                problems.setdefault(problem.where, problem)
+            if not problems:
+                yield table
+
+    def encoded(table: pa.Table) -> pa.Table:
+        keys = {key.name: table[key.name] for key in inputs.entity_keys}
+        made = _encoded(table, columns)
+        for name in ("left_out", "repaired"):
+            mask = touched(getattr(quarantine, name), table[REQUEST_TIME], keys)
+            made = made.append_column(name, pa.array(mask))
+        return made
+
+    _write(out, map(encoded, tables()))
     refuse(model, list(problems.values()))
 
 
@@ -196,36 +190,32 @@ def _write_labels(
     out: Path,
     batch_rows: int,
 ) -> None:
-    """Write the labels that were known in time, numbered, with their keys in the engine's form."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Write the labels that were known in time, with their keys in the engine's form."""
     columns = inputs.label_key_columns(model.label.keys)
     rows = label_rows(repo, model)
-    last = min(selection.end, selection.mature_until(model))
-    count = 0
-    empty = usable_labels(model, inputs, rows.empty(), known_until=selection.known_until)
-    form = _with_label(_encoded(empty, columns, row=pa.array([], pa.int64())), empty)
-    with pq.ParquetWriter(out, form.schema) as writer:
-        for batch in rows.batches(
-            rows_max=batch_rows, between=(REQUEST_TIME, selection.start, last)
-        ):
-            table = usable_labels(model, inputs, batch, known_until=selection.known_until)
-            numbers = pa.array(np.arange(count, count + table.num_rows))
-            writer.write_table(_with_label(_encoded(table, columns, row=numbers), table))
-            count += table.num_rows
+    between = (REQUEST_TIME, selection.start, selection.last(model))
+
+    def encoded(batch: pa.Table) -> pa.Table:
+        table = usable_labels(model, inputs, batch, known_until=selection.known_until)
+        made = _encoded(table, columns).append_column(LABEL, table[LABEL])
+        return made.append_column("known_us", arrow_to_us(table["known_time"]))
+
+    batches = chain([rows.empty()], rows.batches(rows_max=batch_rows, between=between))
+    _write(out, map(encoded, batches))
 
 
-def _typed_empty(columns: Sequence[Column]) -> pa.Table:
-    import pyarrow as pa
+def _write(path: Path, tables: Iterator[pa.Table]) -> None:
+    """Write tables of one schema, at least one, to a Parquet file."""
+    import pyarrow.parquet as pq
 
-    fields = [(column.name, arrow_type(column.dtype)) for column in columns]
-    return pa.schema([*fields, (REQUEST_TIME, pa.timestamp("us", tz="UTC"))]).empty_table()
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
 
 
-def _encoded(table: pa.Table, columns: Sequence[Column], *, row: pa.Array) -> pa.Table:
-    """Rows as they go through the engine: ``key_0…``, ``order_0…``, ``request_us``, ``row``."""
+def _encoded(table: pa.Table, columns: Sequence[Column]) -> pa.Table:
+    """Rows as they go through the engine: ``key_0…``, ``order_0…``, ``request_us``."""
     import pyarrow as pa
     import pyarrow.types as pt
 
@@ -240,26 +230,7 @@ def _encoded(table: pa.Table, columns: Sequence[Column], *, row: pa.Array) -> pa
             found = found.cast(pa.int64())
         values[f"key_{at}"] = found
     values["request_us"] = arrow_to_us(table[REQUEST_TIME])
-    values["row"] = row
     return pa.table(values)
-
-
-def _with_quarantine(
-    encoded: pa.Table, requests: pa.Table, inputs: ModelInputs, quarantine: Quarantine
-) -> pa.Table:
-    """With ``left_out`` and ``repaired``: which incidents touched them, as the rule says."""
-    import pyarrow as pa
-
-    keys = {key.name: requests[key.name] for key in inputs.entity_keys}
-    for name, incidents in (("left_out", quarantine.left_out), ("repaired", quarantine.repaired)):
-        mask = touched(incidents, requests[REQUEST_TIME], keys)
-        encoded = encoded.append_column(name, pa.array(mask))
-    return encoded
-
-
-def _with_label(encoded: pa.Table, labels: pa.Table) -> pa.Table:
-    known = arrow_to_us(labels["known_time"])
-    return encoded.append_column("label", labels["label"]).append_column("known_us", known)
 
 
 def _decoded(column: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -269,10 +240,6 @@ def _decoded(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if pt.is_floating(kind):
         return column.view(kind)
     return arrow_from_us(column) if pt.is_timestamp(kind) else column.cast(kind)
-
-
-def _keys(columns: Sequence[Column]) -> list[str]:
-    return [f"key_{at}" for at in range(len(columns))]
 
 
 def _order(columns: Sequence[Column]) -> list[str]:
@@ -285,19 +252,6 @@ def _order(columns: Sequence[Column]) -> list[str]:
     ]
 
 
-def _once_sql(population: Path, columns: Sequence[Column]) -> str:
-    """Each request once: its first row."""
-    same = ", ".join((*_keys(columns), "request_us"))
-    # Equal requests are touched alike.
-    copies = [name for name in _order(columns) if name.startswith("order")]
-    copies += ["left_out", "repaired"]
-    same_in_all = "".join(f", any_value({name}) AS {name}" for name in copies)
-    return (
-        f'SELECT {same}{same_in_all}, min("row") AS "row" FROM {parquet_sql(population)} '
-        f"GROUP BY {same}"
-    )
-
-
 def _chosen_sql(
     requests: Path, labels: Path, model: Model, columns: Sequence[Column], is_mature: str
 ) -> str:
@@ -306,8 +260,9 @@ def _chosen_sql(
     of_label = [names.index(name) for name in model.label.keys]
     same = ", ".join((*(f"key_{at}" for at in range(len(of_label))), "request_us"))
     last_known = (
-        f"SELECT * FROM {parquet_sql(labels)} QUALIFY row_number() OVER "
-        f'(PARTITION BY {same} ORDER BY known_us DESC, "row") = 1'
+        f"SELECT * FROM read_parquet({text_sql(labels)}, file_row_number = true) "
+        f"QUALIFY row_number() OVER "
+        f"(PARTITION BY {same} ORDER BY known_us DESC, file_row_number) = 1"
     )
     matches = " AND ".join(
         (
@@ -315,11 +270,13 @@ def _chosen_sql(
             "requests.request_us = labels.request_us",
         )
     )
-    order = "".join(f"requests.{name} ASC NULLS LAST, " for name in _order(columns))
-    found = ", ".join(f"requests.{key}" for key in (*_keys(columns), "request_us"))
+    keys = [f"key_{at}" for at in range(len(columns))]
+    # After the numbers their bits, so that -0.0 and 0.0 have one order as well.
+    order = ", ".join(f"requests.{name} ASC NULLS LAST" for name in (*_order(columns), *keys))
+    found = ", ".join(f"requests.{key}" for key in (*keys, "request_us"))
     return (
         f"SELECT {found}, requests.repaired, labels.label FROM "
         f"(SELECT * FROM {parquet_sql(requests)} WHERE {is_mature}) AS requests "
         f"JOIN ({last_known}) AS labels ON {matches} "
-        f'ORDER BY requests.request_us, {order}requests."row"'
+        f"ORDER BY requests.request_us, {order}"
     )

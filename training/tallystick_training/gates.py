@@ -63,7 +63,7 @@ def apply_gates(
         parts: list[tuple[str, Texts | None]] = [("all", None)]
         if gate.per_slice:
             parts += list(_slice_rows(slices))
-        z = _z(len(parts) - 1)
+        z = max(Z_MIN, NormalDist().inv_cdf(1 - SIGNIFICANCE / max(len(parts) - 1, 1)))
         for where, rows in parts:
             picked = slice(None) if rows is None else rows
             results += _apply(
@@ -83,10 +83,6 @@ def _slice_rows(slices: Mapping[str, Texts]) -> Iterator[tuple[str, Texts]]:
             rows = values == value
             if int(rows.sum()) >= ROWS_MIN_SLICE:
                 yield f"{column}={value}", rows
-
-
-def _z(slices: int) -> float:
-    return max(Z_MIN, NormalDist().inv_cdf(1 - SIGNIFICANCE / max(slices, 1)))
 
 
 def _apply(
@@ -111,32 +107,16 @@ def _apply(
     if gate.limit is not None:
         bound = "at most" if gate.metric in LOWER_IS_BETTER else "at least"
         checks.append((f"{gate.metric} {bound} {gate.limit:g}", sign * (ours - gate.limit), None))
-    return [
-        GateResult(
-            gate=text,
-            where=where,
-            champion=theirs,
-            challenger=ours,
-            passed=excess
-            <= _margin(gate.metric, outcomes, challenger, compared, excess=excess, z=z),
+    results = []
+    for text, excess, compared in checks:
+        passed = excess <= TOLERANCE
+        if z and not passed:
+            error = _standard_error(gate.metric, outcomes, challenger, compared)
+            passed = excess <= TOLERANCE + z * error
+        results.append(
+            GateResult(gate=text, where=where, champion=theirs, challenger=ours, passed=passed)
         )
-        for text, excess, compared in checks
-    ]
-
-
-def _margin(
-    metric: Metric,
-    outcomes: Floats,
-    challenger: Floats,
-    champion: Floats | None,
-    *,
-    excess: float,
-    z: float,
-) -> float:
-    """The excess that is put down to chance."""
-    if z == 0 or excess <= TOLERANCE:
-        return TOLERANCE
-    return TOLERANCE + z * _standard_error(metric, outcomes, challenger, champion)
+    return results
 
 
 def _standard_error(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tallystick.clock import duration_us, from_us, to_us
 from tallystick.definitions.contract import REQUEST_TIME, ModelContract, ModelInputs
-from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import InputError, StateError
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.log_reader import LogPart, first_time, read_log
@@ -18,7 +17,7 @@ from tallystick.records.quarantine import Quarantine
 from tallystick.retrieval.prediction_labels import labels_of, logged_as
 from tallystick.storage.atomic_files import replacing
 from tallystick_training.log_repair import logged_quarantine, repaired, touched_rows
-from tallystick_training.row_selection import LABEL, Counts, RowSelection
+from tallystick_training.row_selection import LABEL, Counts, RowSelection, row_schema
 from tallystick_training.training_set import DatasetFile, room_for
 
 if TYPE_CHECKING:
@@ -64,6 +63,7 @@ def write_served_dataset(
         DataError: The label source is not as declared; or, to repair, a view's.
         DefinitionError: An on-demand view fails.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if selection.repair and selection.clock is not VisibilityClock.KNOWLEDGE:
@@ -80,10 +80,11 @@ def write_served_dataset(
         )
     selection = replace(selection, start=max(selection.start, logged))
     selection.check(model)
-    start, end, mature_until = selection.start, selection.end, selection.mature_until(model)
+    start, end = selection.start, selection.end
     inputs = repo.inputs(model) if inputs is None else inputs
     counts = Counts(0, 0, 0, 0, 0, repaired=0 if selection.repair else None)
-    schema = _schema(inputs)
+    schema = row_schema(inputs.request_columns, inputs.value_columns)
+    order = [(name, "ascending") for name in (REQUEST_TIME, *(k.name for k in inputs.entity_keys))]
     with (
         room_for(out, None),
         replacing(out) as draft,
@@ -101,13 +102,15 @@ def write_served_dataset(
                     inputs,
                     part,
                     logged_quarantine(part, inputs, selection.incidents, repair=selection.repair),
+                    schema,
                     known_until=selection.known_until,
-                    until=mature_until,
+                    until=selection.mature_until(model),
                 )
-                counts = _sum(counts, found)
+                counts += found
                 tables.append(table)
-            _write(writer, tables, [key.name for key in inputs.entity_keys])
-    return DatasetFile(path=out, counts=counts, start=start, end=min(end, mature_until))
+            if any(table.num_rows for table in tables):
+                writer.write_table(pa.concat_tables(tables).sort_by(order))
+    return DatasetFile(path=out, counts=counts, start=start, end=selection.last(model))
 
 
 def _days(start: datetime, end: datetime) -> Iterator[datetime]:
@@ -122,6 +125,7 @@ def _rows(
     inputs: ModelInputs,
     part: LogPart,
     quarantine: Quarantine,
+    schema: pa.Schema,
     *,
     known_until: datetime,
     until: datetime,
@@ -131,7 +135,6 @@ def _rows(
     import pyarrow as pa
 
     total = part.table.num_rows
-    schema = _schema(inputs)
     if not _is_alike(part.contract, inputs):
         return schema.empty_table(), Counts(total, 0, 0, 0, 0, unlike=total)
     times = part.table[REQUEST_TIME].cast(pa.int64()).to_numpy()
@@ -141,11 +144,11 @@ def _rows(
     labels = labels_of(repo, mature, at=known_until).values
     found = LogPart(part.contract, mature.table.filter(pa.array(~np.isnan(labels))))
     labelled = repaired(repo, found, quarantine.repaired)
-    columns = {
-        field.name: labelled[_column(inputs, field.name)] for field in schema if field.name != LABEL
-    }
-    values = labels[~np.isnan(labels)].astype(np.int8)
-    table = pa.table({**columns, LABEL: pa.array(values)}, schema=schema)
+    names = (*(column.name for column in inputs.request_columns), *inputs.value_columns)
+    columns = {name: labelled[logged_as(inputs, name)] for name in names}
+    columns[REQUEST_TIME] = labelled[REQUEST_TIME]
+    columns[LABEL] = pa.array(labels[~np.isnan(labels)].astype(np.int8))
+    table = pa.table(columns, schema=schema)
     return table, Counts(
         population=total,
         quarantined=int(left_out.sum()),
@@ -166,43 +169,4 @@ def _is_alike(contract: ModelContract, inputs: ModelInputs) -> bool:
 
     return requested(contract) == requested(inputs) and (
         contract.value_columns.items() >= inputs.value_columns.items()
-    )
-
-
-def _schema(inputs: ModelInputs) -> pa.Schema:
-    """Keys, fields, request time, values and label, in the order of a training set."""
-    import pyarrow as pa
-
-    fields = [
-        *(pa.field(each.name, arrow_type(each.dtype)) for each in inputs.request_columns),
-        pa.field(REQUEST_TIME, pa.timestamp("us", tz="UTC")),
-        *(pa.field(name, arrow_type(dtype)) for name, dtype in inputs.value_columns.items()),
-        pa.field(LABEL, pa.int8()),
-    ]
-    return pa.schema(fields)
-
-
-def _column(inputs: ModelInputs, name: str) -> str:
-    return name if name == REQUEST_TIME else logged_as(inputs, name)
-
-
-def _write(writer: Any, tables: Sequence[pa.Table], keys: Sequence[str]) -> None:
-    """Write a day, by request time, then by the keys."""
-    import pyarrow as pa
-
-    rows = [table for table in tables if table.num_rows]
-    if rows:
-        order = [(name, "ascending") for name in (REQUEST_TIME, *keys)]
-        writer.write_table(pa.concat_tables(rows).sort_by(order))
-
-
-def _sum(one: Counts, other: Counts) -> Counts:
-    return Counts(
-        population=one.population + other.population,
-        quarantined=one.quarantined + other.quarantined,
-        immature=one.immature + other.immature,
-        unlabelled=one.unlabelled + other.unlabelled,
-        rows=one.rows + other.rows,
-        unlike=one.unlike + other.unlike,
-        repaired=None if one.repaired is None else one.repaired + (other.repaired or 0),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -21,8 +21,8 @@ _ROWS_AT_ONCE: Final = 1_000_000
 """Request times that are in memory at once."""
 
 
-def population_rows(repo: Repo, model: Model, inputs: ModelInputs) -> SourceRows:
-    """The source of a model's population, with the inputs' columns and ``request_time``.
+def population_rows(repo: Repo, model: Model, columns: Iterable[str] = ()) -> SourceRows:
+    """The source of a model's population, with some columns and ``request_time``.
 
     Raises:
         DataError: The source cannot be read or lacks columns; all of them are listed.
@@ -31,10 +31,7 @@ def population_rows(repo: Repo, model: Model, inputs: ModelInputs) -> SourceRows
         repo,
         model.requests,
         what=_what(model),
-        columns={
-            **{column.name: column.name for column in inputs.request_columns},
-            REQUEST_TIME: model.requests.timestamp_field,
-        },
+        columns={name: name for name in columns} | {REQUEST_TIME: model.requests.timestamp_field},
     )
 
 
@@ -93,12 +90,7 @@ def training_start(repo: Repo, model: Model, *, end: datetime) -> datetime:
 
     if model.retraining.window is not None:
         return end - model.retraining.window
-    rows = source_rows(
-        repo,
-        model.requests,
-        what=_what(model),
-        columns={REQUEST_TIME: model.requests.timestamp_field},
-    )
+    rows = population_rows(repo, model)
     refuse(model, time_problems(model, rows.type_of(REQUEST_TIME), nulls=rows.nulls(REQUEST_TIME)))
     firsts = [pc.min(table[REQUEST_TIME]).as_py() for table in rows.batches(rows_max=_ROWS_AT_ONCE)]
     known = [utc(first) for first in firsts if first is not None]

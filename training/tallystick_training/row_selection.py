@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+from tallystick.definitions.contract import REQUEST_TIME
+from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import InputError, Problem
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.records.record_store import Incident
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tallystick.definitions.feature_view import Column
     from tallystick.definitions.model import Model
 
 LABEL: Final = "label"
@@ -48,6 +53,10 @@ class RowSelection:
         """Requests from then on have labels that are not mature yet."""
         return self.known_until - model.label.matures_after
 
+    def last(self, model: Model) -> datetime:
+        """The last request time of the set, excluded: the end, or before it the last mature one."""
+        return min(self.end, self.mature_until(model))
+
     def check(self, model: Model) -> None:
         """Refuse a selection that has no rows, or cannot be repaired.
 
@@ -64,6 +73,25 @@ class RowSelection:
                 "Rows cannot be repaired under the served clock, which gives the values that were "
                 "served: leave --repair out, or take --clock knowledge."
             )
+
+
+def row_schema(columns: Iterable[Column], values: Mapping[str, str] | None = None) -> pa.Schema:
+    """The schema of a training set: keys and request fields, request time, values, label.
+
+    Args:
+        columns: Keys and request fields.
+        values: Feature → its type in Feast.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            *((column.name, arrow_type(column.dtype)) for column in columns),
+            (REQUEST_TIME, pa.timestamp("us", tz="UTC")),
+            *((name, arrow_type(dtype)) for name, dtype in (values or {}).items()),
+            (LABEL, pa.int8()),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -88,6 +116,17 @@ class Counts:
     rows: int
     unlike: int = 0
     repaired: int | None = None
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.population + other.population,
+            self.quarantined + other.quarantined,
+            self.immature + other.immature,
+            self.unlabelled + other.unlabelled,
+            self.rows + other.rows,
+            self.unlike + other.unlike,
+            None if self.repaired is None else self.repaired + (other.repaired or 0),
+        )
 
     def __str__(self) -> str:
         return (

@@ -20,7 +20,8 @@ from tallystick_training import retrain as retraining
 from tallystick_training import train as training
 from tallystick_training.log_training_set import write_served_dataset
 from tallystick_training.population import training_start
-from tallystick_training.row_selection import Counts, RowSelection
+from tallystick_training.row_selection import RowSelection
+from tallystick_training.train import Trained
 from tallystick_training.training_set import DatasetFile, write_dataset
 
 if TYPE_CHECKING:
@@ -35,38 +36,22 @@ STEPS = 1000
 class TrainedVersion:
     """A trained and registered model."""
 
-    model: str
+    trained: Trained
     version: str
-    contract_hash: str
     promoted: bool
-    rows: int
-    counts: Counts
-    metrics: dict[str, float]
-    compilation: Compilation
 
     def __str__(self) -> str:
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
+        contract, metrics = self.trained.contract, self.trained.evaluation.metrics
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
         text = (
-            f"Trained {self.model} version {self.version} (contract {self.contract_hash[:12]}) on "
-            f"{self.rows:,} rows; on the holdout, the newest part, which it was not fitted to: "
-            f"{scores}; {self.counts}\n{_form(self.compilation)}\n"
+            f"Trained {contract.model} version {self.version} (contract "
+            f"{contract.contract_hash[:12]}) on {contract.data.rows:,} rows; on the holdout, the "
+            f"newest part, which it was not fitted to: {scores}; {self.trained.counts}\n"
+            f"{_form(self.trained.compilation)}\n"
         )
         if self.promoted:
             return text + "It is the champion."
-        return text + f"To make it answer:  tally promote {self.model} --version {self.version}"
-
-
-@dataclass(frozen=True)
-class NewChampion:
-    """A change of champion."""
-
-    champion: Champion
-
-    def __str__(self) -> str:
-        return (
-            f"Version {self.champion.version} of {self.champion.model} is the champion "
-            f"(contract {self.champion.contract_hash[:12]})."
-        )
+        return text + f"To make it answer:  tally promote {contract.model} --version {self.version}"
 
 
 @dataclass(frozen=True)
@@ -178,16 +163,7 @@ def train(
     version = model_registry.register(repo, trained).version
     if promote:
         model_registry.promote(repo, model, version)
-    return TrainedVersion(
-        model=model,
-        version=version,
-        contract_hash=trained.contract.contract_hash,
-        promoted=promote,
-        rows=trained.contract.data.rows,
-        counts=trained.counts,
-        metrics=trained.evaluation.metrics,
-        compilation=trained.compilation,
-    )
+    return TrainedVersion(trained, version, promoted=promote)
 
 
 def retrain(
@@ -211,14 +187,21 @@ def retrain(
     )
 
 
-def promote(repo: Repo, model: str, *, version: str) -> NewChampion:
+def promote(repo: Repo, model: str, *, version: str) -> str:
     """Make a registered version the champion."""
-    return NewChampion(model_registry.promote(repo, repo.model(model).name, version))
+    return _change(model_registry.promote(repo, repo.model(model).name, version))
 
 
-def rollback(repo: Repo, model: str) -> NewChampion:
+def rollback(repo: Repo, model: str) -> str:
     """Make the champion before the present one the champion again."""
-    return NewChampion(model_registry.rollback(repo, repo.model(model).name))
+    return _change(model_registry.rollback(repo, repo.model(model).name))
+
+
+def _change(champion: Champion) -> str:
+    return (
+        f"Version {champion.version} of {champion.model} is the champion "
+        f"(contract {champion.contract_hash[:12]})."
+    )
 
 
 def _require_journal(repo: Repo) -> None:

@@ -139,7 +139,7 @@ def build_dataset(repo: Repo, model: Model, selection: RowSelection) -> Dataset:
         times=values.select(times),
         counts=counts,
         start=selection.start,
-        end=min(selection.end, selection.mature_until(model)),
+        end=selection.last(model),
     )
 
 
@@ -205,8 +205,7 @@ def write_dataset(
                     1 - (counts.rows - done) / max(1, counts.rows) / steps,
                 ),
             )
-    end = min(selection.end, selection.mature_until(model))
-    return DatasetFile(path=out, counts=counts, start=selection.start, end=end)
+    return DatasetFile(path=out, counts=counts, start=selection.start, end=selection.last(model))
 
 
 def _finished(

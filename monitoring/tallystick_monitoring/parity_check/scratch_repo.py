@@ -127,8 +127,8 @@ def _own_settings(folder: Path) -> Iterator[None]:
     with overridden(
         state_dir=folder / STATE,
         clock_file=clock,
-        log_sink=None,
-        log_sink_endpoint=None,
+        log_location=None,
+        log_endpoint=None,
         log_compact_s="0",
         log_keep_days=None,
         log_keep_bytes=None,

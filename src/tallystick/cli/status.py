@@ -18,7 +18,7 @@ from tallystick.records.record_store import Decision, Incident, MonitorReport, l
 
 _DROPPED: Final = {
     "full": "the buffer was full: the disk is full or slow",
-    "budget": "the disk budget was used up: no compactor runs, or its sink does not answer",
+    "budget": "the disk budget was used up: no compactor runs, or the log's location is down",
     "refused": "the server was ending",
 }
 

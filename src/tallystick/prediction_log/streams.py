@@ -66,8 +66,8 @@ def stream_dir(state_dir: Path, stream: Stream) -> Path:
 def log_location(state_dir: Path) -> Location:
     """Folder of the log's Parquet files and manifests, by default ``log`` in the state folder."""
     given = settings()
-    uri = given.log_sink or str(state_dir / "log")
-    return location_of(uri, Path.cwd(), endpoint=given.log_sink_endpoint)
+    uri = given.log_location or str(state_dir / "log")
+    return location_of(uri, Path.cwd(), endpoint=given.log_endpoint)
 
 
 def contract_folder(stream: Stream, model: str, contract_hash: str) -> str:
