@@ -21,6 +21,7 @@ from tallystick_serving.server_metrics import ServerMetrics
 BODY_COMPLETE: Final = "tallystick.body_complete"
 """Set in the scope by the HTTP protocol once it has received the whole body."""
 _CLIENT_GONE: Final = 499
+_ERROR: Final = 500
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 
 
@@ -81,14 +82,13 @@ class AdmissionControl:
             status = _CLIENT_GONE
         except Exception as error:
             # Any exception: its answer is one of the server's, unless another one has begun.
-            if status:
-                raise
-            await response_of(error)(scope, receive, watched_send)
+            if not _is_answered(error, status):
+                await response_of(error)(scope, receive, watched_send)
         finally:
             if is_admitted:
                 self._in_flight -= 1
             seconds = time.perf_counter() - started
-            self._metrics.count_request(self._route_of(scope), status or 500, seconds)
+            self._metrics.count_request(self._route_of(scope), status or _ERROR, seconds)
 
     def _admit(self) -> None:
         if self._in_flight >= self._limits.requests_in_flight_max:
@@ -113,6 +113,13 @@ class AdmissionControl:
             raise TooSlowError(
                 f"The body did not arrive within {self._limits.request_body_timeout_s:g} s."
             ) from error
+
+
+def _is_answered(error: Exception, status: int) -> bool:
+    """Whether the app has answered and logged an error that the framework raises once more."""
+    if status not in {0, _ERROR}:
+        raise error
+    return status == _ERROR
 
 
 async def _read(receive: Receive, bytes_max: int) -> bytes:

@@ -110,7 +110,7 @@ class FeaturePlan:
     ) -> None:
         self.keys = keys
         self._reader = reader
-        self._columns = []
+        self._columns: list[tuple[str, list[tuple[str, Any]]]] = []
         for use in uses:
             dtypes = {column.name: column.dtype for column in use.spec.columns}
             as_json = [feast_json_column(dtypes[column]) for column in use.columns]
@@ -137,20 +137,25 @@ class FeaturePlan:
         """
         read = await self._reader.read(entities, request_time_us=request_us)
         count = len(next(iter(entities.values())))
+        statuses: Any = [Status.PRESENT] * count
+        times: Any = [_NO_TIME] * count
         results = [
-            _result(values, ["PRESENT"] * count, [_NO_TIME] * count) for values in entities.values()
+            {"values": values, "statuses": statuses, "event_timestamps": times}
+            for values in entities.values()
         ]
         for view, columns in self._columns:
             rows = read[view]
             times = orjson.Fragment(moments(rows.event_us))
             statuses = orjson.Fragment(orjson.dumps(rows.status))
             for column, as_json in columns:
-                assert as_json is not None
                 values = rows.values[column]
-                own: Any = statuses
+                own = statuses
                 if not rows.is_complete and isinstance(values, list) and None in values:
                     own = _with_nulls(rows.status, values)
-                results.append(_result(as_json(values), own, times))
+                # Written out, and not by a function: this runs for each feature of a request.
+                results.append(
+                    {"values": as_json(values), "statuses": own, "event_timestamps": times}
+                )
         return orjson.dumps(
             {"results": results, "metadata": {"feature_names": [*entities, *self._names]}},
             option=orjson.OPT_SERIALIZE_NUMPY,
@@ -222,11 +227,6 @@ def _is_answered_here(use: ViewUse) -> bool:
     return all(key.dtype in _KEY_TYPES for key in use.spec.join_keys) and all(
         column in dtypes and feast_json_column(dtypes[column]) is not None for column in use.columns
     )
-
-
-def _result(values: Any, statuses: Any, times: Any) -> dict[str, Any]:
-    """One column of Feast's answer."""
-    return {"values": values, "statuses": statuses, "event_timestamps": times}
 
 
 def _with_nulls(statuses: Sequence[Status], values: Sequence[Any]) -> list[Status]:

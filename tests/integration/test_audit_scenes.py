@@ -72,8 +72,6 @@ def other_contract(repo: Repo, contract: ModelContract, use: ViewUse) -> ModelCo
             ),
         }
     )
-    # Read anew: a copy keeps what was computed of the first.
-    other = ModelContract.model_validate_json(other.model_dump_json())
     estimator = DummyClassifier().fit([[0.0], [0.0]], [0, 1])
     write_bundle(repo.state_dir, Bundle(other, estimator, Transforms.from_repo(repo, other)))
     return other

@@ -152,7 +152,7 @@ def test_another_method_is_answered_with_the_allowed_one(repo):
             assert "takes POST" in answer.json()["detail"]
 
 
-def test_an_unexpected_error_is_answered_without_its_text(repo, monkeypatch, caplog):
+def test_an_unexpected_error_is_logged_once_and_its_text_is_not_answered(repo, monkeypatch, caplog):
     from tallystick_serving.champion_watcher import ChampionWatcher
 
     def fail(*_):
@@ -160,11 +160,14 @@ def test_an_unexpected_error_is_answered_without_its_text(repo, monkeypatch, cap
 
     with scene.running(repo) as client:
         monkeypatch.setattr(ChampionWatcher, "predictor", fail)
-        answer = client.post(PREDICT, json=BODY)
-    assert answer.status_code == 500
-    assert answer.json()["type"] == "urn:tallystick:problem:internal"
-    assert "s3cret" not in answer.text
-    assert "s3cret" in caplog.text
+        answers = [client.post(PREDICT, json=BODY), client.get(f"/v1/models/{scene.MODEL}")]
+    for answer in answers:
+        assert answer.status_code == 500
+        assert answer.json()["type"] == "urn:tallystick:problem:internal"
+        assert "s3cret" not in answer.text
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        "A request failed: s3cret"
+    ] * len(answers)
 
 
 def test_a_busy_server_answers_all_that_it_took(repo):

@@ -201,7 +201,6 @@ def test_a_table_packs_the_same_bytes_as_rows(redis_server, data):
             "columns": tuple(Column(name=f"c{p}", dtype=d) for p, d in enumerate(dtypes)),
         }
     )
-    spec = ViewSpec.model_validate(spec.model_dump())
     count = data.draw(st.integers(1, 5))
     arrays = {
         f"c{p}": pa.array(

@@ -94,7 +94,7 @@ def spec_of(table: Any, entity_keys: Sequence[EntityKey] = ()) -> ViewSpec:
         Column(name=name, dtype=(value.WhichOneof("val") or "").removesuffix("_val").upper())
         for name, value in pairs
     )
-    return ViewSpec(**{**dict(spec), "join_keys": named})
+    return spec.model_copy(update={"join_keys": named})
 
 
 def read_of(
