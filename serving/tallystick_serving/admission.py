@@ -80,8 +80,7 @@ class AdmissionControl:
             await self._app(scope, receive, watched_send)
         except ClientGoneError:
             status = _CLIENT_GONE
-        except Exception as error:
-            # Any exception: its answer is one of the server's, unless another one has begun.
+        except Exception as error:  # noqa: BLE001 its answer is one of the server's
             if not _is_answered(error, status):
                 await response_of(error)(scope, receive, watched_send)
         finally:
@@ -116,7 +115,10 @@ class AdmissionControl:
 
 
 def _is_answered(error: Exception, status: int) -> bool:
-    """Whether the app has answered and logged an error that the framework raises once more."""
+    """Whether the app has answered and logged an error that the framework raises once more.
+
+    An error of an answer that has begun otherwise is raised.
+    """
     if status not in {0, _ERROR}:
         raise error
     return status == _ERROR
