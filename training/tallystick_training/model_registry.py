@@ -64,7 +64,8 @@ def register(repo: Repo, trained: Trained) -> Version:
     contract = trained.contract
     name = registered_name(repo, contract.model)
     with _answering(repo) as client:
-        _ensure_registered(client, name)
+        if _registered(client, name) is None:
+            client.create_registered_model(name)
         for version in _versions(client, name):
             if version.contract_hash == contract.contract_hash:
                 return version
@@ -200,9 +201,10 @@ def _experiment(repo: Repo, client: Any, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _ensure_registered(client: Any, name: str) -> None:
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
+def _registered(client: Any, name: str) -> Any:
+    """MLflow's record of a model; None before its first version."""
+    found = client.search_registered_models(f"name = '{name}'")
+    return found[0] if found else None
 
 
 def _find(client: Any, name: str, model: str, version: str) -> Version:
@@ -217,8 +219,8 @@ def _find(client: Any, name: str, model: str, version: str) -> Version:
 def _versions(client: Any, name: str) -> list[Version]:
     """All versions, the newest first."""
     found = client.search_model_versions(f"name = '{name}'", max_results=VERSIONS_MAX)
-    registered = client.search_registered_models(f"name = '{name}'")
-    aliases = registered[0].aliases if registered else {}
+    registered = _registered(client, name)
+    aliases = {} if registered is None else registered.aliases
     return [
         Version(
             version=str(item.version),
@@ -232,8 +234,8 @@ def _versions(client: Any, name: str) -> list[Version]:
 
 
 def _history(client: Any, name: str) -> list[str]:
-    registered = client.search_registered_models(f"name = '{name}'")
-    text = registered[0].tags.get(HISTORY_TAG, "[]") if registered else "[]"
+    registered = _registered(client, name)
+    text = "[]" if registered is None else registered.tags.get(HISTORY_TAG, "[]")
     return [str(version) for version in json.loads(text)]
 
 
@@ -274,6 +276,4 @@ def _client(uri: str) -> Any:
 
 def _without_secrets(uri: str) -> str:
     parts = urlsplit(uri)
-    return (
-        f"{parts.scheme}://{parts.hostname}" if parts.hostname else f"{parts.scheme}:{parts.path}"
-    )
+    return f"{parts.scheme}:" + (f"//{parts.hostname}" if parts.hostname else parts.path)

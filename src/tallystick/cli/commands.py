@@ -87,6 +87,19 @@ def _open(path: Path) -> Repo:
     return open_repo(path)
 
 
+def _run(module_name: str, name: str, path: Path, model: str, options: dict[str, Any]) -> None:
+    """Run an area's command for a model, and print its result."""
+    click.echo(_area(module_name, name)(_open(path), model, **options))
+
+
+def _echo_result(result: tuple[object, bool]) -> None:
+    """Print a report; exit with 1 if what it is about did not pass."""
+    text, passed = result
+    click.echo(text)
+    if not passed:
+        raise SystemExit(1)
+
+
 def _moment(_: click.Context, __: click.Parameter, value: datetime | None) -> datetime | None:
     from tallystick.clock import utc
 
@@ -97,25 +110,19 @@ def _time_option(name: str, text: str) -> Callable[[Any], Any]:
     return click.option(f"--{name}", type=_TIME, callback=_moment, help=f"{text} (UTC).")
 
 
-def _clock_option() -> Callable[[Any], Any]:
-    return click.option(
-        "--clock",
-        type=click.Choice(["knowledge", "event", "served"]),
-        default="knowledge",
-        show_default=True,
-        help="When a row counts as visible: once known, from its event time on, or once online.",
-    )
-
-
-def _repair_option() -> Callable[[Any], Any]:
-    return click.option(
-        "--repair",
-        is_flag=True,
-        help="Keep rows that incidents touched, with the values that should have been served. "
-        "Rows for which history is in doubt are left out.",
-    )
-
-
+_clock_option = click.option(
+    "--clock",
+    type=click.Choice(["knowledge", "event", "served"]),
+    default="knowledge",
+    show_default=True,
+    help="When a row counts as visible: once known, from its event time on, or once online.",
+)
+_repair_option = click.option(
+    "--repair",
+    is_flag=True,
+    help="Keep rows that incidents touched, with the values that should have been served. "
+    "Rows for which history is in doubt are left out.",
+)
 _model = click.argument("model")
 _json_option = click.option(
     "--json",
@@ -160,12 +167,8 @@ def check(path: Path, /, *, parity: bool, **options: Any) -> None:
     --version N
     """
     if parity:
-        text, passed = _area("tallystick_monitoring.parity_check.parity_command", "check_parity")(
-            path, **options
-        )
-        click.echo(text)
-        if not passed:
-            raise SystemExit(1)
+        command = _area("tallystick_monitoring.parity_check.parity_command", "check_parity")
+        _echo_result(command(path, **options))
         return
     _only_with_parity(options)
     from tallystick.cli.check import check as validate
@@ -246,8 +249,8 @@ def materialize(path: Path, *, views: tuple[str, ...], until: datetime | None, a
     show_default=True,
     help="Take features from history, as known at each request, or from the log, as served.",
 )
-@_clock_option()
-@_repair_option()
+@_clock_option
+@_repair_option
 @click.option(
     "--memory-limit",
     help="Memory limit of the engine, for example 4GB; default from feature_store.yaml.",
@@ -263,22 +266,22 @@ def dataset(path: Path, /, model: str, **options: Any) -> None:
 
     It may be larger than memory. What does not fit is spilled to disk.
     """
-    click.echo(_area("tallystick_training.train_command", "dataset")(_open(path), model, **options))
+    _run("tallystick_training.train_command", "dataset", path, model, options)
 
 
 @main.command()
 @_model
 @_time_option("start", "First request time; default the earliest")
 @_time_option("end", "Request times before this; default now")
-@_clock_option()
-@_repair_option()
+@_clock_option
+@_repair_option
 @click.option(
     "--promote", is_flag=True, help="Make it the champion without comparing it to the present one."
 )
 @click.pass_obj
 def train(path: Path, /, model: str, **options: Any) -> None:
     """Train a model, freeze its contract, register it."""
-    click.echo(_area("tallystick_training.train_command", "train")(_open(path), model, **options))
+    _run("tallystick_training.train_command", "train", path, model, options)
 
 
 @main.command()
@@ -319,7 +322,7 @@ def serve(
 @_model
 @_time_option("since", "First request time; default the first logged")
 @_time_option("until", "Request times before this; default now")
-@_clock_option()
+@_clock_option
 @click.option("--again", is_flag=True, help="Compare all requests again, not only new ones.")
 @_json_option
 @click.option(
@@ -336,12 +339,8 @@ def serve(
 @click.pass_obj
 def audit(path: Path, /, model: str, **options: Any) -> None:
     """Recompute served values and explain each mismatch."""
-    text, passed = _area("tallystick_monitoring.monitor_command", "audit")(
-        _open(path), model, **options
-    )
-    click.echo(text)
-    if not passed:
-        raise SystemExit(1)
+    command = _area("tallystick_monitoring.monitor_command", "audit")
+    _echo_result(command(_open(path), model, **options))
 
 
 @main.command()
@@ -349,35 +348,27 @@ def audit(path: Path, /, model: str, **options: Any) -> None:
 @_time_option("since", "First request time; default the first logged")
 @_time_option("until", "Request times before this; default now")
 @click.pass_obj
-def monitor(path: Path, model: str, since: datetime | None, until: datetime | None) -> None:
+def monitor(path: Path, /, model: str, **options: Any) -> None:
     """Record parity, freshness, drift and performance."""
-    click.echo(
-        _area("tallystick_monitoring.monitor_command", "monitor")(
-            _open(path), model, since=since, until=until
-        )
-    )
+    _run("tallystick_monitoring.monitor_command", "monitor", path, model, options)
 
 
 @main.command()
 @_model
-@_repair_option()
+@_repair_option
 @click.pass_obj
-def retrain(path: Path, model: str, *, repair: bool) -> None:
+def retrain(path: Path, /, model: str, **options: Any) -> None:
     """Decide from the last look whether to retrain, and do it."""
-    click.echo(
-        _area("tallystick_training.train_command", "retrain")(_open(path), model, repair=repair)
-    )
+    _run("tallystick_training.train_command", "retrain", path, model, options)
 
 
 @main.command()
 @_model
 @click.option("--version", required=True, help="Version in the model registry.")
 @click.pass_obj
-def promote(path: Path, model: str, version: str) -> None:
+def promote(path: Path, /, model: str, **options: Any) -> None:
     """Make a registered version the champion."""
-    click.echo(
-        _area("tallystick_training.train_command", "promote")(_open(path), model, version=version)
-    )
+    _run("tallystick_training.train_command", "promote", path, model, options)
 
 
 @main.command()
@@ -385,7 +376,7 @@ def promote(path: Path, model: str, version: str) -> None:
 @click.pass_obj
 def rollback(path: Path, model: str) -> None:
     """Make the previous champion the champion again."""
-    click.echo(_area("tallystick_training.train_command", "rollback")(_open(path), model))
+    _run("tallystick_training.train_command", "rollback", path, model, {})
 
 
 @main.command()

@@ -299,29 +299,12 @@ def check_same_inputs(ours: ModelInputs, theirs: ModelInputs, *, what: str) -> N
     Raises:
         ContractError: They differ; every difference is listed.
     """
+    expected, got = _compared(ours), _compared(theirs)
     problems = [
-        *_diff_columns("entity key", ours.entity_keys, theirs.entity_keys),
-        *_diff_columns("request field", ours.request_fields, theirs.request_fields),
-        *_diff_named(
-            "feature",
-            {feature.name: feature.dtype for feature in ours.features},
-            {feature.name: feature.dtype for feature in theirs.features},
-        ),
-        *_diff_named(
-            "view",
-            {use.name: f"definition {use.spec.definition_hash}" for use in ours.views},
-            {use.name: f"definition {use.spec.definition_hash}" for use in theirs.views},
-        ),
-        *_diff_named(
-            "keys of view",
-            {use.name: ", ".join(use.request_keys) for use in ours.views if use.key_map},
-            {use.name: ", ".join(use.request_keys) for use in theirs.views if use.key_map},
-        ),
-        *_diff_named(
-            "on-demand view",
-            {transform.name: f"code {transform.code_hash}" for transform in ours.transforms},
-            {transform.name: f"code {transform.code_hash}" for transform in theirs.transforms},
-        ),
+        Problem(f"{kind} {name}", mine.get(name, "absent"), got[kind].get(name, "absent"))
+        for kind, mine in expected.items()
+        for name in sorted(mine.keys() | got[kind].keys())
+        if mine.get(name) != got[kind].get(name)
     ]
     if not problems and ours.feature_names != theirs.feature_names:
         problems = [
@@ -335,17 +318,14 @@ def check_same_inputs(ours: ModelInputs, theirs: ModelInputs, *, what: str) -> N
         )
 
 
-def _diff_columns(kind: str, ours: tuple[Column, ...], theirs: tuple[Column, ...]) -> list[Problem]:
-    return _diff_named(
-        kind,
-        {column.name: column.dtype for column in ours},
-        {column.name: column.dtype for column in theirs},
-    )
-
-
-def _diff_named(kind: str, ours: dict[str, str], theirs: dict[str, str]) -> list[Problem]:
-    return [
-        Problem(f"{kind} {name}", ours.get(name, "absent"), theirs.get(name, "absent"))
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
+def _compared(inputs: ModelInputs) -> dict[str, dict[str, str]]:
+    """What two descriptions must agree on: kind of part → name → what it is."""
+    views, transforms = inputs.views, inputs.transforms
+    return {
+        "entity key": {key.name: key.dtype for key in inputs.entity_keys},
+        "request field": {field.name: field.dtype for field in inputs.request_fields},
+        "feature": {feature.name: feature.dtype for feature in inputs.features},
+        "view": {use.name: f"definition {use.spec.definition_hash}" for use in views},
+        "keys of view": {use.name: ", ".join(use.request_keys) for use in views if use.key_map},
+        "on-demand view": {spec.name: f"code {spec.code_hash}" for spec in transforms},
+    }

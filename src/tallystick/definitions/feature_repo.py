@@ -26,7 +26,7 @@ from tallystick.errors import (
 from tallystick.settings import settings
 
 if TYPE_CHECKING:
-    from feast import FeatureService, FeatureStore, OnDemandFeatureView, RepoConfig
+    from feast import FeatureService, FeatureStore, RepoConfig
 
 Kind = TypeVar("Kind")
 
@@ -182,10 +182,6 @@ class Repo:
                 f"Feature view {view!r} is not among those applied in {self.path}.",
                 hint="Put it back into the definitions, and apply them:  tally apply",
             ) from error
-
-    def on_demand_view(self, name: str) -> OnDemandFeatureView:
-        """The on-demand view of that name, as applied."""
-        return self.store.get_on_demand_feature_view(name)
 
 
 def state_dir(repo_path: Path) -> Path:

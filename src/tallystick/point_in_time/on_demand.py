@@ -34,11 +34,10 @@ class Transforms:
     @classmethod
     def from_repo(cls, repo: Repo, inputs: ModelInputs) -> Transforms:
         """Take the functions as they were applied."""
+        names = [spec.name for spec in inputs.transforms]
+        views = [repo.store.get_on_demand_feature_view(name) for name in names]
         return cls(
-            {
-                spec.name: repo.on_demand_view(spec.name).feature_transformation.udf
-                for spec in inputs.transforms
-            }
+            {name: view.feature_transformation.udf for name, view in zip(names, views, strict=True)}
         )
 
     @classmethod
