@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from tallystick.online_store.redis_commands import Item, mget, run_script, scan
@@ -57,7 +58,7 @@ class Caller:
         return self.call(text, lambda client: run_script(client, script, items, **options))
 
     def scan(self, text: str, pattern: bytes) -> list[bytes]:
-        return self.call(text, lambda client: list(scan(client, pattern)))
+        return self.call(text, lambda client: [*chain(*scan(client, pattern))])
 
     def _client(self, make: Callable[..., Any], text: str, options: dict[str, Any]) -> Any:
         known = (make, text, *options.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from tallystick_serving.error_responses import BusyError, NotLoggedError
 
@@ -23,21 +24,13 @@ async def append_durably(
         BusyError: The log's buffer is full; the log took none of the rows.
         NotLoggedError: The log did not write them in time.
     """
-    loop = asyncio.get_running_loop()
-    written: asyncio.Future[bool] = loop.create_future()
-
-    def set_written(is_written: bool) -> None:  # noqa: FBT001
-        if not written.done():
-            written.set_result(is_written)
-
-    def report(is_written: bool) -> None:  # noqa: FBT001 the log's callback
-        loop.call_soon_threadsafe(set_written, is_written)
-
-    if not append(report):
+    written: Future[bool] = Future()
+    if not append(written.set_result):
         raise BusyError(log, "its buffer is full, and it took none of these rows")
     try:
         async with asyncio.timeout(timeout_s):
-            is_written = await written
+            # Shielded, as the log may report later than the request waits.
+            is_written = await asyncio.shield(asyncio.wrap_future(written))
     except TimeoutError:
         is_written = False
     if not is_written:

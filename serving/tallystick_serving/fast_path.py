@@ -6,11 +6,11 @@ fast are answered here. The app answers all others.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tallystick_serving.error_responses import MethodError
@@ -50,7 +50,7 @@ class FastPath:
 
     def __init__(self, app: ASGIApp, routes: Sequence[FastRoute]) -> None:
         self._app = app
-        self._routes = [(_pattern(route.path).fullmatch, route) for route in routes]
+        self._routes = [(compile_path(route.path)[0].fullmatch, route) for route in routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -83,9 +83,3 @@ class FastPath:
             return "unknown"
         path: str = route.path
         return path
-
-
-def _pattern(path: str) -> re.Pattern[str]:
-    start, brace, rest = path.partition("{")
-    end = rest.partition("}")[2]
-    return re.compile(re.escape(start) + ("([^/]+)" if brace else "") + re.escape(end))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tallystick.definitions.feature_types import feature_type
@@ -109,13 +109,3 @@ class FeatureValues:
                 field.removesuffix("_val").upper(),
                 self._dtype,
             )
-
-
-def values_of(
-    features: Mapping[str, FeatureValues], rows: Sequence[Mapping[str, Value] | None]
-) -> dict[str, list[Any]]:
-    """Column by column what rows hold of some features; None where a row lacks one, or is none."""
-    return {
-        name: [None if row is None else feature.of(row.get(name)) for row in rows]
-        for name, feature in features.items()
-    }

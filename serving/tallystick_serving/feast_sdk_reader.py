@@ -27,7 +27,7 @@ from tallystick.errors import (
 )
 from tallystick.online_store.online_reader import ViewRows
 from tallystick.point_in_time.feature_status import Status
-from tallystick_serving.feast_protos import EntityProtos, FeatureValues, values_of
+from tallystick_serving.feast_protos import EntityProtos, FeatureValues
 from tallystick_serving.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
@@ -95,7 +95,10 @@ class _View:
                 None if a key value is null.
             request_time_us: Request time, for the ttl.
         """
-        cells = values_of(self.features, [row for _, row in answers])
+        cells = {
+            name: [None if row is None else feature.of(row.get(name)) for _, row in answers]
+            for name, feature in self.features.items()
+        }
         events = [None if event is None else to_us(event) for event, _ in answers]
         status = []
         for number, (_, row) in enumerate(answers):

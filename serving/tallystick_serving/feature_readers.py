@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.errors import DefinitionError
-from tallystick.online_store.online_reader import OnlineReader, ViewRows
+from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import (
     connect_for_reads,
     redis_errors,
     shown_address,
 )
 from tallystick.online_store.redis_options import RedisOptions
+from tallystick_serving.feast_sdk_reader import SDKStoreClient
 from tallystick_serving.store_config import StoreConfig
-
-
-class FeatureReader(Protocol):
-    """Reads the views of one contract."""
-
-    async def read(
-        self, keys: Mapping[str, Sequence[Any]], *, request_time_us: int
-    ) -> dict[str, ViewRows]:
-        """Read all views for all rows of a request; see ``OnlineReader.read``."""
-        ...
-
-
-class StoreClient(Protocol):
-    """An online store, as serving needs it."""
-
-    service: str
-    """The store in error messages, without secrets."""
-
-    def reader(self, contract: ModelContract) -> FeatureReader:
-        """A reader of a contract's views, which gives up when a request's time is over.
-
-        May take seconds, so not on the event loop.
-
-        Raises:
-            ContractError: The store's views differ from the contract's.
-            DefinitionError: A view has keys that the online store cannot use.
-            UnavailableError: The store or the registry did not answer.
-        """
-        ...
-
-    async def ping(self) -> None:
-        """Check that the store answers.
-
-        Raises:
-            UnavailableError: It does not.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Close its connections."""
-        ...
 
 
 class RedisStoreClient:
@@ -72,6 +31,7 @@ class RedisStoreClient:
 
     Attributes:
         redis: The client of Redis.
+        service: The store in error messages, without secrets.
     """
 
     def __init__(self, config: StoreConfig, options: RedisOptions, *, timeout_s: float) -> None:
@@ -83,7 +43,8 @@ class RedisStoreClient:
         """A reader of a contract's views; each row says how it was defined.
 
         Raises:
-            DefinitionError: Feast stores versions of a view, which a contract does not have.
+            DefinitionError: A view has keys that the online store cannot use, or Feast stores
+                versions of a view, which a contract does not have.
         """
         if self._is_versioned:
             raise DefinitionError(
@@ -93,10 +54,19 @@ class RedisStoreClient:
         return OnlineReader(self.redis, contract.project, contract.views)
 
     async def ping(self) -> None:
-        """See :class:`StoreClient`."""
+        """Check that Redis answers.
+
+        Raises:
+            UnavailableError: It does not.
+        """
         with redis_errors(self.redis):
             await self.redis.ping()
 
     async def close(self) -> None:
-        """See :class:`StoreClient`."""
+        """Close the connections."""
         await self.redis.aclose()
+
+
+StoreClient: TypeAlias = RedisStoreClient | SDKStoreClient
+"""An online store, as serving needs it: a reader of each contract's views, and a check that it
+answers."""

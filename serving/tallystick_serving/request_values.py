@@ -1,4 +1,7 @@
-"""Values of a request, from JSON to the types that the contract declares; exactly or not at all."""
+"""Values of a request, from JSON to the types that the contract declares; exactly or not at all.
+
+Admission control has read the body and bounds its size.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
+
+import orjson
 
 from tallystick.clock import utc
 from tallystick.definitions.exact_cast import are_exact, exact_value
@@ -21,6 +26,7 @@ from tallystick.definitions.feature_types import (
 )
 from tallystick.definitions.feature_view import Column
 from tallystick.errors import ContractError
+from tallystick_serving.error_responses import NotJSONError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,21 @@ class FieldReader:
     read: Callable[[Any], Any]
     expected: str
     are_exact: Callable[[list[Any]], bool]
+
+
+def object_of(body: bytes) -> dict[str, Any]:
+    """Decode a JSON object.
+
+    Raises:
+        NotJSONError: The body is not a JSON object.
+    """
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise NotJSONError(f"The body is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise NotJSONError(f"The body must be a JSON object, not {shown(content)}.")
+    return content
 
 
 def field_reader(column: Column) -> FieldReader:

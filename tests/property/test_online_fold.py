@@ -12,11 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from packed_rows import packed_row
+from packed_rows import joined, packed_row
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.entity_keys import EntityKeys
-from tallystick.online_store.entity_value import joined
 from tallystick.online_store.online_reader import OnlineReader
 from tallystick.online_store.redis_connection import connect_for_reads
 from tallystick.online_store.redis_options import RedisOptions

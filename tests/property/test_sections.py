@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packed_rows import packed_row
+from packed_rows import joined, packed_row
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError
-from tallystick.online_store.entity_value import SectionReader, joined, spans
+from tallystick.online_store.entity_value import SectionReader, spans
 from tallystick.online_store.row_codec import RowCodec
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packed_rows import packed_row
+from packed_rows import joined, packed_row
 from tallystick.definitions.columns import plain
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError
@@ -16,7 +16,6 @@ from tallystick.online_store.entity_value import (
     BATCH_MIN,
     SectionReader,
     batches_of,
-    joined,
 )
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.view_decoder import ViewDecoder

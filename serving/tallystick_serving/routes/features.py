@@ -14,7 +14,7 @@ from tallystick.errors import InputError
 from tallystick_serving.error_responses import ProblemList, TooLargeError, shown
 from tallystick_serving.feast_server import OnlineFeaturesRequest, PushRequest, WriteRequest
 from tallystick_serving.online_features import FeaturePlan
-from tallystick_serving.request_body import object_of
+from tallystick_serving.request_values import object_of
 from tallystick_serving.server_state import ServerState, state_of
 
 router = APIRouter()

@@ -20,8 +20,7 @@ from tallystick_serving.error_responses import (
     TooLargeError,
     shown,
 )
-from tallystick_serving.request_body import object_of
-from tallystick_serving.request_values import FieldReader, field_reader, moment
+from tallystick_serving.request_values import FieldReader, field_reader, moment, object_of
 from tallystick_serving.server_state import state_of
 
 router = APIRouter()

@@ -16,7 +16,7 @@ from tallystick_serving.durability import append_durably
 from tallystick_serving.error_responses import ProblemList, RequestError, TooLargeError, shown
 from tallystick_serving.json_columns import json_column
 from tallystick_serving.predictor import Predictor
-from tallystick_serving.request_body import object_of
+from tallystick_serving.request_values import object_of
 from tallystick_serving.server_state import ServerState
 
 _PARAMETERS: Final = frozenset({"features", "durable"})

@@ -23,7 +23,7 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tallystick.online_store.redis_address import RedisAddress
-from tallystick.online_store.shared_connection import SharedConnection
+from tallystick.online_store.shared_connection import ReadTimeouts, SharedConnection
 
 Node: TypeAlias = tuple[str, int]
 """Host and port."""
@@ -40,27 +40,15 @@ class ClusterReader:
     Args:
         address: The cluster.
         connect: Makes redis-py's synchronous client of the cluster.
-        connect_timeout_s: Seconds to connect to a node and log in.
-        read_timeout_s: Seconds to wait for an answer.
-        budget_s: Seconds for a command in all, redirections included.
+        timeouts: How long a command may take.
     """
 
     def __init__(
-        self,
-        address: RedisAddress,
-        connect: Callable[[], Any],
-        *,
-        connect_timeout_s: float,
-        read_timeout_s: float,
-        budget_s: float,
+        self, address: RedisAddress, connect: Callable[[], Any], timeouts: ReadTimeouts
     ) -> None:
         self._address = address
         self._connect = connect
-        self._timeouts = {
-            "connect_timeout_s": connect_timeout_s,
-            "read_timeout_s": read_timeout_s,
-        }
-        self._budget_s = budget_s
+        self._timeouts = timeouts
         self._cluster: asyncio.Task[Any] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._connections: dict[Node, SharedConnection] = {}
@@ -104,11 +92,11 @@ class ClusterReader:
 
     async def _run(self, commands: Sequence[Words]) -> list[Any]:
         try:
-            async with asyncio.timeout(self._budget_s):
+            async with asyncio.timeout(self._timeouts.budget_s):
                 return await self._followed(await self._known(), commands)
         except TimeoutError as error:
             self._refresh()
-            raise RedisTimeoutError(f"no answer within {self._budget_s:g} s") from error
+            raise RedisTimeoutError(f"no answer within {self._timeouts.budget_s:g} s") from error
         except BaseException:
             # Also if the caller's time ran out: another node may have taken over long ago.
             self._refresh()
@@ -156,8 +144,7 @@ class ClusterReader:
         connection = self._connections.get(node)
         if connection is None:
             address = replace(self._address, redis_type="redis", nodes=(node,))
-            connection = SharedConnection(address, budget_s=self._budget_s, **self._timeouts)
-            self._connections[node] = connection
+            connection = self._connections[node] = SharedConnection(address, self._timeouts)
         words: list[Words] = []
         for index in indices:
             if type(redirected.get(index)) is AskError:

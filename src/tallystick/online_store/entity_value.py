@@ -31,11 +31,6 @@ _PADDING: Final = bytes(TAG + 8)
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def joined(rows: Sequence[bytes]) -> bytes:
-    """The value of an entity that has these rows, one of each view."""
-    return bytes((VERSION,)) + b"".join(sorted(rows))
-
-
 def spans(value: bytes) -> list[tuple[int, int]]:
     """Start and end of each section.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 from redis.cluster import ClusterNode, RedisCluster
@@ -90,11 +91,16 @@ def run_script(
     return _pipelined(client, commands, script)
 
 
-def scan(client: SyncClient, pattern: bytes) -> Iterator[bytes]:
-    """The keys that match a pattern of ``SCAN``, on all primaries; a key may come twice."""
+def scan(client: SyncClient, pattern: bytes) -> Iterator[list[bytes]]:
+    """The keys that match a pattern of ``SCAN``, in batches; a key may come twice.
+
+    They are those of all primaries.
+    """
     if isinstance(client, RedisCluster):
         client.nodes_manager.initialize()  # a primary that is not known would be left out
-    yield from client.scan_iter(match=pattern, count=_KEYS_PER_SCAN)
+    found = client.scan_iter(match=pattern, count=_KEYS_PER_SCAN)
+    while keys := list(islice(found, _KEYS_PER_SCAN)):
+        yield keys
 
 
 def _ask_nodes(

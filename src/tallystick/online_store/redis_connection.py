@@ -29,7 +29,7 @@ from tallystick.errors import InputError, Problem, UnavailableError
 from tallystick.online_store.cluster_reader import ClusterReader
 from tallystick.online_store.redis_address import RedisAddress, read_address
 from tallystick.online_store.redis_options import EMBEDDED, RedisOptions
-from tallystick.online_store.shared_connection import SharedConnection
+from tallystick.online_store.shared_connection import ReadTimeouts, SharedConnection
 
 SyncClient: TypeAlias = Any
 """A ``redis.Redis`` or ``redis.cluster.RedisCluster``; the annotations of their commands mix
@@ -124,16 +124,16 @@ def connect_for_reads(
     if budget_s is None:
         budget_s = store.connect_timeout_s + store.read_timeout_s
     address = _address(store, repo_path)
-    timeouts: dict[str, Any] = {
-        "connect_timeout_s": min(budget_s, store.connect_timeout_s),
-        "read_timeout_s": min(budget_s, store.read_timeout_s),
-    }
+    connect_s = min(budget_s, store.connect_timeout_s)
+    read_s = min(budget_s, store.read_timeout_s)
+    timeouts = ReadTimeouts(connect_s, read_s, budget_s)
     client: ReadClient
     if address.redis_type == "redis_cluster":
-        make = partial(connect, store.model_copy(update=timeouts))
-        client = ClusterReader(address, make, budget_s=budget_s, **timeouts)
+        shorter = {"connect_timeout_s": connect_s, "read_timeout_s": read_s}
+        make = partial(connect, store.model_copy(update=shorter))
+        client = ClusterReader(address, make, timeouts)
     else:
-        client = SharedConnection(address, budget_s=budget_s, **timeouts)
+        client = SharedConnection(address, timeouts)
     _addresses[client] = address
     return client
 

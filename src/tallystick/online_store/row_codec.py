@@ -128,10 +128,6 @@ class RowCodec:
         """The index of a column in the view's order."""
         return self._indices[name]
 
-    def needs_feast(self, names: Sequence[str]) -> bool:
-        """Whether these columns cannot be decoded without importing Feast."""
-        return any(self.cells[self._indices[name]].needs_feast for name in names)
-
     def encode(
         self,
         rows: Sequence[Mapping[str, Any]],

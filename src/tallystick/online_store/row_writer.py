@@ -32,7 +32,6 @@ Winners: TypeAlias = "tuple[dict[bytes, bytes], WriteCounts]"
 logger = logging.getLogger(__name__)
 
 ROWS_PER_ROUND_TRIP: Final = 5_000
-_KEYS_PER_SCAN: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +118,7 @@ def delete_view(client: SyncClient, project: str, view: str, *, version: str | N
             if version not in {None, name}:
                 continue
             tag = view_tag(name, join_keys)
-            found = scan(client, entity_prefix(project, join_keys) + b"*")
-            while keys := list(islice(found, _KEYS_PER_SCAN)):
+            for keys in scan(client, entity_prefix(project, join_keys) + b"*"):
                 calls = [(key, None) for key in keys]
                 removed += sum(run_script(client, REMOVE_VIEW, calls, shared=[tag]))
     forget_mark(client, project, view)  # of a run that began meanwhile, whose rows went as well
@@ -136,8 +134,7 @@ def delete_project(client: SyncClient, project: str) -> int:
     removed = 0
     with redis_errors(client):
         # The prefix has no character that is special to SCAN.
-        found = scan(client, project_prefix(project) + b"*")
-        while keys := list(islice(found, _KEYS_PER_SCAN)):
+        for keys in scan(client, project_prefix(project) + b"*"):
             pipeline = client.pipeline(transaction=False)
             for key in keys:
                 pipeline.unlink(key)

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import hiredis
 from redis.asyncio.retry import Retry
@@ -38,6 +38,20 @@ _Sentinel: Final[Any] = Sentinel
 _ReplyError: Final = hiredis.ReplyError
 
 
+class ReadTimeouts(NamedTuple):
+    """How long a read may take, in seconds.
+
+    Attributes:
+        connect_s: To connect and log in.
+        read_s: To wait for an answer.
+        budget_s: For a command in all, reconnecting and redirections included.
+    """
+
+    connect_s: float
+    read_s: float
+    budget_s: float
+
+
 class SharedConnection:
     """A client of one Redis for one event loop; it connects at its first command.
 
@@ -45,24 +59,13 @@ class SharedConnection:
 
     Args:
         address: One Redis, or one behind Sentinels.
-        connect_timeout_s: Seconds to connect and log in.
-        read_timeout_s: Seconds to wait for an answer.
-        budget_s: Seconds for a command in all, reconnecting included.
+        timeouts: How long a command may take.
     """
 
-    def __init__(
-        self,
-        address: RedisAddress,
-        *,
-        connect_timeout_s: float,
-        read_timeout_s: float,
-        budget_s: float,
-    ) -> None:
+    def __init__(self, address: RedisAddress, timeouts: ReadTimeouts) -> None:
         assert address.redis_type != "redis_cluster"
-        self._budget_s = budget_s
         self._address = address
-        self._connect_timeout_s = connect_timeout_s
-        self._read_timeout_s = read_timeout_s
+        self._timeouts = timeouts
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
         self._context = _tls(address.options)
@@ -113,11 +116,11 @@ class SharedConnection:
                 return await connection.send(packed, count)
         try:
             # Above, the connection itself watches the time.
-            async with asyncio.timeout(began + self._budget_s - time.monotonic()):
+            async with asyncio.timeout(began + self._timeouts.budget_s - time.monotonic()):
                 connection = await self._connected()
                 return await connection.send(packed, count)
         except TimeoutError as error:
-            raise RedisTimeoutError(f"no answer within {self._budget_s:g} s") from error
+            raise RedisTimeoutError(f"no answer within {self._timeouts.budget_s:g} s") from error
 
     async def _connected(self) -> _Connection:
         """The connection, renewed if it is closed; all waiting commands get the same one."""
@@ -142,9 +145,9 @@ class SharedConnection:
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        connection = _Connection(loop, self._read_timeout_s)
+        connection = _Connection(loop, self._timeouts.read_s)
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout(self._timeouts.connect_s):
                 if self._address.socket:
                     await loop.create_unix_connection(lambda: connection, self._address.socket)
                 else:
@@ -156,7 +159,7 @@ class SharedConnection:
         except TimeoutError as error:
             connection.close()
             raise RedisTimeoutError(
-                f"no connection within {self._connect_timeout_s:g} s"
+                f"no connection within {self._timeouts.connect_s:g} s"
             ) from error
         except BaseException:
             connection.close()
@@ -168,12 +171,13 @@ class SharedConnection:
         address = self._address
         if address.redis_type == "redis":
             return address.nodes[0]
+        each_s = self._timeouts.connect_s / len(address.nodes)
         sentinels = _Sentinel(
             address.nodes,
             sentinel_kwargs={
                 **address.sentinel_options,
-                "socket_connect_timeout": self._connect_timeout_s / len(address.nodes),
-                "socket_timeout": self._connect_timeout_s / len(address.nodes),
+                "socket_connect_timeout": each_s,
+                "socket_timeout": each_s,
                 "retry": Retry(NoBackoff(), 0),
             },
         )
@@ -301,7 +305,7 @@ def _login(options: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
-    """How a certificate is checked, as redis-py does it."""
+    """How a certificate is checked: as redis-py does it, but by the named authorities alone."""
     if not options.get("ssl"):
         return None
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))

@@ -8,7 +8,6 @@ hash, ``ts3:PROJECT::ttls``, has the ttl of each definition for the script that 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from tallystick.definitions.feature_view import ViewSpec
@@ -19,23 +18,10 @@ from tallystick.online_store.row_codec import RowCodec
 _TTL: Final = struct.Struct("<d")
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDefinition:
-    """A definition as the hash has it.
-
-    Attributes:
-        spec: The definition.
-        name: The view's name online.
-    """
-
-    spec: ViewSpec
-    name: str
-
-    @classmethod
-    def parse(cls, text: bytes) -> StoredDefinition:
-        """Read one; the name follows the JSON, which has no line break."""
-        definition, _, name = text.decode().partition("\n")
-        return cls(ViewSpec.model_validate_json(definition), name)
+def parse_definition(text: bytes) -> tuple[ViewSpec, str]:
+    """A definition and the view's name online, which follows the JSON, from a value of the hash."""
+    definition, _, name = text.decode().partition("\n")
+    return ViewSpec.model_validate_json(definition), name
 
 
 def register(client: SyncClient, project: str, codec: RowCodec) -> bytes:
@@ -66,5 +52,5 @@ def names_and_keys(client: SyncClient, project: str, view: str) -> set[tuple[str
     Raises:
         RedisError: Redis did not answer.
     """
-    stored = map(StoredDefinition.parse, client.hvals(definitions_key(project)))
-    return {(one.name, one.spec.key_names) for one in stored if one.spec.name == view}
+    stored = map(parse_definition, client.hvals(definitions_key(project)))
+    return {(name, spec.key_names) for spec, name in stored if spec.name == view}

@@ -17,7 +17,7 @@ from tallystick.errors import DamagedError, Problem
 from tallystick.online_store.entity_value import BATCH_MIN, FoundRows, RowBatch
 from tallystick.online_store.row_codec import Decoded, RowCodec, RowReader
 from tallystick.online_store.row_layout import TAG, VALUES, view_tag
-from tallystick.online_store.stored_definitions import StoredDefinition
+from tallystick.online_store.stored_definitions import parse_definition
 from tallystick.point_in_time.feature_status import Status
 
 _KINDS: Final = [bytes((flags & VALUES,)) for flags in range(256)]
@@ -95,7 +95,8 @@ class ViewDecoder:
         self._add(RowCodec(spec, self._name))
 
     def _add(self, codec: RowCodec) -> None:
-        if not self._protos and codec.needs_feast(self._common(codec)):
+        cells = [codec.cells[codec.index(name)] for name in self._common(codec)]
+        if not self._protos and any(cell.needs_feast for cell in cells):
             import feast.type_map  # noqa: F401 takes seconds, so never during a request
         self._codecs[codec.tag] = codec
 
@@ -128,7 +129,7 @@ class ViewDecoder:
         """
         codec = None
         if stored is not None:
-            codec = RowCodec(StoredDefinition.parse(stored).spec, self._name)
+            codec = RowCodec(parse_definition(stored)[0], self._name)
         if codec is None or codec.tag != tag:
             raise DamagedError(
                 f"Rows of view {self._name} were written under a definition that Redis "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,19 +15,8 @@ FLOAT32_LIMIT = float(2**128 - 2**103)
 """The smallest number that float32 rounds to infinity."""
 
 
-class Trees(Protocol):
-    """An ensemble of trees that can predict: :class:`LeafMasks` or :class:`Forest`."""
-
-    features: int
-
-    def predict(self, matrix: Floats) -> Floats:
-        """Probability of 1 in each row."""
-
-    def thresholds(self) -> dict[int, Floats]:
-        """Feature → its thresholds in all trees."""
-
-    def to_bytes(self) -> bytes:
-        """The trees as bytes."""
+Trees: TypeAlias = LeafMasks | Forest
+"""An ensemble of trees that can predict."""
 
 
 class CompiledForm:
