@@ -23,6 +23,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from redis_caller import Caller
+from tallystick.errors import UnavailableError
 from tallystick.online_store.embedded_redis import server_program
 from tallystick.online_store.redis_connection import connect
 from tallystick.online_store.redis_options import RedisOptions
@@ -55,6 +56,17 @@ def wait_until(holds: Callable[[], Any], what: str) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {_START_S} s: {what}")
         time.sleep(0.02)
+
+
+def eventually(work: Callable[[], Any]) -> Any:
+    """What work returns once it no longer fails: a client learns of a change by an error."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            return work()
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def free_port() -> int:

@@ -1,13 +1,16 @@
-"""A repo with a champion. Each test gets a copy."""
+"""A repo with a champion, of which each test gets a copy; and the repo of the serving scene."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import serving_scene as scene
 from served_log import make_champion
 from tallystick.definitions.feature_repo import Repo, apply, open_repo
+from tallystick_serving.store_config import StoreConfig
 from tiny_repo import copy_tiny_repo, make_tiny_repo
 
 
@@ -25,3 +28,10 @@ def champion_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def champion_repo(champion_template: Path, tmp_path: Path) -> Repo:
     """The test's copy of the repo."""
     return open_repo(copy_tiny_repo(champion_template, tmp_path / "repo"))
+
+
+@pytest.fixture
+def repo(tmp_path: Path, redis_server: Any) -> StoreConfig:
+    """The repo of the serving scene, with its rows online and without a champion."""
+    scene.fill(redis_server.client)
+    return scene.project(tmp_path, redis_server.connection_string)

@@ -16,7 +16,7 @@ import pytest
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from redis_servers import free_port, wait_until
+from redis_servers import eventually, free_port, wait_until
 from tallystick.errors import UnavailableError
 from tallystick.online_store.redis_commands import KEYS_PER_CALL
 from tallystick.online_store.redis_connection import (
@@ -41,17 +41,6 @@ def fill(cluster, keys):
     for key in keys:
         cluster.client.set(key, b"value of " + key)
     return [b"value of " + key for key in keys]
-
-
-def eventually(work):
-    """What work returns once it no longer fails: a client learns of a change by an error."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        try:
-            return work()
-        except UnavailableError:
-            if time.monotonic() > deadline:
-                raise
 
 
 def values_of(keys):

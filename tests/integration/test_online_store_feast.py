@@ -8,14 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pandas as pd
 import pytest
 
+from online_reads import read_online, use_of
 from tallystick.clock import process_clock
-from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import DataError, InputError, UnavailableError
 from tallystick.online_store.entity_keys import definitions_key, entity_prefix, ttls_key
-from tallystick.online_store.online_reader import OnlineReader
-from tallystick.online_store.redis_connection import connect_for_reads
-from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_writer import WriteCounts
 
 NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)
@@ -324,27 +321,15 @@ def test_asynchronous_writes_are_served(store):
 
 def test_reader_and_feast_agree(store, redis_server):
     store.materialize(NOW - 2 * HOUR, NOW, disable_event_timestamp=False)
-    specs = {name: ViewSpec.from_feast(store.get_feature_view(name)) for name in ("shop", "pair")}
+    uses = [use_of(ViewSpec.from_feast(store.get_feature_view(name))) for name in ("shop", "pair")]
     keys = {"id": [1, 2, 3], "town": ["A", "B", "B"]}
-
-    async def ask():
-        client = connect_for_reads(RedisOptions(connection_string=redis_server.connection_string))
-        uses = [
-            ViewUse(
-                spec=spec,
-                name=name,
-                key_map={key: key for key in spec.key_names},
-                columns=spec.column_names,
-            )
-            for name, spec in specs.items()
-        ]
-        reader = OnlineReader(client, "proj", uses)
-        try:
-            return await reader.read(keys, request_time_us=process_clock().now_us())
-        finally:
-            await client.aclose()
-
-    ours = asyncio.run(ask())
+    ours = read_online(
+        "proj",
+        uses,
+        keys,
+        at_us=process_clock().now_us(),
+        connection_string=redis_server.connection_string,
+    )
     rows = [dict(zip(keys, row, strict=True)) for row in zip(*keys.values(), strict=True)]
     theirs = store.get_online_features(FEATURES, rows).to_dict()
     got = ours["shop"].values | ours["pair"].values  # noqa: PD011 - no data frames

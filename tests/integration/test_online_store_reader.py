@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 
 import pyarrow as pa
 import pytest
 
+from online_reads import read_online, use_of
 from tallystick.clock import from_us
-from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError, DataError, InputError, UnavailableError
 from tallystick.online_store.entity_keys import definitions_key
-from tallystick.online_store.online_reader import OnlineReader
-from tallystick.online_store.redis_connection import connect_for_reads
-from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_writer import WriteCounts, delete_project, delete_view
 from tallystick.online_store.table_writer import write_table
 from tallystick.point_in_time.feature_status import Status
@@ -40,15 +36,6 @@ def spec_of(name="shop", keys=None, columns=None, ttl_us=HOUR_US, created="creat
     )
 
 
-def use_of(spec, key_map=None, columns=None, name=None):
-    return ViewUse(
-        spec=spec,
-        name=name or spec.name,
-        key_map={key: key for key in spec.key_names} if key_map is None else key_map,
-        columns=tuple(columns or spec.column_names),
-    )
-
-
 def write(server, spec, columns, *, project="p", write_us=5):
     count = len(next(iter(columns.values())))
     times = {"event": [0] * count, "created": [0] * count}
@@ -60,14 +47,7 @@ def write(server, spec, columns, *, project="p", write_us=5):
 
 
 def read(server, uses, keys, *, at_us=0, project="p"):
-    async def ask():
-        client = connect_for_reads(RedisOptions(connection_string=server.connection_string))
-        try:
-            return await OnlineReader(client, project, uses).read(keys, request_time_us=at_us)
-        finally:
-            await client.aclose()
-
-    return asyncio.run(ask())
+    return read_online(project, uses, keys, at_us=at_us, connection_string=server.connection_string)
 
 
 def test_each_status_with_its_times(redis_server):
@@ -277,16 +257,15 @@ def test_a_missing_or_ill_typed_key_is_an_input_error(redis_server):
 
 
 def test_redis_down_names_the_host_and_no_password():
-    async def ask(keys):
+    def ask(keys):
         text = "127.0.0.1:1,username=u,password=s3cret"
-        client = connect_for_reads(RedisOptions(connection_string=text, connect_timeout_s=0.2))
-        reader = OnlineReader(client, "p", [use_of(spec_of())])
-        return await reader.read(keys, request_time_us=0)
+        uses = [use_of(spec_of())]
+        return read_online("p", uses, keys, connection_string=text, connect_timeout_s=0.2)
 
     with pytest.raises(UnavailableError, match=r"Redis at 127\.0\.0\.1:1 ") as caught:
-        asyncio.run(ask({"id": [1]}))
+        ask({"id": [1]})
     assert "s3cret" not in str(caught.value)
-    assert asyncio.run(ask({"id": [None]}))["shop"].status == [Status.NOT_FOUND]
+    assert ask({"id": [None]})["shop"].status == [Status.NOT_FOUND]
 
 
 def test_times_come_back_as_aware_datetimes(redis_server):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import closing
 
 import pyarrow as pa
 import pytest
 
+from online_reads import read_online, use_of
 from redis_servers import LIMITED_USER, MASTER, USER_PASSWORD
-from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.materialization_mark import Mark, begin_run, read_marks, save_mark
-from tallystick.online_store.online_reader import OnlineReader
-from tallystick.online_store.redis_connection import connect, connect_for_reads
+from tallystick.online_store.redis_connection import connect
 from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_writer import WriteCounts, delete_project, delete_view
 from tallystick.online_store.table_writer import write_table
@@ -93,20 +91,7 @@ def write(client, spec, ids, *, event, project="p"):
 
 
 def read(address, specs, ids, project="p"):
-    uses = [
-        ViewUse(spec=spec, name=spec.name, key_map={"id": "id"}, columns=spec.column_names)
-        for spec in specs
-    ]
-
-    async def ask():
-        client = connect_for_reads(RedisOptions(**address))
-        try:
-            reader = OnlineReader(client, project, uses)
-            return await reader.read({"id": ids}, request_time_us=10)
-        finally:
-            await client.aclose()
-
-    return asyncio.run(ask())
+    return read_online(project, [*map(use_of, specs)], {"id": ids}, at_us=10, **address)
 
 
 def mark(epoch):

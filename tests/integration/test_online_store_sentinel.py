@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from redis_servers import MASTER, wait_until
+from redis_servers import MASTER, eventually, wait_until
 from tallystick.errors import UnavailableError
 from tls_relay import HOST
 
 WAIT_S = 30.0
 OPTIONS = {"redis_type": "redis_sentinel", "sentinel_master": MASTER}
-
-
-def eventually(work):
-    """What work returns once it no longer fails: Sentinel needs a while to name another server."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        try:
-            return work()
-        except UnavailableError:
-            if time.monotonic() > deadline:
-                raise
 
 
 def test_clients_follow_a_failover(sentinel_redis, caller):

@@ -19,11 +19,11 @@ from click.testing import CliRunner
 import gated_store
 import serving_scene as scene
 from tallystick.cli.commands import main
-from tallystick.clock import SimulatedClock, process_clock, to_us
+from tallystick.clock import to_us
 from tallystick.definitions.feature_repo import apply, open_repo
 from tallystick.errors import DefinitionError
 from tallystick.online_store import embedded_redis
-from tallystick.settings import Settings, settings
+from tallystick.settings import Settings
 from tallystick_monitoring.audit.audit_run import audit
 from tallystick_serving.server_metrics import ServerMetrics
 from tallystick_serving.server_state import open_state
@@ -89,16 +89,10 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def clock(tmp_path, monkeypatch):
-    """A simulated clock for the process, at NOW."""
-    simulated = SimulatedClock(tmp_path / "clock", start=NOW)
-    monkeypatch.setenv("TALLYSTICK_CLOCK_FILE", str(tmp_path / "clock"))
-    settings.cache_clear()
-    process_clock.cache_clear()
-    yield simulated
-    monkeypatch.undo()
-    settings.cache_clear()
-    process_clock.cache_clear()
+def clock(simulated_clock):
+    """The process's simulated clock, at NOW."""
+    simulated_clock.set(NOW)
+    return simulated_clock
 
 
 @pytest.fixture

@@ -29,12 +29,6 @@ PREDICT = f"/v1/models/{scene.MODEL}:predict"
 BODY = {"instances": [scene.INSTANCE]}
 
 
-@pytest.fixture
-def repo(tmp_path, redis_server):
-    scene.fill(redis_server.client)
-    return scene.project(tmp_path, redis_server.connection_string)
-
-
 def logged(repo):
     parts = read_log(repo.state_dir, scene.MODEL, start=START, end=END)
     return [name for part in parts for name in part.table["prediction_id"].to_pylist()]

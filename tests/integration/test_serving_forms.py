@@ -16,12 +16,6 @@ from tallystick.point_in_time.on_demand import Transforms
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
 
 
-@pytest.fixture
-def repo(tmp_path, redis_server):
-    scene.fill(redis_server.client)
-    return scene.project(tmp_path, redis_server.connection_string)
-
-
 def publish(state_dir, *, version="1", threshold=0.5):
     """Make a boosted model and its compiled form the champion; gives its estimator and folder."""
     estimator = scene.boosting()

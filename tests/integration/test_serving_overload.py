@@ -10,7 +10,6 @@ import threading
 import time
 from contextlib import contextmanager
 
-import pytest
 from redis import Redis
 
 import serving_scene as scene
@@ -18,12 +17,6 @@ import serving_scene as scene
 BODY = {"instances": [scene.INSTANCE]}
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
 BUSY = "urn:tallystick:problem:busy"
-
-
-@pytest.fixture
-def repo(tmp_path, redis_server):
-    scene.fill(redis_server.client)
-    return scene.project(tmp_path, redis_server.connection_string)
 
 
 def slow(inputs):

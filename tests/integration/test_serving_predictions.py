@@ -16,12 +16,6 @@ START, END = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
 
 
-@pytest.fixture
-def repo(tmp_path, redis_server):
-    scene.fill(redis_server.client)
-    return scene.project(tmp_path, redis_server.connection_string)
-
-
 def instances():
     return [
         scene.INSTANCE,

@@ -11,14 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import gated_store
+import online_reads
 import serving_scene as scene
 from tallystick.clock import to_us
-from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import ContractError, InputError, UnavailableError
-from tallystick.online_store.online_reader import OnlineReader
-from tallystick.online_store.redis_connection import connect_for_reads
-from tallystick.online_store.redis_options import RedisOptions
 from tallystick.point_in_time.feature_status import Status
 from tallystick_serving.feast_sdk_reader import SDKStoreClient
 
@@ -137,15 +134,8 @@ def put(store, view, keys, values, *, event=NOW):
     )
 
 
-def use_of(store, view, *, key_map=None, columns=None, name=None):
-    spec = ViewSpec.from_feast(store.get_feature_view(view))
-    keys = {key: key for key in spec.key_names if key != "__dummy_id"}
-    return ViewUse(
-        spec=spec,
-        name=name or view,
-        key_map=keys if key_map is None else key_map,
-        columns=tuple(columns or spec.column_names),
-    )
+def use_of(store, view, **changes):
+    return online_reads.use_of(ViewSpec.from_feast(store.get_feature_view(view)), **changes)
 
 
 def contract_of(*uses):
@@ -168,14 +158,9 @@ def asked(store, uses, *requests, at_us=NOW_US):
 
 
 def asked_ours(server, uses, keys, *, at_us=NOW_US):
-    async def ask():
-        client = connect_for_reads(RedisOptions(connection_string=server.connection_string))
-        try:
-            return await OnlineReader(client, "any", uses).read(keys, request_time_us=at_us)
-        finally:
-            await client.aclose()
-
-    return asyncio.run(ask())
+    return online_reads.read_online(
+        "any", uses, keys, at_us=at_us, connection_string=server.connection_string
+    )
 
 
 FULL = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,13 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from online_reads import read_online, use_of
 from packed_rows import joined, packed_row
-from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.online_store.entity_keys import EntityKeys
-from tallystick.online_store.online_reader import OnlineReader
-from tallystick.online_store.redis_connection import connect_for_reads
-from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_writer import WriteCounts, write_rows
 from tallystick.online_store.table_writer import write_table
@@ -60,21 +56,8 @@ def brute_force(writes):
 
 
 def read(socket, keys, spec=SPEC, *, request_time_us=0):
-    async def ask():
-        client = connect_for_reads(RedisOptions(connection_string=f"unix://{socket}"))
-        use = ViewUse(
-            spec=spec,
-            name="use",
-            key_map={key: key for key in spec.key_names},
-            columns=spec.column_names,
-        )
-        try:
-            reader = OnlineReader(client, "project", [use])
-            return await reader.read(keys, request_time_us=request_time_us)
-        finally:
-            await client.aclose()
-
-    return asyncio.run(ask())["use"]
+    use, text = use_of(spec, name="use"), f"unix://{socket}"
+    return read_online("project", [use], keys, at_us=request_time_us, connection_string=text)["use"]
 
 
 def stored(socket):

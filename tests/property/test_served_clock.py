@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import struct
 import tempfile
@@ -14,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from online_reads import read_online, use_of
 from tallystick.clock import from_us, process_clock, to_us
-from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import StateError, UnavailableError
 from tallystick.offline_store.point_in_time_join import point_in_time
@@ -28,9 +27,6 @@ from tallystick.online_store.journal.write_journal import (
     pending_in,
     view_folder,
 )
-from tallystick.online_store.online_reader import OnlineReader
-from tallystick.online_store.redis_connection import connect_for_reads
-from tallystick.online_store.redis_options import RedisOptions
 from tallystick.online_store.row_codec import RowCodec
 from tallystick.online_store.row_writer import delete_view
 from tallystick.online_store.table_writer import write_table
@@ -169,22 +165,9 @@ class Scene:
 
 
 def online(socket, spec, now_us):
-    async def ask():
-        client = connect_for_reads(RedisOptions(connection_string=f"unix://{socket}"))
-        use = ViewUse(
-            spec=spec,
-            name="use",
-            key_map={key: key for key in spec.key_names},
-            columns=spec.column_names,
-        )
-        try:
-            asked = {"id": [key for key, _ in KEYS], "town": [town for _, town in KEYS]}
-            reader = OnlineReader(client, PROJECT, [use])
-            return (await reader.read(asked, request_time_us=now_us))["use"]
-        finally:
-            await client.aclose()
-
-    return asyncio.run(ask())
+    asked = {"id": [key for key, _ in KEYS], "town": [town for _, town in KEYS]}
+    use, text = use_of(spec, name="use"), f"unix://{socket}"
+    return read_online(PROJECT, [use], asked, at_us=now_us, connection_string=text)["use"]
 
 
 def view_read(spec):
