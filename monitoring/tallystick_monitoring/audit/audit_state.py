@@ -14,11 +14,10 @@ that cannot be read, or that other rules made, is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
@@ -85,32 +84,6 @@ class HistoryMark(BaseModel):
 
     identity: str
     hashes: tuple[SourceHashes, ...]
-
-
-class DayUpdate(NamedTuple):
-    """What an audit compared and found of a day; :class:`Day` has the meaning."""
-
-    version: str | None
-    units: pa.Table
-    findings: Sequence[pa.Table]
-    doubtful: Collection[str]
-
-
-@dataclass(frozen=True)
-class HistoryUpdate:
-    """What an audit found a view's history to be, where it has changed.
-
-    Attributes:
-        identity: See :class:`HistoryMark`.
-        kept: Files of hashes that still count.
-        versions: Versions of the source files whose hashes are new.
-        rows: These hashes.
-    """
-
-    identity: str
-    kept: tuple[SourceHashes, ...]
-    versions: tuple[str, ...]
-    rows: pa.Table
 
 
 def hash_schema() -> pa.Schema:
@@ -213,6 +186,11 @@ class AuditState:
                 self._content = found
 
     @property
+    def _serial(self) -> int:
+        """Number of the next commit, in the names of its files."""
+        return self._content.serial + 1
+
+    @property
     def days(self) -> Mapping[str, Day]:
         """Day (YYYY-MM-DD) → what is known of it."""
         return self._content.days
@@ -245,44 +223,64 @@ class AuditState:
         table = self._read(file.file).cast(hash_schema())
         return table.filter(pc.is_in(table["version"], pa.array(sorted(versions), pa.string())))
 
+    def write_day(
+        self,
+        day: str,
+        *,
+        version: str | None,
+        units: pa.Table,
+        findings: Sequence[pa.Table],
+        doubtful: Iterable[str],
+    ) -> Day | None:
+        """Write what is known of a day; :class:`Day` has the meaning. None without any count.
+
+        Raises:
+            DataError: It cannot be written.
+        """
+        if not units.num_rows:
+            return None
+        return Day(
+            version=version,
+            units=self._write(f"units/{day}-{self._serial}.parquet", units),
+            findings=tuple(
+                self._write(f"findings/day={day}/{self._serial}-{index}.parquet", table)
+                for index, table in enumerate(findings)
+            ),
+            doubtful=tuple(sorted(doubtful)),
+        )
+
+    def write_hashes(self, name: str, versions: Iterable[str], hashes: pa.Table) -> SourceHashes:
+        """Write hashes of a view's history, of these versions of source files.
+
+        Raises:
+            DataError: They cannot be written.
+        """
+        file = self._write(f"history/{digest(name)}-{self._serial}.parquet", hashes)
+        return SourceHashes(file=file, rows=hashes.num_rows, versions=tuple(sorted(versions)))
+
     def commit(
         self,
-        days: Mapping[str, DayUpdate],
-        history: Mapping[str, HistoryUpdate],
+        days: Mapping[str, Day | None],
+        history: Mapping[str, HistoryMark],
         seen: Seen,
     ) -> None:
-        """Replace what was known of these days and views by what an audit found.
+        """Replace what was known of these days and views; a day that is None is forgotten.
 
         Raises:
             DataError: It cannot be written; what was known before stays.
         """
+        after = self._content.model_copy(
+            update={
+                "serial": self._serial,
+                "days": {
+                    day: each for day, each in {**self.days, **days}.items() if each is not None
+                },
+                "history": {**self.history, **history},
+                "seen": seen,
+            }
+        )
+        body = after.model_dump_json(indent=1)
         with state_errors(self._folder):
-            after = self._content.model_copy(deep=True)
-            after.serial += 1
-            after.seen = seen
-            for day, found in days.items():
-                if not found.units.num_rows:
-                    after.days.pop(day, None)
-                    continue
-                after.days[day] = Day(
-                    version=found.version,
-                    units=self._write(f"units/{day}-{after.serial}.parquet", found.units),
-                    findings=tuple(
-                        self._write(f"findings/day={day}/{after.serial}-{index}.parquet", table)
-                        for index, table in enumerate(found.findings)
-                        if table.num_rows
-                    ),
-                    doubtful=tuple(sorted(found.doubtful)),
-                )
-            for view, update in history.items():
-                hashes = update.kept
-                if update.versions:
-                    name = f"history/{digest(view)}-{after.serial}.parquet"
-                    file = self._write(name, update.rows)
-                    rows = update.rows.num_rows
-                    hashes += (SourceHashes(file=file, rows=rows, versions=update.versions),)
-                after.history[view] = HistoryMark(identity=update.identity, hashes=hashes)
-            body = after.model_dump_json(indent=1)
             write_text(self._folder / "state.json", f"{digest(body)}\n{body}")
         self._content = after
         self._sweep()
@@ -305,7 +303,7 @@ class AuditState:
             ) from error
 
     def _write(self, name: str, table: pa.Table) -> str:
-        with replacing(self._folder / name) as draft:
+        with state_errors(self._folder), replacing(self._folder / name) as draft:
             pq.write_table(table, draft, compression="zstd", write_page_checksum=True)
         return name
 

@@ -78,7 +78,12 @@ def schema(entities: Sequence[Any] = ()) -> pa.Schema:
 
 
 def together(tables: Iterable[pa.Table]) -> pa.Table:
-    """Findings of several contracts as one table, in the order of requests and features.
+    """Findings of several contracts as one table, in the order of requests and features."""
+    return joined(tables).sort_by(list(ORDER)).combine_chunks()
+
+
+def joined(tables: Iterable[pa.Table]) -> pa.Table:
+    """Findings of several contracts as one table, in no order.
 
     An entity key that one contract lacks is null there; one of several types becomes text.
     """
@@ -92,7 +97,7 @@ def together(tables: Iterable[pa.Table]) -> pa.Table:
     for name, found in kinds.items():
         if len(found) > 1:
             given = [_as_text(table, name) for table in given]
-    return pa.concat_tables(given, promote_options="default").sort_by(list(ORDER)).combine_chunks()
+    return pa.concat_tables(given, promote_options="default")
 
 
 def request_names(table: pa.Table, contract: str | None = None) -> pa.Array:

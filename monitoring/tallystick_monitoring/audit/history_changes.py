@@ -30,7 +30,7 @@ from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.prediction_log.log_reader import LogPart
 from tallystick.retrieval.expected_values import view_clock
-from tallystick_monitoring.audit.audit_state import AuditState, HistoryUpdate, hash_schema
+from tallystick_monitoring.audit.audit_state import AuditState, HistoryMark, hash_schema
 from tallystick_monitoring.audit.value_comparison import key_columns
 from tallystick_monitoring.history_query import query_history
 from tallystick_monitoring.log_columns import Bools, Int64s, hours_of_times
@@ -63,7 +63,7 @@ def history_changes(
     clock: VisibilityClock,
     covered: int,
     by_event: bool,
-) -> tuple[Int64s, HistoryUpdate | None]:
+) -> tuple[Int64s, HistoryMark | None]:
     """Compare the history of one view with what it was at the last audit.
 
     Args:
@@ -76,11 +76,11 @@ def history_changes(
 
     Returns:
         The first hour of each bucket from which requests for its keys may have another answer
-        (:data:`NEVER` where nothing has changed; of shape (:data:`BUCKETS`,)), and what the state
-        has to remember, or None if the history is as it was.
+        (:data:`NEVER` where nothing has changed; of shape (:data:`BUCKETS`,)), and the new mark of
+        the history with its files written, or None if the history is as it was.
 
     Raises:
-        DataError: The source is not as declared.
+        DataError: The source is not as declared, or its hashes cannot be written.
     """
     name, clock = history_name(uses[0], clock), view_clock(uses[0], clock)
     columns = sorted({column for use in uses for column in use.columns})
@@ -112,9 +112,9 @@ def history_changes(
         last = kept.pop()
         fresh = pa.concat_tables([fresh, state.hashes(last, set(last.versions))])
         new.update(last.versions)
-    return since, HistoryUpdate(
-        identity=identity, kept=tuple(kept), versions=tuple(sorted(new)), rows=fresh
-    )
+    if new:
+        kept.append(state.write_hashes(name, new, fresh))
+    return since, HistoryMark(identity=identity, hashes=tuple(kept))
 
 
 def _identity(repo: Repo, use: ViewUse, columns: Sequence[str], clock: VisibilityClock) -> str:

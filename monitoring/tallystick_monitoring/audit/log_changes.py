@@ -95,10 +95,15 @@ def log_changes(
     known = state.units(days)
     known = known.filter(pa.array(is_value(known["kind"], "rows")))
     changed = _changed(rows, known, hours)
+    counts, hours_changed = counts_of_rows(rows), set(changed.tolist())
+    has_shrunk = any(
+        hour in hours_changed and counts.get((contract, hour), 0) < count
+        for (contract, hour), count in counts_of_rows(known).items()
+    )
     return LogChanges(
         hours=changed,
         rows=rows,
-        lost=_is_lost(rows, known, changed, frontier=frontier),
+        lost=has_shrunk or bool((changed < frontier).any()),
         log=versions,
         versions={
             day: versions.get(day, "")
@@ -174,15 +179,7 @@ def _changed(now: pa.Table, known: pa.Table, hours: tuple[int, int]) -> Int64s:
     return np.array(sorted(hour for hour in changed if hours[0] <= hour < hours[1]), dtype=np.int64)
 
 
-def _is_lost(now: pa.Table, known: pa.Table, changed: Int64s, *, frontier: int) -> bool:
-    """Whether known hours have changed otherwise than by growing at the end."""
-
-    def counts(table: pa.Table) -> dict[tuple[str, int], int]:
-        columns = [table[name].to_pylist() for name in ("contract", "hour", "count")]
-        return {(contract, hour): count for contract, hour, count in zip(*columns, strict=True)}
-
-    rows, hours = counts(now), set(changed.tolist())
-    return any(
-        hour in hours and (hour < frontier or rows.get((contract, hour), 0) < count)
-        for (contract, hour), count in counts(known).items()
-    )
+def counts_of_rows(units: pa.Table) -> dict[tuple[str, int], int]:
+    """Contract and hour → requests, of counts of the kind ``rows``."""
+    columns = [units[name].to_pylist() for name in ("contract", "hour", "count")]
+    return {(contract, hour): count for contract, hour, count in zip(*columns, strict=True)}

@@ -8,36 +8,41 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.model_bundle.bundle import Bundle
 from tallystick.model_bundle.model_matrix import feature_matrix
 from tallystick.retrieval.expected_values import recomputed
+from tallystick_monitoring.audit.findings import request_names
 from tallystick_monitoring.audit.value_comparison import ComparedPart
-from tallystick_monitoring.log_columns import Floats
+from tallystick_monitoring.log_columns import Floats, with_columns
 
 
-def scores(bundle: Bundle, found: ComparedPart, rows: Any) -> tuple[Floats, Floats]:
-    """What the model says to requests as they were served, and as they should have been.
+def with_scores(findings: pa.Table, bundle: Bundle, found: ComparedPart) -> pa.Table:
+    """Findings with what the model says to their requests as served, and as they should have been.
 
     The original estimator answers both times, so that only the values differ. On-demand features
-    of the second are computed again from the expected stored ones.
-
-    Returns:
-        Two arrays of probabilities, of shape (requests,); NaN where the estimator gives none.
+    of the second are computed again from the expected stored ones. A score is null where the
+    estimator gives none.
     """
-    contract = bundle.contract
+    contract, rows = bundle.contract, np.flatnonzero(~found.all_equal())
     log, expected = found.part.table.take(rows), found.expected.take(rows)
     served = {name: log[f"feature.{name}"] for name in contract.value_columns}
     right = {name: expected[name] for name in contract.stored_columns}
     if contract.transforms:
         computed = recomputed(contract, bundle.transforms, log, stored=expected)
-        for name in contract.value_columns:
-            if name not in right:
-                right[name] = computed[name]
-    return _asked(bundle, served), _asked(bundle, right)
+        right |= {name: computed[name] for name in contract.value_columns if name not in right}
+    requests = pc.index_in(request_names(findings), request_names(log, contract.contract_hash))
+    return with_columns(
+        findings,
+        {
+            f"score_{name}": pa.array(_scores(bundle, columns), from_pandas=True).take(requests)
+            for name, columns in (("served", served), ("expected", right))
+        },
+    )
 
 
-def _asked(bundle: Bundle, columns: dict[str, pa.ChunkedArray]) -> Floats:
+def _scores(bundle: Bundle, columns: dict[str, pa.ChunkedArray]) -> Floats:
     given = feature_matrix(bundle.contract, columns)
     try:
         return _answers(bundle.estimator, given)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tallystick.definitions.contract import ViewUse
+from tallystick.definitions.contract import TransformSpec, ViewUse
 from tallystick.definitions.feature_repo import Repo
 from tallystick.point_in_time.feature_status import Status
 from tallystick_monitoring.audit.cause_rules import same_row
@@ -118,12 +118,13 @@ def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
     return with_columns(findings, {"evidence.cast_equal": pa.array(equal)})
 
 
-def computed_differently(found: ComparedPart, view: str, names: Sequence[str]) -> pa.Table:
+def computed_differently(found: ComparedPart, spec: TransformSpec) -> pa.Table:
     """The values of an on-demand view that the contract's function does not give."""
     log, contract = found.part.table, found.part.contract
     entities = [log.schema.field(f"{ENTITY}{key.name}") for key in contract.entity_keys]
     tables = [schema(entities).empty_table()]
-    for name in names:
+    for output in spec.outputs:
+        name = f"{spec.name}__{output.name}"
         rows = np.flatnonzero(~found.computed_equal[name])
         if not len(rows) or found.computed is None:
             continue
@@ -134,8 +135,8 @@ def computed_differently(found: ComparedPart, view: str, names: Sequence[str]) -
             "prediction": few["prediction"],
             **{field.name: few[field.name] for field in entities},
             "contract": pa.array([contract.contract_hash] * len(rows), pa.string()),
-            "view": pa.array([view] * len(rows), pa.string()),
-            "source_view": pa.array([view] * len(rows), pa.string()),
+            "view": pa.array([spec.name] * len(rows), pa.string()),
+            "source_view": pa.array([spec.name] * len(rows), pa.string()),
             "feature": pa.array([name] * len(rows), pa.string()),
             "cause": pa.array(["transform"] * len(rows), pa.string()),
             "served": texts(one_chunk(few[f"feature.{name}"])),
