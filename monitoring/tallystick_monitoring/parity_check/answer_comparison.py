@@ -18,30 +18,12 @@ from tallystick_monitoring.equality import equal_after_cast, same_bits
 from tallystick_monitoring.log_columns import Bools
 from tallystick_monitoring.parity_check.parity_report import Example, SubjectReport, Where
 from tallystick_monitoring.parity_check.subject_answers import Answers
-from tallystick_monitoring.parity_check.subjects import Subject
+from tallystick_monitoring.parity_check.subjects import PREDICTION, Subject
 
 EXAMPLES_MAX: Final = 3
-PREDICTION: Final = "prediction"
 PREDICTION_TOLERANCE: Final = 1e-9
 """Linear algebra adds up one row and many in another order."""
 _SHOWN_MAX: Final = 80
-
-
-@dataclass(frozen=True)
-class Ways:
-    """The answers of one subject.
-
-    Attributes:
-        offline: What history says.
-        online: What the online store gives; None where it did not answer.
-        api: What the API gives; None where it did not answer.
-        left_out: Requests that are not compared, of shape (requests,).
-    """
-
-    offline: Answers
-    online: Answers | None
-    api: Answers | None
-    left_out: Bools
 
 
 @dataclass(frozen=True)
@@ -50,25 +32,6 @@ class _Difference:
     value: str
     row: int
     hint: str
-
-
-def compare(
-    subject: Subject,
-    entity_rows: pa.Table,
-    ways: Ways,
-    *,
-    kinds: dict[str, int] | None = None,
-    notes: Sequence[str] = (),
-    failures: Sequence[str] = (),
-) -> SubjectReport:
-    """Compare the answers of one subject.
-
-    A computed value is compared only where the stored values of which it is computed are the same
-    everywhere: what is wrong with these is counted with them.
-    """
-    return _Comparison(subject, entity_rows, ways).result(
-        kinds=kinds or {}, notes=tuple(notes), failures=tuple(failures)
-    )
 
 
 def same(one: Sequence[Any], other: Sequence[Any], dtype: str) -> Bools:
@@ -88,34 +51,59 @@ def same(one: Sequence[Any], other: Sequence[Any], dtype: str) -> Bools:
         )
 
 
-class _Comparison:
-    def __init__(self, subject: Subject, entity_rows: pa.Table, ways: Ways) -> None:
+class Comparison:
+    """Compares the answers of one subject.
+
+    A computed value is compared only where the values of which it is computed are the same
+    everywhere: what is wrong with these is counted with them.
+
+    Args:
+        subject: What is compared.
+        entity_rows: The requests.
+        offline: What history says.
+        online: What the online store gives; None where it did not answer.
+        api: What the API gives; None where it did not answer.
+        left_out: Requests that are not compared, of shape (requests,).
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        entity_rows: pa.Table,
+        *,
+        offline: Answers,
+        online: Answers | None,
+        api: Answers | None,
+        left_out: Bools,
+    ) -> None:
         self._subject = subject
         self._requests = entity_rows.drop_columns([REQUEST_TIME]).to_pylist()
-        self._ways = ways
-        self._rows = entity_rows.num_rows
+        self._offline, self._online, self._api = offline, online, api
+        self._included = ~left_out
         self._differences: list[_Difference] = []
         self._values = self._present = 0
         self._unequal: dict[str, Bools] = {}
 
-    def result(
-        self, *, kinds: dict[str, int], notes: tuple[str, ...], failures: tuple[str, ...]
+    def report(
+        self, *, kinds: dict[str, int], notes: Sequence[str], failures: Sequence[str]
     ) -> SubjectReport:
-        computed = self._subject.computed
-        for name in sorted(self._ways.offline.values, key=lambda name: name in computed):
-            self._compare_value(name, computed.get(name, ()))
-        if self._subject.bundle is not None and self._ways.api is not None:
-            self._compare_predictions()
+        """What is found, beside what is known of the subject already."""
+        inputs: dict[str, Sequence[str]] = {
+            **self._subject.computed,
+            PREDICTION: self._subject.inputs.feature_names,
+        }
+        for name in sorted(self._offline.values, key=lambda name: name in inputs):
+            self._compare_value(name, inputs.get(name, ()))
         if not self._values and not failures:
             notes = (*notes, "nothing was left to compare")
         elif self._values and not self._present:
             notes = (*notes, "every value is null at that moment: only nulls were compared")
         differing = len({(each.value, each.row) for each in self._differences})
-        ways = {"offline": True, "online": self._ways.online, "API": self._ways.api}
+        ways = {"offline": True, "online": self._online, "API": self._api}
         return SubjectReport(
             kind=self._subject.kind,
             name=self._subject.name,
-            requests=int((~self._ways.left_out).sum()),
+            requests=int(self._included.sum()),
             kinds=kinds,
             values=self._values,
             present=self._present,
@@ -124,39 +112,47 @@ class _Comparison:
             differences=dict(Counter(each.where for each in self._differences)),
             hints=dict(Counter(each.hint for each in self._differences).most_common()),
             examples=tuple(self._example(each) for each in self._examples()),
-            notes=notes,
-            failures=failures,
+            notes=tuple(notes),
+            failures=tuple(failures),
         )
 
     def _compare_value(self, name: str, inputs: Sequence[str]) -> None:
-        """Compare one feature, and note its unequal rows for the features computed from it."""
-        dtype = self._subject.inputs.value_columns[name]
-        differs = np.zeros(self._rows, dtype=np.bool_)
-        looked_at = ~self._ways.left_out
+        """Compare one value, and note its unequal rows for the values computed from it."""
+        differs = np.zeros_like(self._included)
+        looked_at = self._included
         for source in inputs:
             looked_at = looked_at & ~self._unequal.get(source, differs)
-        offline = self._ways.offline.values[name]
-        steps = self._steps(name)
+        offline, steps = self._offline.values[name], self._steps(name)
+        is_counted = name in (*self._subject.compared, PREDICTION)
         for where, one, other in steps:
-            found = looked_at & ~same(one, other, dtype)
+            found = looked_at & ~self._same(name, one, other)
             differs = differs | found
-            if name in self._subject.compared:
+            if is_counted:
                 self._differences += [
                     _Difference(where, name, int(row), self._hint(where, name, int(row)))
                     for row in np.flatnonzero(found)
                 ]
         self._unequal[name] = differs
-        if steps and name in self._subject.compared:
+        if steps and is_counted:
             self._values += int(looked_at.sum())
             self._present += sum(
                 value is not None for value, take in zip(offline, looked_at, strict=True) if take
             )
 
+    def _same(self, name: str, one: list[Any], other: list[Any]) -> Bools:
+        if name != PREDICTION:
+            return same(one, other, self._subject.inputs.value_columns[name])
+        assert self._subject.bundle is not None
+        compiled = self._subject.bundle.contract.compiled
+        tolerance = max(PREDICTION_TOLERANCE, compiled.tolerance if compiled else 0.0)
+        close = np.abs(np.subtract(one, other)) <= tolerance
+        return np.asarray(close, dtype=np.bool_)
+
     def _steps(self, name: str) -> list[tuple[Where, list[Any], list[Any]]]:
         """The pairs of answers to compare: offline and online, online and API."""
-        offline = self._ways.offline.values[name]
-        online = self._ways.online.values.get(name) if self._ways.online else None
-        api = self._ways.api.values.get(name) if self._ways.api else None
+        offline = self._offline.values[name]
+        online = self._online.values.get(name) if self._online else None
+        api = self._api.values.get(name) if self._api else None
         steps: list[tuple[Where, list[Any], list[Any]]] = []
         if online is not None:
             steps.append(("offline to online", offline, online))
@@ -166,31 +162,13 @@ class _Comparison:
             steps.append(("offline to API", offline, api))
         return steps
 
-    def _compare_predictions(self) -> None:
-        """Compare probabilities where the model saw on both sides the same."""
-        assert self._subject.bundle is not None
-        assert self._ways.api is not None
-        looked_at = ~self._ways.left_out
-        for name in self._subject.inputs.feature_names:
-            looked_at = looked_at & ~self._unequal[name]
-        expected = np.array(self._ways.offline.predictions)
-        served = np.array(self._ways.api.predictions)
-        compiled = self._subject.bundle.contract.compiled
-        tolerance = max(PREDICTION_TOLERANCE, compiled.tolerance if compiled else 0.0)
-        wrong = looked_at & ~(np.abs(expected - served) <= tolerance)
-        hint = "the server's model gives another probability for the same features"
-        self._differences += [
-            _Difference("offline to API", PREDICTION, int(row), hint)
-            for row in np.flatnonzero(wrong)
-        ]
-        self._values += int(looked_at.sum())
-        self._present += int(looked_at.sum())
-
     def _hint(self, where: Where, name: str, row: int) -> str:
         """What it means that a value changes there."""
+        if name == PREDICTION:
+            return "the server's model gives another probability for the same features"
         is_api = where == "online to API"
-        before = self._ways.online if is_api else self._ways.offline
-        after = self._ways.online if where == "offline to online" else self._ways.api
+        before = self._online if is_api else self._offline
+        after = self._online if where == "offline to online" else self._api
         assert before is not None
         assert after is not None
         is_cast = equal_after_cast(after.values[name][row], before.values[name][row])
@@ -214,7 +192,7 @@ class _Comparison:
 
     def _hint_of_store(self, online: Answers, name: str, row: int, *, is_cast: bool) -> str:
         view = self._subject.parts[name][0]
-        status = self._ways.offline.statuses[view][row]
+        status = self._offline.statuses[view][row]
         found = online.values[name][row]
         if status == Status.OUTSIDE_MAX_AGE and found is not None:
             return (
@@ -225,7 +203,7 @@ class _Comparison:
             return "the online store has a value that history did not know at that moment"
         if status == Status.PRESENT and found is None and self._lacks_row(online, view, row):
             return "the online store has no row of that key: it was not written, or was dropped"
-        times = (self._time(self._ways.offline, view, row), self._time(online, view, row))
+        times = (self._time(self._offline, view, row), self._time(online, view, row))
         if None not in times and times[0] != times[1]:
             return "the online store holds another row of that key than history's last"
         if is_cast:
@@ -238,9 +216,9 @@ class _Comparison:
     def _lacks_row(self, online: Answers, view: str, row: int) -> bool:
         """Whether all that was read of the view is null there."""
         return all(
-            values[row] is None
-            for name, values in online.values.items()
-            if self._subject.parts[name][0] == view
+            online.values[name][row] is None
+            for name, (owner, _) in self._subject.parts.items()
+            if owner == view and name in online.values
         )
 
     @staticmethod
@@ -267,8 +245,6 @@ class _Comparison:
         def value_in(answers: Answers | None) -> str | None:
             if answers is None:
                 return None
-            if difference.value == PREDICTION:
-                return repr(answers.predictions[difference.row]) if answers.predictions else None
             values = answers.values.get(difference.value)
             return None if values is None else _shown(values[difference.row])
 
@@ -276,9 +252,9 @@ class _Comparison:
             where=difference.where,
             value=difference.value,
             keys={name: _shown(value) for name, value in self._requests[difference.row].items()},
-            offline=value_in(self._ways.offline) or "",
-            online=value_in(self._ways.online),
-            api=value_in(self._ways.api),
+            offline=value_in(self._offline) or "",
+            online=value_in(self._online),
+            api=value_in(self._api),
             hint=difference.hint,
         )
 

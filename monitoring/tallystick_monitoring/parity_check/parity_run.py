@@ -7,12 +7,18 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Final
 
+import numpy as np
+import pyarrow as pa
+
 from tallystick.clock import EPOCH, from_us, process_clock, to_us
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_repo import Repo, apply
 from tallystick.errors import DataError, DefinitionError, StateError, TallystickError
 from tallystick.materialization.materializer import Materializer
 from tallystick.settings import settings
+from tallystick_monitoring.log_columns import Bools
+from tallystick_monitoring.parity_check import subject_answers
+from tallystick_monitoring.parity_check.answer_comparison import Comparison
 from tallystick_monitoring.parity_check.check_requests import Requests
 from tallystick_monitoring.parity_check.key_sampling import (
     HistoryEnd,
@@ -21,10 +27,14 @@ from tallystick_monitoring.parity_check.key_sampling import (
     history_end,
     known_at,
 )
-from tallystick_monitoring.parity_check.parity_report import ParityCheck
-from tallystick_monitoring.parity_check.scratch_repo import ScratchRepo, quiet, scratch_repo
+from tallystick_monitoring.parity_check.parity_report import ParityCheck, SubjectReport
+from tallystick_monitoring.parity_check.scratch_repo import (
+    ScratchRepo,
+    foreign_code,
+    scratch_repo,
+)
 from tallystick_monitoring.parity_check.scratch_server import ScratchServer
-from tallystick_monitoring.parity_check.subject_check import SubjectCheck
+from tallystick_monitoring.parity_check.subject_answers import CARRIED, Answers
 from tallystick_monitoring.parity_check.subjects import Subject, subjects
 
 OnStep = Callable[[str], None]
@@ -37,23 +47,11 @@ def run(repo: Repo, *, sample: int, at: datetime | None, seed: int, on_step: OnS
     now_us = process_clock().now_us()
     on_step("applying the definitions to a scratch registry")
     with scratch_repo(repo) as scratch:
-        _apply(scratch)
+        with foreign_code(f"Feast cannot apply {repo.path}", DefinitionError):
+            apply(scratch.repo)
         return ParityRun(scratch, sample=sample, seed=seed, on_step=on_step).result(
             at, now_us=now_us
         )
-
-
-def _apply(scratch: ScratchRepo) -> None:
-    with quiet():
-        try:
-            apply(scratch.repo)
-        except TallystickError:
-            raise
-        except Exception as error:
-            # Any exception: the online store may be anybody's code.
-            raise DefinitionError(
-                f"Feast cannot apply {scratch.repo.path}: {type(error).__name__}: {error}"
-            ) from error
 
 
 class ParityRun:
@@ -85,18 +83,12 @@ class ParityRun:
         self._bring_online(list(keys), at)
         self._on_step("starting the server")
         with ScratchServer(self._scratch) as api:
-            check = SubjectCheck(
-                self._scratch,
-                api,
-                Requests(self._repo, keys, at=at, count=self._sample, seed=self._seed),
-                keys,
-                self._unreadable,
-                rows_max=settings().request_rows_max,
-            )
+            requests = Requests(self._repo, keys, at=at, count=self._sample, seed=self._seed)
             compared = []
             for each in found:
                 self._on_step(f"comparing {each.kind} {each.name}")
-                compared.append(check.compared(each))
+                report = self._checked(each, requests, api) if isinstance(each, Subject) else each
+                compared.append(report)
         return ParityCheck(
             repo=str(self._repo.path),
             moment=at,
@@ -146,17 +138,82 @@ class ParityRun:
                 if materializer is not None:
                     materializer.run(views=[name], until=at)
                 else:
-                    self._materialize_by_feast(name, at)
+                    with foreign_code(f"feast materialize fails for view {name}"):
+                        self._repo.store.materialize(EPOCH, at, feature_views=[name])
 
-    def _materialize_by_feast(self, name: str, at: datetime) -> None:
-        with quiet():
+    def _checked(self, subject: Subject, requests: Requests, api: ScratchServer) -> SubjectReport:
+        """What is found of a subject."""
+        names = [use.spec.name for use in subject.inputs.views]
+        failures = [f"view {name} cannot be compared" for name in names if name in self._unreadable]
+        if failures and subject.kind == "view":
+            failures = [self._unreadable[subject.name]]
+        if not failures:
             try:
-                self._repo.store.materialize(EPOCH, at, feature_views=[name])
-            except Exception as error:
-                # Any exception: the stores may be anybody's code.
-                raise DataError(
-                    f"feast materialize fails for view {name}: {type(error).__name__}: {error}"
-                ) from error
+                return self._compared(subject, requests, api)
+            except TallystickError as error:
+                failures = [str(error)]
+        return SubjectReport(kind=subject.kind, name=subject.name, failures=tuple(failures))
+
+    def _compared(self, subject: Subject, requests: Requests, api: ScratchServer) -> SubjectReport:
+        entity_rows = requests.entity_rows(
+            subject.inputs, subject.name, populated=subject.kind != "view"
+        )
+        notes: list[str] = []
+        if unanswered := subject_answers.unanswered(subject):
+            notes.append(
+                f"not compared: {', '.join(unanswered)}, which Feast leaves out where "
+                "features are asked for with the names of their views, as two of one name must be"
+            )
+        failures: list[str] = []
+        entity_rows, offline = self._offline(subject, entity_rows, notes)
+        left_out = self._left_out(subject, entity_rows, notes)
+        online = served = None
+        if entity_rows.num_rows and subject.bundle is None:
+            with _noting(failures):
+                online = subject_answers.online(self._repo, subject, entity_rows)
+        if entity_rows.num_rows:
+            with _noting(failures):
+                served = _served(api, subject, entity_rows, notes)
+        return Comparison(
+            subject, entity_rows, offline=offline, online=online, api=served, left_out=left_out
+        ).report(
+            kinds=requests.keys[subject.name].kinds if subject.kind == "view" else {},
+            notes=notes,
+            failures=failures,
+        )
+
+    def _offline(
+        self, subject: Subject, entity_rows: pa.Table, notes: list[str]
+    ) -> tuple[pa.Table, Answers]:
+        """What history says, and the requests without those that make something fail."""
+        table, found = subject_answers.stored(self._repo, subject.inputs, entity_rows)
+        try:
+            computed = subject_answers.computed(subject, table)
+        except DefinitionError:
+            failing, reason = subject_answers.failing_rows(subject, table)
+            passing = [row for row, fails in enumerate(failing) if not fails]
+            if not passing:
+                raise
+            entity_rows = entity_rows.take(passing)
+            table, found = subject_answers.stored(self._repo, subject.inputs, entity_rows)
+            computed = subject_answers.computed(subject, table)
+            notes.append(f"left out are {sum(failing)} requests that fail: {reason}")
+        found.values |= computed
+        return entity_rows, found
+
+    def _left_out(self, subject: Subject, entity_rows: pa.Table, notes: list[str]) -> Bools:
+        if self._scratch.is_packed:
+            return np.zeros(entity_rows.num_rows, dtype=np.bool_)
+        later = np.array(
+            subject_answers.not_yet_known(self._repo, subject.inputs, entity_rows),
+            dtype=np.bool_,
+        )
+        if later.any():
+            notes.append(
+                f"left out are {int(later.sum())} requests with a row that was known only later: "
+                "Feast, which filled the store, does not ask when a row became known"
+            )
+        return later
 
     @contextmanager
     def _unless_unreadable(self, name: str) -> Iterator[None]:
@@ -165,6 +222,45 @@ class ParityRun:
             yield
         except TallystickError as error:
             self._unreadable[name] = str(error)
+
+
+def _served(
+    api: ScratchServer, subject: Subject, entity_rows: pa.Table, notes: list[str]
+) -> Answers | None:
+    if subject.bundle is not None:
+        reasons = [
+            reason
+            for reason in api.reasons_not_ready()
+            if reason.startswith(f"model {subject.name} ")
+        ]
+        if reasons:
+            raise DataError("; ".join(reasons))
+        return subject_answers.served_predictions(
+            api, subject, entity_rows, rows_max=settings().request_rows_max
+        )
+    uncarried = [
+        f"{column.name} ({column.dtype})"
+        for column in subject.inputs.request_columns
+        if column.dtype not in CARRIED
+    ]
+    if uncarried:
+        notes.append(
+            f"the API was not compared: Feast cannot take {', '.join(uncarried)} from JSON, "
+            "only a model's route can"
+        )
+        return None
+    return subject_answers.served_features(
+        api, subject, entity_rows, rows_max=settings().request_rows_max
+    )
+
+
+@contextmanager
+def _noting(failures: list[str]) -> Iterator[None]:
+    """Note why one way cannot answer, and go on with the others."""
+    try:
+        yield
+    except TallystickError as error:
+        failures.append(str(error))
 
 
 def _moment(

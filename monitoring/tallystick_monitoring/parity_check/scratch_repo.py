@@ -24,7 +24,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
 
 from tallystick.clock import EPOCH, SimulatedClock, process_clock
 from tallystick.definitions.feature_repo import Repo
-from tallystick.errors import DefinitionError, TallystickError
+from tallystick.errors import DataError, DefinitionError, TallystickError
 from tallystick.model_bundle.bundle import champions, models_dir, read_champion
 from tallystick.online_store import RedisOnlineStoreConfig, embedded_redis
 from tallystick.settings import overridden
@@ -112,11 +112,21 @@ def scratch_repo(repo: Repo) -> Iterator[ScratchRepo]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Discard what Feast prints in the block."""
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
+def foreign_code(what: str, error: type[TallystickError] = DataError) -> Iterator[None]:
+    """Run code that may be anybody's, a store or a function, and discard what it prints.
+
+    Raises:
+        TallystickError: It fails; of the type ``error`` unless it is one already.
+    """
+    silent = StringIO()
+    with redirect_stdout(silent), redirect_stderr(silent), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        except TallystickError:
+            raise
+        except Exception as found:
+            raise error(f"{what}: {type(found).__name__}: {found}") from found
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from tallystick.online_store.value_codec import is_null, value_codec
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.expected_values import view_clock
 from tallystick.retrieval.model_features import computed_values, stored_values
-from tallystick_monitoring.parity_check.scratch_repo import quiet
+from tallystick_monitoring.parity_check.scratch_repo import foreign_code
 from tallystick_monitoring.parity_check.scratch_server import ScratchServer
-from tallystick_monitoring.parity_check.subjects import Subject
+from tallystick_monitoring.parity_check.subjects import PREDICTION, Subject
 
 ROWS_ALONE: Final = 20
 """Requests that are sent to the API one by one; the others follow in batches."""
@@ -40,16 +40,15 @@ class Answers:
     """Values of one way.
 
     Attributes:
-        values: ``view__feature`` → one plain value per request; None for null.
+        values: ``view__feature``, and :data:`.subjects.PREDICTION` of a model → one plain value per
+            request; None for null.
         event_times: View → event time of the row in each request; None where it is not known.
         statuses: View → status in each request, of what history says.
-        predictions: Probabilities, of a model.
     """
 
     values: dict[str, list[Any]] = field(default_factory=dict)
     event_times: dict[str, list[datetime | None]] = field(default_factory=dict)
     statuses: dict[str, list[str]] = field(default_factory=dict)
-    predictions: list[float] = field(default_factory=list)
 
 
 def stored(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> tuple[pa.Table, Answers]:
@@ -93,25 +92,20 @@ def not_yet_known(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> lis
     return later
 
 
-def computed(subject: Subject, table: pa.Table) -> Answers:
+def computed(subject: Subject, table: pa.Table) -> dict[str, list[Any]]:
     """What on-demand functions and model give for all requests at once, as in training.
 
     Raises:
         DefinitionError: A function or the model fails.
     """
     found = computed_values(subject.inputs, subject.transforms, table)
-    answers = Answers(values={name: found[name].to_pylist() for name in subject.computed})
+    values = {name: found[name].to_pylist() for name in subject.computed}
     if subject.scorer is not None:
         names = subject.inputs.feature_names
         matrix = feature_matrix(subject.inputs, {name: found[name] for name in names})
-        try:
-            answers.predictions = subject.scorer.predict(matrix).tolist()
-        except Exception as error:
-            # Any exception: the estimator is the user's code.
-            raise DefinitionError(
-                f"Model {subject.name!r} failed: {type(error).__name__}: {error}"
-            ) from error
-    return answers
+        with foreign_code(f"Model {subject.name!r} failed", DefinitionError):
+            values[PREDICTION] = subject.scorer.predict(matrix).tolist()
+    return values
 
 
 def online(repo: Repo, subject: Subject, entity_rows: pa.Table) -> Answers:
@@ -127,18 +121,12 @@ def online(repo: Repo, subject: Subject, entity_rows: pa.Table) -> Answers:
     for part in _parts(
         entity_rows, alone=entity_rows.num_rows if subject.needs_single_requests else 0
     ):
-        with quiet():
-            try:
-                response = repo.store.get_online_features(
-                    features=features,
-                    entity_rows=_entities(part),
-                    full_feature_names=subject.by_full_names,
-                ).proto
-            except Exception as error:
-                # Any exception: store and functions may be anybody's code.
-                raise DataError(
-                    f"Feast cannot read it from the online store: {type(error).__name__}: {error}"
-                ) from error
+        with foreign_code("Feast cannot read it from the online store"):
+            response = repo.store.get_online_features(
+                features=features,
+                entity_rows=_entities(part),
+                full_feature_names=subject.by_full_names,
+            ).proto
         _add_protos(answers, subject, response)
     _require_all(subject, answers, rows=entity_rows.num_rows, who="Feast")
     return answers
@@ -202,7 +190,7 @@ def served_predictions(
 ) -> Answers:
     """What a model sees and predicts; otherwise as :func:`served_features`."""
     dtypes = subject.inputs.value_columns
-    answers = Answers(values={name: [] for name in dtypes})
+    answers = Answers(values={name: [] for name in (*dtypes, PREDICTION)})
     requests = entity_rows.drop_columns([REQUEST_TIME])
     for part in _parts(requests, alone=ROWS_ALONE, rows_max=min(rows_max, ROWS_TOGETHER)):
         instances = [
@@ -213,7 +201,7 @@ def served_predictions(
         if status != _OK:
             raise DataError(f"The API does not predict: {_refusal(status, content)}")
         for prediction in content["predictions"]:
-            answers.predictions.append(prediction["probability"])
+            answers.values[PREDICTION].append(prediction["probability"])
             for name, dtype in dtypes.items():
                 answers.values[name].append(_from_json(prediction["features"][name], dtype))
     return answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from feast import FeatureService
 from feast.errors import FeastError
@@ -16,8 +16,11 @@ from tallystick.errors import TallystickError
 from tallystick.model_bundle.bundle import Bundle, champions, load_bundle, read_champion
 from tallystick.model_bundle.compiled.scorer import Scorer
 from tallystick.point_in_time.on_demand import Transforms
+from tallystick_monitoring.parity_check.parity_report import SubjectReport
 
 Kind = Literal["view", "on-demand view", "feature service", "model"]
+PREDICTION: Final = "prediction"
+"""Name of a model's probabilities among its values."""
 
 
 @dataclass(frozen=True)
@@ -104,25 +107,11 @@ class Subject:
         }
 
 
-@dataclass(frozen=True)
-class Unusable:
-    """Something that cannot be compared.
+def subjects(repo: Repo) -> Iterator[Subject | SubjectReport]:
+    """Everything that an applied repo serves, in that order of kinds.
 
-    Attributes:
-        kind: What it is.
-        name: Its name.
-        reason: Why.
-        is_served: Whether it should be; what is not served need not match.
+    What cannot be compared is a report, which says why.
     """
-
-    kind: Kind
-    name: str
-    reason: str
-    is_served: bool = True
-
-
-def subjects(repo: Repo) -> Iterator[Subject | Unusable]:
-    """Everything that an applied repo serves, in that order of kinds."""
     store = repo.store
     views = {view.name: view for view in store.list_batch_feature_views() if view.online}
     for name, view in sorted(views.items()):
@@ -137,12 +126,12 @@ def subjects(repo: Repo) -> Iterator[Subject | Unusable]:
         yield _read_model(repo, model)
 
 
-def _read(repo: Repo, kind: Kind, name: str, service: Any) -> Subject | Unusable:
+def _read(repo: Repo, kind: Kind, name: str, service: Any) -> Subject | SubjectReport:
     try:
         inputs = repo.service_inputs(service)
         transforms = Transforms.from_repo(repo, inputs)
     except (TallystickError, FeastError) as error:
-        return Unusable(kind, name, str(error))
+        return SubjectReport(kind=kind, name=name, failures=(str(error),))
     offline_only = [
         use.spec.name
         for use in inputs.views
@@ -150,11 +139,9 @@ def _read(repo: Repo, kind: Kind, name: str, service: Any) -> Subject | Unusable
     ]
     if offline_only:
         reason = f"not served, as view {', '.join(offline_only)} is not online (online=False)"
-        return Unusable(kind, name, reason, is_served=False)
-    if kind == "feature service":
-        features: tuple[str, ...] = ()
-        compared = tuple(feature.name for feature in inputs.features)
-    else:
+        return SubjectReport(kind=kind, name=name, notes=(reason,))
+    features: tuple[str, ...] = ()
+    if kind != "feature service":
         of_inputs = [
             f"{use.name}:{column}"
             for use in inputs.views
@@ -162,24 +149,24 @@ def _read(repo: Repo, kind: Kind, name: str, service: Any) -> Subject | Unusable
         ]
         own = [f"{feature.view}:{feature.feature}" for feature in inputs.features]
         features = tuple(dict.fromkeys((*of_inputs, *own)))
-        compared = tuple(feature.name for feature in inputs.features)
+    compared = tuple(feature.name for feature in inputs.features)
     return Subject(kind, name, inputs, transforms, features, compared)
 
 
-def _read_model(repo: Repo, model: str) -> Subject | Unusable:
+def _read_model(repo: Repo, model: str) -> Subject | SubjectReport:
     try:
         champion = read_champion(repo.state_dir, model)
         bundle = load_bundle(repo.state_dir, model, champion.contract_hash)
         if model not in repo.models:
             reason = "not compared: it has a champion, and is not declared any more"
-            return Unusable("model", model, reason, is_served=False)
+            return SubjectReport(kind="model", name=model, notes=(reason,))
         check_same_inputs(
             bundle.contract,
             repo.inputs(repo.models[model]),
             what=f"The champion of {model!r} no longer fits the repo's definitions.",
         )
     except TallystickError as error:
-        return Unusable("model", model, str(error))
+        return SubjectReport(kind="model", name=model, failures=(str(error),))
     contract = bundle.contract
     return Subject(
         "model", model, contract, bundle.transforms, (), tuple(contract.value_columns), bundle
