@@ -11,7 +11,7 @@ from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_repo import Repo
 from tallystick.errors import StateError
 from tallystick.model_bundle.bundle import bundle_dir, read_champion, read_contract
-from tallystick.prediction_log.log_reader import LogPart, read_log
+from tallystick.prediction_log.log_reader import read_log
 from tallystick.records.record_store import (
     AffectedKeys,
     Incident,
@@ -66,69 +66,51 @@ def watch(repo: Repo, model_name: str, *, at: datetime, window: timedelta) -> li
     if not going_on and not any(view.stale for view in found.values()):
         return []
     audited = audit(repo, model_name, start=start, end=at)
-    return record_incidents(
-        repo.state_dir, model_name, audited, parts=parts, contract=contract, at=at
-    )
+    return record_incidents(repo, model_name, audited, at=at)
 
 
-def record_found(repo: Repo, model_name: str, audited: Audited, *, at: datetime) -> list[Incident]:
-    """As :func:`record_incidents`, against the champion; nothing if the model has none.
+def record_incidents(
+    repo: Repo, model_name: str, audited: Audited, *, at: datetime
+) -> list[Incident]:
+    """Bring the incidents of a model up to date with an audit, and save those that changed.
+
+    A model without a champion has none.
+
+    Returns:
+        The incidents that were opened, extended or closed, by begin.
 
     Raises:
         DamagedError: The champion's contract, or the log cannot be read.
     """
-    whole = audited.report
-    if not audited.findings.num_rows and not load_records(
-        repo.state_dir, Incident, model=model_name
-    ):
+    whole, state_dir = audited.report, repo.state_dir
+    before = {
+        incident.incident_id: incident
+        for incident in load_records(state_dir, Incident, model=model_name)
+    }
+    if not audited.findings.num_rows and not before:
         return []
     try:
         contract = champion_contract(repo, model_name)
     except StateError:
         return []
     parts = read_log(
-        repo.state_dir,
+        state_dir,
         model_name,
         start=whole.start,
         end=whole.end,
         columns=windowed_columns,
         damaged={},
     )
-    return record_incidents(
-        repo.state_dir, model_name, audited, parts=parts, contract=contract, at=at
-    )
-
-
-def record_incidents(
-    state_dir: Path,
-    model_name: str,
-    audited: Audited,
-    *,
-    parts: Sequence[LogPart],
-    contract: ModelContract,
-    at: datetime,
-) -> list[Incident]:
-    """Bring the incidents of a model up to date with an audit, and save those that changed.
-
-    The parts are the log of the same requests, with :func:`windowed_columns`.
-
-    Returns:
-        The incidents that were opened, extended or closed, by begin.
-    """
     if not parts:
         return []
     windows = Windows(audited.findings, parts, contract)
-    before = {
-        incident.incident_id: incident
-        for incident in load_records(state_dir, Incident, model=model_name)
-    }
     after = dict(before)
     for period in windows.periods():
         incident = _matching(period, list(after.values()))
         if incident is None:
             incident = _opened(model_name, period, at)
         else:
-            incident = _extended(incident, period, looked_from_us=to_us(audited.report.start))
+            incident = _extended(incident, period, looked_from_us=to_us(whole.start))
         after[incident.incident_id] = incident
     for name, incident in after.items():
         if incident.is_open and windows.is_over(

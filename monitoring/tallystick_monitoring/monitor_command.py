@@ -16,7 +16,7 @@ from tallystick_monitoring import monitor_report
 from tallystick_monitoring.audit import audit_run
 from tallystick_monitoring.audit.audit_state import state_errors
 from tallystick_monitoring.audit.findings import write_findings
-from tallystick_monitoring.incidents import record_found
+from tallystick_monitoring.incidents import record_incidents
 
 
 def audit(
@@ -60,7 +60,7 @@ def audit(
             ),
         )
     if visible is VisibilityClock.KNOWLEDGE:
-        record_found(repo, model, found, at=now)
+        record_incidents(repo, model, found, at=now)
     _save_last_of_day(repo, found.report, now)
     if json_path is not None:
         with state_errors(json_path.parent):

@@ -41,7 +41,7 @@ def monitor(
     audited = audit(repo, model_name, start=start, end=end)
     parts = read_log(repo.state_dir, model_name, start=start, end=end, damaged={})
     contract = champion_contract(repo, model_name)
-    record_incidents(repo.state_dir, model_name, audited, parts=parts, contract=contract, at=at)
+    record_incidents(repo, model_name, audited, at=at)
     report = MonitorReport(
         model=model_name,
         at=at,

@@ -7,8 +7,10 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from tallystick.clock import HOUR_US
+from tallystick.clock import DAY_US, HOUR_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_repo import Repo
 from tallystick.model_bundle.evaluation_metrics import (
@@ -31,7 +33,7 @@ LABELLED_MIN = 200
 """Labelled requests without which a gain is not estimated."""
 
 DELAY_HOURS = (1, 2, 4, 8, 12, 24, 48, 96, 168, 336, 720)
-"""Hours after a request at which the share of known labels is told."""
+"""Hours after a request at which the share of known labels is reported."""
 
 
 def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> PerformanceReport:
@@ -63,15 +65,18 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
     if not requests:
         return PerformanceReport(start=start, end=end, requests=0, labelled=0)
     known = [labels_of(repo, part, at=at) for part in parts]
-    labels = [each.values for each in known]
-    outcomes, predictions, _ = _pairs(parts, labels)
+    rows = _labelled(parts, [each.values for each in known], slices=contract.slices)
+    outcomes, predictions = rows["outcome"].to_numpy(), rows["prediction"].to_numpy()
     mine = [
-        (part, _outside(incidents, part, outcome))
-        for part, outcome in zip(parts, labels, strict=True)
+        (part, _outside(incidents, part, each.values))
+        for part, each in zip(parts, known, strict=True)
         if part.contract.contract_hash == contract.contract_hash
     ]
+    own = _labelled([part for part, _ in mine], [outcome for _, outcome in mine])
     gain, error = recalibration_gain(
-        *_pairs([part for part, _ in mine], [outcome for _, outcome in mine])
+        own["outcome"].to_numpy(),
+        own["prediction"].to_numpy(),
+        microseconds(own["request_time"]) // DAY_US,
     )
     return PerformanceReport(
         start=start,
@@ -84,7 +89,8 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
         slices={
             name: found
             for name in contract.slices
-            if (found := _slice(parts, labels, name, outcomes, predictions))
+            if f"slice.{name}" in rows.column_names
+            if (found := slice_scores(outcomes, predictions, rows[f"slice.{name}"].to_numpy()))
         },
         label_delays=label_delays(parts, known, matures_after_us=contract.label.matures_after_us),
         gain_per_request=gain,
@@ -185,35 +191,38 @@ def _affected_keys(contract: ModelContract, incidents: Sequence[Incident]) -> li
     return [key.name for key in contract.entity_keys if key.name in named]
 
 
-def _pairs(parts: Sequence[LogPart], labels: Sequence[Floats]) -> tuple[Floats, Floats, Int64s]:
-    """Outcomes, predictions and days of the labelled rows of some parts, by request time."""
-    if not parts:
-        return np.empty(0), np.empty(0), np.empty(0, dtype=np.int64)
-    outcomes = np.concatenate(labels)
-    predictions = np.concatenate([part.table["prediction"].to_numpy() for part in parts])
-    times = np.concatenate([part.table["request_time"].to_numpy() for part in parts])
-    order = np.argsort(times, kind="stable")
-    order = order[~np.isnan(outcomes[order])]
-    days = times.astype("datetime64[D]").astype(np.int64)
-    return outcomes[order], predictions[order], days[order]
+def _labelled(
+    parts: Sequence[LogPart], labels: Sequence[Floats], *, slices: Sequence[str] = ()
+) -> pa.Table:
+    """The labelled rows of some parts, by request time.
 
-
-def _slice(
-    parts: Sequence[LogPart],
-    labels: Sequence[Floats],
-    name: str,
-    outcomes: Floats,
-    predictions: Floats,
-) -> dict[str, dict[str, float]]:
-    """Scores by the values of a slice: an entity key, a request field or a feature."""
-    values = []
-    for part in parts:
-        column = logged_as(part.contract, name)
-        if column not in part.table.column_names:
-            return {}
-        values.append(slice_labels(part.table[column]))
-    known = np.concatenate(labels)
-    times = np.concatenate([part.table["request_time"].to_numpy() for part in parts])
-    order = np.argsort(times, kind="stable")
-    order = order[~np.isnan(known[order])]
-    return slice_scores(outcomes, predictions, np.concatenate(values)[order])
+    Returns:
+        ``request_time``, ``outcome``, ``prediction``, and ``slice.<name>`` of those slices (an
+        entity key, a request field or a feature) that all parts have.
+    """
+    moment = pa.timestamp("us", tz="UTC")
+    fields = [("request_time", moment), ("outcome", pa.float64()), ("prediction", pa.float64())]
+    slices = [
+        name
+        for name in slices
+        if all(logged_as(part.contract, name) in part.table.column_names for part in parts)
+    ]
+    tables = [
+        pa.table(
+            {
+                "request_time": part.table["request_time"],
+                "outcome": outcomes,
+                "prediction": part.table["prediction"],
+                **{
+                    f"slice.{name}": pa.array(
+                        slice_labels(part.table[logged_as(part.contract, name)]).tolist(),
+                        pa.string(),
+                    )
+                    for name in slices
+                },
+            }
+        )
+        for part, outcomes in zip(parts, labels, strict=True)
+    ]
+    rows = pa.concat_tables([pa.schema(fields).empty_table(), *tables], promote_options="default")
+    return rows.filter(pc.is_finite(rows["outcome"])).sort_by("request_time")

@@ -251,7 +251,7 @@ class AuditRun:
         if set(self.damaged) != excluded:
             return False
         if days or marks or seen != self._state.seen:
-            self._state.commit(days, marks, seen)
+            self._state.commit(days, {name: write() for name, write in marks.items()}, seen)
         return True
 
     def contract_of(self, contract_hash: str) -> ModelContract:
@@ -281,12 +281,12 @@ class AuditRun:
 
     def _histories(
         self, changes: LogChanges, *, covered: int
-    ) -> tuple[dict[str, Int64s], dict[str, HistoryMark]]:
+    ) -> tuple[dict[str, Int64s], dict[str, Callable[[], HistoryMark]]]:
         """What has changed in each view's history, under each clock that is looked at.
 
         Returns:
-            Definition of a view → first hours by bucket, and name of a history → its new mark;
-            :func:`history_changes` has both.
+            Definition of a view → first hours by bucket, and name of a history → what
+            writes its new mark; :func:`history_changes` gives both.
         """
         few = self._units.filter(pc.equal(self._units["kind"], "unstamped"))
         unstamped = set(zip(few["contract"].to_pylist(), few["name"].to_pylist(), strict=True))

@@ -12,7 +12,7 @@ event time on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import compress
 from typing import Any, Final
@@ -63,7 +63,7 @@ def history_changes(
     clock: VisibilityClock,
     covered: int,
     by_event: bool,
-) -> tuple[Int64s, HistoryMark | None]:
+) -> tuple[Int64s, Callable[[], HistoryMark] | None]:
     """Compare the history of one view with what it was at the last audit.
 
     Args:
@@ -76,11 +76,11 @@ def history_changes(
 
     Returns:
         The first hour of each bucket from which requests for its keys may have another answer
-        (:data:`NEVER` where nothing has changed; of shape (:data:`BUCKETS`,)), and the new mark of
-        the history with its files written, or None if the history is as it was.
+        (:data:`NEVER` where nothing has changed; of shape (:data:`BUCKETS`,)), and what writes
+        the new mark of the history, or None if the history is as it was.
 
     Raises:
-        DataError: The source is not as declared, or its hashes cannot be written.
+        DataError: The source is not as declared.
     """
     name, clock = history_name(uses[0], clock), view_clock(uses[0], clock)
     columns = sorted({column for use in uses for column in use.columns})
@@ -112,9 +112,12 @@ def history_changes(
         last = kept.pop()
         fresh = pa.concat_tables([fresh, state.hashes(last, set(last.versions))])
         new.update(last.versions)
-    if new:
-        kept.append(state.write_hashes(name, new, fresh))
-    return since, HistoryMark(identity=identity, hashes=tuple(kept))
+
+    def write_mark() -> HistoryMark:
+        files = [*kept, state.write_hashes(name, new, fresh)] if new else kept
+        return HistoryMark(identity=identity, hashes=tuple(files))
+
+    return since, write_mark
 
 
 def _identity(repo: Repo, use: ViewUse, columns: Sequence[str], clock: VisibilityClock) -> str:
