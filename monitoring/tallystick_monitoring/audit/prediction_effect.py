@@ -25,7 +25,8 @@ def with_scores(findings: pa.Table, bundle: Bundle, found: ComparedPart) -> pa.T
     of the second are computed again from the expected stored ones. A score is null where the
     estimator gives none.
     """
-    contract, rows = bundle.contract, np.flatnonzero(~found.all_equal())
+    contract = bundle.contract
+    rows = np.flatnonzero(~np.logical_and.reduce([*found.equal.values()]))
     log, expected = found.part.table.take(rows), found.expected.take(rows)
     served = {name: log[f"feature.{name}"] for name in contract.value_columns}
     right = {name: expected[name] for name in contract.stored_columns}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 from tallystick.definitions.contract import TransformSpec, ViewUse
 from tallystick.definitions.feature_repo import Repo
 from tallystick.point_in_time.feature_status import Status
+from tallystick.records.causes import Cause
 from tallystick_monitoring.audit.cause_rules import same_row
 from tallystick_monitoring.audit.findings import ENTITY, evidence_of, schema
 from tallystick_monitoring.audit.history_evidence import (
@@ -19,16 +19,12 @@ from tallystick_monitoring.audit.history_evidence import (
     rows_with_values,
     with_identified_rows,
 )
-from tallystick_monitoring.audit.value_comparison import (
-    ComparedPart,
-    expected_times,
-    key_columns,
-    wrong_values,
-)
+from tallystick_monitoring.audit.value_comparison import ComparedPart, expected_times, key_columns
 from tallystick_monitoring.equality import equal_after_cast
 from tallystick_monitoring.log_columns import (
     NO_TIME,
     Bools,
+    Int64s,
     as_times,
     is_value,
     microseconds,
@@ -44,14 +40,12 @@ def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
     Returns:
         Findings without cause, by :func:`.findings.schema`; in no order.
     """
-    log, contract = found.part.table, found.part.contract
-    wrong = list(wrong_values(use, found.equal))
-    entities = [log.schema.field(f"{ENTITY}{key.name}") for key in contract.entity_keys]
+    log = found.part.table
+    wrong = found.wrong(use.name, use.columns)
     if not wrong:
-        return schema(entities).empty_table()
-    every = np.concatenate([rows for _, rows in wrong])
-    # What is of the request and not of the value is days up once.
-    requests, place = np.unique(every, return_inverse=True)
+        return schema().empty_table()
+    # What is of the request and not of the value is looked up once.
+    requests, request_of = np.unique(np.concatenate([*wrong.values()]), return_inverse=True)
     few = log.take(requests)
     event_us = microseconds(few[f"view.{use.name}.event_time"])
     created_us = microseconds(few[f"view.{use.name}.created_time"])
@@ -72,11 +66,7 @@ def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
         created_us = np.where(right, expected_created_us, created_us)
     request_us = microseconds(few["request_time"])
     first_us, known = rows_in_history(repo, use, keys, event_us, created_us, request_us=request_us)
-    request_facts = {
-        "request_time": few["request_time"],
-        "prediction_id": few["prediction_id"],
-        "prediction": few["prediction"],
-        **{field.name: few[field.name] for field in entities},
+    facts = {
         "served_event_time": as_times(event_us),
         "served_created_time": as_times(created_us),
         "served_write_time": as_times(write_us),
@@ -92,72 +82,60 @@ def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
         "evidence.in_history": pa.array(known),
         "evidence.unstamped": pa.array(unstamped),
     }
-    whole = pa.table(request_facts).take(place)
-    served = [one_chunk(log[f"feature.{name}"].take(rows)) for name, rows in wrong]
-    expected = [one_chunk(found.expected[name].take(rows)) for name, rows in wrong]
-    names = [name for name, rows in wrong for _ in range(len(rows))]
-    count = len(names)
-    findings = _in_schema(
-        with_columns(
-            whole,
-            {
-                "contract": pa.array([contract.contract_hash] * count, pa.string()),
-                "view": pa.array([use.name] * count, pa.string()),
-                "source_view": pa.array([use.spec.name] * count, pa.string()),
-                "feature": pa.array(names, pa.string()),
-                "served": pa.concat_arrays([texts(each) for each in served]),
-                "expected": pa.concat_arrays([texts(each) for each in expected]),
-            },
-        ),
-        entities,
+    findings = _findings(
+        found,
+        wrong,
+        view=use.name,
+        source_view=use.spec.name,
+        facts=pa.table(facts).take(request_of),
     )
     if (unstamped & (logged_us != NO_TIME)).any():
         findings = with_identified_rows(repo, findings, use)
     same = same_row(evidence_of(findings))
-    equal = _equal_after_cast(served, expected, among=same)
+    equal = _equal_after_cast(found, wrong, among=same)
     return with_columns(findings, {"evidence.cast_equal": pa.array(equal)})
 
 
 def computed_differently(found: ComparedPart, spec: TransformSpec) -> pa.Table:
     """The values of an on-demand view that the contract's function does not give."""
+    wrong = found.wrong(spec.name, [output.name for output in spec.outputs])
+    causes = [Cause.TRANSFORM] * sum(map(len, wrong.values()))
+    facts = pa.table({"cause": pa.array(causes, pa.string())})
+    return _findings(found, wrong, view=spec.name, source_view=spec.name, facts=facts)
+
+
+def _findings(
+    found: ComparedPart,
+    wrong: Mapping[str, Int64s],
+    *,
+    view: str,
+    source_view: str,
+    facts: pa.Table,
+) -> pa.Table:
+    """Findings for the wrong values of one view, with these facts about each."""
     log, contract = found.part.table, found.part.contract
     entities = [log.schema.field(f"{ENTITY}{key.name}") for key in contract.entity_keys]
-    tables = [schema(entities).empty_table()]
-    for output in spec.outputs:
-        name = f"{spec.name}__{output.name}"
-        rows = np.flatnonzero(~found.computed_equal[name])
-        if not len(rows) or found.computed is None:
-            continue
-        few = log.take(rows)
-        columns = {
-            "request_time": few["request_time"],
-            "prediction_id": few["prediction_id"],
-            "prediction": few["prediction"],
-            **{field.name: few[field.name] for field in entities},
-            "contract": pa.array([contract.contract_hash] * len(rows), pa.string()),
-            "view": pa.array([spec.name] * len(rows), pa.string()),
-            "source_view": pa.array([spec.name] * len(rows), pa.string()),
-            "feature": pa.array([name] * len(rows), pa.string()),
-            "cause": pa.array(["transform"] * len(rows), pa.string()),
-            "served": texts(one_chunk(few[f"feature.{name}"])),
-            "expected": texts(one_chunk(found.computed[name].take(rows))),
-        }
-        tables.append(_in_schema(pa.table(columns), entities))
-    return pa.concat_tables(tables)
+    if not wrong:
+        return schema(entities).empty_table()
+    names = ["request_time", "prediction_id", "prediction", *(field.name for field in entities)]
+    findings = log.select(names).take(np.concatenate([*wrong.values()]))
+    columns = {
+        "contract": pa.repeat(contract.contract_hash, findings.num_rows),
+        "view": pa.repeat(view, findings.num_rows),
+        "source_view": pa.repeat(source_view, findings.num_rows),
+        "feature": pa.array(np.repeat([*wrong], [len(rows) for rows in wrong.values()])),
+        "served": _texts(log, wrong, "feature."),
+        "expected": _texts(found.expected, wrong, ""),
+        **{name: facts[name] for name in facts.column_names},
+    }
+    # What no fact is known of is null.
+    whole = [schema(entities).empty_table(), with_columns(findings, columns)]
+    return pa.concat_tables(whole, promote_options="default")
 
 
-def _in_schema(table: pa.Table, entities: Sequence[Any]) -> pa.Table:
-    """The table with every column of the schema, null where it has none, in its order."""
-    whole = schema(entities)
-    return pa.table(
-        [
-            table[field.name].cast(field.type)
-            if field.name in table.column_names
-            else pa.nulls(table.num_rows, field.type)
-            for field in whole
-        ],
-        schema=whole,
-    )
+def _texts(table: pa.Table, wrong: Mapping[str, Int64s], prefix: str) -> pa.Array:
+    columns = ((table[f"{prefix}{name}"], rows) for name, rows in wrong.items())
+    return pa.concat_arrays([texts(one_chunk(column.take(rows))) for column, rows in columns])
 
 
 def _differs(log: pa.Table, use: ViewUse) -> Bools:
@@ -166,18 +144,19 @@ def _differs(log: pa.Table, use: ViewUse) -> Bools:
     return np.asarray(pc.fill_null(other, False).to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
-def _equal_after_cast(
-    served: Sequence[pa.Array], expected: Sequence[pa.Array], *, among: Bools
-) -> Bools:
+def _equal_after_cast(found: ComparedPart, wrong: Mapping[str, Int64s], *, among: Bools) -> Bools:
     """Whether served and expected value are equal after a cast, for the values in ``among``.
 
     Values of different rows may be equal after a cast by chance.
     """
-    result = np.zeros(len(among), dtype=np.bool_)
+    pieces = []
     begin = 0
-    for one, other in zip(served, expected, strict=True):
-        places = np.flatnonzero(among[begin : begin + len(one)])
-        pairs = zip(one.take(places).to_pylist(), other.take(places).to_pylist(), strict=True)
-        result[begin + places] = [equal_after_cast(*pair) for pair in pairs]
-        begin += len(one)
-    return result
+    for name, rows in wrong.items():
+        equal = among[begin : begin + len(rows)].copy()
+        begin += len(rows)
+        few = rows[equal]
+        served = found.part.table[f"feature.{name}"].take(few).to_pylist()
+        expected = found.expected[name].take(few).to_pylist()
+        equal[equal] = [equal_after_cast(*pair) for pair in zip(served, expected, strict=True)]
+        pieces.append(equal)
+    return np.concatenate(pieces)

@@ -7,7 +7,7 @@ frozen functions, so that a wrong input is counted once, where it is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,32 +33,29 @@ class ComparedPart:
 
     Attributes:
         part: The part.
-        expected: The stored features of its requests, with times, row by row.
-        equal: ``view__feature`` of stored features → whether served and expected are the same bits,
-            of shape (requests,).
-        computed: On-demand features from the logged inputs; None where there are none, or where
-            their functions cannot be had.
-        computed_equal: As ``equal``, of on-demand features.
+        expected: All values, ``view__feature``, row by row: the stored ones with times, and the
+            on-demand ones from the logged inputs.
+        equal: ``view__feature`` → whether served and expected are the same bits, of shape
+            (requests,).
     """
 
     part: LogPart
     expected: pa.Table
     equal: Mapping[str, Bools]
-    computed: pa.Table | None
-    computed_equal: Mapping[str, Bools]
 
-    def all_equal(self) -> Bools:
-        """Whether every value of a request is the expected one."""
-        whole = np.ones(self.part.table.num_rows, dtype=np.bool_)
-        for column in (*self.equal.values(), *self.computed_equal.values()):
-            whole &= column
-        return whole
+    def wrong(self, view: str, columns: Iterable[str]) -> dict[str, Int64s]:
+        """Values of a view (``view__feature``) → the rows in which they differ, if any."""
+        rows = {
+            f"{view}__{column}": np.flatnonzero(~self.equal[f"{view}__{column}"])
+            for column in columns
+        }
+        return {name: found for name, found in rows.items() if len(found)}
 
 
 def compared(
     repo: Repo, part: LogPart, transforms: Transforms | None, *, clock: VisibilityClock
 ) -> ComparedPart:
-    """Compare every value of a part of the log.
+    """Compare every value of a part of the log; the functions are those of its contract, if any.
 
     Raises:
         DataError: A source is not as declared, or the clock asks for a time that it does not have.
@@ -66,30 +63,16 @@ def compared(
     """
     contract, log = part.contract, part.table
     expected = expected_values(repo, contract, log, clock=clock, with_times=True)
-    types = contract.stored_columns
+    if transforms is not None:
+        computed = recomputed(contract, transforms, log)
+        for name in contract.value_columns:
+            if name not in contract.stored_columns:
+                expected = expected.append_column(name, computed[name])
     equal = {
         name: same_bits(one_chunk(log[f"feature.{name}"]), one_chunk(expected[name]))
-        for name in types
+        for name in contract.value_columns
     }
-    computed, computed_equal = None, {}
-    if transforms is not None and contract.transforms:
-        computed = recomputed(contract, transforms, log)
-        computed_equal = {
-            name: same_bits(one_chunk(log[f"feature.{name}"]), one_chunk(computed[name]))
-            for name in contract.value_columns
-            if name not in types
-        }
-    return ComparedPart(
-        part=part, expected=expected, equal=equal, computed=computed, computed_equal=computed_equal
-    )
-
-
-def wrong_values(use: ViewUse, equal: Mapping[str, Bools]) -> Iterator[tuple[str, Int64s]]:
-    """Features of a view (``view__feature``) with the rows in which they differ, if any."""
-    for column in use.columns:
-        rows = np.flatnonzero(~equal[f"{use.name}__{column}"])
-        if len(rows):
-            yield f"{use.name}__{column}", rows
+    return ComparedPart(part=part, expected=expected, equal=equal)
 
 
 def expected_times(expected: pa.Table, use: ViewUse) -> tuple[Int64s, Int64s]:
