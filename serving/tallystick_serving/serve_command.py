@@ -17,6 +17,7 @@ from typing import Final
 import uvicorn
 
 from tallystick.errors import StateError
+from tallystick.server_process import when_input_ends
 from tallystick.settings import settings
 from tallystick_serving.app import create_app
 from tallystick_serving.compactor_process import compacting
@@ -24,7 +25,7 @@ from tallystick_serving.http_timeouts import timeout_protocol
 from tallystick_serving.listening_socket import listening, listening_for_worker
 from tallystick_serving.server_state import ServerState
 from tallystick_serving.store_config import StoreConfig, read_store_config
-from tallystick_serving.supervisor import Supervisor, end_with_supervisor
+from tallystick_serving.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def work(repo: Path, *, shared: int, number: int) -> None:
         StateError: The server did not start; its log says why.
     """
     config = _prepare(repo)
-    end_with_supervisor(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    when_input_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     with socket.socket(fileno=shared) as listener, listening_for_worker(listener, number) as own:
         logger.info("Worker %d of %s also listens on %s.", number, config.name, own.getsockname())
         _run(config, [listener, own])

@@ -8,13 +8,11 @@ scraped: any worker may answer at the shared address.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +28,6 @@ _FAILURES_MAX: Final = 3
 _POLL_S: Final = 0.1
 _GOOD_CODES: Final = (0, -signal.SIGTERM)
 """Exit codes of a clean end; SIGTERM ends a worker that still loads."""
-_STDIN: Final = 0
 
 
 class Supervisor:
@@ -128,15 +125,3 @@ class Supervisor:
             if worker.stdin is not None:
                 worker.stdin.close()
         return codes
-
-
-def end_with_supervisor(stop: Callable[[], None]) -> None:
-    """In a worker: call ``stop`` when the supervisor has ended."""
-
-    def watch() -> None:
-        # Not through sys.stdin: its lock would be held when the process ends.
-        while os.read(_STDIN, 1):
-            pass
-        stop()
-
-    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()

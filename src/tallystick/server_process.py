@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,21 @@ def free_port() -> int:
 def tally_command(repo: Path, *arguments: str) -> list[str]:
     """The command line that runs ``tally`` on a repo with this process's Python."""
     return [sys.executable, "-m", "tallystick", "--repo", str(repo), *arguments]
+
+
+def when_input_ends(call: Callable[[], None]) -> None:
+    """Call a function once the standard input ends, as it does with the process that started this.
+
+    Another thread calls it.
+    """
+
+    def watch() -> None:
+        # Not through sys.stdin: its lock would be held when the process ends.
+        while os.read(0, 1):
+            pass
+        call()
+
+    threading.Thread(target=watch, name="input-watch", daemon=True).start()
 
 
 def http_answers(url: str) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -40,8 +38,11 @@ def compact(path: Path, every: float | None) -> None:
         for line in _compact(state):
             click.echo(line)
         return
+    from tallystick.server_process import when_input_ends
+
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    ended = _input_ends()
+    ended = threading.Event()
+    when_input_ends(ended.set)
     while not ended.wait(every):
         _compact_and_log_errors(state)
     _compact_and_log_errors(state)
@@ -172,16 +173,3 @@ def _compact_and_log_errors(state: Path) -> None:
     except Exception:
         # The segments stay until they can be compacted.
         logger.exception("The log cannot be compacted, and stays in segments.")
-
-
-def _input_ends() -> threading.Event:
-    """Set once the standard input ends, as it does with the server that started this process."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):
-            pass
-        ended.set()
-
-    threading.Thread(target=watch, name="input-watch", daemon=True).start()
-    return ended
