@@ -36,12 +36,12 @@ def feature_matrix(
         DataFrame of float64 and text columns. Booleans are 0 and 1, times are seconds since 1970.
     """
     if not inputs.frame:
-        if {type(columns[feature.name]) for feature in inputs.features} <= _PLAIN:
-            return _matrix_of_plain(inputs, columns)
-        rows = len(columns[inputs.features[0].name]) if inputs.features else 0
-        matrix = np.empty((rows, len(inputs.features)), dtype=np.float64)
+        given = [columns[name] for name in inputs.feature_names]
+        if {*map(type, given)} <= _PLAIN:
+            return _matrix_of_plain(inputs, given)
+        matrix = np.empty((len(given[0]), len(given)), dtype=np.float64)
         for position, feature in enumerate(inputs.features):
-            matrix[:, position] = _numbers(columns[feature.name], feature)
+            matrix[:, position] = _numbers(given[position], feature)
         return matrix
     import pandas as pd
 
@@ -58,25 +58,27 @@ def feature_matrix(
 
 
 def _matrix_of_plain(
-    inputs: ModelInputs, columns: Mapping[str, Sequence[Any] | pa.ChunkedArray]
+    inputs: ModelInputs, columns: Sequence[Any]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The array from plain values by one call; it takes None for NaN."""
-    given = [_plain_numbers(columns[feature.name], feature) for feature in inputs.features]
+    given = [
+        _seconds(column) if feature.dtype in _TIMES else column
+        for feature, column in zip(inputs.features, columns, strict=True)
+    ]
     if given and len(given[0]) == 1:
         return np.array([[column[0] for column in given]], dtype=np.float64)
     transposed = np.array(given, dtype=np.float64).reshape(len(given), -1)
     return np.ascontiguousarray(transposed.T)
 
 
-def _plain_numbers(column: Any, feature: FeatureSpec) -> Any:
-    if feature.dtype not in _TIMES:
-        return column
+def _seconds(column: Sequence[Any]) -> list[float | None]:
     return [None if value is None else to_us(value) / SECOND_US for value in column]
 
 
 def _numbers(column: Any, feature: FeatureSpec) -> Any:
     if not hasattr(column, "to_pylist"):
-        return np.array(_plain_numbers(column, feature), dtype=np.float64)
+        plain_numbers = _seconds(column) if feature.dtype in _TIMES else column
+        return np.array(plain_numbers, dtype=np.float64)
     import pyarrow as pa
 
     if feature.dtype in _TIMES:
