@@ -137,6 +137,27 @@ def rotated(items: Sequence[T], number: int) -> list[T]:
     return [*items[turn:], *items[:turn]]
 
 
+def rounded(number: float) -> float:
+    """Four figures that count; more would be noise."""
+    return float(f"{number:.4g}")
+
+
+class Goals(list[dict[str, Any]]):
+    """What was aimed at, what was measured, and whether it was met; nothing if not measured."""
+
+    def at_least(self, what: str, limit: float, measured: float | None) -> None:
+        """Add a goal that is met from a limit on."""
+        self._add(f"{what} ≥ {limit:,g}", measured, lambda value: value >= limit)
+
+    def at_most(self, what: str, limit: float, measured: float | None) -> None:
+        """Add a goal that is met up to a limit."""
+        self._add(f"{what} ≤ {limit:,g}", measured, lambda value: value <= limit)
+
+    def _add(self, goal: str, measured: float | None, is_met: Callable[[float], bool]) -> None:
+        if measured is not None:
+            self.append({"goal": goal, "measured": measured, "met": is_met(measured)})
+
+
 def peak_mb() -> float:
     """The largest resident memory of this process.
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks.harness import FailedError
+from benchmarks.harness import FailedError, command
 from redis import Redis
 from redis.exceptions import RedisError
 
 from tallystick.online_store.embedded_redis import server_program
-from tallystick.server_process import ServerProcess, free_port
+from tallystick.server_process import ServerProcess, free_port, tally_command
 
 HOST: Final = "127.0.0.1"
 START_S: Final = 120.0
-COMMAND_S: Final = 600.0
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 # In /proc/stat; what guests take is in the user's time already.
 _IDLE: Final = (3, 4)
@@ -75,7 +76,7 @@ def cpu_s(server: ServerProcess) -> float:
 def start(
     stack: ExitStack,
     name: str,
-    command: Sequence[str],
+    words: Sequence[str],
     *,
     folder: Path,
     core: int,
@@ -87,7 +88,7 @@ def start(
     Args:
         stack: Ends it.
         name: For people, and of its log.
-        command: Its command line.
+        words: Its command line.
         folder: Where its log goes.
         core: The core on which it stays.
         ready: Whether it is ready; None not to wait.
@@ -99,7 +100,7 @@ def start(
     log = folder / f"{name.replace(' ', '-')}.log"
     with on_core(core):
         server = ServerProcess(
-            name, command, log=log, environment={**os.environ, **(environment or {})}
+            name, words, log=log, environment={**os.environ, **(environment or {})}
         )
     stack.enter_context(server)
     if ready is not None:
@@ -112,36 +113,34 @@ def start_redis(stack: ExitStack, name: str, folder: Path, *, core: int) -> int:
     port = free_port()
     options = {"port": port, "bind": HOST, "dir": folder, "save": "", "appendonly": "no"}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = [str(server_program()), *words]
-    start(stack, name, command, folder=folder, core=core, ready=partial(redis_answers, port))
+    words = [str(server_program()), *words]
+    start(stack, name, words, folder=folder, core=core, ready=partial(redis_answers, port))
     return port
-
-
-def run_together(commands: Mapping[str, Sequence[str]], *, folder: Path) -> None:
-    """Run commands that end by themselves, at the same time.
-
-    Args:
-        commands: Name for people → command line.
-        folder: Where their logs go.
-
-    Raises:
-        FailedError: One ended with anything but 0; the others are ended.
-        UnavailableError: One did not end in time.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    with ExitStack() as stack:
-        servers = [
-            start(stack, name, command, folder=folder, core=cores[number % len(cores)])
-            for number, (name, command) in enumerate(commands.items())
-        ]
-        for server in servers:
-            if code := server.wait(COMMAND_S):
-                raise FailedError(f"{server.name} {server.described(f'ended with {code}')}")
 
 
 def feast(repo: Path, *arguments: str) -> list[str]:
     """A command of Feast."""
     return [sys.executable, "-m", "feast.cli.cli", "-c", str(repo), *arguments]
+
+
+def feast_online(repo: Path) -> float:
+    """Apply a repo and bring its rows online by Feast's commands; give the latter's seconds."""
+    command(*feast(repo, "apply"))
+    now = datetime.now(UTC).replace(microsecond=0).isoformat()
+    return seconds_of(feast(repo, "materialize", "2020-01-01T00:00:00", now))
+
+
+def tally_online(repo: Path) -> float:
+    """The same by Tallystick's."""
+    command(*tally_command(repo, "apply"))
+    return seconds_of(tally_command(repo, "materialize"))
+
+
+def seconds_of(words: Sequence[str]) -> float:
+    """Seconds that a command takes, start of the process included."""
+    started = time.perf_counter()
+    command(*words)
+    return time.perf_counter() - started
 
 
 def core_busy_s(core: int) -> float:

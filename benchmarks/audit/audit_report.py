@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from benchmarks.audit.cases import DAMAGE, LATE, RATES, Case
 from benchmarks.audit.plans import INJECTED
 from benchmarks.audit.truth import NOTHING, Score
+from benchmarks.harness import Goals
 
 CAUSES: Final = (*INJECTED, DAMAGE, LATE)
 GOAL_RATE: Final = 0.001
@@ -126,41 +127,17 @@ def _case(case: Case) -> dict[str, Any]:
 
 
 def _goals(content: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-
-    def goal(text: str, measured: Any, is_met: Callable[[Any], bool]) -> None:
-        if measured is not None:
-            found.append({"goal": text, "measured": measured, "met": is_met(measured)})
-
+    found = Goals()
     for figure in ("precision", "recall"):
         # Of late arrivals alone, which need no contamination, the goal does not speak.
         is_measured = f"{GOAL_RATE:g}" in content["by_contamination"]
         shares = [share for share in content[figure].values() if is_measured and share is not None]
-        goal(
-            f"{figure} of every cause at {GOAL_RATE:.1%} ≥ {SHARE_MIN:g}; the least",
-            min(shares, default=None),
-            lambda share: share >= SHARE_MIN,
-        )
-    goal(
-        "findings on the clean log = 0",
-        content["false_findings_on_clean"],
-        lambda number: number == 0,
-    )
-    goal(
-        f"unexplained ≤ {UNKNOWN_MAX:.1%} of what was injected",
-        content["unknown_rate"],
-        lambda share: share <= UNKNOWN_MAX,
-    )
-    goal(
-        f"values/s ≥ {VALUES_PER_S_MIN:,}",
-        content["values_per_s"],
-        lambda number: number >= VALUES_PER_S_MIN,
-    )
-    goal(
-        f"seconds ≤ {RATIO_MAX:g} x those of counting alone",
-        content["ratio_to_counts_only"],
-        lambda ratio: ratio <= RATIO_MAX,
-    )
+        what = f"least {figure} of a cause at {GOAL_RATE:.1%}"
+        found.at_least(what, SHARE_MIN, min(shares, default=None))
+    found.at_most("findings on the clean log", 0, content["false_findings_on_clean"])
+    found.at_most("share unexplained of what was injected", UNKNOWN_MAX, content["unknown_rate"])
+    found.at_least("values/s", VALUES_PER_S_MIN, content["values_per_s"])
+    found.at_most("seconds / those of counting alone", RATIO_MAX, content["ratio_to_counts_only"])
     return found
 
 

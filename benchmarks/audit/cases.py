@@ -16,15 +16,16 @@ import pyarrow as pa
 from benchmarks.audit.damage import copy_repo, damage_file, damage_segments
 from benchmarks.audit.declared import KEYS, MODEL
 from benchmarks.audit.faults import Rewritten
-from benchmarks.audit.found import found, found_by_event_time, found_damage
 from benchmarks.audit.plans import Chooser, Clean, mixture, plan, stacked
 from benchmarks.audit.replay import Cell, Fault, Key, Played, keys_of, play
 from benchmarks.audit.scene import START, Scene
 from benchmarks.audit.truth import Score, scored, wrong_values
 
 from tallystick.clock import SimulatedClock
+from tallystick.definitions.feature_repo import Repo
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.records.causes import Cause
+from tallystick_monitoring.audit.audit_run import Audited, audit
 
 RATES: Final = (0.001, 0.01, 0.1)
 DAMAGE: Final = "log_damage"
@@ -92,13 +93,13 @@ class Bench:
 
     def without_fault(self) -> Case:
         """The clean log: whatever is found is false."""
-        return self._case("clean", 0.0, (), {}, self._found(self.clean.played))
+        findings = self._audited(self.clean.played.repo).findings
+        return self._case("clean", 0.0, (), {}, findings)
 
-    def single(self, cause: Cause, rate: float, *, views: tuple[str, ...] = ()) -> Case:
+    def single(self, cause: Cause, rate: float) -> Case:
         """One cause alone."""
         chooser = Chooser(np.random.default_rng(self._seed), {})
-        requests = rate * self._requests
-        faults = plan(cause, self.clean, requests=requests, chooser=chooser, views=views)
+        faults = plan(cause, self.clean, requests=rate * self._requests, chooser=chooser)
         return self._with_faults("single", rate, faults)
 
     def mixed(self, rate: float, *, overlapping: bool) -> Case:
@@ -130,8 +131,9 @@ class Bench:
                 lost = damage_segments(repo, self._scene, share=rate, seed=self._seed)
             else:
                 lost = damage_file(repo, self._scene, log, share=rate, seed=self._seed)
-            lost_rows, findings = found_damage(repo, MODEL, START, self._scene.sizes.end)
-        score = scored({}, findings) + Score(
+            whole = self._audited(repo)
+        lost_rows = sum(each.rows for each in whole.report.damage)
+        score = scored({}, whole.findings) + Score(
             Counter({DAMAGE: len(lost)}),
             Counter({DAMAGE: lost_rows}),
             Counter({DAMAGE: min(lost_rows, len(lost))}),
@@ -140,9 +142,8 @@ class Bench:
 
     def by_event_time(self) -> Case:
         """The clean log under the event clock: what is late, and nothing else, differs."""
-        served = self.clean.played
-        findings = found_by_event_time(served.repo, MODEL, START, self._scene.sizes.end)
-        return self._case("event_clock", 0.0, (LATE,), self.late_values(), findings)
+        audited = self._audited(self.clean.played.repo, clock=VisibilityClock.EVENT)
+        return self._case("event_clock", 0.0, (LATE,), self.late_values(), audited.findings)
 
     def late_values(self) -> dict[Cell, str]:
         """Values of the clean log that a store would have had otherwise, had nothing been late."""
@@ -167,10 +168,10 @@ class Bench:
                 self._scene.contract, right, played.table, faults=faults, edited=played.edited
             )
             causes = tuple(sorted({*truth.values()}))
-            return self._case(name, rate, causes, truth, self._found(played))
+            return self._case(name, rate, causes, truth, self._audited(played.repo).findings)
 
-    def _found(self, played: Played) -> pa.Table:
-        return found(played.repo, MODEL, START, self._scene.sizes.end)
+    def _audited(self, repo: Repo, clock: VisibilityClock = VisibilityClock.KNOWLEDGE) -> Audited:
+        return audit(repo, MODEL, start=START, end=self._scene.sizes.end, clock=clock, again=True)
 
     def _case(
         self,
@@ -200,12 +201,13 @@ class Bench:
         requests = np.bincount(served.key)
         order = rng.permutation(len(served.names))
         enough = np.searchsorted(np.cumsum(requests[order]), share * self._requests) + 1
-        pairs = [served.names[place] for place in order[:enough].tolist()]
+        pairs = [served.names[number] for number in order[:enough].tolist()]
+        venues = {(venue,) for _, venue in pairs}
         return {
             "pairing": set(pairs),
             "activity": {(member,) for member, _ in pairs},
-            "state": {(place,) for _, place in pairs},
-            "profile": {(place,) for _, place in pairs},
+            "state": venues,
+            "profile": venues,
         }
 
 
@@ -222,10 +224,9 @@ def _astray(
     named = {
         (prediction, feature): cause for prediction, feature, cause in zip(*columns, strict=True)
     }
-    shown = []
-    for cell in truth.keys() | named.keys():
-        if truth.get(cell) != named.get(cell):
-            shown.append((*cell, truth.get(cell), named.get(cell)))
-            if len(shown) == limit:
-                break
-    return shown
+    astray = [
+        (*cell, truth.get(cell), named.get(cell))
+        for cell in truth.keys() | named.keys()
+        if truth.get(cell) != named.get(cell)
+    ]
+    return astray[:limit]

@@ -22,6 +22,7 @@ from benchmarks.audit.replay import (
     Written,
     history_of,
     keys_of,
+    stamped_rows,
     stamps_us,
 )
 from benchmarks.audit.scene import START, Batch
@@ -241,10 +242,7 @@ class Rewritten(Fault):
     def rewrite(self, repo: Repo) -> None:
         """See :class:`Fault`."""
         table = history_of(repo, self.view)
-        event = stamps_us(table, "event_time").tolist()
-        has_created = "created_time" in table.column_names
-        created = stamps_us(table, "created_time").tolist() if has_created else event
-        rows = list(zip(keys_of(table, self.view), event, created, strict=True))
+        rows = stamped_rows(table, self.view)
         edited = pa.array([row in self.edited for row in rows])
         columns = {
             name: table[name]

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from benchmarks.audit.declared import ON_DEMAND, TTLS
@@ -31,7 +31,7 @@ from benchmarks.audit.faults import (
     Stacked,
     moment_of,
 )
-from benchmarks.audit.replay import Fault, Key, Played, history_of, keys_of, stamps_us
+from benchmarks.audit.replay import Fault, Key, Played, history_of, keys_of, stamped_rows, stamps_us
 from benchmarks.audit.scene import HOUR_US, START_US, Scene
 from benchmarks.wide_views import Array
 
@@ -115,7 +115,7 @@ class Clean:
         event_us = stamps_us(table, f"view.{view}.event_time")
         created_us = stamps_us(table, f"view.{view}.created_time")
         versions: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for each, event, created in _history(self.played, view):
+        for each, event, created in stamped_rows(history_of(self.played.repo, view), view):
             if each in numbers:
                 versions[numbers[each], event].append(created)
         first_us = np.full(len(numbers), NEVER)
@@ -145,15 +145,6 @@ class Clean:
         )
 
 
-def _history(played: Played, view: str) -> Any:
-    """Key, event and created time of each row of a view's history."""
-    table = history_of(played.repo, view)
-    event = stamps_us(table, "event_time").tolist()
-    has_created = "created_time" in table.column_names
-    created = stamps_us(table, "created_time").tolist() if has_created else event
-    return zip(keys_of(table, view), event, created, strict=True)
-
-
 @dataclass
 class Chooser:
     """Takes keys until enough requests are wrong.
@@ -168,8 +159,13 @@ class Chooser:
     taken: dict[str, set[Key]]
     pool: dict[str, set[Key]] | None = None
 
-    def keys(self, view: str, served: Served, weights: Array, target: float) -> list[int]:
-        """Numbers of keys whose weights come to the target, as near as they can."""
+    def keys(self, view: str, served: Served, weights: Array, target: float) -> frozenset[Key]:
+        """Keys whose weights come to the target, as near as they can."""
+        numbers = self.numbers(view, served, weights, target)
+        return frozenset(served.names[number] for number in numbers)
+
+    def numbers(self, view: str, served: Served, weights: Array, target: float) -> list[int]:
+        """The numbers of these keys."""
         taken = self.taken.setdefault(view, set())
         allowed = set(served.names) if self.pool is None else self.pool[view]
         free = [
@@ -192,22 +188,11 @@ class Chooser:
 Planner = Callable[[Clean, str, float, Chooser], Sequence[Fault]]
 
 
-def plan(
-    cause: Cause, clean: Clean, *, requests: float, chooser: Chooser, views: tuple[str, ...] = ()
-) -> list[Fault]:
-    """Faults that make about so many requests wrong for a cause, spread over views.
-
-    Args:
-        cause: The cause.
-        clean: What is served without a fault.
-        requests: How many requests shall have a wrong value.
-        chooser: Chooses the keys.
-        views: Which views; all that the fault is made for by default.
-    """
-    planner, suited = _PLANNERS[cause]
-    chosen = views or suited
+def plan(cause: Cause, clean: Clean, *, requests: float, chooser: Chooser) -> list[Fault]:
+    """Faults that make about so many requests wrong for a cause, spread over its views."""
+    planner, views = _PLANNERS[cause]
     return [
-        fault for view in chosen for fault in planner(clean, view, requests / len(chosen), chooser)
+        fault for view in views for fault in planner(clean, view, requests / len(views), chooser)
     ]
 
 
@@ -235,10 +220,6 @@ def stacked(clean: Clean, *, requests: float, chooser: Chooser) -> list[Fault]:
     return found
 
 
-def _named(served: Served, numbers: list[int]) -> frozenset[Key]:
-    return frozenset(served.names[number] for number in numbers)
-
-
 def _lag(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Lag]:
     served, hours = clean.served(view), clean.scene.sizes.hours
     first, end = hours // 4, hours * 3 // 4
@@ -248,7 +229,7 @@ def _lag(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Lag]:
     for number, moments in enumerate(served.corrected):
         if any(first_us <= moment < end_us for moment in moments):
             weights[number] = 0
-    keys = _named(served, chooser.keys(view, served, weights, target))
+    keys = chooser.keys(view, served, weights, target)
     return [Lag(view=view, keys=keys, first=moment_of(first), end=moment_of(end))]
 
 
@@ -256,7 +237,7 @@ def _no_corrections(clean: Clean, view: str, target: float, chooser: Chooser) ->
     served = clean.served(view)
     wrong = served.present & (served.created_us > served.original_us)
     weights = served.counts(wrong & (served.visible_us > START_US))
-    keys = _named(served, chooser.keys(view, served, weights, target))
+    keys = chooser.keys(view, served, weights, target)
     return [NoCorrections(view=view, keys=keys)]
 
 
@@ -265,21 +246,21 @@ def _dropped(clean: Clean, view: str, target: float, chooser: Chooser) -> list[F
     weights = served.counts(served.present)
     # The log cannot say of a key that is new that it never came.
     weights[(served.first_us == NEVER) | (served.first_us >= START_US)] = 0
-    keys = _named(served, chooser.keys(view, served, weights, target))
+    keys = chooser.keys(view, served, weights, target)
     return [Dropped(view=view, keys=keys)]
 
 
 def _redefined(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Fault]:
     served, first = clean.served(view), clean.scene.sizes.hours // 4
     weights = served.counts(served.present & (served.visible_us >= START_US + first * HOUR_US))
-    keys = _named(served, chooser.keys(view, served, weights, target))
+    keys = chooser.keys(view, served, weights, target)
     return [Redefined(view=view, keys=keys, first=moment_of(first))]
 
 
 def _cast(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Fault]:
     served = clean.served(view)
     weights = served.counts(served.present)
-    return [Cast(view=view, keys=_named(served, chooser.keys(view, served, weights, target)))]
+    return [Cast(view=view, keys=chooser.keys(view, served, weights, target))]
 
 
 _EARLY_SHARE: Final = 0.5
@@ -289,7 +270,7 @@ _EARLY_SHARE: Final = 0.5
 def _early(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Fault]:
     served = clean.served(view)
     weights = _EARLY_SHARE * served.counts(served.present)
-    return [Early(view=view, keys=_named(served, chooser.keys(view, served, weights, target)))]
+    return [Early(view=view, keys=chooser.keys(view, served, weights, target))]
 
 
 def _other_ttl(clean: Clean, view: str, target: float, chooser: Chooser) -> list[Fault]:
@@ -298,8 +279,8 @@ def _other_ttl(clean: Clean, view: str, target: float, chooser: Chooser) -> list
     found: list[Fault] = []
     young = served.request_us - served.event_us <= ttl_us // 4
     for other_us, wrong in ((None, served.outside), (ttl_us // 4, served.present & ~young)):
-        numbers = chooser.keys(view, served, served.counts(wrong), target / 2)
-        found.append(OtherTtl(view=view, keys=_named(served, numbers), ttl_us=other_us))
+        keys = chooser.keys(view, served, served.counts(wrong), target / 2)
+        found.append(OtherTtl(view=view, keys=keys, ttl_us=other_us))
     return found
 
 
@@ -316,7 +297,7 @@ def _overwritten(clean: Clean, view: str, target: float, chooser: Chooser) -> li
             if weight > weights[number]:
                 weights[number], best[number] = weight, hour
     moments: dict[int, set[Key]] = {}
-    for number in chooser.keys(view, served, weights, target):
+    for number in chooser.numbers(view, served, weights, target):
         moments.setdefault(int(best[number]), set()).add(served.names[number])
     keys = frozenset(key for some in moments.values() for key in some)
     frozen = {hour: frozenset(some) for hour, some in moments.items()}
@@ -374,7 +355,7 @@ def _rewritten(clean: Clean, view: str, target: float, chooser: Chooser) -> list
     weights = np.zeros(len(served.names), dtype=np.int64)
     for number, counts in rows.items():
         weights[number] = max(counts.values())
-    chosen = chooser.keys(view, served, weights, target)
+    chosen = chooser.numbers(view, served, weights, target)
     stamps = [
         (served.names[number], *max(rows[number], key=lambda stamp: rows[number][stamp]))
         for number in chosen
@@ -382,7 +363,7 @@ def _rewritten(clean: Clean, view: str, target: float, chooser: Chooser) -> list
     return [
         Rewritten(
             view=view,
-            keys=_named(served, chosen),
+            keys=frozenset(served.names[number] for number in chosen),
             deleted=frozenset(stamps[::2]),
             edited=frozenset(stamps[1::2]),
         )

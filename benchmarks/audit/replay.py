@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ from benchmarks.audit.scene import START, Batch, Scene, prediction_id
 
 from tallystick.clock import SimulatedClock, process_clock, to_us
 from tallystick.definitions.feature_repo import Repo, open_repo
-from tallystick.definitions.feature_view import ViewSpec
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.materialization.materializer import Materializer
 from tallystick.model_bundle.bundle import Bundle, load_bundle, read_champion
 from tallystick.offline_store.newly_visible import Covered, file_digests, read_newly_visible
@@ -108,7 +108,7 @@ def play(
     shutil.copytree(scene.path, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for history in histories:
         shutil.copy(history, folder / "data" / history.name)
-    world = World(open_repo(folder), clock, redefined=scene.redefined, visibility=visibility)
+    world = World(open_repo(folder), clock, visibility=visibility)
     world.client.flushall()
     edited = asyncio.run(_Replay(scene, world, faults, commit_batches).run())
     world.client.close()
@@ -131,7 +131,7 @@ class World:
         clock: This process's clock.
         bundle: The champion's.
         specs: View → how it is defined.
-        redefined: View → another definition of it.
+        redefined: View → its definition with narrower numbers.
         visibility: When rows of all views go online; None for when they become known.
     """
 
@@ -140,17 +140,16 @@ class World:
         repo: Repo,
         clock: SimulatedClock,
         *,
-        redefined: Mapping[str, ViewSpec],
         visibility: VisibilityClock | None,
     ) -> None:
         self.repo = repo
         self.clock = clock
-        self.redefined = redefined
         self.visibility = visibility
         champion = read_champion(repo.state_dir, MODEL)
         self.bundle = load_bundle(repo.state_dir, MODEL, champion.contract_hash)
         self.champion = champion
         self.specs = {use.spec.name: use.spec for use in self.bundle.contract.views}
+        self.redefined = {view: _narrower(spec) for view, spec in self.specs.items()}
         self._sources = {view: repo.view_source(view) for view in self.specs}
         self._files: dict[str, frozenset[str]] = {}
         self._empty = {
@@ -270,6 +269,16 @@ class ServerFault(Fault):
     def serve(self, bundle: Bundle) -> Bundle:
         """The bundle that the server serves instead of the champion's."""
         raise NotImplementedError
+
+
+def _narrower(spec: ViewSpec) -> ViewSpec:
+    """A view whose doubles are floats."""
+    columns = [
+        Column(name=column.name, dtype="FLOAT" if column.dtype == "DOUBLE" else column.dtype)
+        for column in spec.columns
+    ]
+    # Made anew: a copy would keep the hash of the definition.
+    return ViewSpec(**spec.model_dump() | {"columns": columns})
 
 
 def _times(spec: ViewSpec) -> list[str]:
@@ -396,6 +405,14 @@ class _Replay:
 def history_of(repo: Repo, view: str) -> pa.Table:
     """All rows of a view's history, as its file has them."""
     return pq.read_table(repo.path / "data" / f"{view}.parquet")
+
+
+def stamped_rows(table: pa.Table, view: str) -> list[tuple[Key, int, int]]:
+    """Key, event and created time of each row of a history; the event time without the latter."""
+    event = stamps_us(table, "event_time").tolist()
+    has_created = "created_time" in table.column_names
+    created = stamps_us(table, "created_time").tolist() if has_created else event
+    return list(zip(keys_of(table, view), event, created, strict=True))
 
 
 def stamps_us(table: pa.Table, column: str) -> Any:

@@ -7,8 +7,6 @@ come at any time, some of them on the hour as well.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,18 +23,12 @@ from benchmarks.wide_views import (
     write_repo,
 )
 
-from tallystick.clock import from_us, to_us
-from tallystick.definitions.contract import (
-    FeatureReference,
-    LabelSpec,
-    ModelContract,
-    Reference,
-    TrainingData,
-)
+from tallystick.clock import to_us
+from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_repo import Repo, apply, open_repo
-from tallystick.definitions.feature_view import ViewSpec
 from tallystick.model_bundle.bundle import Bundle, Champion, publish_champion, write_bundle
 from tallystick.point_in_time.on_demand import Transforms
+from tallystick.prediction_log.log_import import observed_contract
 
 START: Final = datetime(2024, 5, 6, tzinfo=UTC)
 START_US: Final = to_us(START)
@@ -108,14 +100,12 @@ class Scene:
         sizes: How large it is.
         batches: Its requests, in order of time.
         contract: The champion's.
-        redefined: View → its definition in a repo whose doubles are floats, as that was applied.
     """
 
     path: Path
     sizes: Sizes
     batches: tuple[Batch, ...]
     contract: ModelContract
-    redefined: Mapping[str, ViewSpec]
 
 
 @dataclass(frozen=True)
@@ -141,14 +131,14 @@ def make_scene(path: Path, sizes: Sizes, *, address: str) -> Scene:
     """Write the repo, apply it, and make a champion.
 
     Args:
-        path: Folder to make; beside it one for the repo with other definitions.
+        path: Folder to make.
         sizes: How large.
         address: Redis, as ``connection_string`` has it.
     """
     rng = np.random.default_rng(sizes.seed)
     data = path / "data"
     pairs = _pairs(rng, sizes)
-    _write_repo(path, DEFINITIONS, address)
+    write_repo(path, DEFINITIONS, stores=TALLYSTICK_STORES, address=address, project="audit_bench")
     for view in KEYS:
         _write_history(data, view, rng, sizes, pairs)
     write_columns(
@@ -161,28 +151,10 @@ def make_scene(path: Path, sizes: Sizes, *, address: str) -> Scene:
             "created_time": np.full(2, START_US + HOUR_US),
         },
     )
-    redefined = _redefined(path, address)
     repo = open_repo(path)
     apply(repo)
     contract = _make_champion(repo, sizes)
-    return Scene(path, sizes, _requests(rng, sizes, pairs), contract, redefined)
-
-
-def _write_repo(path: Path, definitions: str, address: str) -> None:
-    write_repo(path, definitions, stores=TALLYSTICK_STORES, address=address, project="audit_bench")
-
-
-def _redefined(path: Path, address: str) -> dict[str, ViewSpec]:
-    """Apply the same definitions with narrower numbers, over the same data."""
-    changed = path.with_name(f"{path.name}-redefined")
-    views, rest = DEFINITIONS.split("@on_demand_feature_view")
-    narrower = views.replace("dtype=Float64", "dtype=Float32")
-    _write_repo(changed, f"{narrower}@on_demand_feature_view{rest}", address)
-    for file in (path / "data").glob("*.parquet"):
-        shutil.copy(file, changed / "data")
-    repo = open_repo(changed)
-    apply(repo)
-    return {view.name: ViewSpec.from_feast(view) for view in repo.store.list_batch_feature_views()}
+    return Scene(path, sizes, _requests(rng, sizes, pairs), contract)
 
 
 def member_names(numbers: Array) -> Array:
@@ -324,34 +296,10 @@ def _make_champion(repo: Repo, sizes: Sizes) -> ModelContract:
     """Freeze a contract over the clean repo; the estimator always gives the same."""
     from sklearn.dummy import DummyClassifier
 
-    model = repo.model(MODEL)
-    inputs = repo.inputs(model)
-    contract = ModelContract(
-        **inputs.model_dump(),
-        label=LabelSpec(
-            column=model.label.column,
-            keys=model.label.keys,
-            matures_after_us=model.label.matures_after // timedelta(microseconds=1),
-        ),
-        threshold=model.threshold,
-        slices=(),
-        reference=Reference(
-            features={},
-            views={},
-            prediction=FeatureReference(rows=0, null_share=0.0),
-            label_rate=0.5,
-        ),
-        data=TrainingData(
-            start=from_us(START_US - WARM_HOURS * HOUR_US),
-            end=START,
-            known_until=START,
-            rows=sizes.requests,
-            quarantined_rows=0,
-            clock="knowledge",
-            content_hash="0" * 16,
-        ),
-        packages={},
-    )
+    inputs = repo.inputs(repo.model(MODEL))
+    observed = observed_contract(repo, f"{MODEL}_features")
+    data = observed.data.model_copy(update={"rows": sizes.requests})
+    contract = observed.model_copy(update={**dict(inputs), "data": data})
     width = len(contract.features)
     estimator = DummyClassifier().fit(np.zeros((2, width)), [0, 1])
     transforms = Transforms.from_repo(repo, inputs)

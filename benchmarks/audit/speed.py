@@ -20,17 +20,15 @@ from typing import Any, Final
 
 import pyarrow as pa
 from benchmarks.audit.declared import MODEL
-from benchmarks.audit.found import found
 from benchmarks.audit.truth import differing
 from benchmarks.harness import peak_mb, rotated, step
 
 from tallystick.definitions.contract import REQUEST_TIME, ModelContract
 from tallystick.definitions.feature_repo import Repo, open_repo
-from tallystick.definitions.feature_types import arrow_type
 from tallystick.model_bundle.bundle import load_transforms
-from tallystick.point_in_time.rule import VisibilityClock
-from tallystick.prediction_log.log_reader import LogPart, read_log
-from tallystick.retrieval.model_features import computed_values, stored_values
+from tallystick.prediction_log.log_reader import read_log
+from tallystick.retrieval.expected_values import expected_values, recomputed
+from tallystick_monitoring.audit.audit_run import audit
 
 STEPS: Final = ("audit", "count")
 WARM_UP: Final = timedelta(hours=6)
@@ -103,7 +101,7 @@ def count(repo: Repo, start: datetime, end: datetime) -> int:
         end: Last one, excluded.
     """
     parts = read_log(repo.state_dir, MODEL, start=start, end=end, columns=_compared)
-    return sum(_count_stored(repo, part) + _count_computed(repo, part) for part in parts)
+    return sum(_count(repo, part.contract, part.table) for part in parts)
 
 
 def _compared(contract: ModelContract) -> list[str]:
@@ -116,42 +114,21 @@ def _compared(contract: ModelContract) -> list[str]:
     ]
 
 
-def _count_stored(repo: Repo, part: LogPart) -> int:
-    contract, log = part.contract, part.table
-    entity_rows = pa.table(
-        {
-            REQUEST_TIME: log["request_time"],
-            **{key.name: log[f"entity.{key.name}"] for key in contract.entity_keys},
-        }
-    )
-    mismatches = 0
-    for clock in (VisibilityClock.KNOWLEDGE, VisibilityClock.EVENT):
-        is_known = clock is VisibilityClock.KNOWLEDGE
-        uses = [use for use in contract.views if bool(use.spec.created_column) is is_known]
-        expected = stored_values(repo, uses, entity_rows, clock=clock)
-        for use in uses:
-            for column in use.columns:
-                name = f"{use.name}__{column}"
-                kind = arrow_type(contract.stored_columns[name])
-                mismatches += len(differing(log[f"feature.{name}"], expected[name].cast(kind)))
-    return mismatches
-
-
-def _count_computed(repo: Repo, part: LogPart) -> int:
-    contract, log = part.contract, part.table
-    fields = {field.name for field in contract.request_fields}
-    inputs = {source for spec in contract.transforms for source in spec.inputs.values()}
-    given = {
-        name: log[f"request.{name}" if name in fields else f"feature.{name}"] for name in inputs
-    }
+def _count(repo: Repo, contract: ModelContract, log: pa.Table) -> int:
     transforms = load_transforms(repo.state_dir, contract.model, contract.contract_hash)
-    expected = computed_values(contract, transforms, pa.table(given))
-    names = [name for name in contract.value_columns if name not in contract.stored_columns]
-    return sum(len(differing(log[f"feature.{name}"], expected[name])) for name in names)
+    stored = expected_values(repo, contract, log)
+    computed = recomputed(contract, transforms, log)
+    return sum(
+        len(differing(log[f"feature.{name}"], found[name]))
+        for name in contract.value_columns
+        for found in [stored if name in contract.stored_columns else computed]
+    )
 
 
 _STEPS: Final[dict[str, Callable[[Repo, datetime, datetime], int]]] = {
-    "audit": lambda repo, start, end: found(repo, MODEL, start, end).num_rows,
+    "audit": lambda repo, start, end: (
+        audit(repo, MODEL, start=start, end=end, again=True).findings.num_rows
+    ),
     "count": count,
 }
 

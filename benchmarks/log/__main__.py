@@ -83,7 +83,7 @@ def _served(stack: ExitStack, folder: Path, chosen: argparse.Namespace) -> dict[
     cores = Cores.of_machine()
     redis_port = start_redis(stack, "redis", folder, core=cores.client)
     repo = write_repos(folder, entities=ENTITIES, redis_port=redis_port)["tally"]
-    champion(repo, folder)
+    champion(repo)
     targets = {}
     for mode, environment in MODES.items():
         port = free_port()

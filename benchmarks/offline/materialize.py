@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness import command
 from benchmarks.offline.history import write_history
-from benchmarks.processes import Cores, feast, start_redis
+from benchmarks.processes import Cores, feast_online, start_redis, tally_online
 from benchmarks.wide_views import FEAST_STORES, TALLYSTICK_STORES, write_repo
 from redis import Redis
-
-from tallystick.server_process import tally_command
 
 _DEFINITIONS: Final = """\
 from datetime import timedelta
@@ -24,6 +19,7 @@ from benchmarks.wide_views import account, wide_view
 
 view_0 = wide_view(0, "{path}", ttl=timedelta(days=100_000))
 """
+_ONLINE: Final = {"tallystick": tally_online, "feast": feast_online}
 _STORES: Final = {"tallystick": TALLYSTICK_STORES, "feast": FEAST_STORES}
 
 
@@ -48,23 +44,10 @@ def measure_materialize(folder: Path, engines: Mapping[str, int]) -> dict[str, A
                 address=f"127.0.0.1:{port}",
                 project=f"bench_{name}",
             )
-            seconds = _materialize(name, repo)
+            seconds = _ONLINE[name](repo)
             with Redis(port=port) as client:
                 written = int(client.dbsize())
         found[name] = round(written / seconds)
         print(f"materialize {name}: {written} entities in {seconds:.1f} s", flush=True)
     found["ratio_vs_feast"] = round(found["tallystick"] / found["feast"], 1)
     return found
-
-
-def _materialize(name: str, repo: Path) -> float:
-    """Seconds that the command takes."""
-    now = datetime.now(UTC).replace(microsecond=0).isoformat()
-    if name == "feast":
-        apply, materialize = feast(repo, "apply"), feast(repo, "materialize", "2020-01-01", now)
-    else:
-        apply, materialize = tally_command(repo, "apply"), tally_command(repo, "materialize")
-    command(*apply)
-    started = time.perf_counter()
-    command(*materialize)
-    return time.perf_counter() - started

@@ -1,13 +1,13 @@
 """The limits of the machine: an empty FastAPI route, and one that does a bare MGET.
 
-    python -m benchmarks.online.bare --port 9000 --redis-port 6379
+    python -m benchmarks.online.bare PORT REDIS_PORT
 
 They run on uvicorn with the options of ``tally serve``.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -56,14 +56,11 @@ def create_app(redis_port: int) -> FastAPI:
 
 def main() -> None:
     """Serve until SIGTERM."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--redis-port", type=int, required=True)
-    options = parser.parse_args()
+    port, redis_port = map(int, sys.argv[1:])
     uvicorn.run(
-        create_app(options.redis_port),
+        create_app(redis_port),
         host="127.0.0.1",
-        port=options.port,
+        port=port,
         access_log=False,
         log_config=None,
         server_header=False,

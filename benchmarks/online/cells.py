@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from benchmarks.harness import rounded
 from benchmarks.online.load_client import Taken
 
 HEADLINE: Final = "closed_8"
@@ -83,8 +84,3 @@ def quantile_ms(nanoseconds: Sequence[int], share: float) -> float:
     """The nearest rank, in milliseconds; 0 if there are none."""
     ordered = sorted(nanoseconds) or [0]
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
-
-
-def rounded(number: float) -> float:
-    """Four figures that count; more would be noise."""
-    return float(f"{number:.4g}")

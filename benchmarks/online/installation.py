@@ -7,19 +7,18 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from benchmarks.harness import command
 from benchmarks.online.serving_repo import MODEL, bare_rows, write_repos
-from benchmarks.processes import Cores, feast, run_together, start, start_redis
+from benchmarks.processes import Cores, feast, feast_online, start, start_redis, tally_online
 from redis import Redis
 
 from tallystick.server_process import ServerProcess, free_port, http_answers, tally_command
 
 FEASTS: Final = ("feast", "feast_precomputed")
-BEGINNING: Final = "2020-01-01T00:00:00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +54,21 @@ def install(stack: ExitStack, folder: Path, *, entities: int, cores: Cores) -> I
     os.environ["TALLYSTICK_LOG_COMPACT_S"] = "0"
     redis_port = start_redis(stack, "redis", folder, core=cores.client)
     repos = write_repos(folder, entities=entities, redis_port=redis_port)
-    _bring_online(repos, folder)
+    for name in FEASTS:
+        feast_online(repos[name])
+    champion(repos["tally"])
     with Redis(port=redis_port) as client:
         client.mset(bare_rows(folder))
     ports = {name: free_port() for name in (*repos, "bare")}
-    bare = ("--port", str(ports["bare"]), "--redis-port", str(redis_port))
+    bare = (str(ports["bare"]), str(redis_port))
     commands = {
         **{name: _feast_server(repos[name], ports[name]) for name in FEASTS},
         "bare": [sys.executable, "-m", "benchmarks.online.bare", *bare],
         "tally": tally_command(repos["tally"], "serve", "--port", str(ports["tally"])),
     }
     servers = {
-        name: start(stack, name, command, folder=folder, core=cores.server)
-        for name, command in commands.items()
+        name: start(stack, name, words, folder=folder, core=cores.server)
+        for name, words in commands.items()
     }
     for name, server in servers.items():
         page = "health" if name in FEASTS else "ready"
@@ -75,18 +76,10 @@ def install(stack: ExitStack, folder: Path, *, entities: int, cores: Cores) -> I
     return Installed(servers, ports, repos["tally"], cores)
 
 
-def champion(repo: Path, folder: Path) -> None:
+def champion(repo: Path) -> None:
     """Bring a repo's rows online and train its model, by commands of Tallystick."""
-    for name, *arguments in (["apply"], ["materialize"], ["train", MODEL, "--promote"]):
-        run_together({f"tally {name}": tally_command(repo, name, *arguments)}, folder=folder)
-
-
-def _bring_online(repos: Mapping[str, Path], folder: Path) -> None:
-    now = datetime.now(UTC).replace(microsecond=0).isoformat()
-    for arguments in (["apply"], ["materialize", BEGINNING, now]):
-        commands = {f"{name} {arguments[0]}": feast(repos[name], *arguments) for name in FEASTS}
-        run_together(commands, folder=folder)
-    champion(repos["tally"], folder)
+    tally_online(repo)
+    command(*tally_command(repo, "train", MODEL, "--promote"))
 
 
 def _feast_server(repo: Path, port: int) -> list[str]:

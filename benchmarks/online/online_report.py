@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Final
 
-from benchmarks.harness import machine
+from benchmarks.harness import Goals, machine, rounded
 from benchmarks.online.answering_engines import SIZES
-from benchmarks.online.cells import CLOSED, HEADLINE, OPEN, Round, cell, rounded
+from benchmarks.online.cells import CLOSED, HEADLINE, OPEN, Cells, cell
 
 FEAST_RATIO_MIN: Final = {1: 12.0, 100: 40.0}
 NOOP_RATIO_MIN: Final = 0.5
@@ -22,8 +22,6 @@ _PACKAGES: Final = (
     "feast", "fastapi", "uvicorn", "gunicorn", "uvloop", "httptools", "redis", "hiredis",
     "scikit-learn",
 )  # fmt: skip
-Cells = Mapping[tuple[str, int, str], Sequence[Round]]
-"""(Engine, entities, loop) → its rounds."""
 
 
 def report(
@@ -123,39 +121,31 @@ def with_ratio(memory: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str,
 def goals(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was aimed at, what was measured, and whether it was met."""
     loops = content["loops"]
-    found: list[dict[str, Any]] = []
-
-    def at_least(what: str, limit: float, measured: float | None) -> None:
-        if measured is not None:
-            found.append(_goal(f"{what} ≥ {limit:g}", measured, met=measured >= limit))
-
-    def at_most(what: str, limit: float, measured: float) -> None:
-        found.append(_goal(f"{what} ≤ {limit:g}", measured, met=measured <= limit))
-
+    found = Goals()
     for loop in reversed(CLOSED):
         for size, limit in FEAST_RATIO_MIN.items():
             ratio = content["ratio_vs_feast_by_loop"][loop].get(str(size))
-            at_least(f"features / Feast, {_entities(size)}, {loop}", limit, ratio)
+            found.at_least(f"features / Feast, {_entities(size)}, {loop}", limit, ratio)
         noop = _ratios(loops, loop, "tallystick_features", "noop").get("1")
-        at_least(f"features / empty route, {_entities(1)}, {loop}", NOOP_RATIO_MIN, noop)
+        found.at_least(f"features / empty route, {_entities(1)}, {loop}", NOOP_RATIO_MIN, noop)
         predict = _ratios(loops, loop, "tallystick_predict", "tallystick_features")
         for entities, ratio in predict.items():
-            at_least(f"predict / features, {_entities(entities)}, {loop}", PREDICT_RATIO_MIN, ratio)
+            found.at_least(
+                f"predict / features, {_entities(entities)}, {loop}", PREDICT_RATIO_MIN, ratio
+            )
     for engine in ("tallystick_features", "tallystick_predict"):
         for entities, cells in loops.get(engine, {}).items():
             spread = rounded(cells[OPEN]["p99_ms"] / max(cells[OPEN]["p50_ms"], 1e-9))
-            at_most(f"p99 / p50 of {engine}, {_entities(entities)}, {OPEN}", P99_TO_P50_MAX, spread)
+            found.at_most(
+                f"p99 / p50 of {engine}, {_entities(entities)}, {OPEN}", P99_TO_P50_MAX, spread
+            )
     for kind, ratio in (content["bytes_per_entity"] or {}).get("ratio", {}).items():
-        at_most(f"bytes / Feast's bytes, {kind}", MEMORY_RATIO_MAX, ratio)
+        found.at_most(f"bytes / Feast's bytes, {kind}", MEMORY_RATIO_MAX, ratio)
     return found
 
 
 def _entities(size: int | str) -> str:
     return "1 entity" if int(size) == 1 else f"{size} entities"
-
-
-def _goal(goal: str, measured: float, *, met: bool) -> dict[str, Any]:
-    return {"goal": goal, "measured": measured, "met": met}
 
 
 def table(content: Mapping[str, Any]) -> str:

@@ -8,12 +8,11 @@ import pyarrow as pa
 import pytest
 from benchmarks.audit.audit_report import markdown, report
 from benchmarks.audit.cases import Case
-from benchmarks.audit.found import SCHEMA
 from benchmarks.audit.truth import Score, differing, scored
 
 
 def findings(*rows):
-    return pa.table(list(zip(*rows, strict=True)), schema=SCHEMA)
+    return pa.table(list(zip(*rows, strict=True)), names=["prediction_id", "feature", "cause"])
 
 
 def test_columns_differ_in_null_and_in_bits():
