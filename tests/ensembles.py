@@ -50,7 +50,7 @@ TAKE_NO_NULL = {"gradient boosting", "gradient boosting that stopped early"}
 
 
 def rows_of(count=600, *, nulls=True):
-    """Rows of numbers: whole ones, float32 ones, float64 ones; a tenth null if so asked."""
+    """Rows of numbers: whole ones, float32 ones, float64 ones; a tenth null on request."""
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(count, FEATURES))
     matrix[:, 1] = matrix[:, 1].round()

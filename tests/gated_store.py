@@ -1,4 +1,4 @@
-"""A Feast online store with the faults of others, when told to; else Feast's SQLite store."""
+"""A Feast online store that fails on request; otherwise Feast's SQLite store."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Processes that write to a log or compact it, made to be killed.
 
 They are forked by one process that has imported what they need, and has no thread: that takes
-milliseconds where a new interpreter takes seconds, of which a test needs hundreds.
+milliseconds where a new interpreter takes seconds, and a test needs hundreds.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Caller:
 
     @staticmethod
     async def _parted() -> None:
-        """Wait until connections that were told to close have closed: TLS says goodbye first."""
+        """Wait until closing connections have closed: TLS says goodbye first."""
         open_files = asyncio.get_running_loop()._selector.get_map()
         async with asyncio.timeout(_WAIT_S):
             while len(open_files) > 1:  # noqa: ASYNC110 - the loop's own is always there

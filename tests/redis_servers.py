@@ -41,11 +41,11 @@ LIMITS = "~ts3:* +@read +@write +@scripting -@dangerous +ping +command +cluster|
 _START_S = 30.0
 _BUS = 10_000
 _FORMING_MS, _FORMED_MS = 1_000, 15_000
-"""Nodes that hear of each other often find together soon; later, a slow machine is no failure."""
+"""Nodes find together sooner when they hear of each other often. Later, they wait longer."""
 
 
 def wait_until(holds: Callable[[], Any], what: str) -> None:
-    """Ask again until it holds; a server that does not answer yet is no error."""
+    """Ask again until it holds; a server that does not answer yet is not an error."""
     deadline = time.monotonic() + _START_S
     while True:
         try:
@@ -154,7 +154,7 @@ class RedisCluster:
         return self._owner(key_slot(key))
 
     def keys(self, count: int, start: int = 0) -> list[bytes]:
-        """Keys of which each third or so is on another server."""
+        """Keys; each third or so is on another server."""
         return [b"{%d}" % number for number in range(start, start + count)]
 
     def key_at(self, server: Server) -> bytes:
@@ -402,7 +402,7 @@ def mutual_tls_redis(guarded_redis: Server, certificates: Certificates) -> Itera
 
 @pytest.fixture(scope="session")
 def tls_cluster_process(redis_folder: Path, certificates: Certificates) -> Iterator[RedisCluster]:
-    """One cluster of which each node has TLS, a password and users."""
+    """A cluster whose nodes have TLS, a password and users."""
     (redis_folder / "tls_cluster").mkdir()
     with running_cluster(redis_folder / "tls_cluster", certificates.context()) as cluster:
         yield cluster

@@ -197,11 +197,11 @@ def _write_items(data: Path, rng: np.random.Generator) -> np.ndarray:
     price = rng.gamma(4.0, 5.0, size=(len(pairs), len(times))).astype(np.float32)
     event = np.tile(times, len(pairs))
     created = event + rng.integers(60, 1_800, size=price.size) * 1_000_000
-    kept = np.ones(price.shape, dtype=bool)
+    present = np.ones(price.shape, dtype=bool)
     for row in range(0, len(pairs), 7):
-        kept[row, 40:50] = False
-    kept = kept.ravel()
-    again = kept & (rng.random(price.size) < 0.1)
+        present[row, 40:50] = False
+    present = present.ravel()
+    again = present & (rng.random(price.size) < 0.1)
     columns = {
         "shop": np.repeat([shop for shop, _ in pairs], len(times)),
         "item": np.repeat([item for _, item in pairs], len(times)),
@@ -213,12 +213,12 @@ def _write_items(data: Path, rng: np.random.Generator) -> np.ndarray:
         {
             **{
                 name: np.concatenate(
-                    [values[kept], values[again] + 1 if name == "stock" else values[again]]
+                    [values[present], values[again] + 1 if name == "stock" else values[again]]
                 )
                 for name, values in columns.items()
             },
-            "event_time": np.concatenate([event[kept], event[again]]),
-            "created_time": np.concatenate([created[kept], created[again] + 3 * HOUR_US]),
+            "event_time": np.concatenate([event[present], event[again]]),
+            "created_time": np.concatenate([created[present], created[again] + 3 * HOUR_US]),
         },
     )
     return price

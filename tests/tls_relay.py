@@ -158,7 +158,7 @@ def _write_certificate(
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
     here = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
-    places = here if name == "server" else [x509.DNSName(f"{name}.example")]
+    alternatives = here if name == "server" else [x509.DNSName(f"{name}.example")]
     usage = {"key_encipherment": False, "data_encipherment": False, "key_agreement": False}
     usage |= {"encipher_only": False, "decipher_only": False, "content_commitment": False}
     builder = (
@@ -180,7 +180,7 @@ def _write_certificate(
         signs = x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, **usage)
         builder = builder.add_extension(signs, critical=True)
     else:
-        builder = builder.add_extension(x509.SubjectAlternativeName(places), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     certificate = builder.sign(authority_key, hashes.SHA256())
     path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return certificate

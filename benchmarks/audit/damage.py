@@ -35,14 +35,14 @@ def damage_segments(repo: Repo, scene: Scene, *, share: float, seed: int) -> fro
     rng = np.random.default_rng(seed)
     layout = RecordLayout(scene.contract)
     lost: set[str] = set()
-    wanted = share * len(scene.batches) * scene.sizes.batch_rows
+    limit = share * len(scene.batches) * scene.sizes.batch_rows
     for path in segments_in(stream_dir(repo.state_dir, PREDICTIONS)):
         content = bytearray(path.read_bytes())
         frames = [one for one in read_frames(bytes(content)) if isinstance(one, Frame) and one.rows]
-        for place in rng.permutation(len(frames)).tolist():
-            if len(lost) >= wanted:
+        for number in rng.permutation(len(frames)).tolist():
+            if len(lost) >= limit:
                 break
-            payload = bytes(frames[place].payload)
+            payload = bytes(frames[number].payload)
             at = content.index(payload) + int(rng.integers(len(payload)))
             content[at] ^= _FLIP
             lost |= set(layout.table([payload])["prediction_id"].to_pylist())
@@ -63,8 +63,8 @@ def damage_file(
         seed: Of what is random.
     """
     rng = np.random.default_rng(seed)
-    asked = log["request_time"].cast(pa.int64()).to_numpy()
-    first = int(np.searchsorted(asked, START_US + DAY_HOURS * HOUR_US))
+    request_us = log["request_time"].cast(pa.int64()).to_numpy()
+    first = int(np.searchsorted(request_us, START_US + DAY_HOURS * HOUR_US))
     count = max(1, round(share * log.num_rows))
     rest = pa.concat_tables([log.slice(0, first), log.slice(first + count)])
     before = _files(repo)

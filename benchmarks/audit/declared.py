@@ -103,7 +103,7 @@ profile = FeatureView(
     sources=[
         activity[["score", "grade"]],
         state[["price"]],
-        RequestSource(name="asked", schema=[Field(name="amount", dtype=Float64)]),
+        RequestSource(name="basket", schema=[Field(name="amount", dtype=Float64)]),
     ],
     schema=[Field(name="value", dtype=Float64), Field(name="level", dtype=Int64)],
     mode="python",

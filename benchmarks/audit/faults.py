@@ -250,9 +250,9 @@ class Rewritten(Fault):
             else pc.if_else(edited, _other(table[name]), table[name])
             for name in table.column_names
         }
-        kept = pa.array([row not in self.deleted for row in rows])
+        remaining = pa.array([row not in self.deleted for row in rows])
         path = repo.path / "data" / f"{self.view}.parquet"
-        pq.write_table(pa.table(columns).filter(kept), path)
+        pq.write_table(pa.table(columns).filter(remaining), path)
 
 
 def _other(column: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Chooses where faults strike, by what a clean replay served, so that their share is as wanted.
+"""Chooses where faults strike, by what a clean replay served, to make a given share wrong.
 
 A fault strikes keys of a view. How many requests it makes wrong follows from the clean log: those
 that were served a corrected row, a row near its ttl, and so on. Keys are taken until that number
-comes to the wanted one. Keys at which the documented evidence would name another cause as well are
-left out: a lag that also holds back a correction is called by the correction.
+is reached. Keys at which the documented evidence would name another cause as well are left out: a
+lag that also holds back a correction is called by the correction.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tallystick.records.causes import Cause
 
 NEVER: Final = -(2**63)
 _OVER: Final = 1.05
-"""How far beyond the wanted share keys may go."""
+"""How far beyond the required share keys may go."""
 
 
 @dataclass(frozen=True)

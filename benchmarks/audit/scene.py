@@ -42,7 +42,7 @@ class Sizes:
     """How large a scene is.
 
     Attributes:
-        requests: Predictions asked for.
+        requests: Predictions requested.
         hours: Length of the log; a run of materialization on each hour.
         batch_rows: Predictions of one request.
         seed: Of everything random.
@@ -87,13 +87,13 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """How many predictions it asks for."""
+        """How many predictions it requests."""
         return len(self.columns["amount"])
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A repo with a champion that nobody has served yet.
+    """A repo with a champion that has not been served yet.
 
     Attributes:
         path: Folder of the repo.
@@ -274,17 +274,17 @@ def _requests(rng: np.random.Generator, sizes: Sizes, pairs: Array) -> tuple[Bat
         seconds = rng.choice(np.arange(1, 3_600), size=per_hour - 1, replace=False)
         for offset in [0, *np.sort(seconds).tolist()]:
             rows = sizes.batch_rows
-            asked = pairs[rng.choice(len(pairs), size=rows, p=liking)]
+            chosen = pairs[rng.choice(len(pairs), size=rows, p=liking)]
             stray = rng.random(rows) < 0.05
-            asked[stray] = rng.integers(0, sizes.members + 5, size=(stray.sum(), 2))
+            chosen[stray] = rng.integers(0, sizes.members + 5, size=(stray.sum(), 2))
             batches.append(
                 Batch(
                     hour=hour,
                     request_us=START_US + hour * HOUR_US + offset * 1_000_000,
                     first=len(batches) * rows,
                     columns={
-                        "member": member_names(asked[:, 0]).tolist(),
-                        "venue": asked[:, 1].tolist(),
+                        "member": member_names(chosen[:, 0]).tolist(),
+                        "venue": chosen[:, 1].tolist(),
                         "amount": np.round(rng.gamma(2.0, 20.0, size=rows), 2).tolist(),
                     },
                 )

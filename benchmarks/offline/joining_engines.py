@@ -98,8 +98,8 @@ def write_journal(store: Any, name: str, path: Path) -> None:
     for number, day in enumerate(pc.unique(days).sort().to_pylist()):
         mine = pc.equal(days, pa.scalar(day, days.type))
         entry = entry_of_table(spec, rows.filter(mine), write_us=0)
-        place = entry.column_names.index(WRITTEN)
-        entry = entry.set_column(place, WRITTEN, written.filter(mine))
+        index = entry.column_names.index(WRITTEN)
+        entry = entry.set_column(index, WRITTEN, written.filter(mine))
         span = pc.min_max(entry[WRITTEN])
         first, last = span["min"].value, span["max"].value
         entry_name = f"{first:018d}_{last:018d}_{last:018d}_{number:012x}.parquet"

@@ -65,8 +65,8 @@ class Plan:
     def open_requests(self, engine: Engine, rate_per_s: float) -> int:
         """How many requests an open loop of one round has."""
         budget = self.budget(engine)
-        wanted = max(budget.requests, budget.seconds * rate_per_s)
-        return max(5, round(min(wanted, budget.seconds_max * rate_per_s)))
+        requests = max(budget.requests, budget.seconds * rate_per_s)
+        return max(5, round(min(requests, budget.seconds_max * rate_per_s)))
 
     def warm_up(self, engine: Engine) -> Budget:
         """Requests before a loop that are not measured."""

@@ -97,7 +97,7 @@ class MissingExtraError(TallystickError):
     """An optional part is not installed.
 
     Args:
-        feature: What was asked for.
+        feature: What was requested.
         extra: The extra that brings it.
     """
 

@@ -1,4 +1,4 @@
-"""The engines of the fold, of which every test of the contract gets each."""
+"""The engines of the point-in-time rule; each test of the contract runs on each."""
 
 from __future__ import annotations
 

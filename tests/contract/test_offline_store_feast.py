@@ -96,7 +96,7 @@ def store(tmp_path, offline_store):
     extra = Field(name="extra", dtype=Int64)
 
     @on_demand_feature_view(
-        sources=[stats[["trips"]], RequestSource(name="asked", schema=[extra])],
+        sources=[stats[["trips"]], RequestSource(name="requested", schema=[extra])],
         schema=[Field(name="sum", dtype=Int64)],
         mode="python",
     )
@@ -146,7 +146,7 @@ def test_rows_come_back_in_order_with_what_was_known(store):
     assert table.schema.field("stats__rate").type == pa.float32()
 
 
-def test_the_event_clock_sees_late_rows_unless_the_created_time_is_asked_for(store):
+def test_the_event_clock_sees_late_rows_unless_the_created_time_is_requested(store):
     store.config.offline_store.clock = "event"
     entity_rows = entity_frame(0, 1)
     trips = ["stats:trips"]
@@ -157,7 +157,7 @@ def test_the_event_clock_sees_late_rows_unless_the_created_time_is_asked_for(sto
 
 def test_sql_and_arrow_entity_rows_answer_as_a_frame_does(store):
     entity_rows = entity_frame(0, 1, 2)
-    want = (
+    expected = (
         store.get_historical_features(entity_rows, ["stats:trips"]).to_arrow()["trips"].to_pylist()
     )
     sql = (
@@ -165,10 +165,10 @@ def test_sql_and_arrow_entity_rows_answer_as_a_frame_does(store):
         "AS event_timestamp FROM (VALUES (0), (1), (2)) AS hours(h)"
     )
     got = store.get_historical_features(sql, ["stats:trips"]).to_arrow()
-    assert got["trips"].to_pylist() == want == [1, BIG, BIG]
+    assert got["trips"].to_pylist() == expected == [1, BIG, BIG]
     table = pa.Table.from_pandas(entity_rows, preserve_index=False)
     got = store.get_historical_features(table, ["stats:trips"]).to_arrow()
-    assert got["trips"].to_pylist() == want
+    assert got["trips"].to_pylist() == expected
 
 
 @pytest.mark.parametrize("full", [True, False])
@@ -268,22 +268,22 @@ def test_a_saved_dataset_may_be_a_folder_of_its_own(store, tmp_path):
 
 @pytest.mark.parametrize("name", ["saved", "saved.parquet"])
 def test_a_saved_dataset_goes_where_a_file_or_folder_is(store, tmp_path, name):
-    place = tmp_path / name
-    if place.suffix:
-        place.mkdir()
+    location = tmp_path / name
+    if location.suffix:
+        location.mkdir()
     else:
-        pq.write_table(pa.table({"n": [1]}), place)
+        pq.write_table(pa.table({"n": [1]}), location)
     job = store.get_historical_features(entity_frame(0), ["stats:trips"])
-    job.persist(SavedDatasetFileStorage(path=str(place)), allow_overwrite=True)
-    assert pq.read_table(place)["trips"].to_pylist() == [1]
-    assert place.is_dir() == bool(place.suffix)
+    job.persist(SavedDatasetFileStorage(path=str(location)), allow_overwrite=True)
+    assert pq.read_table(location)["trips"].to_pylist() == [1]
+    assert location.is_dir() == bool(location.suffix)
 
 
 class IntegersReport(ValidationReport):
     """Which columns are of integers in one frame only."""
 
-    def __init__(self, wanted, found):
-        self._errors = [ValidationError("is integer", name) for name in sorted(wanted ^ found)]
+    def __init__(self, required, found):
+        self._errors = [ValidationError("is integer", name) for name in sorted(required ^ found)]
 
     @property
     def is_success(self):

@@ -116,15 +116,15 @@ def test_logged_batches_are_read_again_by_their_time(store, tmp_path, as_path):
     assert len(list((tmp_path / "logs").iterdir())) == 3
     found = read_again(store, 1, 2)
     assert found["__request_id"].to_pylist() == ["1-1", "1-2", "2-1"]
-    want = logged(store, 1)
+    expected = logged(store, 1)
     # Rows that Feast asks for without keys have its stand-in for one.
-    assert set(found.column_names) - {"__dummy_id"} == set(want.column_names)
+    assert set(found.column_names) - {"__dummy_id"} == set(expected.column_names)
     first_two = found.slice(0, 2)
-    for name in want.column_names:
-        assert first_two[name].to_pylist() == want[name].to_pylist(), name
+    for name in expected.column_names:
+        assert first_two[name].to_pylist() == expected[name].to_pylist(), name
 
 
-def test_a_destination_that_is_no_folder_is_refused(store):
+def test_a_destination_that_is_not_a_folder_is_refused(store):
     class Elsewhere(LoggingDestination):
         """A destination of another store."""
 

@@ -137,7 +137,7 @@ def test_an_empty_range_gives_no_rows_with_all_columns(store):
     assert answer.num_rows == 0
 
 
-def test_a_range_that_is_empty_only_by_the_clock_is_told(store, caplog):
+def test_a_range_that_is_empty_only_by_the_clock_is_logged(store, caplog):
     features = ["rates:rate"]
     path = store.get_feature_view("rates").batch_source.path
     late = pq.read_table(path)
@@ -206,7 +206,7 @@ def metric(day, *, mean, baseline=False):
     }
 
 
-def test_metrics_are_kept_replaced_and_found(store):
+def test_metrics_are_saved_replaced_and_found(store):
     offline, config = store._get_provider().offline_store, store.config
     offline.ensure_monitoring_tables(config)
     assert offline.query_monitoring_metrics(config, "small", "feature") == []

@@ -1,4 +1,4 @@
-"""Feast's sources for Spark, read by the fold."""
+"""Feast's sources for Spark, read under the point-in-time rule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from fold_oracle import FEATURES, entity_table, view_read, write
+from rule_oracle import FEATURES, entity_table, view_read, write
 from tallystick.errors import DataError
 from tallystick.point_in_time.rule import VisibilityClock
 
@@ -25,10 +25,10 @@ def engine(spark_conf):
     return SparkEngine(open_session(spark_conf), None)
 
 
-def counted(engine, folder, **place):
+def counted(engine, folder, **location):
     from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 
-    source = SparkSource(name="rows", timestamp_field="event", **place)
+    source = SparkSource(name="rows", timestamp_field="event", **location)
     read = dataclasses.replace(view_read(folder, ("text",)), source=source, columns=("count",))
     entity_rows = entity_table([{"text": "a", "number": 1, "at": at} for at in (0, 1, 2)])
     answer = engine.point_in_time(
@@ -45,15 +45,15 @@ def folder(tmp_path):
 
 
 def test_a_path_is_read_in_the_order_of_its_files(engine, folder):
-    want = [None, 2**53 + 7, 5]
-    assert counted(engine, folder, path=str(folder), file_format="parquet") == want
+    expected = [None, 2**53 + 7, 5]
+    assert counted(engine, folder, path=str(folder), file_format="parquet") == expected
 
 
 def test_tables_and_queries_are_read(engine, folder):
     engine.session.read.parquet(str(folder)).createOrReplaceGlobalTempView("rows")
     tied = {2**53 + count for count in (6, 7, 8)}  # which of them, no order says
-    for place in ({"table": "global_temp.rows"}, {"query": "SELECT * FROM global_temp.rows"}):
-        before, at, after = counted(engine, folder, **place)
+    for location in ({"table": "global_temp.rows"}, {"query": "SELECT * FROM global_temp.rows"}):
+        before, at, after = counted(engine, folder, **location)
         assert (before, after) == (None, 5)
         assert at in tied
 

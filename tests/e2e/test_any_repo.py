@@ -85,18 +85,18 @@ def repo(tmp_path_factory):
 
 def write_ratings(path):
     rng = np.random.default_rng(0)
-    asked = sorted(
+    requested = sorted(
         datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=int(minutes))
         for minutes in rng.integers(26 * 60, 14 * 24 * 60, 2000)
     )
     table = pa.table(
         {
-            "driver_id": rng.choice(DRIVERS, len(asked)),
-            "val_to_add": rng.integers(0, 100, len(asked)),
-            "val_to_add_2": rng.integers(0, 100, len(asked)),
-            "asked": pa.array(asked, pa.timestamp("us", tz="UTC")),
-            "rated": pa.array([time + timedelta(minutes=30) for time in asked]),
-            "ok": rng.integers(0, 2, len(asked)),
+            "driver_id": rng.choice(DRIVERS, len(requested)),
+            "val_to_add": rng.integers(0, 100, len(requested)),
+            "val_to_add_2": rng.integers(0, 100, len(requested)),
+            "asked": pa.array(requested, pa.timestamp("us", tz="UTC")),
+            "rated": pa.array([time + timedelta(minutes=30) for time in requested]),
+            "ok": rng.integers(0, 2, len(requested)),
         }
     )
     pq.write_table(table, path)

@@ -130,20 +130,20 @@ def rows_of(repo, name, depot):
     table = pq.read_table(repo / "data" / f"{name}.parquet")
     for column in ("event", "known"):
         if column in table.column_names:
-            place = table.schema.get_field_index(column)
-            table = table.set_column(place, column, table[column].cast(pa.int64()))
+            index = table.schema.get_field_index(column)
+            table = table.set_column(index, column, table[column].cast(pa.int64()))
     return [row for row in table.to_pylist() if row["depot"] == depot]
 
 
 def test_an_hourly_job_that_stopped_and_a_column_that_was_cut(repo, tmp_path):
     """The other server reads what a job wrote each hour; it stopped for two days."""
     rng = np.random.default_rng(4)
-    asked = np.sort(START_US + rng.choice(DAYS * 24 * 3_600, 600, replace=False) * 1_000_000)
-    depots = rng.choice(DEPOTS, len(asked))
+    requested = np.sort(START_US + rng.choice(DAYS * 24 * 3_600, 600, replace=False) * 1_000_000)
+    depots = rng.choice(DEPOTS, len(requested))
     stop, resume = START_US + 3 * 24 * HOUR_US, START_US + 5 * 24 * HOUR_US
     history = {name: {d: rows_of(repo, name, d) for d in DEPOTS} for name in ("loads", "counts")}
     logged, wrong = [], {}
-    for request_us, depot in zip(asked.tolist(), depots.tolist(), strict=True):
+    for request_us, depot in zip(requested.tolist(), depots.tolist(), strict=True):
         run = request_us - request_us % HOUR_US
         run = stop if stop <= run < resume else run
         online = newest(history["loads"][depot], run)
@@ -173,8 +173,8 @@ def test_an_hourly_job_that_stopped_and_a_column_that_was_cut(repo, tmp_path):
         if share != count["share"]:
             wrong[request_us, "counts__share"] = "type_or_precision"
     table = pa.Table.from_pylist(logged)
-    place = table.schema.get_field_index("request_time")
-    table = table.set_column(place, "request_time", table["request_time"].cast(MOMENT))
+    index = table.schema.get_field_index("request_time")
+    table = table.set_column(index, "request_time", table["request_time"].cast(MOMENT))
     pq.write_table(table, tmp_path / "theirs.parquet")
 
     assert "neither a model nor" in tally(
@@ -206,7 +206,7 @@ def test_an_hourly_job_that_stopped_and_a_column_that_was_cut(repo, tmp_path):
     assert report["effect"]["scored"] == 0
     (field,) = report["request_fields"]
     assert (field["field"], field["feature"], field["values"]) == ("crates", "counts__crates", 600)
-    assert field["unequal"] == sum(time // 1_000_000 % 7 == 0 for time in asked.tolist()) > 50
+    assert field["unequal"] == sum(time // 1_000_000 % 7 == 0 for time in requested.tolist()) > 50
     # A second file is only added; a second audit compares no more than that.
     assert "imported before" in tally(
         repo, "log", "import", "dispatch", str(tmp_path / "theirs.parquet")

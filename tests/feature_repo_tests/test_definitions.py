@@ -66,7 +66,7 @@ def test_models_see_numbers_only(repo, model):
     assert all(feature_type(feature.dtype).is_number for feature in features)
 
 
-def test_the_model_is_not_told_which_month_it_is(inputs):
+def test_the_model_does_not_see_the_month(inputs):
     names = {feature.name for feature in inputs.features}
     assert "turnaround__since_landing_min" in names
     assert not any(name.endswith("_s") for name in names)

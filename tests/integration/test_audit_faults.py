@@ -51,7 +51,7 @@ def test_what_is_injected_is_named(bench, cause):
     assert RATE / 2 < case.wrong_share < 2 * RATE
 
 
-def test_causes_at_the_same_keys_are_told_apart(bench):
+def test_causes_at_the_same_keys_are_distinguished(bench):
     case = bench.stacked(RATE)
     assert named_rightly(case)
     assert case.causes == ("definition_changed", "materialization_lag", "type_or_precision")
@@ -64,7 +64,7 @@ def test_damage_to_the_log_is_counted_and_hurts_nothing_else(bench, kind):
     assert set(case.score.found) == {DAMAGE}
 
 
-def test_late_values_are_those_that_the_event_clock_folds_otherwise(bench):
+def test_late_values_are_those_that_differ_under_the_event_clock(bench):
     clean = bench.clean
     repo, log, contract = clean.played.repo, clean.played.table, clean.scene.contract
     spine = pa.table(

@@ -58,7 +58,7 @@ def same(one: Audited, other: Audited) -> None:
 
 
 class History:
-    """A view's source, of which the audit may see a part."""
+    """A view's source; the audit may see a part of it."""
 
     def __init__(self, repo: Repo, view: str) -> None:
         self._path = repo.path / "data" / f"{view}.parquet"
@@ -82,7 +82,7 @@ def test_in_steps_as_at_once(champion_repo: Repo, seed: int) -> None:
     slices = list(pairwise(moments))
     if seed % 4 >= 2:
         # Predictions of another server are imported days later.
-        slices = [slices[place] for place in rng.permutation(len(slices))]
+        slices = [slices[index] for index in rng.permutation(len(slices))]
     for start, end in slices:
         for source in sources:
             source.show(np.ones(source.whole.num_rows, dtype=bool))

@@ -97,14 +97,14 @@ def test_an_estimator_that_takes_no_null(champion_repo: Repo, contract: ModelCon
     assert effect is not None
     assert 0 < effect.scored < effect.requests
     assert effect.max_change > 0
-    asked = {
+    requested = {
         row["prediction_id"]: row["score_served"] is not None and row["score_expected"] is not None
         for row in found.findings.to_pylist()
     }
-    assert sum(asked.values()) == effect.scored
+    assert sum(requested.values()) == effect.scored
     nulls = {row["prediction_id"] for row in found.findings.to_pylist() if row["expected"] is None}
     assert nulls
-    assert not any(asked[each] for each in nulls)
+    assert not any(requested[each] for each in nulls)
 
 
 @pytest.mark.usefixtures("contract")

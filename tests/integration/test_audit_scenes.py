@@ -168,7 +168,7 @@ def test_what_was_seen_is_forgotten(champion_repo: Repo, contract: ModelContract
     assert set(found.report.causes) == {"entity_missing"}
 
 
-def test_findings_whose_requests_are_forgotten_and_not_asked_for(
+def test_findings_whose_requests_are_forgotten_and_not_requested(
     champion_repo: Repo, contract: ModelContract
 ) -> None:
     missing = Faults(row=never("shop-b"))
@@ -208,7 +208,7 @@ def filled(name: str, value):
     return 0 if value is None and name.endswith("stock") else value
 
 
-def test_late_history_leaves_what_was_not_asked_for(
+def test_late_history_leaves_what_was_not_requested(
     champion_repo: Repo, contract: ModelContract
 ) -> None:
     def less(table):
@@ -220,11 +220,11 @@ def test_late_history_leaves_what_was_not_asked_for(
     write_history(champion_repo, "shop_stats", less)
     audit(champion_repo, MODEL, start=hours[2], end=hours[3])
     path = champion_repo.state_dir / "audit" / MODEL / "knowledge" / "findings"
-    kept = pq.read_table(path)
-    times = kept["request_time"].cast(pa.int64()).to_numpy()
-    asked = (times < to_us(hours[1])) | (times >= to_us(hours[2]))
-    assert kept.num_rows > 5
-    assert asked.all()
+    remaining = pq.read_table(path)
+    times = remaining["request_time"].cast(pa.int64()).to_numpy()
+    requested = (times < to_us(hours[1])) | (times >= to_us(hours[2]))
+    assert remaining.num_rows > 5
+    assert requested.all()
 
 
 def test_versions_that_come_later_of_rows_whose_store_tells_no_more(
@@ -280,15 +280,15 @@ def test_a_row_from_the_future_comes_to_be_in_history(
 
 def damage(repo: Repo, path: str, column: str) -> None:
     """Flip a byte in the middle of one column of a file of the log."""
-    place = repo.state_dir / "log" / path
-    group = pq.ParquetFile(place).metadata.row_group(0)
+    location = repo.state_dir / "log" / path
+    group = pq.ParquetFile(location).metadata.row_group(0)
     chunks = [group.column(at) for at in range(group.num_columns)]
     (chunk,) = [each for each in chunks if each.path_in_schema == column]
     begin = chunk.dictionary_page_offset or chunk.data_page_offset
     middle = begin + chunk.total_compressed_size
-    content = bytearray(place.read_bytes())
+    content = bytearray(location.read_bytes())
     content[middle - 3] ^= 0xFF
-    place.write_bytes(content)
+    location.write_bytes(content)
 
 
 def sums(found: Audited) -> None:
@@ -365,10 +365,10 @@ def test_ages_are_those_of_what_was_right(
         return dataclasses.replace(row, event_us=row.event_us // 1_000_000 * 1_000_000)
 
     def moved(table):
-        place = table.schema.get_field_index("event_time")
+        index = table.schema.get_field_index("event_time")
         later = table["event_time"].cast(pa.int64()).to_numpy() + 999_999
         kind = table.schema.field("event_time").type
-        return table.set_column(place, "event_time", pa.array(later).cast(kind))
+        return table.set_column(index, "event_time", pa.array(later).cast(kind))
 
     def wrong(name: str, value):
         off = name == "shop_stats__load" and value is not None and value > 0
@@ -406,9 +406,9 @@ def test_ages_are_those_of_what_was_right(
         ]
         if request["event_time"] not in bad:
             ages.append((request["event_time"] - max(visible)).total_seconds())
-    told = found.report.staleness["shop_stats"]
-    assert told.values == len(ages)
-    assert told.age_s_p50 == pytest.approx(np.sort(ages)[-(-len(ages) // 2) - 1], rel=0.03)
+    freshness = found.report.staleness["shop_stats"]
+    assert freshness.values == len(ages)
+    assert freshness.age_s_p50 == pytest.approx(np.sort(ages)[-(-len(ages) // 2) - 1], rel=0.03)
 
 
 def test_ids_that_a_server_gives_more_than_once(

@@ -44,7 +44,7 @@ def whole(repo: Repo, **options) -> Audited:
     return audit(repo, MODEL, start=BEGIN, end=END, **options)
 
 
-def kept(repo: Repo) -> list[str]:
+def state_files(repo: Repo) -> list[str]:
     folder = folder_of(repo.state_dir, MODEL, KNOWLEDGE)
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -126,13 +126,13 @@ def started(repo: Repo, code: str, step: str = "_sweep") -> subprocess.Popen[byt
 @pytest.mark.parametrize("step", ["write_text", "_sweep"])
 def test_killed_while_it_commits(served: Repo, step: str) -> None:
     audit(served, MODEL, start=BEGIN, end=MIDDLE)
-    before = kept(served)
+    before = state_files(served)
     assert started(served, DYING, step).wait(60) == -signal.SIGKILL
-    assert len(kept(served)) > len(before)
+    assert len(state_files(served)) > len(before)
     found = whole(served)
     assert found.findings.equals(whole(served, again=True).findings)
     # One file of units for each day, one of history for each view, the state and its lock.
-    names = [name.split("/")[0] for name in kept(served)]
+    names = [name.split("/")[0] for name in state_files(served)]
     assert names.count("units") == 4
     assert names.count("history") == 2
     assert {"state.json", "lock"} <= set(names)
@@ -148,7 +148,7 @@ def test_two_at_once(served: Repo) -> None:
 
 def test_a_full_disk_is_said_and_what_was_known_stays(served: Repo, monkeypatch) -> None:
     first = audit(served, MODEL, start=BEGIN, end=MIDDLE)
-    before = kept(served)
+    before = state_files(served)
 
     def full(*_arguments):
         raise OSError(28, "No space left on device")
@@ -158,7 +158,7 @@ def test_a_full_disk_is_said_and_what_was_known_stays(served: Repo, monkeypatch)
         with pytest.raises(DataError, match="No space left on device"):
             whole(served)
     assert audit(served, MODEL, start=BEGIN, end=MIDDLE).findings.equals(first.findings)
-    assert set(before) <= set(kept(served))
+    assert set(before) <= set(state_files(served))
 
 
 def test_what_is_forgotten_of_the_log_is_forgotten(served: Repo) -> None:

@@ -126,9 +126,9 @@ def test_a_repo_that_fails_does_not_stand_in_for_the_next(applied, tmp_path):
 def test_a_label_column_of_another_type(repo, column, expected):
     path = repo / "data" / "labels.parquet"
     table = pq.read_table(path)
-    place = table.schema.get_field_index(column)
+    index = table.schema.get_field_index(column)
     text = pa.array(["text"] * table.num_rows)
-    pq.write_table(table.set_column(place, column, text), path)
+    pq.write_table(table.set_column(index, column, text), path)
     assert f"column {column}: expected {expected}" in refused(repo, "train", "demo_model")
 
 
@@ -143,8 +143,8 @@ def test_one_view_by_two_sets_of_keys_without_an_alias(repo):
 
 
 def test_what_the_system_refuses_is_one_sentence(repo):
-    place = repo / "feature_store.yaml" / "set.parquet"
-    output = refused(repo, "dataset", "demo_model", "--end", "2024-02-01", "--out", str(place))
+    location = repo / "feature_store.yaml" / "set.parquet"
+    output = refused(repo, "dataset", "demo_model", "--end", "2024-02-01", "--out", str(location))
     assert output.startswith("tally: ")
     assert "feature_store.yaml" in output
 

@@ -1,4 +1,4 @@
-"""``tally dataset`` as it is run: killed, asked to end, without room, under every clock."""
+"""``tally dataset`` as it is run: killed, stopped, without room, under every clock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DAY = timedelta(days=1)
 KNOWN = END + 30 * DAY
 WINDOW = ("--end", END.strftime("%Y-%m-%d"), "--known-until", KNOWN.strftime("%Y-%m-%d"))
 
-# Tells each step, and goes on once it is told to.
+# Prints each step, and waits for a line before it goes on.
 STEPWISE = """
 import sys
 from datetime import datetime
@@ -95,14 +95,14 @@ def whole(repo):
     ).table
 
 
-def until(process, wanted):
+def until(process, expected):
     """Let a stepwise run go on to a step."""
     for text in process.stdout:
-        if text.startswith(wanted):
+        if text.startswith(expected):
             return
         process.stdin.write("\n")
         process.stdin.flush()
-    raise AssertionError(f"no step {wanted}")
+    raise AssertionError(f"no step {expected}")
 
 
 def names_in(folder):
@@ -180,7 +180,7 @@ def heard():
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + 15), (signal.SIGHUP, 129)]
 )
-def test_a_run_that_is_asked_to_end_puts_everything_away(slow_repo, tmp_path, number, status):
+def test_a_run_that_is_stopped_removes_its_files(slow_repo, tmp_path, number, status):
     out = tmp_path / "out" / "set.parquet"
     out.parent.mkdir()
     out.write_bytes(b"old")
@@ -230,7 +230,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_nothing_stays(tiny_repo, tmp_path
     assert names_in(out.parent) == []
 
 
-def test_what_is_put_aside_lies_where_it_is_asked_to(tiny_repo, tmp_path):
+def test_spilled_data_lies_in_the_spill_folder(tiny_repo, tmp_path):
     table = whole(tiny_repo)
     options = ("--memory-limit", "200MB", "--spill-dir", str(tmp_path / "aside"))
     assert written(tiny_repo, tmp_path / "out" / "set.parquet", *options).equals(table)
@@ -294,7 +294,7 @@ def test_progress_is_shown_on_a_terminal(tiny_repo, tmp_path):
 
 
 @pytest.mark.parametrize("clock", ["event", "knowledge"])
-def test_the_clock_is_the_one_that_is_asked_for(tiny_repo, tmp_path, clock):
+def test_the_clock_is_the_requested_one(tiny_repo, tmp_path, clock):
     table = written(tiny_repo, tmp_path / "set.parquet", "--clock", clock)
     assert table.equals(whole(tiny_repo)) == (clock == "knowledge")
 
@@ -370,18 +370,18 @@ def test_under_the_served_clock_it_is_what_was_served(journaled_repo, simulated_
     pq.write_table(pa.table(requests | labels | known), data / "labels.parquet")
 
     out = tmp_path / "set.parquet"
-    told = written(repo, out, "--clock", "served").to_pylist()
-    by_row = sorted(told, key=lambda row: row["quantity"])
+    found = written(repo, out, "--clock", "served").to_pylist()
+    by_row = sorted(found, key=lambda row: row["quantity"])
     names = [feature.replace(":", "__") for feature in FEATURES]
     assert [{name: row[name] for name in names} for row in by_row] == [
         {name: row["values"][name] for name in names} for row in served
     ]
     known = written(repo, out).to_pylist()
-    late = [row["request_time"] == START + 2 * DAY for row in told]
+    late = [row["request_time"] == START + 2 * DAY for row in found]
     assert any(
         one["shop_stats__load"] != other["shop_stats__load"]
-        for one, other, is_late in zip(told, known, late, strict=True)
+        for one, other, is_late in zip(found, known, late, strict=True)
         if is_late
     )
     assert all(row["item_stats__price"] is None for row in by_row[-len(entities) :])
-    assert datetime.fromtimestamp(0, UTC) < told[0]["request_time"]
+    assert datetime.fromtimestamp(0, UTC) < found[0]["request_time"]

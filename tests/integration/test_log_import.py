@@ -63,7 +63,7 @@ def test_what_is_imported_is_in_the_log_once(tmp_path, file):
     assert (ledger.imported, ledger.in_parquet, ledger.missing) == (2, 2, 0)
 
 
-def test_naive_times_are_utc_and_other_columns_are_kept(tmp_path, file):
+def test_naive_times_are_utc_and_other_columns_stay(tmp_path, file):
     state = tmp_path / "state"
     times = [NOON.replace(tzinfo=None), NOON.replace(tzinfo=None)]
     import_file(
@@ -118,7 +118,7 @@ def test_the_command_imports_and_forgets(tmp_path, file, monkeypatch, request):
     assert "The log has no file nowhere" in unknown.output
 
 
-def test_a_folder_that_is_no_repo_is_refused_and_not_made(tmp_path):
+def test_a_folder_that_is_not_a_repo_is_refused_and_not_made(tmp_path):
     for command in (["compact"], ["forget", "x"]):
         done = CliRunner().invoke(main, ["--repo", str(tmp_path / "none"), "log", *command])
         assert done.exit_code == 1

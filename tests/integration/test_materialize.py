@@ -80,5 +80,5 @@ def test_a_view_without_entities_goes_online(repo):
     changed = open_repo(repo.path)
     apply(changed)
     assert written(changed)["site"] == 1
-    asked = {"features": ["site:visits"], "entity_rows": {"any": [0]}}
-    assert changed.store.get_online_features(**asked).to_dict()["visits"] == [2]
+    requested = {"features": ["site:visits"], "entity_rows": {"any": [0]}}
+    assert changed.store.get_online_features(**requested).to_dict()["visits"] == [2]

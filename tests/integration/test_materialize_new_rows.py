@@ -109,8 +109,8 @@ def run(repo, until, view="known", **how):
 
 
 def online(repo, users, view="known"):
-    asked = {"features": [f"{view}:n"], "entity_rows": {"user": list(users)}}
-    return repo.store.get_online_features(**asked).to_dict()["n"]
+    requested = {"features": [f"{view}:n"], "entity_rows": {"user": list(users)}}
+    return repo.store.get_online_features(**requested).to_dict()["n"]
 
 
 @pytest.mark.parametrize("view", ["known", "unstamped"])

@@ -224,10 +224,10 @@ def gain_without_item(repo: Repo, item: int) -> float | None:
     """The gain over requests with a mature label, of other items."""
     (part,) = read_log(repo.state_dir, MODEL, start=BEGIN, end=END - MATURES_AFTER)
     labels = labels_of(repo, part, at=END).values
-    kept = ~np.isnan(labels) & (part.table["entity.item"].to_numpy() != item)
+    chosen = ~np.isnan(labels) & (part.table["entity.item"].to_numpy() != item)
     days = part.table["request_time"].to_numpy().astype("datetime64[D]").astype(np.int64)
     predictions = part.table["prediction"].to_numpy()
-    return recalibration_gain(labels[kept], predictions[kept], days[kept])[0]
+    return recalibration_gain(labels[chosen], predictions[chosen], days[chosen])[0]
 
 
 def test_an_open_incident_is_in_every_look_until_it_is_closed(

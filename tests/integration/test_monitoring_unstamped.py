@@ -91,7 +91,7 @@ def test_a_clean_log_has_no_mismatch(
     assert "unstamped   item_stats, shop_stats: the online store" in parity_summary(report)
 
 
-def test_our_own_store_is_told_of_nothing(champion_repo: Repo, contract: ModelContract) -> None:
+def test_our_own_store_gets_no_warning(champion_repo: Repo, contract: ModelContract) -> None:
     serve(champion_repo, contract, start=BEGIN, end=END, faults=Faults())
     report = audit(champion_repo, MODEL, start=BEGIN, end=END).report
     assert report.unstamped == []
@@ -110,7 +110,7 @@ def test_our_own_store_is_told_of_nothing(champion_repo: Repo, contract: ModelCo
         ({"ttl_factor": 0.1}, "item_stats", "expired_or_ttl"),
         ({"value": whole}, "item_stats", "type_or_precision"),
         ({"output": lambda value: value and value + 1}, "order_value", "transform"),
-        # What only a stamp could tell is told to nobody.
+        # What only a stamp could show is not reported.
         ({"row": of("shop_stats", redefined)}, "shop_stats", "unexplained"),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_key_that_nobody_is_known_to_have_written_since_lags(
     report = audited(champion_repo, contract, row=of("shop_stats", stopped))
     # As long as no row of the view was seen, nothing of it counts as written.
     shops = [request["shop"] for request in read_requests(champion_repo, BEGIN, END)]
-    unseen = next(place for place, shop in enumerate(shops) if shop != "shop-b")
+    unseen = next(index for index, shop in enumerate(shops) if shop != "shop-b")
     assert report.causes.pop("entity_missing", 0) == 2 * unseen
     assert set(report.causes) == {"materialization_lag"}
 

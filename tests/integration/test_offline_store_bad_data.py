@@ -56,12 +56,12 @@ def written(tmp_path, **columns):
     return path
 
 
-@pytest.mark.parametrize("place", ["data", "data/*.parquet", "data/part-1.parquet"])
-def test_files_folders_and_globs_are_found_from_the_repo(tmp_path, place):
+@pytest.mark.parametrize("location", ["data", "data/*.parquet", "data/part-1.parquet"])
+def test_files_folders_and_globs_are_found_from_the_repo(tmp_path, location):
     (tmp_path / "data").mkdir()
     written(tmp_path).rename(tmp_path / "data" / "part-1.parquet")
     (tmp_path / "data" / ".part-0.parquet.tmp").write_text("half a file")
-    assert value_of(read_of(place), repo_path=tmp_path) == [2]
+    assert value_of(read_of(location), repo_path=tmp_path) == [2]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_all_mismatches_are_reported_at_once(tmp_path):
     ]
 
 
-def test_a_view_without_created_time_cannot_be_asked_what_was_known(tmp_path):
+def test_a_view_without_created_time_has_no_knowledge_clock(tmp_path):
     read = read_of(written(tmp_path), created=None)
     text = "View stats has no created_timestamp_column; give its source one, or use the event"
     with pytest.raises(DataError, match=text):
@@ -120,8 +120,8 @@ def test_under_the_event_clock_a_row_without_created_time_counts_as_created_at_i
     rows = {"key": [1] * 3, "value": [1, 2, 3], "event": [NOON] * 3, "created": created}
     read = read_of(written(tmp_path, **rows))
     assert value_of(read, VisibilityClock.EVENT) == [winner]
-    told = visible_rows(read, until=NOON, clock=VisibilityClock.EVENT)
-    assert told["value"].to_pylist() == [winner]
+    visible = visible_rows(read, until=NOON, clock=VisibilityClock.EVENT)
+    assert visible["value"].to_pylist() == [winner]
     pull = Pull(("key",), ("value",), "event", "created", None, None)
     latest = pull_latest(read.source, pull, config=None, repo_path=None)
     assert latest["value"].to_pylist() == [winner]
@@ -200,7 +200,7 @@ def test_any_zone_is_read_and_naive_times_are_utc_but_not_beside_times_with_a_zo
         value_of(read_of(tmp_path))
 
 
-def test_an_unknown_feature_is_told_its_closest_name(tmp_path):
+def test_an_unknown_feature_gets_its_closest_name(tmp_path):
     read = read_of(written(tmp_path))
     object.__setattr__(read, "columns", ("valeu",))
     with pytest.raises(InputError, match="did you mean value"):

@@ -62,17 +62,17 @@ def source_of(path, endpoint=""):
 
 
 def rows(*values, key=1, at=NOON):
-    times = pa.array([at + HOUR * place for place in range(len(values))], TIME)
+    times = pa.array([at + HOUR * location for location in range(len(values))], TIME)
     return pa.table({"key": [key] * len(values), "value": values, "event": times, "created": times})
 
 
 def read(source):
     """All rows of a source."""
     files = open_source(source, None)
-    wanted = "* EXCLUDE (file_index, file_row_number)"
+    columns = "* EXCLUDE (file_index, file_row_number)"
     connection = connect()
     try:
-        return connection.sql(f"SELECT {wanted} FROM {files.relation}").to_arrow_table()
+        return connection.sql(f"SELECT {columns} FROM {files.relation}").to_arrow_table()
     finally:
         connection.close()
 
@@ -120,19 +120,19 @@ def test_writers_to_an_object_store_lose_nothing(bucket):
 
 def test_a_commit_that_others_are_always_before_is_given_up(tmp_path, monkeypatch):
     """And is not in the table."""
-    place = Location(LOCAL, str(tmp_path / "table"))
-    commit_rows(place, "it", rows(0))
+    location = Location(LOCAL, str(tmp_path / "table"))
+    commit_rows(location, "it", rows(0))
     monkeypatch.setattr("tallystick.offline_store.sources.delta_writer.COMMIT_TRIES_MAX", 0)
     monkeypatch.setattr("tallystick.offline_store.sources.delta_writer.WRITE_TRIES_MAX", 2)
 
     def fitted(given, schema):
         assert schema.names == given.column_names
-        write_deltalake(place.path, rows(1), mode="append")
+        write_deltalake(location.path, rows(1), mode="append")
         return given
 
     with pytest.raises(UnavailableError, match="another writer was first"):
-        commit_rows(place, "it", rows(2), fitted=fitted)
-    assert sorted(read(source_of(place.path))["value"].to_pylist()) == [0, 1, 1]
+        commit_rows(location, "it", rows(2), fitted=fitted)
+    assert sorted(read(source_of(location.path))["value"].to_pylist()) == [0, 1, 1]
 
 
 def test_rows_fit_a_table_that_another_writer_changes_meanwhile(tmp_path):
@@ -239,7 +239,7 @@ def store_in(folder):
 
 @pytest.fixture(params=["local", "object store"])
 def somewhere(request):
-    """A place for tables: the path of one by its name, and where S3 is asked."""
+    """A location for tables: the path of one by its name, and the endpoint of S3."""
     if request.param == "local":
         return (lambda name: name), None
     bucket = request.getfixturevalue("bucket")
@@ -277,7 +277,7 @@ def test_feast_reads_materializes_pushes_profiles_and_saves(somewhere, tmp_path)
         None, ["stats:value"], start_date=NOON, end_date=later + HOUR
     )
     append(source, rows(99, at=later + HOUR / 4), repo_path=tmp_path)
-    # What was asked for is answered from the version of that moment.
+    # The request is answered from the version of that moment.
     assert moments.to_df()["value"].tolist() == [2**53 + 1, 2, 3]
     profile = DuckDBOfflineStore.compute_monitoring_metrics(
         store.config, source, [("value", "numeric")], "event", NOON + HOUR, later
@@ -343,9 +343,9 @@ def test_threads_of_one_process_write_at_once(tmp_path):
 
 @pytest.mark.usefixtures("bucket")
 def test_a_store_that_does_not_answer_is_unavailable():
-    with socket.socket() as asked:  # bound, so that nobody else listens there
-        asked.bind(("127.0.0.1", 0))
-        source = source_of("s3://b/a", f"http://127.0.0.1:{asked.getsockname()[1]}")
+    with socket.socket() as bound:  # bound, so that no other process listens there
+        bound.bind(("127.0.0.1", 0))
+        source = source_of("s3://b/a", f"http://127.0.0.1:{bound.getsockname()[1]}")
         with pytest.raises(UnavailableError, match="The store of s3://b/a did not answer"):
             read(source)
         with pytest.raises(UnavailableError, match="The store of s3://b/a did not answer"):

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:feast")
 
 
 def rows(*values, key=1, at=NOON):
-    times = [at + HOUR * place for place in range(len(values))]
+    times = [at + HOUR * location for location in range(len(values))]
     return pa.table({"key": [key] * len(values), "value": values, "event": times, "created": times})
 
 
@@ -66,8 +66,8 @@ def test_files_folders_globs_and_buckets_are_read(bucket, path):
     pq.write_table(rows(9), f"{bucket.name}/data/_b.parquet", filesystem=bucket.filesystem)
     read = read_of(bucket.uri(path), bucket.endpoint)
     assert values_at(read, NOON - HOUR, NOON, NOON + HOUR) == [None, 2**53 + 1, 7]
-    told = visible_rows(read, until=NOON, clock=CLOCK)
-    assert told["value"].to_pylist() == [2**53 + 1]
+    visible = visible_rows(read, until=NOON, clock=CLOCK)
+    assert visible["value"].to_pylist() == [2**53 + 1]
 
 
 def test_rows_of_several_files_are_read(bucket):
@@ -96,11 +96,11 @@ def test_appended_rows_are_seen_at_once_in_a_file_of_their_own(bucket):
 
 
 def test_a_changed_object_is_read_anew(bucket):
-    place = f"{bucket.name}/a.parquet"
+    location = f"{bucket.name}/a.parquet"
     read = read_of(bucket.uri("a.parquet"), bucket.endpoint)
-    pq.write_table(rows(1), place, filesystem=bucket.filesystem)
+    pq.write_table(rows(1), location, filesystem=bucket.filesystem)
     assert values_at(read, NOON) == [1]
-    pq.write_table(rows(*range(100, 200)), place, filesystem=bucket.filesystem)
+    pq.write_table(rows(*range(100, 200)), location, filesystem=bucket.filesystem)
     assert values_at(read, NOON) == [100]
 
 
@@ -113,8 +113,8 @@ def test_writers_at_once_lose_nothing(bucket):
     write(0)
     with ThreadPoolExecutor(max_workers=4) as threads:
         list(threads.map(write, range(1, 20)))
-    told = visible_rows(read, until=NOON, clock=CLOCK)
-    assert sorted(told["value"].to_pylist()) == list(range(20))
+    visible = visible_rows(read, until=NOON, clock=CLOCK)
+    assert sorted(visible["value"].to_pylist()) == list(range(20))
 
 
 def test_rows_are_not_added_to_an_object_that_two_writers_might_replace(bucket):
@@ -138,9 +138,9 @@ def test_what_is_not_there_is_named(bucket):
 
 @pytest.mark.usefixtures("bucket")
 def test_a_store_that_does_not_answer_is_unavailable():
-    with socket.socket() as asked:  # bound, so that nobody else listens there
-        asked.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{asked.getsockname()[1]}"
+    with socket.socket() as requested:  # bound, so that no other process listens there
+        requested.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{requested.getsockname()[1]}"
         with pytest.raises(UnavailableError, match="The store of s3://b/a did not answer"):
             values_at(read_of("s3://b/a", endpoint), NOON)
 

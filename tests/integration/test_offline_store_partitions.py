@@ -60,8 +60,8 @@ def days(tmp_path):
     """One file per day for ten days, each of one row of its own value."""
     for day in range(10):
         at = FIRST + day * DAY
-        place = tmp_path / f"day={at:%Y-%m-%d}" / "rows.parquet"
-        write(place, key=[1], value=[day], event=[at], created=[at])
+        location = tmp_path / f"day={at:%Y-%m-%d}" / "rows.parquet"
+        write(location, key=[1], value=[day], event=[at], created=[at])
     return tmp_path
 
 
@@ -71,8 +71,8 @@ def test_folders_give_keys_features_and_times_in_the_declared_types(tmp_path):
     assert values_at(read_of(tmp_path), FIRST, FIRST + DAY, keys=[1, 2]) == [7, 8]
     text = read_of(tmp_path, key="STRING", value="STRING")
     assert values_at(text, FIRST, FIRST + DAY, FIRST, keys=["01", "2", "1"]) == ["7", "8", None]
-    told = visible_rows(text, until=FIRST + DAY, clock=CLOCK)
-    assert told["key"].to_pylist() == ["01", "2"]
+    visible = visible_rows(text, until=FIRST + DAY, clock=CLOCK)
+    assert visible["key"].to_pylist() == ["01", "2"]
 
 
 def test_a_folder_without_value_is_null_and_names_are_decoded(tmp_path):
@@ -111,7 +111,7 @@ def test_files_outside_the_range_of_the_requests_are_not_read(days):
         corrupt(days / f"day=2024-01-{day + 1:02d}" / "rows.parquet")
     read = read_of(days, ttl=DAY)
     assert values_at(read, FIRST + 4 * DAY, FIRST + 5 * DAY) == [4, 5]
-    # With times, an older row has to be told from none.
+    # With times, an older row has to be distinguished from none.
     with pytest.raises(DataError):
         values_at(read, FIRST + 4 * DAY, with_times=True)
     with pytest.raises(DataError):
@@ -131,19 +131,19 @@ def test_the_ends_of_the_range_are_in_it(days, clock):
 
 
 def test_row_groups_outside_the_range_are_not_read(tmp_path):
-    place = tmp_path / "rows.parquet"
+    location = tmp_path / "rows.parquet"
     times = [FIRST + day * DAY for day in range(10)]
     table = pa.table({"key": [1] * 10, "value": range(10), "event": times, "created": times})
-    pq.write_table(table, place, row_group_size=1, compression="none")
-    first = pq.read_metadata(place).row_group(0).column(0)
-    content = bytearray(place.read_bytes())
+    pq.write_table(table, location, row_group_size=1, compression="none")
+    first = pq.read_metadata(location).row_group(0).column(0)
+    content = bytearray(location.read_bytes())
     start = min(first.data_page_offset, first.dictionary_page_offset)
     content[start : start + first.total_compressed_size] = b"\xff" * first.total_compressed_size
-    place.write_bytes(content)
+    location.write_bytes(content)
     with pytest.raises(DataError):
-        values_at(read_of(place), FIRST + 4 * DAY, with_times=True)
+        values_at(read_of(location), FIRST + 4 * DAY, with_times=True)
     # The key column is spoiled only in the first group, which no request needs.
-    assert values_at(read_of(place, ttl=DAY), FIRST + 4 * DAY, FIRST + 5 * DAY) == [4, 5]
+    assert values_at(read_of(location, ttl=DAY), FIRST + 4 * DAY, FIRST + 5 * DAY) == [4, 5]
 
 
 def test_a_null_time_outside_the_range_is_still_refused(days):

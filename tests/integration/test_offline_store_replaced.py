@@ -31,7 +31,7 @@ CLOCK = VisibilityClock.KNOWLEDGE
 
 
 class Source:
-    """A file of which each version holds its own number in every row, and has its own order."""
+    """A file; each version holds its own number in every row, and has its own order."""
 
     def __init__(self, path):
         self.path, self.version = path, 0

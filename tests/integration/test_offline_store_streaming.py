@@ -89,9 +89,9 @@ def test_an_engine_without_room_says_that_the_disk_is_full(folder):
         check=False,
     )
     assert done.returncode == 1
-    number, place = done.stderr.split()
+    number, location = done.stderr.split()
     assert int(number) == 28  # ENOSPC, whatever the engine said
-    assert place.startswith(str(folder / "out" / ".set.parquet."))
+    assert location.startswith(str(folder / "out" / ".set.parquet."))
     assert list((folder / "out").iterdir()) == []
 
 

@@ -86,22 +86,24 @@ def test_values_come_in_the_order_of_the_keys(redis_cluster, caller):
         server.port for server in redis_cluster.servers
     }
     text = redis_cluster.connection_string
-    asked = [*reversed(keys), b"nothing", keys[7], keys[7], b"nothing"]
+    requested = [*reversed(keys), b"nothing", keys[7], keys[7], b"nothing"]
     expected = [*reversed(values), None, values[7], values[7], None]
-    assert caller.mget(text, asked) == expected
+    assert caller.mget(text, requested) == expected
     assert caller.mget(text, []) == []
-    assert caller.mget(f"{HOST}:{redis_cluster.servers[1].port},cluster=true", asked) == expected
+    assert (
+        caller.mget(f"{HOST}:{redis_cluster.servers[1].port},cluster=true", requested) == expected
+    )
 
 
 def test_one_server_gives_the_same(redis_server, caller):
     redis_server.client.mset({"a": "1", "b": "2"})
-    asked = [b"b", b"none", b"a", b"b"]
-    assert caller.mget(redis_server.connection_string, asked) == [b"2", None, b"1", b"2"]
+    requested = [b"b", b"none", b"a", b"b"]
+    assert caller.mget(redis_server.connection_string, requested) == [b"2", None, b"1", b"2"]
     assert caller.mget(redis_server.connection_string, []) == []
     assert sorted(caller.scan(redis_server.connection_string, b"[ab]")) == [b"a", b"b"]
 
 
-def test_each_node_is_asked_once(redis_cluster, caller):
+def test_each_node_gets_one_request(redis_cluster, caller):
     keys, text = redis_cluster.keys(90), redis_cluster.connection_string
     admins = [server.admin for server in redis_cluster.servers]
     items = [(key, b"x") for key in keys]
@@ -130,7 +132,7 @@ def test_nodes_work_at_the_same_time(tls_cluster, certificates, caller):
     for relay in tls_cluster.relays:
         relay.gate = gate
     try:
-        # Answers are held back until each node has been asked.
+        # Answers are held back until each node has a request.
         assert caller.mget(text, keys) == [None] * 30
         assert gate.is_open
     finally:
@@ -186,7 +188,7 @@ def test_a_slot_that_moved_is_followed(redis_cluster, caller):
         two.admin.delete(key)
 
 
-def test_a_slot_that_is_moving_is_asked_for_at_both_ends(redis_cluster, caller):
+def test_a_slot_that_is_moving_is_read_at_both_ends(redis_cluster, caller):
     one, two, _ = redis_cluster.servers
     slot_key, text = redis_cluster.key_at(one), redis_cluster.connection_string
     slot = key_slot(slot_key)
@@ -231,9 +233,9 @@ def test_a_cluster_that_is_down_is_unavailable_until_it_works(redis_cluster, cal
 def test_a_killed_node_is_unavailable_and_comes_back(redis_cluster, caller):
     one, two, _ = redis_cluster.servers
     text = redis_cluster.connection_string
-    lost, kept = redis_cluster.key_at(one), redis_cluster.key_at(two)
-    fill(redis_cluster, [lost, kept])
-    both = [lost, kept]
+    lost, remaining = redis_cluster.key_at(one), redis_cluster.key_at(two)
+    fill(redis_cluster, [lost, remaining])
+    both = [lost, remaining]
     assert caller.mget(text, both) == values_of(both)
     one.kill()
     for _ in range(2):
@@ -241,7 +243,7 @@ def test_a_killed_node_is_unavailable_and_comes_back(redis_cluster, caller):
             caller.mget(text, both)
         with pytest.raises(UnavailableError, match=str(one.port)):
             caller.run_script(text, ADD, [(lost, b"")], shared=[b""])
-        assert caller.mget(text, [kept]) == [b"value of " + kept]
+        assert caller.mget(text, [remaining]) == [b"value of " + remaining]
     redis_cluster.heal()
     fill(redis_cluster, [lost])
     assert caller.mget(text, both) == values_of(both)

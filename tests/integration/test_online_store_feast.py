@@ -80,7 +80,7 @@ def definitions(folder, *, extra=False):
 
 @pytest.fixture(scope="module")
 def applied(tmp_path_factory):
-    """A folder with an applied registry; Redis is told later."""
+    """A folder with an applied registry; the address of Redis follows later."""
     from feast import FeatureStore
 
     folder = tmp_path_factory.mktemp("repo")
@@ -182,8 +182,8 @@ def test_corrections_win_and_older_rows_lose(store):
         ((1, 15, 0.1, event + minute, event + minute), 15, WriteCounts(won=1)),
     ]
     total = WriteCounts()
-    for place, (row, expected, counts) in enumerate(writes):
-        if place % 2:
+    for number, (row, expected, counts) in enumerate(writes):
+        if number % 2:
             store.push("shop_push", shop_rows(row))
         else:
             store.write_to_online_store("shop", shop_rows(row))
@@ -245,7 +245,7 @@ def test_names_that_the_view_lacks_are_null_and_no_names_mean_all(store):
         assert values.keys() == {"n", "share", "tags"}
 
 
-def test_a_view_that_is_not_registered_is_told_its_keys_by_its_rows(store):
+def test_a_view_that_is_not_registered_gets_its_keys_from_its_rows(store):
     from feast import FeatureView, Field
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Value

@@ -114,7 +114,7 @@ def test_a_mark_goes_with_the_rows_of_its_view(client):
     assert read_marks(client, "p", ["shop"]) == {}
 
 
-def test_rows_are_folded_read_and_removed(address, client):
+def test_rows_are_written_read_and_removed(address, client):
     ids = list(range(COUNT))
     assert write(client, SHOP, ids, event=2) == WriteCounts(won=COUNT)
     assert write(client, BUYER, ids, event=2) == WriteCounts(won=COUNT)
@@ -122,13 +122,13 @@ def test_rows_are_folded_read_and_removed(address, client):
     assert write(client, SHOP, ids, event=2) == WriteCounts(repeated=COUNT)
     assert write(client, SHOP, ids[:100], event=3) == WriteCounts(won=100)
     assert write(client, SHOP, ids[:10], event=1, project="other") == WriteCounts(won=10)
-    asked = [*reversed(ids), COUNT, 7, 7]
-    answer = read(address, [SHOP, BUYER], asked)
+    requested = [*reversed(ids), COUNT, 7, 7]
+    answer = read(address, [SHOP, BUYER], requested)
     expected = [*(number + (3 if number < 100 else 2) for number in reversed(ids)), None, 10, 10]
     assert answer["shop"].values["x"] == expected
     assert answer["buyer"].values["s"][:COUNT] == [f"buyer {number}" for number in reversed(ids)]
     assert answer["buyer"].status == [
-        Status.NOT_FOUND if number == COUNT else Status.PRESENT for number in asked
+        Status.NOT_FOUND if number == COUNT else Status.PRESENT for number in requested
     ]
     assert delete_view(client, "p", "shop") == COUNT
     left = read(address, [SHOP, BUYER], ids)

@@ -116,7 +116,7 @@ def test_a_server_without_tls(guarded_redis, certificates, caller):
     assert "TLS failed" in message
 
 
-def test_a_server_with_tls_that_is_asked_without(tls_redis, caller):
+def test_a_server_with_tls_refuses_a_client_without(tls_redis, caller):
     message = refusal(caller, f"localhost:{tls_redis.port},password={PASSWORD}")
     assert f"Redis at localhost:{tls_redis.port} did not answer" in message
 

@@ -174,9 +174,9 @@ def test_every_fault_is_named_where_it_is(tmp_path):
     assert report["store"] == "faulty_store.FaultyOnlineStore"
     hints = {one["name"]: " ".join(one["hints"]) for one in report["compared"] if one["hints"]}
     assert hints.keys() == {"dropped", "rounded", "big", "cut", "among_others", "by_chance"}
-    places = {one["name"]: [*one["differences"]] for one in report["compared"]}
-    assert places["dropped"] == places["rounded"] == ["offline to online"]
-    assert places["big"] == places["cut"] == ["offline to online"]
+    differing = {one["name"]: [*one["differences"]] for one in report["compared"]}
+    assert differing["dropped"] == differing["rounded"] == ["offline to online"]
+    assert differing["big"] == differing["cut"] == ["offline to online"]
     assert "has no row of that key" in hints["dropped"]
     (example,) = of(report, "dropped")["examples"]
     assert example["keys"] == {"shop": "shop-c"}
@@ -184,7 +184,7 @@ def test_every_fault_is_named_where_it_is(tmp_path):
     assert "changes what it is given" in hints["rounded"]
     assert "equal after a cast" in hints["big"]
     assert "equal after a cast" in hints["cut"]
-    assert places["among_others"] == ["online to API"]
+    assert differing["among_others"] == ["online to API"]
     assert "which rows come together" in hints["among_others"]
     assert "chance" in hints["by_chance"]
     assert of(report, "shop_stats")["equal"] == of(report, "shop_stats")["values"]

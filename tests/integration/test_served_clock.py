@@ -77,15 +77,17 @@ def test_a_dataset_under_the_served_clock_is_what_was_read_online(repo, simulate
     entity_rows = pd.DataFrame(
         [{**entity, "event_timestamp": at} for at, _ in reads for entity in entities]
     )
-    told = repo.store.get_historical_features(
+    retrieved = repo.store.get_historical_features(
         entity_rows, FEATURES, full_feature_names=True
     ).to_arrow()
     for feature in FEATURES:
         name = feature.replace(":", "__")
-        assert told[name].to_pylist() == [value for _, answer in reads for value in answer[name]]
-    first = told["shop_stats__load"].to_pylist()[:: len(entities)]
+        assert retrieved[name].to_pylist() == [
+            value for _, answer in reads for value in answer[name]
+        ]
+    first = retrieved["shop_stats__load"].to_pylist()[:: len(entities)]
     assert first[1:3] == [0.125, 0.5]
-    assert None in told["item_stats__price"].to_pylist()  # past its ttl
+    assert None in retrieved["item_stats__price"].to_pylist()  # past its ttl
 
 
 def test_a_teardown_ends_what_was_served(repo, simulated_clock):
@@ -95,7 +97,7 @@ def test_a_teardown_ends_what_was_served(repo, simulated_clock):
     repo.store.teardown()
     entity_rows = pd.DataFrame({"shop": [SHOPS[0]] * 2, "event_timestamp": [START, gone]})
     apply(repo)
-    told = repo.store.get_historical_features(entity_rows, ["shop_stats:load"]).to_arrow()
-    before, after = told["load"].to_pylist()
+    retrieved = repo.store.get_historical_features(entity_rows, ["shop_stats:load"]).to_arrow()
+    before, after = retrieved["load"].to_pylist()
     assert before is not None
     assert after is None

@@ -245,15 +245,15 @@ def test_the_audit_finds_the_corrections_that_feasts_store_refused(repo):
     pq.write_table(whole, path)
     materialize(repo)
     with served(repo) as client:
-        asked = orders(shops="abcdef")
-        ask(client, asked)
+        requested = orders(shops="abcdef")
+        ask(client, requested)
     corrected = {
         (row["shop"], row["item"])
         for row in whole.to_pylist()
         if row["event_time"] == NOW - 6 * HOUR and row["created_time"] > begun
     }
     report = audit(repo, MODEL, start=NOW, end=NOW + HOUR).report
-    wrong = [order for order in asked if (order["shop"], order["item"]) in corrected]
+    wrong = [order for order in requested if (order["shop"], order["item"]) in corrected]
     assert wrong
     if repo.store.config.online_store.type == "redis":
         assert report.causes == {"correction_not_propagated": len(wrong)}
@@ -273,8 +273,8 @@ def test_pushes_and_reads_go_through_feast(repo):
     with served(repo) as client:
         assert client.post("/push", json=body).status_code == 200
         (pushed,) = ask(client, [ORDER | {"shop": "shop-new"}])
-        asked = {"features": ["shop_stats:orders"], "entities": {"shop": ["shop-new"]}}
-        answer = client.post("/get-online-features", json=asked).json()
+        requested = {"features": ["shop_stats:orders"], "entities": {"shop": ["shop-new"]}}
+        answer = client.post("/get-online-features", json=requested).json()
         body["df"] = row | {"orders": ["many"]}
         assert client.post("/push", json=body).status_code == 422
     assert pushed["features"]["shop_stats__orders"] == 7
@@ -340,8 +340,8 @@ def test_feasts_redis_dies_and_comes_back(copied, clock):  # noqa: ARG001 - the 
                 assert answer.json()["type"] == "urn:tallystick:problem:unavailable"
                 assert "Feast's online store (redis)" in answer.json()["detail"]
             assert client.get("/ready").status_code == 503
-            asked = {"features": ["shop_stats:orders"], "entities": {"shop": ["shop-b"]}}
-            assert client.post("/get-online-features", json=asked).status_code == 503
+            requested = {"features": ["shop_stats:orders"], "entities": {"shop": ["shop-b"]}}
+            assert client.post("/get-online-features", json=requested).status_code == 503
             assert client.get("/health").status_code == 200
             embedded_redis.start(state)
             assert ask(client, [ORDER])[0]["features"] == before[0]["features"]

@@ -45,7 +45,7 @@ def connected(client):
 def test_more_than_the_limit_is_refused_at_once_and_the_rest_is_answered(repo):
     scene.publish(repo.state_dir, scene.constant(0.25))
     with scene.running(repo, requests_in_flight_max=4, request_timeout_s=20) as client:
-        # A Redis that does not answer keeps the first four in their places.
+        # A Redis that does not answer holds the first four requests.
         with stopped(repo):
             lines = [connected(client) for _ in range(12)]
             for line in lines:

@@ -142,7 +142,7 @@ def contract_of(*uses):
     return scene.contract().model_copy(update={"views": uses})
 
 
-def asked(store, uses, *requests, at_us=NOW_US):
+def retrieved(store, uses, *requests, at_us=NOW_US):
     """What a reader through the SDK gives for each of some requests."""
 
     async def ask():
@@ -157,7 +157,7 @@ def asked(store, uses, *requests, at_us=NOW_US):
     return asyncio.run(ask())
 
 
-def asked_ours(server, uses, keys, *, at_us=NOW_US):
+def ours_retrieved(server, uses, keys, *, at_us=NOW_US):
     return online_reads.read_online(
         "any", uses, keys, at_us=at_us, connection_string=server.connection_string
     )
@@ -185,8 +185,8 @@ def test_every_type_is_read_as_from_our_store(store, tmp_path, redis_server):
         for number, row in rows.items():
             put(each, "shop", {"id": number}, row, event=NOW - timedelta(minutes=number))
     keys = {"id": [3, 1, None, 2, 4, 1, 3]}
-    (got,) = asked(store, [use_of(store, "shop")], keys)
-    ours = asked_ours(redis_server, [use_of(store, "shop")], keys)
+    (got,) = retrieved(store, [use_of(store, "shop")], keys)
+    ours = ours_retrieved(redis_server, [use_of(store, "shop")], keys)
     assert repr(got["shop"].values) == repr(ours["shop"].values)
     assert got["shop"].status == ours["shop"].status
     assert got["shop"].event_us == ours["shop"].event_us
@@ -205,18 +205,18 @@ def test_statuses_and_the_ends_of_the_ttl(store):
     uses = [use_of(store, "shop", columns=["int64"]), use_of(store, "pair")]
     keys = {"id": [1, 2, 3, 4, 1], "town": ["A", "A", "A", "A", None]}
     end_us = NOW_US + 3_600_000_000
-    (got,) = asked(store, uses, keys, at_us=end_us)
+    (got,) = retrieved(store, uses, keys, at_us=end_us)
     present, old, absent = Status.PRESENT, Status.OUTSIDE_MAX_AGE, Status.NOT_FOUND
     assert got["shop"].status == [present, present, old, absent, present]
     assert got["shop"].values == {"int64": [7, None, None, None, 7]}
     assert got["shop"].event_us == [NOW_US, NOW_US, NOW_US - 1_000_000, None, NOW_US]
     assert got["pair"].status == [present, absent, absent, absent, absent]
     assert got["pair"].values == {"number": [5, None, None, None, None]}
-    (later,) = asked(store, uses, keys, at_us=end_us + 1)
+    (later,) = retrieved(store, uses, keys, at_us=end_us + 1)
     assert later["shop"].status == [old, old, old, absent, old]
     assert later["shop"].values == {"int64": [None] * 5}
     assert later["pair"].status[0] is present
-    (before,) = asked(store, uses, keys, at_us=0)
+    (before,) = retrieved(store, uses, keys, at_us=0)
     assert before["shop"].status == [present, present, present, absent, present]
 
 
@@ -225,7 +225,7 @@ def test_a_row_of_unknown_age_is_used_only_without_a_ttl(sqlite):
     put(sqlite, "pair", {"town": "A", "id": 1}, {"number": 5})
     uses = [use_of(sqlite, "shop", columns=["int64"]), use_of(sqlite, "pair")]
     with gated_store.timeless():
-        (got,) = asked(sqlite, uses, {"id": [1, 2], "town": ["A", "A"]})
+        (got,) = retrieved(sqlite, uses, {"id": [1, 2], "town": ["A", "A"]})
     assert got["shop"].status == [Status.OUTSIDE_MAX_AGE, Status.NOT_FOUND]
     assert got["shop"].values == {"int64": [None, None]}
     assert got["pair"].status == [Status.PRESENT, Status.NOT_FOUND]
@@ -247,7 +247,7 @@ def test_aliases_key_maps_times_as_keys_and_no_keys_at_all(store):
         use_of(store, "world"),
     ]
     keys = {"buyer": [1, 2], "seller": [2, 2], "place": ["A", "B"], "day": [NOW, NOW + HOUR]}
-    (got,) = asked(store, uses, keys)
+    (got,) = retrieved(store, uses, keys)
     assert list(got) == ["buyers", "sellers", "pair", "day", "world"]
     assert got["buyers"].values == {"int64": [1, 2]}
     assert got["sellers"].values == {"text": ["two", "two"]}
@@ -262,9 +262,9 @@ def test_keys_are_checked(sqlite):
     good = {"id": [1], "town": ["A"], "day": [NOW]}
     for key, bad in [("id", True), ("id", "1"), ("id", 2**63), ("id", 1.0), ("day", 5)]:
         with pytest.raises(InputError, match="wrong type"):
-            asked(sqlite, uses, good | {key: [bad]})
+            retrieved(sqlite, uses, good | {key: [bad]})
     with pytest.raises(InputError) as refused:
-        asked(sqlite, uses, {"id": [None, "x"], "town": ["A", b"B"], "day": [NOW, NOW]})
+        retrieved(sqlite, uses, {"id": [None, "x"], "town": ["A", b"B"], "day": [NOW, NOW]})
     found = [str(problem) for problem in refused.value.problems]
     assert found == [
         "town, row 1: expected STRING, got b'B'",
@@ -274,14 +274,14 @@ def test_keys_are_checked(sqlite):
 
 def test_a_registry_that_has_other_views_is_refused(sqlite, tmp_path):
     uses = [use_of(sqlite, name) for name in ("shop", "pair", "world")]
-    assert asked(sqlite, uses) == []
+    assert retrieved(sqlite, uses) == []
     sqlite.apply(
         definitions(tmp_path, ttl=2 * HOUR, without={"world"}),
         objects_to_delete=[sqlite.get_feature_view("world")],
         partial=False,
     )
     with pytest.raises(ContractError, match="does not fit the registry") as refused:
-        asked(sqlite, uses)
+        retrieved(sqlite, uses)
     ours = [f"definition {use.spec.definition_hash}" for use in uses]
     theirs = f"definition {use_of(sqlite, 'shop').spec.definition_hash}"
     assert [(p.where, p.expected, p.got) for p in refused.value.problems] == [
@@ -382,7 +382,7 @@ def test_feasts_remote_store_is_read_key_by_key(tmp_path, redis_server):
     with scene.running(project) as client:
         remote = open_store(tmp_path, {"type": "remote", "path": str(client.base_url)})
         use = use_of(remote, "shop", columns=["int64", "float32", "text"])
-        (got,) = asked(remote, [use], {"id": [2, 3, 1]})
+        (got,) = retrieved(remote, [use], {"id": [2, 3, 1]})
     assert got["shop"].status == [Status.PRESENT, Status.NOT_FOUND, Status.PRESENT]
     assert got["shop"].values == {
         "int64": [2, None, 1],

@@ -177,8 +177,8 @@ def test_quarantined_rows_are_left_out_and_counted(tiny_repo):
     ]
     built = build(tiny_repo, incidents=incidents)
     assert built.table.equals(pa.concat_tables([whole[:500], whole[600:]]).combine_chunks())
-    asked = [row["event_time"] for row in rows_of(tiny_repo, "requests")]
-    assert built.counts.quarantined == sum(first <= at <= last for at in asked)
+    requested = [row["event_time"] for row in rows_of(tiny_repo, "requests")]
+    assert built.counts.quarantined == sum(first <= at <= last for at in requested)
 
 
 def test_an_open_incident_has_no_end(tiny_repo):

@@ -32,14 +32,14 @@ def check_same(repo, model, out, *, batch_rows, **changes):
     """Write it, and compare it with the one in memory; give that one."""
     selection = RowSelection(**{**WHOLE, **changes})
     built = build_dataset(repo, model, selection)
-    told = []
+    reported = []
     written = write_dataset(
         repo,
         model,
         selection,
         out=out,
         batch_rows=batch_rows,
-        progress=lambda text, share: told.append((share, text)),
+        progress=lambda text, share: reported.append((share, text)),
     )
     table = pq.read_table(out)
     assert table.schema.equals(built.table.schema)
@@ -53,7 +53,7 @@ def check_same(repo, model, out, *, batch_rows, **changes):
     assert content_hash(table) == content_hash(built.table)
     assert (written.counts, written.start, written.end) == (built.counts, built.start, built.end)
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    shares = [share for share, _ in told]
+    shares = [share for share, _ in reported]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     return built
@@ -163,8 +163,8 @@ whole = FeatureView(
     schema=[Field(name="level", dtype=Int64)],
     source=source("whole"),
 )
-asked = RequestSource(
-    name="asked",
+basket = RequestSource(
+    name="basket",
     schema=[
         Field(name="wide", dtype=Float64),
         Field(name="short", dtype=Float32),
@@ -177,7 +177,7 @@ asked = RequestSource(
 
 
 @on_demand_feature_view(
-    sources=[stats, asked],
+    sources=[stats, basket],
     schema=[Field(name="sum", dtype=Float64), Field(name="again", dtype=String)],
     mode="python",
 )
@@ -360,8 +360,8 @@ def test_odd_values_are_the_same_bit_for_bit(odd_template, tmp_path, seed, batch
         some = incident.model_copy(update={"keys": keys, "start": START})
         left = check_same(repo, model, out, batch_rows=batch_rows, incidents=[some])
         numbers = [2**53 + 1, None] if values else [2**53 + 1]
-        kept = [row for row in built.table.to_pylist() if row["key"] not in numbers]
-        assert repr(left.table.to_pylist()) == repr(kept)
+        remaining = [row for row in built.table.to_pylist() if row["key"] not in numbers]
+        assert repr(left.table.to_pylist()) == repr(remaining)
 
 
 def test_a_population_of_other_types_is_refused_with_every_mismatch(tiny_repo, tmp_path):

@@ -190,7 +190,7 @@ def test_what_is_not_compiled_has_no_form_in_its_contract(tiny_repo):
     assert "compile_tolerance is None" in learn(tiny_repo, never).compilation.reason
 
 
-def test_a_champion_that_cannot_be_asked_is_named(tiny_repo):
+def test_a_champion_that_cannot_be_compared_is_named(tiny_repo):
     trained = learn(tiny_repo)
     bundle = load_bundle(tiny_repo.state_dir, MODEL, trained.contract.contract_hash)
     rows = trained.evaluation.rows.drop_columns(["quantity"])
@@ -227,7 +227,7 @@ def test_an_estimator_without_probabilities_is_refused(tiny_repo):
         learn(tiny_repo, changed(tiny_repo, estimator=LinearSVC()))
 
 
-def test_an_estimator_that_takes_no_null_is_told_so(tiny_repo):
+def test_an_estimator_that_takes_no_null_is_refused_with_a_hint(tiny_repo):
     with pytest.raises(DefinitionError, match="imputer"):
         learn(tiny_repo, changed(tiny_repo, estimator=LogisticRegression()))
 
@@ -322,8 +322,8 @@ def test_a_retraining_that_passes_its_gates_is_promoted_and_recorded(repo):
     assert (decision.outcome, decision.challenger, decision.promoted) == ("retrain", "3", True)
     assert decision.gates
     assert all(result.champion is not None for result in decision.gates)
-    kept = pq.read_table(repo.path / "data" / "requests.parquet")["event_time"].to_pylist()
-    quarantined = sum(incident.start <= at <= incident.end for at in kept)
+    remaining = pq.read_table(repo.path / "data" / "requests.parquet")["event_time"].to_pylist()
+    quarantined = sum(incident.start <= at <= incident.end for at in remaining)
     assert decision.quarantined_rows == quarantined > 0
     assert load_records(repo.state_dir, Decision, model=MODEL) == [decision]
     assert read_champion(repo.state_dir, MODEL).version == "3"
@@ -344,12 +344,12 @@ SHOP = AffectedKeys(names=("shop",), values=(("shop-c",),), first=("shop-c",), l
 def test_training_repairs_what_it_can_and_says_so(repo):
     plain = learn(repo)
     found = [closed(cause="entity_missing", keys=SHOP, start=START)]
-    kept_out = learn(repo, incidents=found)
+    left_out = learn(repo, incidents=found)
     repaired = learn(repo, incidents=found, repair=True)
     numbers = repaired.contract.data
     assert numbers.repaired_rows == repaired.counts.repaired > 50
-    assert (numbers.quarantined_rows, kept_out.contract.data.repaired_rows) == (0, 0)
-    assert kept_out.counts.quarantined >= numbers.repaired_rows
+    assert (numbers.quarantined_rows, left_out.contract.data.repaired_rows) == (0, 0)
+    assert left_out.counts.quarantined >= numbers.repaired_rows
     # The same rows, and other words about them.
     assert numbers.content_hash == plain.contract.data.content_hash
     assert repaired.contract.contract_hash != plain.contract.contract_hash
@@ -363,7 +363,7 @@ def test_training_repairs_what_it_can_and_says_so(repo):
     assert f"; repaired: {both.counts.repaired:,}\n" in text
 
 
-def test_a_retraining_repairs_if_so_asked_and_records_it(repo):
+def test_a_retraining_repairs_if_requested_and_records_it(repo):
     model_registry.promote(repo, MODEL, "1")
     incident = closed(cause="materialization_lag", keys=SHOP, start=START)
     save_record(repo.state_dir, incident, model=MODEL, name="one")

@@ -64,7 +64,7 @@ def is_touched(row, found):
 
 
 def written(repo, out, *incidents, repair=False, inputs=None):
-    """Counts and rows of the set, by request time, of which there are no two alike."""
+    """Counts and rows of the set, by request time; no two are alike."""
     found = write_served_dataset(
         repo,
         repo.model(MODEL),
@@ -152,17 +152,17 @@ def test_where_history_is_in_doubt_rows_stay_out(champion_repo, contract, tmp_pa
     doubt = incident(view="shop_stats", cause="source_rewritten", end=BEGIN + 15 * DAY)
     wrong = incident(view="item_stats", cause="out_of_order_write", start=BEGIN + 10 * DAY)
     counts, rows = written(champion_repo, tmp_path, doubt, wrong, repair=True)
-    kept = {time: row for time, row in served.items() if not is_touched(row, doubt)}
-    assert rows == mixed(kept, expected, wrong, ITEM)
-    assert counts.quarantined >= len(served) - len(kept) > 0
-    assert counts.repaired == sum(is_touched(row, wrong) for row in kept.values()) > 0
+    remaining = {time: row for time, row in served.items() if not is_touched(row, doubt)}
+    assert rows == mixed(remaining, expected, wrong, ITEM)
+    assert counts.quarantined >= len(served) - len(remaining) > 0
+    assert counts.repaired == sum(is_touched(row, wrong) for row in remaining.values()) > 0
 
 
 def test_incidents_of_what_the_model_takes_no_more_do_not_count(champion_repo, contract, tmp_path):
     serve(champion_repo, contract, start=BEGIN, end=END, faults=WRONG)
-    kept = [use for use in contract.views if use.name == "shop_stats"]
+    remaining = [use for use in contract.views if use.name == "shop_stats"]
     now = {
-        "views": kept,
+        "views": remaining,
         "transforms": (),
         "features": [each for each in contract.features if each.view == "shop_stats"],
     }
@@ -247,8 +247,8 @@ def test_the_command_says_what_was_left_out_and_what_was_repaired(
     out = tmp_path / "c.parquet"
     day = "%Y-%m-%d"
     window = ("--end", END.strftime(day), "--known-until", WINDOW["known_until"].strftime(day))
-    asked = ("dataset", MODEL, "--out", str(out), *window, "--repair")
-    said, status = run(champion_repo, *asked, "--from", "log")
+    requested = ("dataset", MODEL, "--out", str(out), *window, "--repair")
+    said, status = run(champion_repo, *requested, "--from", "log")
     assert status == 0, said
     assert f"left out: {counts.quarantined:,} quarantined" in said
     assert f"; repaired: {counts.repaired:,}\n" in said
@@ -256,7 +256,7 @@ def test_the_command_says_what_was_left_out_and_what_was_repaired(
     assert counts.repaired
     assert by_time(pq.read_table(out)) == rows
     begin = ("--start", BEGIN.strftime(day))
-    said, status = run(champion_repo, *asked, *begin)
+    said, status = run(champion_repo, *requested, *begin)
     assert status == 0, said
     assert f"; repaired: {counts.repaired:,}\n" in said
     assert pq.read_table(out).num_rows == counts.rows

@@ -47,12 +47,12 @@ def scenes(draw):
 @st.composite
 def incidents(draw, columns):
     names = draw(st.permutations(sorted(columns)))[: draw(st.integers(0, len(columns)))]
-    wanted = [KINDS[columns[name]][2] for name in names]
+    required = [KINDS[columns[name]][2] for name in names]
     if draw(st.integers(0, 9)) == 0:  # as where the definitions have changed since
-        names, wanted = [*names, "gone"], [*wanted, TEXTS]
-    if wanted and draw(st.integers(0, 9)) == 0:
-        wanted[0] = NUMBERS if wanted[0] is TEXTS else TEXTS
-    key = st.tuples(*(st.sampled_from([None, *values]) for values in wanted))
+        names, required = [*names, "gone"], [*required, TEXTS]
+    if required and draw(st.integers(0, 9)) == 0:
+        required[0] = NUMBERS if required[0] is TEXTS else TEXTS
+    key = st.tuples(*(st.sampled_from([None, *values]) for values in required))
     start, end, first, last = (
         *sorted((draw(st.sampled_from(MOMENTS)), draw(st.sampled_from(MOMENTS)))),
         draw(key),
@@ -119,8 +119,8 @@ def test_a_request_is_touched_as_the_rule_says(scene, in_chunks):
         {
             "at": times.cast(pa.timestamp("us", tz="UTC")),
             **{
-                name: pa.array([request[place] for request in requests], KINDS[kind][0])
-                for place, (name, kind) in enumerate(columns.items(), start=1)
+                name: pa.array([request[index] for request in requests], KINDS[kind][0])
+                for index, (name, kind) in enumerate(columns.items(), start=1)
             },
         }
     )

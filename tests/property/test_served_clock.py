@@ -1,4 +1,4 @@
-"""The served clock against the online store itself: what was read then is what is told later."""
+"""The served clock against the online store itself: history gives later what was read then."""
 
 from __future__ import annotations
 
@@ -165,9 +165,9 @@ class Scene:
 
 
 def online(socket, spec, now_us):
-    asked = {"id": [key for key, _ in KEYS], "town": [town for _, town in KEYS]}
+    requested = {"id": [key for key, _ in KEYS], "town": [town for _, town in KEYS]}
     use, text = use_of(spec, name="use"), f"unix://{socket}"
-    return read_online(PROJECT, [use], asked, at_us=now_us, connection_string=text)["use"]
+    return read_online(PROJECT, [use], requested, at_us=now_us, connection_string=text)["use"]
 
 
 def view_read(spec):
@@ -176,13 +176,13 @@ def view_read(spec):
 
 def served(folder, spec, moments):
     """The served clock's answer for every key at every moment."""
-    asked = [(key, town, at) for at in moments for key, town in KEYS]
+    requested = [(key, town, at) for at in moments for key, town in KEYS]
     return point_in_time(
         entity_rows=pa.table(
             {
-                "id": pa.array([key for key, _, _ in asked], pa.int64()),
-                "town": [town for _, town, _ in asked],
-                "at": pa.array([at for _, _, at in asked], pa.int64()).cast(MOMENT),
+                "id": pa.array([key for key, _, _ in requested], pa.int64()),
+                "town": [town for _, town, _ in requested],
+                "at": pa.array([at for _, _, at in requested], pa.int64()).cast(MOMENT),
             }
         ),
         request_time="at",
@@ -203,22 +203,22 @@ def bits(value):
 def compare(scene):
     for spec in DEFINITIONS:
         own = [(at, rows) for other, at, rows in scene.reads if other is spec]
-        told = served(scene.folder, spec, [at for at, _ in own])
+        retrieved = served(scene.folder, spec, [at for at, _ in own])
         kinds = {column.name: column.dtype for column in spec.columns}
         for name, dtype in kinds.items():
-            want = pa.float64() if dtype == "DOUBLE" else TYPES[name][1]
-            assert told.schema.field(f"s__{name}").type == want
-        answers = iter(told.to_pylist())
+            expected = pa.float64() if dtype == "DOUBLE" else TYPES[name][1]
+            assert retrieved.schema.field(f"s__{name}").type == expected
+        answers = iter(retrieved.to_pylist())
         for _, rows in own:
-            for place in range(len(KEYS)):
+            for index in range(len(KEYS)):
                 got = next(answers)
-                assert got["s__status"] == rows.status[place]
+                assert got["s__status"] == rows.status[index]
                 for name, us in (("event", rows.event_us), ("created", rows.created_us)):
-                    moment = us[place]
-                    want = None if moment is None else from_us(moment)
-                    assert got[f"s__{name}_time"] == want, (name, spec)
+                    moment = us[index]
+                    expected = None if moment is None else from_us(moment)
+                    assert got[f"s__{name}_time"] == expected, (name, spec)
                 for name in kinds:
-                    assert bits(got[f"s__{name}"]) == bits(rows.values[name][place]), name
+                    assert bits(got[f"s__{name}"]) == bits(rows.values[name][index]), name
 
 
 @settings(

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 HEAD = """\
 # Commands
 
-`tally [--repo DIR] COMMAND`. This page is what `--help` prints; a test compares them.
+`tally [--repo DIR] COMMAND`. This page is what `--help` prints. A test compares them.
 """
 
 

@@ -110,10 +110,10 @@ def test_metrics_are_exposed_with_the_labels_used(where):
     assert names or re.search(r"\bup\{", code)
     known = {label for name in names for label in EXPOSED[name]} | PROMETHEUS_LABELS
     selectors = "".join(re.findall(r"\{([^}]*)\}", code))
-    asked = set(re.findall(r"(\w+) *(?:=~|!~|!=|=)", selectors))
+    queried = set(re.findall(r"(\w+) *(?:=~|!~|!=|=)", selectors))
     for group in re.findall(r"\b(?:by|on|ignoring) *\(([^)]*)\)", code):
-        asked |= set(re.findall(r"\w+", group))
-    assert asked - known == set()
+        queried |= set(re.findall(r"\w+", group))
+    assert queried - known == set()
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])

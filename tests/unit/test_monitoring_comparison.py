@@ -1,4 +1,4 @@
-"""Values are compared bit for bit; what a cast would make of them is told apart."""
+"""Values are compared bit for bit; what a cast would make of them is distinguished."""
 
 from __future__ import annotations
 

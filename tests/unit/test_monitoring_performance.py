@@ -83,6 +83,6 @@ def test_the_keys_that_incidents_speak_of_are_read_from_the_log() -> None:
     affected = AffectedKeys(names=("driver", "gone"), first=(1, 1), last=(2, 2))
     incident = looks.incident(at=datetime(2024, 1, 1, tzinfo=UTC), is_open=True, requests=1)
     found = [incident, incident.model_copy(update={"keys": affected})]
-    asked = ["prediction_id", "request_time", "prediction", "request.amount"]
-    assert performance._columns(contract, incidents=found[:1]) == asked
-    assert performance._columns(contract, incidents=found) == [*asked, "entity.driver"]
+    required = ["prediction_id", "request_time", "prediction", "request.amount"]
+    assert performance._columns(contract, incidents=found[:1]) == required
+    assert performance._columns(contract, incidents=found) == [*required, "entity.driver"]

@@ -30,7 +30,7 @@ def texts(values):
     return pa.array([None if value is None else repr(value) for value in values], pa.string())
 
 
-def wanted(*, event, value, expected=(0, 0), request=100 * HOUR, present=True, key=0):
+def required(*, event, value, expected=(0, 0), request=100 * HOUR, present=True, key=0):
     return {
         "key_0": [key],
         "event_us": [event],
@@ -53,9 +53,9 @@ def found(requested, known):
     return {row["row"]: (row["event_us"], row["created_us"]) for row in rows}
 
 
-def origin(asked, known, values):
+def origin(requests, known, values):
     pairs = list(zip(known["event_us"].tolist(), known["created_us"].tolist(), strict=True))
-    one = found(asked, known | {"text_0": texts(values)}).get(0)
+    one = found(requests, known | {"text_0": texts(values)}).get(0)
     return NOWHERE if one is None else pairs.index(one)
 
 
@@ -64,7 +64,7 @@ LATE = (5 * HOUR, 8 * HOUR)
 
 
 @pytest.mark.parametrize(
-    ("asked", "place"),
+    ("requests", "position"),
     [
         ({"event": 5 * HOUR, "value": 1.0, "expected": LATE}, 0),
         ({"event": 5 * HOUR, "value": 2.0, "expected": LATE}, 1),
@@ -86,25 +86,25 @@ LATE = (5 * HOUR, 8 * HOUR)
         ({"event": 5 * HOUR, "value": 1.0, "key": 1}, NOWHERE),
     ],
 )
-def test_the_value_says_which_version(asked, place):
-    assert origin(wanted(**asked), VERSIONS, [1.0, 2.0, 3.0]) == place
+def test_the_value_says_which_version(requests, position):
+    assert origin(required(**requests), VERSIONS, [1.0, 2.0, 3.0]) == position
 
 
 def test_a_value_of_several_versions_is_of_the_last_that_was_visible():
     values = [1.0, 1.0, 1.0]
-    assert origin(wanted(event=5 * HOUR, value=1.0), VERSIONS, values) == 1
-    early = wanted(event=5 * HOUR, value=1.0, request=6 * HOUR)
+    assert origin(required(event=5 * HOUR, value=1.0), VERSIONS, values) == 1
+    early = required(event=5 * HOUR, value=1.0, request=6 * HOUR)
     assert origin(early, VERSIONS, values) == 0
 
 
 def test_null_and_minus_zero_are_values_of_their_own():
-    assert origin(wanted(event=5 * HOUR, value=None), VERSIONS, [None, 0.0, 1.0]) == 0
-    assert origin(wanted(event=5 * HOUR, value=-0.0), VERSIONS, [0.0, -0.0, 1.0]) == 1
+    assert origin(required(event=5 * HOUR, value=None), VERSIONS, [None, 0.0, 1.0]) == 0
+    assert origin(required(event=5 * HOUR, value=-0.0), VERSIONS, [0.0, -0.0, 1.0]) == 1
 
 
-def test_nothing_is_found_in_no_history_and_nothing_is_asked_of_any():
-    assert origin(wanted(event=5 * HOUR, value=1.0), rows(), []) is NOWHERE
-    empty = {name: np.array([], dtype=np.int64) for name in wanted(event=0, value=0)}
+def test_nothing_is_found_without_history_or_without_requests():
+    assert origin(required(event=5 * HOUR, value=1.0), rows(), []) is NOWHERE
+    empty = {name: np.array([], dtype=np.int64) for name in required(event=0, value=0)}
     assert found(empty | {"text": texts([]), "present": pa.array([], pa.bool_())}, VERSIONS) == {}
 
 
@@ -115,18 +115,18 @@ def test_many_keys_and_times_are_found_as_by_looking_through_all():
     event = rng.integers(-20, 20, count) * SECOND_US + rng.integers(0, SECOND_US, count)
     created = event + rng.integers(0, 9, count) * SECOND_US
     values = rng.integers(0, 4, count).tolist()
-    asked = rng.integers(0, count, 300)
+    requests = rng.integers(0, count, 300)
     shift = rng.integers(-1_200_000, 1_200_000, 300)
     answer = found(
         {
-            "key_0": keys[asked],
-            "event_us": event[asked] + shift,
+            "key_0": keys[requests],
+            "event_us": event[requests] + shift,
             "request_us": np.full(300, HOUR),
             "expected_event_us": np.zeros(300, dtype=np.int64),
             "expected_created_us": np.zeros(300, dtype=np.int64),
             "present": np.ones(300, dtype=bool),
             "feature": np.zeros(300, dtype=np.int64),
-            "text": texts([values[row] for row in asked]),
+            "text": texts([values[row] for row in requests]),
         },
         rows(*zip(event, created, strict=True), keys=keys, values=values),
     )
@@ -134,10 +134,10 @@ def test_many_keys_and_times_are_found_as_by_looking_through_all():
         near = [
             row
             for row in range(count)
-            if keys[row] == keys[asked[at]]
-            and abs(event[row] - event[asked[at]] - shift[at]) < SECOND_US
+            if keys[row] == keys[requests[at]]
+            and abs(event[row] - event[requests[at]] - shift[at]) < SECOND_US
         ]
-        same = [row for row in near if values[row] == values[asked[at]]]
+        same = [row for row in near if values[row] == values[requests[at]]]
         best = sorted((event[row], created[row]) for row in same or near)
         assert answer.get(at) == (best[-1] if best else NOWHERE)
     assert 0 < len(answer) < 300

@@ -82,7 +82,7 @@ def test_what_was_logged_is_read_back_exactly(tmp_path, settled):
     assert rows[0]["request_time"] == START
 
 
-def test_only_the_time_asked_for_is_read(tmp_path, settled):
+def test_only_the_requested_time_is_read(tmp_path, settled):
     log = open_log(tmp_path)
     for hour in (0, 1, 2):
         log.append(CONTRACT, predictions(hour, moment=START + timedelta(hours=hour)))

@@ -49,7 +49,7 @@ def test_without_an_online_store_nothing_is_served(tmp_path, text):
         read_store_config(tmp_path)
 
 
-def test_a_folder_without_the_file_is_no_repo(tmp_path):
+def test_a_folder_without_the_file_is_not_a_repo(tmp_path):
     with pytest.raises(InputError, match="is not a Feast repo"):
         read_store_config(tmp_path)
 

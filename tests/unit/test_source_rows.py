@@ -37,7 +37,7 @@ def seconds(kind):
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_a_range_of_times_is_cut_exactly_in_every_unit(tmp_path, unit, zone):
     rows = opened(tmp_path, seconds(pa.timestamp(unit, tz=zone)))
-    for start, end, wanted in (
+    for start, end, expected in (
         (NOON + HALF, NOON + 3 * HALF, [1]),
         (NOON + 2 * HALF, NOON + 4 * HALF, [1]),
         (NOON + 2 * HALF, NOON + 5 * HALF, [1, 2]),
@@ -45,10 +45,10 @@ def test_a_range_of_times_is_cut_exactly_in_every_unit(tmp_path, unit, zone):
         (NOON - HALF, NOON, []),
     ):
         between = ("time", start, end)
-        assert rows.table(between=between)["number"].to_pylist() == wanted
+        assert rows.table(between=between)["number"].to_pylist() == expected
         batches = list(rows.batches(rows_max=2, between=between))
         assert max((batch.num_rows for batch in batches), default=0) <= 2
-        assert [at for batch in batches for at in batch["number"].to_pylist()] == wanted
+        assert [at for batch in batches for at in batch["number"].to_pylist()] == expected
 
 
 def test_times_come_in_utc_and_nulls_are_counted(tmp_path):

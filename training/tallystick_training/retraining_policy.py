@@ -141,7 +141,7 @@ def expected_gain(inputs: Mapping[str, Any]) -> float:
 def _reason(inputs: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether there is a reason for a retraining, and the clause that says which or why not."""
     if inputs["forced"]:
-        return True, "A retraining was asked for"
+        return True, "A retraining was requested"
     expected, cost = expected_gain(inputs), inputs["cost"]
     numbers = f"over {inputs['horizon_days']:g} days against a cost of {cost:g}"
     if expected > cost:

@@ -21,7 +21,7 @@ MISSING_ONLINE = (
         "definition_changed and source_rewritten, and reports both as unexplained"
     ),
     (
-        "it has its own rule for which of two writes is kept: a correction may never go online, "
+        "it has its own rule for which of two writes wins: a correction may never go online, "
         "and an older row may replace a newer one"
     ),
     "tally serve enforces the ttl; Feast's SDK and server may not",

@@ -86,7 +86,7 @@ def _log(repo: Repo, stream: Stream) -> Iterator[str]:
         )
     if ledger.damages:
         yield (
-            f"  ✗ {ledger.damages:,} damaged places in segments, with {ledger.lost:,} rows in them"
+            f"  ✗ {ledger.damages:,} damaged parts of segments, with {ledger.lost:,} rows in them"
         )
     if ledger.missing:
         yield f"  ✗ the ledger does not add up: {ledger.missing:+,} rows"

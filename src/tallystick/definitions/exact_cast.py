@@ -1,7 +1,7 @@
 """The exact cast: a value or a column becomes one of its declared type, exactly or not at all.
 
-Features, keys, times, labels, request fields and pushes all pass through it. Two things are not
-kept: a float takes the nearest value of its declared width, and a time is cut to microseconds.
+Features, keys, times, labels, request fields and pushes all pass through it. Two things change:
+a float takes the nearest value of its declared width, and a time is cut to microseconds.
 """
 
 from __future__ import annotations

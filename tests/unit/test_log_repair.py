@@ -35,8 +35,8 @@ def test_only_the_rows_named_have_other_values(dtype, old, new):
     rows = np.array([False, True, True, False, True])
     values = {"v__f": pa.chunked_array([pa.array(new, dtype)])}
     found = _replaced(table, rows, values)
-    wanted = pa.array([old[0], *new[:2], old[3], new[2]], dtype)
-    assert repr(found["feature.v__f"].to_pylist()) == repr(wanted.to_pylist())
+    expected = pa.array([old[0], *new[:2], old[3], new[2]], dtype)
+    assert repr(found["feature.v__f"].to_pylist()) == repr(expected.to_pylist())
     assert found["feature.v__g"].equals(column)
     assert found.schema == table.schema
 

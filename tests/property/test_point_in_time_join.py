@@ -1,4 +1,4 @@
-"""The fold against an oracle that looks at every row of the history for every request."""
+"""The point-in-time rule against an oracle that looks at every row for every request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fold_oracle import (
+from point_in_time_stream import streamed
+from rule_oracle import (
     FEATURES,
     NUMBER_KEYS,
     START_US,
@@ -32,7 +33,6 @@ from fold_oracle import (
     winner,
     write,
 )
-from point_in_time_stream import streamed
 from tallystick.clock import from_us
 from tallystick.offline_store import point_in_time
 from tallystick.point_in_time.rule import VisibilityClock, as_of_sql, latest_sql
@@ -82,14 +82,14 @@ def test_every_request_gets_what_looking_at_all_rows_gives(way, history, entity_
         assert got["s__event_time"] == (None if row is None else from_us(event + START_US))
         assert got["s__created_time"] == (None if row is None else from_us(created + START_US))
         for name in FEATURES:
-            want = row[name] if status == "PRESENT" else None
-            assert same(got[f"s__{name}"], want), (name, request)
+            expected = row[name] if status == "PRESENT" else None
+            assert same(got[f"s__{name}"], expected), (name, request)
 
 
 @MANY
 @given(history=histories, clock=clocks, bounds=st.lists(moments, min_size=1, max_size=4))
-def test_writes_of_what_became_visible_add_up_to_the_fold(history, clock, bounds):
-    """Told window by window, a store that replaces only by larger times holds the fold's rows."""
+def test_writes_of_what_became_visible_add_up_to_the_rule(history, clock, bounds):
+    """Written window by window, a store that replaces only by larger times has the rule's rows."""
     key = ("text", "number")
     online: dict = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -109,10 +109,12 @@ def test_writes_of_what_became_visible_add_up_to_the_fold(history, clock, bounds
             for text in TEXT_KEYS:
                 for number in NUMBER_KEYS:
                     request = {"text": text, "number": number, "at": until}
-                    want, _ = oracle(history, request, key=key, clock=clock, ttl=None)
+                    expected, _ = oracle(history, request, key=key, clock=clock, ttl=None)
                     held = online.get((text, number))
-                    assert (held is None) == (want is None)
-                    assert want is None or all(same(held[name], want[name]) for name in FEATURES)
+                    assert (held is None) == (expected is None)
+                    assert expected is None or all(
+                        same(held[name], expected[name]) for name in FEATURES
+                    )
 
 
 @pytest.mark.parametrize("clock", [VisibilityClock.EVENT, VisibilityClock.KNOWLEDGE])
@@ -257,5 +259,5 @@ def test_rows_that_are_not_read_would_change_no_value(history, entity_rows, cloc
     for request, got in zip(entity_rows, answer.to_pylist(), strict=True):
         row, status = oracle(history, request, key=("text",), clock=clock, ttl=ttl)
         for name in FEATURES:
-            want = row[name] if status == "PRESENT" else None
-            assert same(got[f"s__{name}"], want), (name, request)
+            expected = row[name] if status == "PRESENT" else None
+            assert same(got[f"s__{name}"], expected), (name, request)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tallystick.offline_store
-from fold_oracle import (
+from rule_oracle import (
     FEATURES,
     START_US,
     TYPES,
@@ -54,7 +54,7 @@ def engine(offline_store):
     return store.engine(config)
 
 
-def asked(engine, entity_rows, read, clock):
+def retrieved(engine, entity_rows, read, clock):
     return engine.point_in_time(
         entity_rows=entity_rows, request_time="at", reads=[read], clock=clock
     )
@@ -78,14 +78,14 @@ def test_every_request_gets_what_looking_at_all_rows_gives(
     with tempfile.TemporaryDirectory() as folder:
         read = view_read(write(history, folder, cut), key, ttl)
         table = entity_table(entity_rows)
-        answer = asked(engine, table, read, clock)
+        answer = retrieved(engine, table, read, clock)
     assert answer.select(table.column_names).equals(table)
     assert {name: answer.schema.field(f"s__{name}").type for name in FEATURES} == TYPES
     for request, got in zip(entity_rows, answer.to_pylist(), strict=True):
         row, status = oracle(history, request, key=key, clock=clock, ttl=ttl)
         for name in FEATURES:
-            want = row[name] if status == "PRESENT" else None
-            assert same(got[f"s__{name}"], want), (name, request)
+            expected = row[name] if status == "PRESENT" else None
+            assert same(got[f"s__{name}"], expected), (name, request)
 
 
 @pytest.mark.parametrize("clock", CLOCKS)
@@ -98,7 +98,7 @@ def test_of_full_ties_the_first_in_source_order_wins(engine, tmp_path, clock, na
         path.parent.mkdir(exist_ok=True)
         pq.write_table(source_table(rows), path, row_group_size=2)
     entity_rows = entity_table([{"text": "a", "number": 1, "at": 1}] * 2)
-    answer = asked(engine, entity_rows, view_read(tmp_path, ("text",)), clock)
+    answer = retrieved(engine, entity_rows, view_read(tmp_path, ("text",)), clock)
     assert answer["s__count"].to_pylist() == [7, 7]
 
 
@@ -116,10 +116,10 @@ def test_a_row_without_created_time_is_created_at_its_event_time_or_refused(
     pq.write_table(table, tmp_path / "history.parquet")
     read = view_read(tmp_path, ("text",))
     entity_rows = entity_table([{"text": "a", "number": 1, "at": 1}])
-    answer = asked(engine, entity_rows, read, VisibilityClock.EVENT)
+    answer = retrieved(engine, entity_rows, read, VisibilityClock.EVENT)
     assert answer["s__count"].to_pylist() == [winner]
     with pytest.raises(DataError, match="column created: expected a time in every row, got"):
-        asked(engine, entity_rows, read, VisibilityClock.KNOWLEDGE)
+        retrieved(engine, entity_rows, read, VisibilityClock.KNOWLEDGE)
 
 
 @pytest.mark.parametrize("age_us", [0, 5, 6, -1])
@@ -127,7 +127,7 @@ def test_a_row_without_created_time_is_created_at_its_event_time_or_refused(
 def test_both_ends_of_the_window_are_included(engine, tmp_path, age_us, clock):
     history = [EMPTY | {"event": 10, "created": 10, "count": 3}]
     entity_rows = entity_table([{"text": "a", "number": 1, "at": 10 + age_us}])
-    answer = asked(
+    answer = retrieved(
         engine, entity_rows, view_read(write(history, tmp_path), ("text",), ttl=5), clock
     )
     assert answer["s__count"].to_pylist() == [3 if 0 <= age_us <= 5 else None]
@@ -148,13 +148,15 @@ def test_units_and_zones_of_a_source_do_not_matter(engine, tmp_path, unit, zone)
     entity_rows = entity_table(
         [{"text": "a", "number": 1, "at": at} for at in (1_999_999, 2 * second)]
     )
-    answer = asked(engine, entity_rows, view_read(tmp_path, ("text",)), VisibilityClock.KNOWLEDGE)
+    answer = retrieved(
+        engine, entity_rows, view_read(tmp_path, ("text",)), VisibilityClock.KNOWLEDGE
+    )
     assert answer["s__count"].to_pylist() == [None, 3]
 
 
-@pytest.mark.parametrize("asked_twice", [False, True], ids=["joined", "fetched"])
+@pytest.mark.parametrize("requested_twice", [False, True], ids=["joined", "fetched"])
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
-def test_files_of_a_source_may_have_times_of_other_zones(engine, tmp_path, unit, asked_twice):
+def test_files_of_a_source_may_have_times_of_other_zones(engine, tmp_path, unit, requested_twice):
     zones = ("+01:00", "UTC", "America/New_York")
     for at, zone in enumerate(zones):
         moment = from_us(START_US + at * 1000)
@@ -166,11 +168,11 @@ def test_files_of_a_source_may_have_times_of_other_zones(engine, tmp_path, unit,
         pq.write_table(table, tmp_path / f"part-{at}.parquet")
     read = view_read(tmp_path, ("text",))
     entity_rows = [{"text": "a", "number": 1, "at": at * 1000} for at in range(len(zones))]
-    rows = entity_rows if asked_twice else entity_rows[1:2]
-    answer = asked(engine, entity_table(rows), read, VisibilityClock.KNOWLEDGE)
-    want = [0, 1, 2] if asked_twice else [1]
-    assert answer["s__count"].to_pylist() == want
-    assert answer["s__since"].to_pylist() == [from_us(START_US + at * 1000) for at in want]
+    rows = entity_rows if requested_twice else entity_rows[1:2]
+    answer = retrieved(engine, entity_table(rows), read, VisibilityClock.KNOWLEDGE)
+    expected = [0, 1, 2] if requested_twice else [1]
+    assert answer["s__count"].to_pylist() == expected
+    assert answer["s__since"].to_pylist() == [from_us(START_US + at * 1000) for at in expected]
     assert answer.schema.field("s__since").type == TYPES["since"]
     pull = Pull(("text",), ("since",), "event", "created", None, None)
     pulled = engine.pull_all(read.source, pull)
@@ -233,7 +235,7 @@ def test_files_of_different_columns_are_one_source(engine, tmp_path):
     pq.write_table(wide.drop_columns(["name"]), tmp_path / "1.parquet")
     pq.write_table(second.drop_columns(["small"]), tmp_path / "2.parquet")
     entity_rows = entity_table([{"text": "a", "number": 1, "at": at} for at in (1, 2)])
-    answer = asked(engine, entity_rows, view_read(tmp_path, ("text",)), VisibilityClock.EVENT)
+    answer = retrieved(engine, entity_rows, view_read(tmp_path, ("text",)), VisibilityClock.EVENT)
     assert answer["s__small"].to_pylist() == [7, None]
     assert answer["s__name"].to_pylist() == [None, "x"]
 
@@ -253,15 +255,17 @@ KEYS = {
 
 @pytest.mark.parametrize("dtype", KEYS)
 def test_keys_of_every_type_find_their_rows(engine, tmp_path, dtype):
-    held, asked_for = KEYS[dtype]
+    held, requested = KEYS[dtype]
     table = source_table([EMPTY | {"event": 1, "created": 1, "count": n} for n in range(3)])
     table = table.set_column(table.column_names.index("text"), "text", held)
     pq.write_table(table, tmp_path / "history.parquet")
     read = view_read(tmp_path, ("text",))
     spec = read.spec.model_copy(update={"join_keys": (Column(name="text", dtype=dtype),)})
     at = pa.array([START_US + 1] * 3, pa.timestamp("us", tz="UTC"))
-    entity_rows = pa.table({"text": pa.array([*asked_for, None]), "at": at})
-    answer = asked(engine, entity_rows, dataclasses.replace(read, spec=spec), VisibilityClock.EVENT)
+    entity_rows = pa.table({"text": pa.array([*requested, None]), "at": at})
+    answer = retrieved(
+        engine, entity_rows, dataclasses.replace(read, spec=spec), VisibilityClock.EVENT
+    )
     assert answer["s__count"].to_pylist() == [0, 1, None]
 
 
@@ -272,7 +276,7 @@ def test_a_key_with_a_fraction_is_no_integer(engine, tmp_path):
     pq.write_table(table, tmp_path / "history.parquet")
     entity_rows = entity_table([{"text": "a", "number": 1, "at": 1}])
     with pytest.raises(DataError, match="a key of type INT64 holds a fraction"):
-        asked(engine, entity_rows, view_read(tmp_path, ("number",)), VisibilityClock.EVENT)
+        retrieved(engine, entity_rows, view_read(tmp_path, ("number",)), VisibilityClock.EVENT)
 
 
 def test_pulled_values_have_the_types_of_the_source(engine, tmp_path):

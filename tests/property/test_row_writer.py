@@ -1,4 +1,4 @@
-"""Whatever the order of writes, Redis ends with the row that the fold's definition names."""
+"""Whatever the order of writes, Redis ends with the row that the point-in-time rule names."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_concurrent_writers_end_in_the_largest(redis_server, seed):
 
 @QUICK
 @given(writes=WRITES)
-def test_a_table_is_folded_like_rows(redis_server, writes):
+def test_a_table_is_written_like_rows(redis_server, writes):
     redis_server.client.flushall()
     moments = pa.timestamp("us", tz="UTC")
     table = pa.table(

@@ -36,7 +36,7 @@ def spec_of(name: str, *dtypes: str, ttl_us: int | None = None) -> ViewSpec:
     return ViewSpec(
         name=name,
         join_keys=(Column(name="id", dtype="INT64"),),
-        columns=tuple(Column(name=f"c{place}", dtype=dtype) for place, dtype in enumerate(dtypes)),
+        columns=tuple(Column(name=f"c{index}", dtype=dtype) for index, dtype in enumerate(dtypes)),
         ttl_us=ttl_us,
         event_column="event",
         created_column="created",
@@ -99,20 +99,20 @@ def test_many_values_are_read_like_one(kinds, data):
     known = decoders()
     sections = SectionReader(decoder.view for decoder in known.values())
     found = sections.find(values)
-    assert sorted(place for batch in found.batches for place in batch.indices) == sorted(
+    assert sorted(index for batch in found.batches for index in batch.indices) == sorted(
         set(range(len(values))) - set(found.indices) if found.batches else []
     )
     for decoder in known.values():
         many = decoder.decode_found(found, request_time_us=NOW_US)
-        for place, value in enumerate(values):
+        for index, value in enumerate(values):
             rows = sections.rows([value])[decoder.view]
             one = decoder.decode(rows, request_time_us=NOW_US)
-            assert many.status[place] == one.status[0]
-            assert many.definition[place] == one.definition[0]
+            assert many.status[index] == one.status[0]
+            assert many.definition[index] == one.definition[0]
             for field in ("event_us", "created_us", "write_us"):
-                assert plain(getattr(many, field))[place] == getattr(one, field)[0]
+                assert plain(getattr(many, field))[index] == getattr(one, field)[0]
             for name, column in many.values.items():
-                assert repr(plain(column)[place]) == repr(one.values[name][0])
+                assert repr(plain(column)[index]) == repr(one.values[name][0])
             assert one.is_complete or not many.is_complete
 
 
@@ -128,20 +128,20 @@ def test_values_that_are_alike_are_not_taken_one_by_one():
 @given(entities().filter(lambda value: len(value) > 1), st.data())
 def test_a_damaged_value_among_many_is_found(whole, data):
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    place = data.draw(st.integers(0, 2 * BATCH_MIN - 1))
+    index = data.draw(st.integers(0, 2 * BATCH_MIN - 1))
     sections = SectionReader(decoder.view for decoder in decoders().values())
     try:
         expected = sections.rows([cut])
     except DamagedError:
         expected = None
     values = [whole] * (2 * BATCH_MIN)
-    values[place] = cut
+    values[index] = cut
     if expected is None:
         with pytest.raises(DamagedError):
             sections.find(values)
     else:  # it ends with a whole row
         found = sections.find(values)
-        assert {view: found.rows[view][found.indices.index(place)] for view in expected} == {
+        assert {view: found.rows[view][found.indices.index(index)] for view in expected} == {
             view: rows[0] for view, rows in expected.items()
         }
 

@@ -38,7 +38,7 @@ def test_the_same_predictions_pass_without_any_allowance(truth):
     assert all(result.passed for result in results)
 
 
-def test_a_worse_challenger_fails_and_the_numbers_are_kept(truth):
+def test_a_worse_challenger_fails_and_the_numbers_are_recorded(truth):
     p, y = truth
     worse = spoiled(p, 0.2)
     (result,) = apply_gates(
@@ -115,8 +115,8 @@ def test_slices_with_few_rows_are_left_out(truth):
     p, y = truth
     values = np.array(["rare"] * 199 + ["common"] * (ROWS - 199))
     gate = model_with(Gate(metric="log_loss", limit=5.0, per_slice=True))
-    places = [result.where for result in apply_gates(gate, y, p, p, {"slice": values})]
-    assert places == ["all", "slice=common"]
+    parts = [result.where for result in apply_gates(gate, y, p, p, {"slice": values})]
+    assert parts == ["all", "slice=common"]
 
 
 def test_a_bootstrapped_gate_says_the_same_each_time(truth):

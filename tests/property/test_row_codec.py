@@ -37,7 +37,7 @@ def spec_of(*dtypes: str, name: str = "view") -> ViewSpec:
     return ViewSpec(
         name=name,
         join_keys=(Column(name="id", dtype="INT64"),),
-        columns=tuple(Column(name=f"c{place}", dtype=dtype) for place, dtype in enumerate(dtypes)),
+        columns=tuple(Column(name=f"c{index}", dtype=dtype) for index, dtype in enumerate(dtypes)),
         ttl_us=None,
         event_column="event",
         created_column="created",
@@ -171,7 +171,7 @@ def test_small_integers_take_less_room():
 
 def test_a_row_without_nulls_has_no_room_for_them():
     codec = RowCodec(spec_of(*["BOOL"] * 20))
-    values = {f"c{place}": True for place in range(20)}
+    values = {f"c{index}": True for index in range(20)}
     whole = packed_row(codec, values, event_us=1, created_us=None, write_us=3)
     some = packed_row(codec, values | {"c7": None}, event_us=1, created_us=None, write_us=3)
     assert len(some) == len(whole) + 3
@@ -234,7 +234,7 @@ def protos(draw):
 
     chosen = draw(st.lists(st.sampled_from(sorted({*PROTO_FIELDS, *LISTS, "MAP"})), max_size=12))
     values = {}
-    for place, dtype in enumerate(chosen):
+    for index, dtype in enumerate(chosen):
         value = Value()
         kind = draw(st.sampled_from(["value", "empty", "null"]))
         if kind == "null":
@@ -254,7 +254,7 @@ def protos(draw):
             for key in draw(st.sets(st.text())):
                 value.map_val.val[key].int64_val = draw(SCALARS["INT64"])
             value.map_val.SetInParent()
-        values[f"c{place}"] = value
+        values[f"c{index}"] = value
     return spec_of(*chosen), values
 
 
@@ -311,7 +311,7 @@ def test_all_values_that_do_not_fit_are_named_at_once():
     with pytest.raises(DataError) as caught:
         packed_row(codec, values, event_us=1, created_us=2, write_us=3)
     assert [problem.where for problem in caught.value.problems] == [
-        f"column c{place}" for place in range(6)
+        f"column c{index}" for index in range(6)
     ]
 
 

@@ -30,7 +30,7 @@ def publish(state_dir, *, version="1", threshold=0.5):
     return estimator, bundle_dir(state_dir, scene.MODEL, agreed.contract_hash)
 
 
-def asked(client, *instances):
+def requested(client, *instances):
     body = {"instances": list(instances), "parameters": {"features": True}}
     return client.post(PREDICT, json=body).json()["predictions"]
 
@@ -45,8 +45,8 @@ def test_a_compiled_model_answers_as_its_estimator_alone_or_in_a_batch(repo):
     with scene.running(repo) as client:
         shown = client.get(f"/v1/models/{scene.MODEL}").json()
         assert shown["form"] == "compiled"
-        together = asked(client, *instances)
-        alone = [asked(client, instance)[0] for instance in instances]
+        together = requested(client, *instances)
+        alone = [requested(client, instance)[0] for instance in instances]
     assert [one["probability"] for one in alone] == [one["probability"] for one in together]
     rows = [list(prediction["features"].values()) for prediction in together]
     expected = estimator.predict_proba(np.array(rows, dtype=np.float64))[:, 1]
@@ -73,7 +73,7 @@ def test_a_form_that_cannot_be_used_leaves_the_answer_to_the_estimator(repo, cap
     with scene.running(repo) as client:
         assert client.get(f"/v1/models/{scene.MODEL}").json()["form"] == "original"
         for _ in range(3):
-            assert 0 < asked(client, scene.INSTANCE)[0]["probability"] < 1
+            assert 0 < requested(client, scene.INSTANCE)[0]["probability"] < 1
     (warning,) = [
         record.getMessage()
         for record in caplog.records

@@ -51,12 +51,12 @@ def entities(draw):
 
 
 @given(st.lists(st.none() | entities(), max_size=30), st.sets(st.sampled_from(sorted(CODECS))))
-def test_each_row_is_found_in_its_value(values, wanted):
-    reader = SectionReader(CODECS[name].view for name in wanted)
+def test_each_row_is_found_in_its_value(values, requested):
+    reader = SectionReader(CODECS[name].view for name in requested)
     stored = [None if rows is None else joined(list(rows.values())) for rows in values]
     found = reader.rows(stored)
-    assert found.keys() == {CODECS[name].view for name in wanted}
-    for name in wanted:
+    assert found.keys() == {CODECS[name].view for name in requested}
+    for name in requested:
         assert found[CODECS[name].view] == [(rows or {}).get(name) for rows in values]
 
 

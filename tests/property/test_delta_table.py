@@ -1,4 +1,4 @@
-"""The fold over Delta tables against an oracle that looks at every row for every request."""
+"""The point-in-time rule over Delta tables against an oracle that looks at every row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fold_oracle import (
+from rule_oracle import (
     FEATURES,
     START_US,
     TYPES,
@@ -39,21 +39,21 @@ keys = st.sampled_from([("text",), ("number",), ("text", "number"), ()])
 
 def write_delta(history, folder, cut, partition):
     """One commit, or two whose rows follow each other; and one more that is undone."""
-    place = Location(LOCAL, str(Path(folder, "table")))
+    location = Location(LOCAL, str(Path(folder, "table")))
     table = source_table(history)
     if partition is not None:
         write_deltalake(
-            place.path, table.schema.empty_table(), partition_by=partition, mode="append"
+            location.path, table.schema.empty_table(), partition_by=partition, mode="append"
         )
     for piece in [table] if cut is None else [table.slice(0, cut), table.slice(cut)]:
-        commit_rows(place, "it", piece)
+        commit_rows(location, "it", piece)
         # The log orders files by milliseconds.
         time.sleep(0.002)
     if history:
-        version = DeltaTable(place.path).version()
-        commit_rows(place, "it", table)
-        DeltaTable(place.path).restore(version)
-    return place.path
+        version = DeltaTable(location.path).version()
+        commit_rows(location, "it", table)
+        DeltaTable(location.path).restore(version)
+    return location.path
 
 
 def check(answer, history, entity_rows, shape, *, with_times):
@@ -66,8 +66,8 @@ def check(answer, history, entity_rows, shape, *, with_times):
             event = None if row is None else from_us(row["event"] + START_US)
             assert got["s__event_time"] == event
         for name in FEATURES:
-            want = row[name] if status == "PRESENT" else None
-            assert same(got[f"s__{name}"], want), (name, request)
+            expected = row[name] if status == "PRESENT" else None
+            assert same(got[f"s__{name}"], expected), (name, request)
 
 
 @pytest.mark.parametrize("with_times", [True, False])
@@ -99,18 +99,18 @@ def test_every_request_gets_what_looking_at_all_rows_gives(with_times, history, 
 
 @SOME
 @given(history=histories, clock=clocks, until=st.sampled_from([0, 1, 8, 10**6]))
-def test_what_an_online_store_is_told_is_the_fold(history, clock, until):
+def test_newly_visible_rows_are_those_of_the_rule(history, clock, until):
     with tempfile.TemporaryDirectory() as folder:
         read = view_read(write_delta(history, folder, 3, None), ("text", "number"))
         rows = visible_rows(read, until=from_us(until + START_US), clock=clock)
     names = {(row["text"], row["number"]) for row in history} - {
         (row["text"], row["number"]) for row in history if None in (row["text"], row["number"])
     }
-    told = {(row["text"], row["number"]): row for row in rows.to_pylist()}
+    reported = {(row["text"], row["number"]): row for row in rows.to_pylist()}
     for text, number in names:
         request = {"text": text, "number": number, "at": until}
-        want, _ = oracle(history, request, key=("text", "number"), clock=clock, ttl=None)
-        got = told.pop((text, number), None)
-        assert (got is None) == (want is None)
-        assert want is None or all(same(got[name], want[name]) for name in FEATURES)
-    assert told == {}
+        expected, _ = oracle(history, request, key=("text", "number"), clock=clock, ttl=None)
+        got = reported.pop((text, number), None)
+        assert (got is None) == (expected is None)
+        assert expected is None or all(same(got[name], expected[name]) for name in FEATURES)
+    assert reported == {}

@@ -95,13 +95,13 @@ def oracle(history, request, *, key, clock, ttl):
     return best, "PRESENT"
 
 
-def same(got, want):
+def same(got, expected):
     """Equal, a NaN equal to itself and a negative zero unequal to zero."""
-    if isinstance(want, float) and isinstance(got, float):
-        return math.copysign(1, got) == math.copysign(1, want) and (
-            got == want or (math.isnan(got) and math.isnan(want))
+    if isinstance(expected, float) and isinstance(got, float):
+        return math.copysign(1, got) == math.copysign(1, expected) and (
+            got == expected or (math.isnan(got) and math.isnan(expected))
         )
-    return got == want and type(got) is type(want)
+    return got == expected and type(got) is type(expected)
 
 
 def source_table(history, *, unit="us", zone="UTC"):

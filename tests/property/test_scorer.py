@@ -1,4 +1,4 @@
-"""Whatever is asked, the compiled form answers as the estimator that it was made from."""
+"""For every row, the compiled form answers as the estimator that it was made from."""
 
 from __future__ import annotations
 
