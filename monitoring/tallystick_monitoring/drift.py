@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +11,13 @@ from tallystick.definitions.contract import FeatureReference, ModelContract
 from tallystick.model_bundle.reference import shares_now
 from tallystick.prediction_log.log_reader import LogPart
 from tallystick.records.record_store import DriftReport, FeatureDrift
+from tallystick_monitoring.log_columns import Floats
 
 PSI_MIN = 0.1
 """A smaller index is never called drift, however many rows there are."""
 
 CONFIDENCE = 0.999
 """Share of samples of an unmoved feature that stay below the limit."""
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def drift(contract: ModelContract, parts: Sequence[LogPart]) -> DriftReport | None:

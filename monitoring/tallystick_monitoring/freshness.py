@@ -12,7 +12,7 @@ from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ModelContract
 from tallystick.point_in_time.feature_status import Status
 from tallystick.records.record_store import ViewFreshness
-from tallystick_monitoring.log_columns import NO_TIME, microseconds
+from tallystick_monitoring.log_columns import NO_TIME, is_value, microseconds
 
 REQUESTS_MIN = 10
 """Requests below which a view is not called stale."""
@@ -45,13 +45,12 @@ def freshness(contract: ModelContract, tables: Sequence[pa.Table]) -> dict[str, 
         having = [table for table in tables if status in table.column_names and table.num_rows]
         if not having:
             continue
-        present = np.concatenate(
-            [np.array(table[status].to_pylist()) == Status.PRESENT for table in having]
-        )
-        ages_us = np.concatenate(
-            [microseconds(table["request_time"]) - _or_zero(table[event]) for table in having]
-        )
-        ages_s = ages_us[present] / SECOND_US
+        columns = ["request_time", status, event]
+        table = pa.concat_tables([table.select(columns) for table in having])
+        present = is_value(table[status], Status.PRESENT)
+        event_us = microseconds(table[event])[present]
+        request_us = microseconds(table["request_time"])[present]
+        ages_s = (request_us - np.where(event_us == NO_TIME, 0, event_us)) / SECOND_US
         median = float(np.median(ages_s)) if len(ages_s) else None
         limit = None if trained.age_s_p99 is None else trained.age_s_p99 + MATERIALIZED_EVERY_S
         requests = len(present)
@@ -67,11 +66,6 @@ def freshness(contract: ModelContract, tables: Sequence[pa.Table]) -> dict[str, 
             and (too_old or _absent_too_often(absent, trained.absent_share, requests)),
         )
     return answer
-
-
-def _or_zero(column: object) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    moments = microseconds(column)
-    return np.where(moments == NO_TIME, 0, moments)
 
 
 def _absent_too_often(share: float, reference: float, requests: int) -> bool:

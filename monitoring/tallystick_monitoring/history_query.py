@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
 
 from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_repo import Repo
@@ -27,10 +30,18 @@ def query_history(
     *,
     columns: Sequence[str] = (),
     clock: VisibilityClock | None = None,
+    requested: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Query a view's history with a DuckDB connection, again if its source changes meanwhile.
 
-    The clock is by default knowledge, or event for a view without created time.
+    Args:
+        repo: An applied repo.
+        use: The view.
+        ask: What queries.
+        columns: The features that are read.
+        clock: By default knowledge, or event for a view without created time.
+        requested: Columns of the table ``requested`` that the connection has, with a ``row``
+            number.
 
     Raises:
         DataError: The source is not as declared.
@@ -39,6 +50,10 @@ def query_history(
 
     def with_connection(history: History) -> Answer:
         with closing(connect(offline_config(repo))) as connection:
+            if requested is not None:
+                table = pa.table(dict(requested))
+                rows = pa.array(np.arange(table.num_rows))
+                connection.register("requested", table.append_column("row", rows))
             return ask(history, read, connection)
 
     return read_steadily(

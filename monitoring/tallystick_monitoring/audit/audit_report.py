@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -36,7 +37,7 @@ from tallystick_monitoring.audit.findings import (
     with_entities,
 )
 from tallystick_monitoring.audit.hourly_counts import age_buckets, age_of
-from tallystick_monitoring.audit.log_changes import day_of
+from tallystick_monitoring.audit.log_changes import counts_of_rows, day_of
 from tallystick_monitoring.log_columns import (
     NO_TIME,
     Int64s,
@@ -88,26 +89,21 @@ def report(
     ]
     damage = [*map(_damaged_file, torn), *_damaged_segments(repo)]
     lost = sum(file.rows * len(contract_of(file.contract).value_columns) for file in torn)
-    values, by_hour, by_feature = 0, dict[int, int](), dict[str, int]()
+    by_hour, by_feature = Counter[int](), Counter[str]()
     for (contract_hash, hour), count in rows.items():
         columns = contract_of(contract_hash).value_columns
-        values += count * len(columns)
-        by_hour[hour] = by_hour.get(hour, 0) + count * len(columns)
-        for name in columns:
-            by_feature[name] = by_feature.get(name, 0) + count
+        by_hour[hour] += count * len(columns)
+        by_feature.update(dict.fromkeys(columns, count))
+    values = by_hour.total()
     causes = _counts(findings, "cause")
     if lost:
         causes[Cause.LOG_DAMAGE] = lost
-    unequal_hours = dict(
-        zip(
-            *np.unique(hours_of_times(findings["request_time"]), return_counts=True),
-            strict=True,
-        )
-    )
+    unequal_hours = _counts(pa.table({"hour": hours_of_times(findings["request_time"])}), "hour")
     unequal = _counts(findings, "feature")
-    views: dict[str, dict[Cause, int]] = {}
-    for view in sorted(_counts(findings, "view")):
-        views[view] = _counts(_where(findings, "view", view), "cause")
+    views = {
+        view: _counts(_where(findings, "view", view), "cause")
+        for view in sorted(_counts(findings, "view"))
+    }
     whole = ParityReport(
         model=model,
         start=start,
@@ -124,7 +120,7 @@ def report(
         },
         hours={
             from_us(hour * HOUR_US).isoformat(): Parity(
-                values=count, unequal=int(unequal_hours.get(hour, 0))
+                values=count, unequal=unequal_hours.get(hour, 0)
             )
             for hour, count in sorted(by_hour.items())
         },
@@ -156,9 +152,7 @@ def _rows(
     damaged: dict[str, DamagedFile],
 ) -> dict[tuple[str, int], int]:
     """Contract and hour → requests in the span; the hours at its ends are looked into."""
-    table = _where(units, "kind", "rows")
-    columns = (table[name].to_pylist() for name in ("contract", "hour", "count"))
-    rows = {(contract, hour): count for contract, hour, count in zip(*columns, strict=True)}
+    rows = counts_of_rows(_where(units, "kind", "rows"))
     for edge in span:
         hour = edge // HOUR_US
         if edge % HOUR_US == 0 or all(each != hour for _, each in rows):
@@ -237,13 +231,10 @@ def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
         wrong = wrong[np.unique(requests[wrong], return_index=True)[1]]
         np.subtract.at(counts, wrong_ages[wrong], 1)
         if counts.sum() > 0:
-            median, high = (_quantile(counts, share) for share in (0.5, 0.99))
+            quantiles = np.searchsorted(np.cumsum(counts), np.array([0.5, 0.99]) * counts.sum())
+            median, high = (age_of(int(bucket)) for bucket in quantiles)
             answer[view] = Staleness(values=int(counts.sum()), age_s_p50=median, age_s_p99=high)
     return answer
-
-
-def _quantile(counts: Int64s, share: float) -> float:
-    return age_of(int(np.searchsorted(np.cumsum(counts), share * counts.sum())))
 
 
 def _effect(findings: pa.Table, contract_of: Callable[[str], ModelContract]) -> Effect:
@@ -272,7 +263,7 @@ def _numbers(column: pa.Array) -> Int64s:
 
 
 def _fields(units: pa.Table) -> list[FieldParity]:
-    both, differ = _sums(_where(units, "kind", "field")), _sums(_where(units, "kind", "unequal"))
+    both, differ = _sums(units, "field"), _sums(units, "unequal")
     return [
         FieldParity(
             field=name.partition("=")[0],
@@ -284,11 +275,10 @@ def _fields(units: pa.Table) -> list[FieldParity]:
     ]
 
 
-def _sums(units: pa.Table) -> dict[str, int]:
-    sums: dict[str, int] = {}
-    for name, count in zip(units["name"].to_pylist(), units["count"].to_pylist(), strict=True):
-        sums[name] = sums.get(name, 0) + count
-    return sums
+def _sums(units: pa.Table, kind: str) -> dict[str, int]:
+    """Name → count, of the counts of a kind."""
+    found = _where(units, "kind", kind).group_by("name").aggregate([("count", "sum")])
+    return dict(zip(found["name"].to_pylist(), found["count_sum"].to_pylist(), strict=True))
 
 
 def _exemplars(findings: pa.Table, cause: Cause) -> Iterator[Exemplar]:

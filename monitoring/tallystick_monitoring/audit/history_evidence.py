@@ -7,7 +7,7 @@ second of that time. It is the one with the value that was served, if any versio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from tallystick.offline_store.view_history import typed
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick_monitoring.audit.findings import evidence_of
 from tallystick_monitoring.audit.value_comparison import key_columns
-from tallystick_monitoring.history_query import Answer, query_history
+from tallystick_monitoring.history_query import query_history
 from tallystick_monitoring.log_columns import (
     NO_TIME,
     Bools,
@@ -71,7 +71,7 @@ def rows_in_history(
         )
 
     requested = {**keys, "event_us": event_us, "created_us": created_us}
-    answer = _answer(repo, use, (), requested, ask)
+    answer = query_history(repo, use, ask, requested=requested)
     first_us = answer["first_us"].fill_null(NO_TIME).to_numpy()
     found = np.asarray(answer["found"].to_numpy(), dtype=np.bool_)
     first_us = np.where(first_us > request_us, NO_TIME, first_us)
@@ -104,7 +104,7 @@ def with_identified_rows(repo: Repo, findings: pa.Table, use: ViewUse) -> pa.Tab
         _register_versions(connection, history, read, near)
         return nearest_versions(connection, history.keys, features=len(columns))
 
-    found = _answer(repo, use, columns, requested, ask)
+    found = query_history(repo, use, ask, columns=columns, requested=requested)
     identified = rows[found["row"].to_numpy()]
     event_us, created_us = e.served_event_us.copy(), e.served_created_us.copy()
     event_us[identified] = found["event_us"].to_numpy()
@@ -195,7 +195,7 @@ def rows_with_values(
         ).to_arrow_table()
         return found
 
-    found = _answer(repo, use, use.columns, requested, ask)
+    found = query_history(repo, use, ask, columns=use.columns, requested=requested)
     event_us = microseconds(log[f"view.{use.name}.event_time"]).copy()
     created_us = microseconds(log[f"view.{use.name}.created_time"])
     created_us = np.where(created_us == NO_TIME, event_us, created_us)
@@ -222,25 +222,3 @@ def _register_versions(connection: Any, history: History, read: ViewRead, condit
         logged = one_chunk(log_column(values[column.name], column.dtype))
         versions = versions.append_column(f"text_{index}", texts(logged))
     connection.register("versions", versions)
-
-
-def _answer(
-    repo: Repo,
-    use: ViewUse,
-    columns: Sequence[str],
-    requested: Mapping[str, Any],
-    ask: Callable[[History, ViewRead, Any], Answer],
-) -> Answer:
-    """Query one version of a view's source, beside the table ``requested`` with a ``row`` number.
-
-    Raises:
-        DataError: The source is not as declared.
-    """
-    table = pa.table(dict(requested))
-    table = table.append_column("row", pa.array(np.arange(table.num_rows)))
-
-    def with_requested(history: History, read: ViewRead, connection: Any) -> Answer:
-        connection.register("requested", table)
-        return ask(history, read, connection)
-
-    return query_history(repo, use, with_requested, columns=columns)

@@ -31,6 +31,7 @@ from tallystick.prediction_log.log_reader import LogPart
 from tallystick_monitoring.equality import same_bits
 from tallystick_monitoring.log_columns import (
     NO_TIME,
+    Bools,
     Int64s,
     hours_of_times,
     is_value,
@@ -56,39 +57,60 @@ def schema() -> pa.Schema:
     )
 
 
+def counts(
+    contract_hash: str,
+    hours: Any,
+    rows: Any,
+    *,
+    kind: str,
+    name: str = "",
+    buckets: Any = 0,
+    marks: Any = 0,
+) -> pa.Table:
+    """The counts of one thing, ``rows`` in each of some hours."""
+    none = np.zeros(len(hours), dtype=np.int64)
+    columns = {
+        "contract": pa.repeat(contract_hash, len(hours)),
+        "hour": hours,
+        "kind": pa.repeat(kind, len(hours)),
+        "name": pa.repeat(name, len(hours)),
+        "bucket": none + buckets,
+        "count": rows,
+        "mark": none + marks,
+    }
+    return pa.table(columns).cast(schema())
+
+
 def counted(part: LogPart) -> pa.Table:
     """Count a part of the log, but for its rows: ``rows``."""
     hours = hours_of_times(part.table["request_time"])
     tables = [schema().empty_table()]
-    for kind, name, buckets, rows in _things(part):
-        tables.append(_table(part.contract, hours[rows], kind=kind, name=name, buckets=buckets))
+    for kind, name, rows, buckets in _things(part):
+        # Hours since 1970 and buckets are small: one number tells both.
+        pairs, found = np.unique(hours[rows] * 65_536 + buckets, return_counts=True)
+        hash_, of_pairs = part.contract.contract_hash, pairs // 65_536
+        tables.append(counts(hash_, of_pairs, found, kind=kind, name=name, buckets=pairs % 65_536))
     return pa.concat_tables(tables)
 
 
-def _things(part: LogPart) -> Iterator[tuple[str, str, Int64s, Any]]:
-    """Kind, name, buckets and rows of what is counted."""
+def _things(part: LogPart) -> Iterator[tuple[str, str, Bools, Int64s | int]]:
+    """Kind, name, rows and their buckets of what is counted."""
     log = part.table
     request_us = microseconds(log["request_time"])
     for use in part.contract.views:
         event_us = microseconds(log[f"view.{use.name}.event_time"])
-        online = event_us != NO_TIME
-        served = np.flatnonzero(is_value(log[f"view.{use.name}.status"], Status.PRESENT) & online)
-        yield "age", use.name, age_buckets(request_us[served] - event_us[served]), served
+        write_us = microseconds(log[f"view.{use.name}.write_time"])
         present = is_value(log[f"view.{use.name}.status"], Status.PRESENT)
-        unstamped = np.flatnonzero(
-            (online | present) & (microseconds(log[f"view.{use.name}.write_time"]) == NO_TIME)
-        )
-        yield "unstamped", use.name, np.zeros(len(unstamped), dtype=np.int64), unstamped
+        served = present & (event_us != NO_TIME)
+        yield "age", use.name, served, age_buckets(request_us[served] - event_us[served])
+        unstamped = ((event_us != NO_TIME) | present) & (write_us == NO_TIME)
+        yield "unstamped", use.name, unstamped, 0
     for field, feature in request_features(part.contract):
         ours, theirs = one_chunk(log[f"request.{field}"]), one_chunk(log[f"feature.{feature}"])
         both = ~(ours.is_null().to_numpy(False) | theirs.is_null().to_numpy(False))
         same = same_bits(ours, theirs) if ours.type == theirs.type else _same_numbers(ours, theirs)
-        name = f"{field}={feature}"
-        for kind, rows in (
-            ("field", np.flatnonzero(both)),
-            ("unequal", np.flatnonzero(both & ~same)),
-        ):
-            yield kind, name, np.zeros(len(rows), dtype=np.int64), rows
+        yield "field", f"{field}={feature}", both, 0
+        yield "unequal", f"{field}={feature}", both & ~same, 0
 
 
 def request_features(contract: ModelContract) -> Iterator[tuple[str, str]]:
@@ -114,23 +136,3 @@ def age_buckets(ages_us: Int64s) -> Int64s:
 def age_of(bucket: float) -> float:
     """The age in seconds in the middle of a bucket."""
     return float(np.expm1((bucket + 0.5) * _WIDTH))
-
-
-def _table(
-    contract: ModelContract, hours: Int64s, *, kind: str, name: str, buckets: Int64s
-) -> pa.Table:
-    # Hours since 1970 and buckets are small: one number tells both.
-    pairs, counts = np.unique(hours * 65_536 + buckets, return_counts=True)
-    rows = len(pairs)
-    return pa.table(
-        [
-            pa.array([contract.contract_hash] * rows, pa.string()),
-            pa.array(pairs // 65_536),
-            pa.array([kind] * rows, pa.string()),
-            pa.array([name] * rows, pa.string()),
-            pa.array((pairs % 65_536).astype(np.int32)),
-            pa.array(counts.astype(np.int64)),
-            pa.array(np.zeros(rows, dtype=np.int64)),
-        ],
-        schema=schema(),
-    )

@@ -18,7 +18,7 @@ from tallystick.definitions.feature_repo import Repo
 from tallystick.offline_store.duckdb_connection import connect
 from tallystick.prediction_log.log_reader import DamagedFile, LogPart, day_versions, read_log
 from tallystick_monitoring.audit.audit_state import AuditState
-from tallystick_monitoring.audit.hourly_counts import schema
+from tallystick_monitoring.audit.hourly_counts import counts, schema
 from tallystick_monitoring.log_columns import Int64s, hours_of_times, is_value
 
 
@@ -95,9 +95,9 @@ def log_changes(
     known = state.units(days)
     known = known.filter(pa.array(is_value(known["kind"], "rows")))
     changed = _changed(rows, known, hours)
-    counts, hours_changed = counts_of_rows(rows), set(changed.tolist())
+    present, hours_changed = counts_of_rows(rows), set(changed.tolist())
     has_shrunk = any(
-        hour in hours_changed and counts.get((contract, hour), 0) < count
+        hour in hours_changed and present.get((contract, hour), 0) < count
         for (contract, hour), count in counts_of_rows(known).items()
     )
     return LogChanges(
@@ -151,21 +151,12 @@ def _rows(part: LogPart) -> pa.Table:
     )
     with closing(connect()) as connection:
         connection.register("ids", ids)
-        counted = connection.sql(
+        found = connection.sql(
             "SELECT hour, count(*) AS count, (sum(hash(id)) % 9223372036854775807)::BIGINT AS mark "
             "FROM ids GROUP BY hour ORDER BY hour"
         ).to_arrow_table()
-    rows = counted.num_rows
-    columns = {
-        "contract": pa.array([part.contract.contract_hash] * rows, pa.string()),
-        "hour": counted["hour"],
-        "kind": pa.array(["rows"] * rows, pa.string()),
-        "name": pa.array([""] * rows, pa.string()),
-        "bucket": pa.array(np.zeros(rows, dtype=np.int32)),
-        "count": counted["count"],
-        "mark": counted["mark"],
-    }
-    return pa.table(columns).cast(schema())
+    hash_, marks = part.contract.contract_hash, found["mark"].to_numpy()
+    return counts(hash_, found["hour"], found["count"], kind="rows", marks=marks)
 
 
 def _changed(now: pa.Table, known: pa.Table, hours: tuple[int, int]) -> Int64s:

@@ -31,8 +31,11 @@ from tallystick_monitoring.log_columns import (
 )
 
 _SIGHTED_TIMES: Final = ("status", "event_time", "created_time", "write_time")
-_RANK_SQL: Final = "(event_us::HUGEINT * 18446744073709551616 + created_us)"
-"""One number that orders rows by event and created time."""
+
+
+def _rank_sql(table: str) -> str:
+    """One number that orders rows by event and created time."""
+    return f"({table}.event_us::HUGEINT * 18446744073709551616 + {table}.created_us)"
 
 
 def sightings(
@@ -151,7 +154,11 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
             result[connection.sql(sql).to_arrow_table()["row"].to_numpy()] = True
             return result
 
-        newer, newer_second = which(_NEWER_SQL), which(_NEWER_SECOND_SQL)
+        newer = which(_newer_sql(_rank_sql("sighted"), _rank_sql("requested")))
+        # Some stores give times to the second, and tell no versions apart.
+        newer_second = which(
+            _newer_sql(f"event_us // {SECOND_US}", f"requested.logged_us // {SECOND_US}")
+        )
         flags = {
             "seen_online": which("SELECT row FROM requested SEMI JOIN sighted USING (number)"),
             "newer_served_before": np.where(e.unstamped, newer_second, newer),
@@ -166,27 +173,16 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
     )
 
 
-_NEWER_SQL: Final = f"""
-    SELECT requested.row FROM requested ASOF JOIN (
-      SELECT number, request_us,
-        max(max({_RANK_SQL})) OVER (PARTITION BY number ORDER BY request_us) AS newest
-      FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
-    ) AS running ON requested.number = running.number AND requested.request_us >= running.request_us
-    WHERE running.newest > {
-    _RANK_SQL.replace("event_us", "requested.event_us").replace(
-        "created_us", "requested.created_us"
-    )
-}"""
-
-
-_NEWER_SECOND_SQL: Final = f"""
-    SELECT requested.row FROM requested ASOF JOIN (
-      SELECT number, request_us,
-        max(max(event_us // {SECOND_US})) OVER (PARTITION BY number ORDER BY request_us) AS newest
-      FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
-    ) AS running ON requested.number = running.number AND requested.request_us >= running.request_us
-    WHERE running.newest > requested.logged_us // {SECOND_US}"""
-"""Where a store gives times to the second, and tells no versions apart."""
+def _newer_sql(seen: str, served: str) -> str:
+    """The requests before which a newer row of the key was served, by these ranks of rows."""
+    return f"""
+        SELECT requested.row FROM requested ASOF JOIN (
+          SELECT number, request_us,
+            max(max({seen})) OVER (PARTITION BY number ORDER BY request_us) AS newest
+          FROM sighted WHERE event_us IS NOT NULL GROUP BY number, request_us
+        ) AS running
+        ON requested.number = running.number AND requested.request_us >= running.request_us
+        WHERE running.newest > {served}"""
 
 
 _WRITTEN_SINCE_SQL: Final = """

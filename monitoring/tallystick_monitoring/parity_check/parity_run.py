@@ -1,10 +1,12 @@
-"""One parity check: apply, sample keys, materialize, serve, read three ways, compare."""
+"""``tally check --parity``: apply, sample keys, materialize, serve, read three ways, compare."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -12,11 +14,12 @@ import pyarrow as pa
 
 from tallystick.clock import EPOCH, from_us, process_clock, to_us
 from tallystick.definitions.contract import ViewUse
-from tallystick.definitions.feature_repo import Repo, apply
+from tallystick.definitions.feature_repo import Repo, apply, open_repo
 from tallystick.errors import DataError, DefinitionError, StateError, TallystickError
 from tallystick.materialization.materializer import Materializer
-from tallystick.settings import settings
-from tallystick_monitoring.log_columns import Bools
+from tallystick.progress import progress
+from tallystick.signals import ending_on_signals
+from tallystick.storage.atomic_files import write_text
 from tallystick_monitoring.parity_check import subject_answers
 from tallystick_monitoring.parity_check.answer_comparison import Comparison
 from tallystick_monitoring.parity_check.check_requests import Requests
@@ -27,7 +30,7 @@ from tallystick_monitoring.parity_check.key_sampling import (
     history_end,
     known_at,
 )
-from tallystick_monitoring.parity_check.parity_report import ParityCheck, SubjectReport
+from tallystick_monitoring.parity_check.parity_report import ParityCheck, SubjectReport, text
 from tallystick_monitoring.parity_check.scratch_repo import (
     ScratchRepo,
     foreign_code,
@@ -42,16 +45,47 @@ OnStep = Callable[[str], None]
 NOTHING: Final = "There is nothing to compare: "
 
 
-def run(repo: Repo, *, sample: int, at: datetime | None, seed: int, on_step: OnStep) -> ParityCheck:
-    """Check the parity of a repo; see :func:`tallystick_monitoring.parity_check.parity_command`."""
-    now_us = process_clock().now_us()
-    on_step("applying the definitions to a scratch registry")
-    with scratch_repo(repo) as scratch:
-        with foreign_code(f"Feast cannot apply {repo.path}", DefinitionError):
-            apply(scratch.repo)
-        return ParityRun(scratch, sample=sample, seed=seed, on_step=on_step).result(
-            at, now_us=now_us
-        )
+def check_parity(
+    path: Path,
+    *,
+    sample: int,
+    at: datetime | None,
+    seed: int,
+    json_path: Path | None,
+    fail_over: float,
+) -> tuple[str, bool]:
+    """Serve a repo from a scratch store, and compare offline, online and API.
+
+    Nothing of the repo is written: no registry, no online store, no state folder.
+
+    Returns:
+        The report as text, and whether no more than ``fail_over`` of the values differ and all
+        could be compared.
+
+    Raises:
+        InputError: There is no Feast repo at ``path``.
+        DefinitionError: The definitions cannot be used.
+        StateError: There is nothing to compare, or the server does not come up.
+        DataError: No view's history can be read.
+    """
+    with ending_on_signals() as end_if_signalled, _without_bytecode():
+        repo = open_repo(path)
+        with progress(lines=False) as bar:
+
+            def on_step(text: str) -> None:
+                end_if_signalled()
+                bar.step(text)
+
+            now_us = process_clock().now_us()
+            on_step("applying the definitions to a scratch registry")
+            with scratch_repo(repo) as scratch:
+                with foreign_code(f"Feast cannot apply {repo.path}", DefinitionError):
+                    apply(scratch.repo)
+                run = ParityRun(scratch, sample=sample, seed=seed, on_step=on_step)
+                check = run.result(at, now_us=now_us)
+    if json_path is not None:
+        write_text(json_path, check.model_dump_json(indent=1))
+    return text(check), check.passed(fail_over)
 
 
 class ParityRun:
@@ -79,8 +113,7 @@ class ParityRun:
         ends_of_views = self._history_ends(uses)
         at, reason = _moment(self._repo, at, now_us, uses, ends_of_views)
         self._scratch.clock.set(at)
-        keys = self._keys(uses, ends_of_views, at)
-        self._bring_online(list(keys), at)
+        keys = self._bring_online([uses[name] for name in ends_of_views], at)
         self._on_step("starting the server")
         with ScratchServer(self._scratch) as api:
             requests = Requests(self._repo, keys, at=at, count=self._sample, seed=self._seed)
@@ -118,28 +151,23 @@ class ParityRun:
             )
         return ends_of_views
 
-    def _keys(
-        self, uses: dict[str, ViewUse], ends_of_views: dict[str, HistoryEnd], at: datetime
-    ) -> dict[str, SampledKeys]:
-        keys = {}
-        for name in ends_of_views:
-            with self._unless_unreadable(name):
-                keys[name] = draw_keys(
-                    self._repo, uses[name], at_us=to_us(at), count=self._sample, seed=self._seed
-                )
-        return keys
-
-    def _bring_online(self, views: list[str], at: datetime) -> None:
-        """Fill the scratch store as the repo's own is filled."""
+    def _bring_online(self, uses: Iterable[ViewUse], at: datetime) -> dict[str, SampledKeys]:
+        """Fill the scratch store as the repo's own is filled; give the keys drawn of each view."""
         materializer = Materializer(self._repo) if self._scratch.is_packed else None
-        for name in views:
+        keys = {}
+        for use in uses:
+            name = use.name
             self._on_step(f"bringing view {name} online")
             with self._unless_unreadable(name):
+                keys[name] = draw_keys(
+                    self._repo, use, at_us=to_us(at), count=self._sample, seed=self._seed
+                )
                 if materializer is not None:
                     materializer.run(views=[name], until=at)
                 else:
                     with foreign_code(f"feast materialize fails for view {name}"):
                         self._repo.store.materialize(EPOCH, at, feature_views=[name])
+        return keys
 
     def _checked(self, subject: Subject, requests: Requests, api: ScratchServer) -> SubjectReport:
         """What is found of a subject."""
@@ -166,7 +194,14 @@ class ParityRun:
             )
         failures: list[str] = []
         entity_rows, offline = self._offline(subject, entity_rows, notes)
-        left_out = self._left_out(subject, entity_rows, notes)
+        left_out = np.zeros(entity_rows.num_rows, dtype=np.bool_)
+        if not self._scratch.is_packed:
+            left_out = subject_answers.not_yet_known(self._repo, subject.inputs, entity_rows)
+        if left_out.any():
+            notes.append(
+                f"left out are {int(left_out.sum())} requests with a row that was known only "
+                "later: Feast, which filled the store, does not ask when a row became known"
+            )
         online = served = None
         if entity_rows.num_rows and subject.bundle is None:
             with _noting(failures):
@@ -201,20 +236,6 @@ class ParityRun:
         found.values |= computed
         return entity_rows, found
 
-    def _left_out(self, subject: Subject, entity_rows: pa.Table, notes: list[str]) -> Bools:
-        if self._scratch.is_packed:
-            return np.zeros(entity_rows.num_rows, dtype=np.bool_)
-        later = np.array(
-            subject_answers.not_yet_known(self._repo, subject.inputs, entity_rows),
-            dtype=np.bool_,
-        )
-        if later.any():
-            notes.append(
-                f"left out are {int(later.sum())} requests with a row that was known only later: "
-                "Feast, which filled the store, does not ask when a row became known"
-            )
-        return later
-
     @contextmanager
     def _unless_unreadable(self, name: str) -> Iterator[None]:
         """Keep why a view cannot be read or written, and go on with the others."""
@@ -235,9 +256,7 @@ def _served(
         ]
         if reasons:
             raise DataError("; ".join(reasons))
-        return subject_answers.served_predictions(
-            api, subject, entity_rows, rows_max=settings().request_rows_max
-        )
+        return subject_answers.served_predictions(api, subject, entity_rows)
     uncarried = [
         f"{column.name} ({column.dtype})"
         for column in subject.inputs.request_columns
@@ -249,9 +268,18 @@ def _served(
             "only a model's route can"
         )
         return None
-    return subject_answers.served_features(
-        api, subject, entity_rows, rows_max=settings().request_rows_max
-    )
+    return subject_answers.served_features(api, subject, entity_rows)
+
+
+@contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Keep Python from writing compiled files beside the definitions."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 @contextmanager

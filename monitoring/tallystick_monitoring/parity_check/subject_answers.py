@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 
 from tallystick.clock import SECOND_US, from_us
@@ -21,6 +22,8 @@ from tallystick.online_store.value_codec import is_null, value_codec
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.retrieval.expected_values import view_clock
 from tallystick.retrieval.model_features import computed_values, stored_values
+from tallystick.settings import settings
+from tallystick_monitoring.log_columns import Bools, microseconds
 from tallystick_monitoring.parity_check.scratch_repo import foreign_code
 from tallystick_monitoring.parity_check.scratch_server import ScratchServer
 from tallystick_monitoring.parity_check.subjects import PREDICTION, Subject
@@ -73,22 +76,21 @@ def stored(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> tuple[pa.T
     return table, answers
 
 
-def not_yet_known(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> list[bool]:
+def not_yet_known(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> Bools:
     """Of which requests history has a row of that time which was known only later.
 
     Feast brings such a row online all the same: it does not ask when a row became known.
     """
-    later = [False] * entity_rows.num_rows
+    later = np.zeros(entity_rows.num_rows, dtype=np.bool_)
     for use in inputs.views:
         if view_clock(use) is not VisibilityClock.KNOWLEDGE:
             continue
-        times = [f"{use.name}__event_time", f"{use.name}__created_time"]
         known, happened = (
-            stored_values(repo, [use], entity_rows, clock=clock, with_times=True).select(times)
+            stored_values(repo, [use], entity_rows, clock=clock, with_times=True)
             for clock in (VisibilityClock.KNOWLEDGE, VisibilityClock.EVENT)
         )
-        pairs = zip(known.to_pylist(), happened.to_pylist(), strict=True)
-        later = [was or one != other for was, (one, other) in zip(later, pairs, strict=True)]
+        for name in (f"{use.name}__event_time", f"{use.name}__created_time"):
+            later |= microseconds(known[name]) != microseconds(happened[name])
     return later
 
 
@@ -151,9 +153,7 @@ def _add_protos(answers: Answers, subject: Subject, response: Any) -> None:
         answers.event_times.setdefault(view, []).extend(times_of_view)
 
 
-def served_features(
-    api: ScratchServer, subject: Subject, entity_rows: pa.Table, *, rows_max: int
-) -> Answers:
+def served_features(api: ScratchServer, subject: Subject, entity_rows: pa.Table) -> Answers:
     """What the API's feature route answers, the first requests one by one.
 
     Raises:
@@ -167,7 +167,7 @@ def served_features(
     dtypes, in_answer = subject.inputs.value_columns, subject.names
     answers = Answers()
     alone = entity_rows.num_rows if subject.needs_single_requests else ROWS_ALONE
-    for part in _parts(entity_rows, alone=alone, rows_max=min(rows_max, ROWS_TOGETHER)):
+    for part in _parts(entity_rows, alone=alone, rows_max=_rows_together()):
         entities = {
             name: [_to_json(value) for value in values] for name, values in _entities(part).items()
         }
@@ -185,14 +185,12 @@ def served_features(
     return answers
 
 
-def served_predictions(
-    api: ScratchServer, subject: Subject, entity_rows: pa.Table, *, rows_max: int
-) -> Answers:
+def served_predictions(api: ScratchServer, subject: Subject, entity_rows: pa.Table) -> Answers:
     """What a model sees and predicts; otherwise as :func:`served_features`."""
     dtypes = subject.inputs.value_columns
     answers = Answers(values={name: [] for name in (*dtypes, PREDICTION)})
     requests = entity_rows.drop_columns([REQUEST_TIME])
-    for part in _parts(requests, alone=ROWS_ALONE, rows_max=min(rows_max, ROWS_TOGETHER)):
+    for part in _parts(requests, alone=ROWS_ALONE, rows_max=_rows_together()):
         instances = [
             {name: _to_json(value) for name, value in row.items()} for row in part.to_pylist()
         ]
@@ -263,6 +261,10 @@ def _parts(entity_rows: pa.Table, *, alone: int, rows_max: int | None = None) ->
     size = rows_max or max(entity_rows.num_rows, 1)
     for start in range(alone, entity_rows.num_rows, size):
         yield entity_rows.slice(start, size)
+
+
+def _rows_together() -> int:
+    return min(settings().request_rows_max, ROWS_TOGETHER)
 
 
 def _refusal(status: int, content: Mapping[str, Any]) -> str:

@@ -167,7 +167,7 @@ def check(path: Path, /, *, parity: bool, **options: Any) -> None:
     --version N
     """
     if parity:
-        command = _area("tallystick_monitoring.parity_check.parity_command", "check_parity")
+        command = _area("tallystick_monitoring.parity_check.parity_run", "check_parity")
         _echo_result(command(path, **options))
         return
     _only_with_parity(options)
