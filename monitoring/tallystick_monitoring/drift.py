@@ -23,8 +23,8 @@ CONFIDENCE = 0.999
 def drift(contract: ModelContract, parts: Sequence[LogPart]) -> DriftReport | None:
     """Compare logged features and predictions with a contract's reference.
 
-    Features are taken from every part of the log that has them; predictions from the contract's own
-    part alone, since another model's may differ though nothing moved.
+    Features are taken from every part of the log that has them. Predictions are from the contract's
+    own part alone, since another model's may differ though nothing moved.
 
     Returns:
         None without any row, or without a prediction of this contract.
@@ -54,7 +54,7 @@ def feature_drift(column: pa.ChunkedArray, reference: FeatureReference) -> Featu
 
     The index is taken over the reference's bins and, as one more bin, null. Were nothing moved, it
     would be about chi-square with (bins - 1) degrees of freedom times (1/rows now + 1/rows then)
-    (Yurdakul and Naranjo, "Statistical properties of the population stability index", 2020); the
+    (Yurdakul and Naranjo, "Statistical properties of the population stability index", 2020). The
     limit is a quantile of that, but at least :data:`PSI_MIN`.
     """
     from scipy.stats import chi2
@@ -83,7 +83,7 @@ def _with_null(shares: Floats, null_share: float) -> Floats:
 
 
 def _psi(now: Floats, then: Floats, *, rows_now: int, rows_then: int) -> float:
-    """Population stability index; an empty bin counts as half a row."""
+    """Population stability index. An empty bin counts as half a row."""
     one = np.maximum(now, 0.5 / rows_now)
     other = np.maximum(then, 0.5 / rows_then)
     # A bin that is empty on both sides says nothing.

@@ -16,7 +16,7 @@ from tallystick_monitoring.log_columns import Bools
 def same_bits(served: pa.Array, expected: pa.Array) -> Bools:
     """Compare two Arrow columns of one type bit for bit.
 
-    Null equals null only. A NaN equals a NaN, whatever its payload; 0.0 and -0.0 differ.
+    Null equals null only. A NaN equals a NaN, whatever its payload. 0.0 and -0.0 differ.
 
     Returns:
         Whether the values are the same, of shape (rows,).
@@ -96,5 +96,5 @@ def _equal_numbers(served: float | None, expected: float | None) -> bool:
     with np.errstate(over="ignore"):
         if np.float32(served) == np.float32(expected):
             return True
-    # A cast to an integer cuts the fraction off; only a whole number can come of it.
+    # A cast to an integer cuts the fraction off, so only a whole number can come of it.
     return served == math.trunc(expected)

@@ -42,11 +42,11 @@ def watch(repo: Repo, model_name: str, *, at: datetime, window: timedelta) -> li
     Args:
         repo: An applied repo.
         model_name: Model to look at.
-        at: When the look is taken; requests before it are looked at.
+        at: When the look is taken. Requests before it are looked at.
         window: How far back.
 
     Returns:
-        The incidents that this look opened, extended or closed; they are saved.
+        The incidents that this look opened, extended or closed, as they were saved.
 
     Raises:
         StateError: The model has no champion.
@@ -126,7 +126,7 @@ def record_incidents(
 def incidents_between(
     state_dir: Path, model_name: str, *, start: datetime, end: datetime
 ) -> list[Incident]:
-    """The incidents of a model that touch [start, end), by begin; an open one has no end."""
+    """The incidents of a model that touch [start, end), by begin. An open one has no end."""
     found = load_records(state_dir, Incident, model=model_name)
     touching = [one for one in found if one.start < end and (one.is_open or one.end >= start)]
     return sorted(touching, key=lambda one: (one.start, one.incident_id))
@@ -169,7 +169,7 @@ def _opened(model: str, period: SkewPeriod, at: datetime) -> Incident:
 
 
 def _extended(incident: Incident, period: SkewPeriod, *, looked_from_us: int) -> Incident:
-    """The incident with what a later look saw of it; nothing is counted twice."""
+    """The incident with what a later look saw of it. Nothing is counted twice."""
     end_us = to_us(incident.end)
     last_us = int(period.affected_us[-1])
     if looked_from_us <= to_us(incident.start):
@@ -191,7 +191,7 @@ def _extended(incident: Incident, period: SkewPeriod, *, looked_from_us: int) ->
 
 
 def _both(one: AffectedKeys | None, other: AffectedKeys | None) -> AffectedKeys | None:
-    """The entities of both; None, which stands for all, if either is not known."""
+    """The entities of both, or None, which stands for all, if either is not known."""
     if one is None or other is None or one.names != other.names:
         return None
     keys = {*one.values, *other.values}

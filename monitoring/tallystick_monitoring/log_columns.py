@@ -54,7 +54,7 @@ def one_chunk(column: Any) -> pa.Array:
 
 
 def texts(column: pa.Array) -> pa.Array:
-    """Values as text; null stays null."""
+    """Values as text. Null stays null."""
     kind = column.type
     if pa.types.is_string(kind):
         return column

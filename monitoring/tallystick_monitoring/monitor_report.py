@@ -1,4 +1,4 @@
-"""The report on a model: parity, freshness, drift, performance and incidents; and its text."""
+"""The report on a model, and its text: parity, freshness, drift, performance and incidents."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def performance(repo: Repo, contract: ModelContract, *, at: datetime) -> Perform
     Args:
         repo: An applied repo.
         contract: The champion's.
-        at: When the look is taken; labels known later are not used, and of corrections the last
+        at: When the look is taken. Labels known later are not used, and of corrections the last
             known one counts.
 
     Raises:
@@ -123,8 +123,8 @@ def label_delays(
         matures_after_us: When labels count as mature, in microseconds.
 
     Returns:
-        Shares in ascending order of hours, the last one for ``matures_after``; none without
-        requests.
+        Shares in ascending order of hours, the last one for ``matures_after``. Without requests
+        there are none.
     """
     delays = [
         each.first_known_us - microseconds(part.table["request_time"])
@@ -155,7 +155,7 @@ def recalibration_gain(
             Zeger, "Longitudinal data analysis using generalized linear models", 1986).
 
     Returns:
-        Nats per request; None with fewer than :data:`LABELLED_MIN` rows, if the older half knows
+        Nats per request. None with fewer than :data:`LABELLED_MIN` rows, if the older half knows
         one outcome only, or if the newer half has one day only.
     """
     half = len(outcomes) // 2

@@ -42,7 +42,7 @@ AFFECTED_MIN = 5
 """Fewest requests that make a window affected."""
 
 KEYS_MAX = 1_000
-"""Entities that an incident lists; of more it has only the first and the last."""
+"""Entities that an incident lists. Of more it has only the first and the last."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Windows:
 
     Args:
         findings: What the audit found.
-        parts: The log of the same requests; there is at least one. Of it request times, and status
+        parts: The log of the same requests, at least one part. Of it request times, and status
             and times of the views are looked at.
         contract: What training saw, to recognize a stale view.
     """
@@ -117,7 +117,7 @@ class Windows:
                 )
 
     def _keys(self, view: str, cause: Cause, low: int, high: int) -> AffectedKeys | None:
-        """The entities that a view's wrong values in [low, high) were asked for."""
+        """The entities that a view's wrong values in [low, high) were requested for."""
         names = next(
             (use.request_keys for use in self._contract.views if use.name == view),
             tuple(key.name for key in self._contract.entity_keys),
@@ -241,7 +241,7 @@ def _written_us(table: pa.Table, view: str) -> Int64s:
 
 
 def affected_keys(names: tuple[str, ...], keys: Collection[tuple[Any, ...]]) -> AffectedKeys | None:
-    """Keys as an incident records them; None if there are none, or one that JSON cannot hold."""
+    """Keys as an incident records them. None if there are none, or one that JSON cannot hold."""
     if not keys or any(not isinstance(part, KeyValue | None) for key in keys for part in key):
         return None
     ordered = sorted(keys, key=lambda key: [(part is not None, part) for part in key])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -151,7 +152,7 @@ def _rows(
     *,
     damaged: dict[str, DamagedFile],
 ) -> dict[tuple[str, int], int]:
-    """Contract and hour → requests in the span; the hours at its ends are looked into."""
+    """Contract and hour → requests in the span. Of the hours at its ends the log is read."""
     rows = counts_of_rows(_where(units, "kind", "rows"))
     for edge in span:
         hour = edge // HOUR_US
@@ -184,7 +185,7 @@ def _damaged_file(file: DamagedFile) -> LogDamage:
 
 
 def _damaged_segments(repo: Repo) -> Iterator[LogDamage]:
-    """Records lost before they reached a file; their model and time are not known."""
+    """Records lost before they reached a file. Their model and time are not known."""
     ledger = ledger_of(repo.state_dir, PREDICTIONS)
     if ledger.damages:
         yield LogDamage(
@@ -217,7 +218,7 @@ def _staleness(units: pa.Table, findings: pa.Table) -> dict[str, Staleness]:
     """
     ages = _where(units, "kind", "age")
     requests = _numbers(request_names(findings))
-    # The logged time, as the counts have it; a row that was identified in history has another.
+    # The logged time, as the counts have it. A row that was identified in history has another.
     served_us = microseconds(findings["evidence.logged_event_time"])
     present = flag(findings, "served_present") & (served_us != NO_TIME)
     wrong_ages = age_buckets(microseconds(findings["request_time"]) - served_us)
@@ -285,7 +286,7 @@ def _exemplars(findings: pa.Table, cause: Cause) -> Iterator[Exemplar]:
     """The first of the cause, then the first of other features and entities, if there are any."""
     few = findings.take(_various(findings))
     evidence = evidence_of(few)
-    for place, row in enumerate(few.to_pylist()):
+    for index, row in enumerate(few.to_pylist()):
         yield Exemplar(
             prediction_id=row["prediction_id"],
             request_time=row["request_time"],
@@ -302,16 +303,15 @@ def _exemplars(findings: pa.Table, cause: Cause) -> Iterator[Exemplar]:
             served_write_time=row["served_write_time"],
             expected_event_time=row["expected_event_time"],
             expected_created_time=row["expected_created_time"],
-            evidence=finding_sentence(cause, evidence, place),
+            evidence=finding_sentence(cause, evidence, index),
             mend=cause.description.remedy.replace("VIEW", row["source_view"]),
         )
 
 
 def _various(findings: pa.Table) -> list[int]:
     firsts: dict[Any, int] = {}
-    for place, feature in enumerate(findings["feature"].slice(0, 10_000).to_pylist()):
-        firsts.setdefault(feature, place)
-    places = sorted(firsts.values())[:EXEMPLARS_MAX]
-    return (places + [at for at in range(findings.num_rows) if at not in places][:EXEMPLARS_MAX])[
-        :EXEMPLARS_MAX
-    ]
+    for index, feature in enumerate(findings["feature"].slice(0, 10_000).to_pylist()):
+        firsts.setdefault(feature, index)
+    chosen = sorted(firsts.values())[:EXEMPLARS_MAX]
+    others = (index for index in range(findings.num_rows) if index not in chosen)
+    return [*chosen, *islice(others, EXEMPLARS_MAX - len(chosen))]

@@ -96,7 +96,7 @@ class Audited:
 
     Attributes:
         report: The record.
-        findings: Every mismatch of the requests in the span; :mod:`.findings` has the columns.
+        findings: Every mismatch of the requests in the span, with the columns of :mod:`.findings`.
     """
 
     report: ParityReport
@@ -119,12 +119,12 @@ def audit(
     has changed since. The same log and history give the same findings, in one audit or in many.
 
     Args:
-        repo: An applied repo; its sources are the history.
+        repo: An applied repo, whose sources are the history.
         model: Model whose log is read.
         start: First request time, included.
         end: Last request time, excluded.
         clock: When a row of history counts as visible. Under the event clock, what was only known
-            later is expected too; under the served clock, what had been written online.
+            later is expected too. Under the served clock it is what had been written online.
         again: Whether to compare everything again.
         on_step: Called with the hours of the log that are done, and all that there are to do.
 
@@ -392,7 +392,7 @@ class AuditRun:
         return self._bundles[name]
 
     def _days(self, changes: LogChanges, *, everything: bool) -> dict[str, Day | None]:
-        """The days that have changed, with the findings explained; None for one without requests.
+        """The days that have changed, with the findings explained. A day without requests is None.
 
         Args:
             changes: What of the log is not known as it is.

@@ -8,8 +8,8 @@
                          /history/….parquet          what history held when it was compared
 
 An audit writes new files beside the old ones, then ``state.json``, then removes the old ones: one
-that is killed leaves the state as it was. All of it can be made again from log and history; a state
-that cannot be read, or that other rules made, is.
+that is killed leaves the state as it was. All of it can be made again from log and history. A state
+that cannot be read, or that other rules made, is made again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Day(BaseModel):
     """What is known of a day.
 
     Attributes:
-        version: Of the day's log when all of it was compared; None if only a part was.
+        version: Of the day's log when all of it was compared, or None if only a part was.
         units: File of what was compared.
         findings: Files of what was found.
         doubtful: Views with findings that a later request may show in another light.
@@ -62,7 +62,7 @@ class SourceHashes(BaseModel):
     Attributes:
         file: The file, in the columns of :func:`hash_schema`.
         rows: Number of its rows.
-        versions: Versions of the source files; hashes of other versions do not count any more.
+        versions: Versions of the source files. Hashes of other versions do not count any more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,7 +123,7 @@ class _Content(BaseModel):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a model's audits for the block; wait for another one to end.
+    """Lock a model's audits for the block, and wait for another one to end.
 
     Raises:
         StateError: It does not end.
@@ -160,7 +160,7 @@ class AuditState:
     """What is known of a model's log under one clock.
 
     Args:
-        folder: Its folder; lock it with :func:`locked`.
+        folder: Its folder, which :func:`locked` locks.
         is_new: Whether to ignore what earlier audits found.
     """
 
@@ -202,13 +202,13 @@ class AuditState:
 
     @property
     def seen(self) -> Seen | None:
-        """The log that evidence was taken from; None before the first audit."""
+        """The log that evidence was taken from, or None before the first audit."""
         return self._content.seen
 
     def units(self, days: Collection[str] | None = None) -> pa.Table:
-        """What was compared on these days; on all by default. See :mod:`.hourly_counts`."""
-        wanted = sorted(self.days) if days is None else sorted(set(days) & self.days.keys())
-        tables = [self._read(self.days[day].units) for day in wanted]
+        """What was compared on these days, by default on all. See :mod:`.hourly_counts`."""
+        found = sorted(self.days) if days is None else sorted(set(days) & self.days.keys())
+        tables = [self._read(self.days[day].units) for day in found]
         return pa.concat_tables([schema().empty_table(), *tables])
 
     def findings(self, days: Collection[str]) -> pa.Table:
@@ -232,7 +232,7 @@ class AuditState:
         findings: Sequence[pa.Table],
         doubtful: Iterable[str],
     ) -> Day | None:
-        """Write what is known of a day; :class:`Day` has the meaning. None without any count.
+        """Write what is known of a day, as :class:`Day` says. None without any count.
 
         Raises:
             DataError: It cannot be written.
@@ -264,10 +264,10 @@ class AuditState:
         history: Mapping[str, HistoryMark],
         seen: Seen,
     ) -> None:
-        """Replace what was known of these days and views; a day that is None is forgotten.
+        """Replace what was known of these days and views. A day that is None is dropped.
 
         Raises:
-            DataError: It cannot be written; what was known before stays.
+            DataError: It cannot be written. What was known before stays.
         """
         after = self._content.model_copy(
             update={

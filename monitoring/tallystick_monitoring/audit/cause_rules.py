@@ -17,7 +17,7 @@ from tallystick_monitoring.log_columns import NO_TIME, Bools, Int64s
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of mismatching values of one view; every column has shape (mismatches,).
+    """What is known of mismatching values of one view. Every column has shape (mismatches,).
 
     Times are microseconds since 1970, :data:`NO_TIME` where there is none. The created time of a
     row without one is its event time.

@@ -11,7 +11,7 @@
 ``expected_event_time``…          event and created time of the row that should have been
 ``prediction``                    as it was logged
 ``score_served``                  what the model says to the values as served
-``score_expected``                what it says to the expected ones; null without a model
+``score_expected``                what it says to the expected ones, null without a model
 ``entity.<key>``                  entity keys of the request
 ``evidence.<fact>``               what the cause was found by: :class:`Evidence` has the meaning
 ================================  ==================================================================
@@ -85,19 +85,19 @@ def together(tables: Iterable[pa.Table]) -> pa.Table:
 def joined(tables: Iterable[pa.Table]) -> pa.Table:
     """Findings of several contracts as one table, in no order.
 
-    An entity key that one contract lacks is null there; one of several types becomes text.
+    An entity key that one contract lacks is null there. One of several types becomes text.
     """
-    given = [table for table in tables if table.num_rows]
-    if not given:
+    full = [table for table in tables if table.num_rows]
+    if not full:
         return schema().empty_table()
     kinds: dict[str, set[Any]] = {}
-    for table in given:
+    for table in full:
         for field in table.schema:
             kinds.setdefault(field.name, set()).add(field.type)
     for name, found in kinds.items():
         if len(found) > 1:
-            given = [_as_text(table, name) for table in given]
-    return pa.concat_tables(given, promote_options="default")
+            full = [_as_text(table, name) for table in full]
+    return pa.concat_tables(full, promote_options="default")
 
 
 def request_names(table: pa.Table, contract: str | None = None) -> pa.Array:
@@ -154,7 +154,7 @@ def evidence_of(findings: pa.Table) -> Evidence:
 
 
 def flag(findings: pa.Table, name: str) -> Bools:
-    """A column of evidence; false where it does not apply."""
+    """A column of evidence, false where it does not apply."""
     column = findings[f"evidence.{name}"].fill_null(False)
     return np.asarray(column.to_numpy(), dtype=np.bool_)
 

@@ -76,7 +76,7 @@ def history_changes(
 
     Returns:
         The first hour of each bucket from which requests for its keys may have another answer
-        (:data:`NEVER` where nothing has changed; of shape (:data:`BUCKETS`,)), and what writes
+        (of shape (:data:`BUCKETS`,), :data:`NEVER` where nothing has changed), and what writes
         the new mark of the history, or None if the history is as it was.
 
     Raises:
@@ -105,17 +105,17 @@ def history_changes(
         each.model_copy(update={"versions": tuple(v for v in each.versions if v in stay)})
         for each in known
     ]
-    kept = [each for each in left if each.versions]
+    files = [each for each in left if each.versions]
     new = set(versions) - stay
     # Hashes are merged so that the state has few files, and each is written few times.
-    while kept and kept[-1].rows <= fresh.num_rows:
-        last = kept.pop()
+    while files and files[-1].rows <= fresh.num_rows:
+        last = files.pop()
         fresh = pa.concat_tables([fresh, state.hashes(last, set(last.versions))])
         new.update(last.versions)
 
     def write_mark() -> HistoryMark:
-        files = [*kept, state.write_hashes(name, new, fresh)] if new else kept
-        return HistoryMark(identity=identity, hashes=tuple(files))
+        added = [state.write_hashes(name, new, fresh)] if new else []
+        return HistoryMark(identity=identity, hashes=(*files, *added))
 
     return since, write_mark
 
@@ -176,7 +176,7 @@ def _hashed(
 
 
 def _versions(history: History, clock: VisibilityClock) -> list[str]:
-    """A text for each file of a history; the same text means the same rows.
+    """A text for each file of a history. The same text means the same rows.
 
     A journal has one for all its files.
     """

@@ -124,15 +124,15 @@ def with_identified_rows(repo: Repo, findings: pa.Table, use: ViewUse) -> pa.Tab
 def nearest_versions(connection: Any, keys: Sequence[str], *, features: int) -> pa.Table:
     """The version of a row that each value was served from.
 
-    It is a version within a second of the value's event time that has the value; else the one that
-    should have been served; else any. Of several it is the last that was visible at the request, or
+    It is a version within a second of the value's event time that has the value, else the one that
+    should have been served, else any. Of several it is the last that was visible at the request, or
     the first if none was. A row that was too old when it was served shows no value.
 
     Args:
         connection: Has the table ``requested``, with ``row``, the keys, ``event_us``,
             ``request_us``, ``expected_event_us``, ``expected_created_us``, ``present``, ``feature``
-            (an index) and ``text``; and the table ``versions``, with the keys, ``event_us``,
-            ``created_us``, and ``text_0…`` of the features.
+            (an index) and ``text``. It also has the table ``versions``, with the keys,
+            ``event_us``, ``created_us``, and ``text_0…`` of the features.
         keys: Names of the keys.
         features: How many features there are.
 
@@ -171,7 +171,7 @@ def rows_with_values(
     Returns:
         Event and created time for every row of the log: those in the log, and for rows ``among``
         those of the last version of the key that has all values served and an event before the
-        request; preferably of a version that was visible then; :data:`NO_TIME` if none has.
+        request, preferably of a version that was visible then. :data:`NO_TIME` if none has.
     """
     few = log.take(among)
     requested = {

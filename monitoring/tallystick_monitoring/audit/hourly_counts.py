@@ -5,7 +5,7 @@ One row per contract, hour and thing counted:
 ==============  ======================  ============  ==========================================
 ``kind``        ``name``                ``bucket``    ``count``
 ==============  ======================  ============  ==========================================
-``rows``                                              predictions; ``mark`` is a hash of their ids
+``rows``                                              predictions, ``mark`` is a hash of their ids
 ``age``         view                    age bucket    requests that were served a row of that age
 ``unstamped``   view                                  rows from a store that does not say when they
                                                       were written
@@ -128,7 +128,7 @@ def _same_numbers(ours: pa.Array, theirs: pa.Array) -> Any:
 
 
 def age_buckets(ages_us: Int64s) -> Int64s:
-    """Bucket of each age in microseconds; what is from the future counts as new."""
+    """Bucket of each age in microseconds. What is from the future counts as new."""
     seconds = np.maximum(ages_us, 0) / 1_000_000
     return np.floor(np.log1p(seconds) / _WIDTH).astype(np.int64)
 

@@ -116,7 +116,7 @@ def seen_in_log(findings: pa.Table, keys: pa.Table, seen: pa.Table) -> pa.Table:
     Args:
         findings: The findings.
         keys: Their keys, row by row, as :func:`key_columns` gives them.
-        seen: By :func:`sightings`, of the whole log; with the values of the features of those that
+        seen: By :func:`sightings`, of the whole log, with the values of the features of those that
             are :func:`is_doubtful`.
     """
     e = evidence_of(findings)
@@ -196,8 +196,8 @@ _WRITTEN_SINCE_SQL: Final = """
 def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
     """Whether another request was served the row of a finding with history's value."""
     result = np.zeros(findings.num_rows, dtype=np.bool_)
-    places = np.flatnonzero(among)
-    few = findings.select(["feature", "view", "expected"]).take(places)
+    positions = np.flatnonzero(among)
+    few = findings.select(["feature", "view", "expected"]).take(positions)
     columns = [
         feature.removeprefix(f"{view}__")
         for feature, view in zip(few["feature"].to_pylist(), few["view"].to_pylist(), strict=True)
@@ -205,27 +205,27 @@ def _served_rightly(connection: Any, findings: pa.Table, among: Bools) -> Bools:
     connection.register(
         "is_doubtful",
         pa.table(
-            {"row": places, "feature": pa.array(columns, pa.string()), "value": few["expected"]}
+            {"row": positions, "feature": pa.array(columns, pa.string()), "value": few["expected"]}
         ),
     )
     for column in sorted(set(columns)):
         of_row = "event_us, created_us"
         connection.execute(
-            "CREATE OR REPLACE TEMP TABLE wanted AS SELECT requested.row, requested.number, "
+            "CREATE OR REPLACE TEMP TABLE required AS SELECT requested.row, requested.number, "
             "requested.event_us, requested.created_us, is_doubtful.value FROM is_doubtful "
             "JOIN requested USING (row) WHERE is_doubtful.feature = ?",
             [column],
         )
         near = connection.sql(
             f'SELECT DISTINCT number, {of_row}, "value_{column}" AS value FROM sighted '
-            f'SEMI JOIN wanted USING (number, {of_row}) WHERE present AND "has_{column}"'
+            f'SEMI JOIN required USING (number, {of_row}) WHERE present AND "has_{column}"'
         ).to_arrow_table()
         near = near.set_column(3, "value", texts(one_chunk(near["value"])))
         connection.register("near", near)
         rows = connection.sql(
-            "SELECT wanted.row FROM wanted SEMI JOIN near ON wanted.number = near.number "
-            "AND wanted.event_us = near.event_us AND wanted.created_us = near.created_us "
-            "AND wanted.value IS NOT DISTINCT FROM near.value"
+            "SELECT required.row FROM required SEMI JOIN near ON required.number = near.number "
+            "AND required.event_us = near.event_us AND required.created_us = near.created_us "
+            "AND required.value IS NOT DISTINCT FROM near.value"
         ).to_arrow_table()
         result[rows["row"].to_numpy()] = True
     return result

@@ -44,18 +44,18 @@ def with_scores(findings: pa.Table, bundle: Bundle, found: ComparedPart) -> pa.T
 
 
 def _scores(bundle: Bundle, columns: dict[str, pa.ChunkedArray]) -> Floats:
-    given = feature_matrix(bundle.contract, columns)
+    matrix = feature_matrix(bundle.contract, columns)
     try:
-        return _answers(bundle.estimator, given)
+        return _answers(bundle.estimator, matrix)
     except Exception:  # noqa: BLE001 estimators are not ours, and many refuse what is missing
-        answers = np.full(len(given), np.nan)
-    whole = np.flatnonzero(~np.asarray(pd.isna(given)).any(axis=1))
-    if 0 < len(whole) < len(given):
-        some = given.iloc[whole] if isinstance(given, pd.DataFrame) else given[whole]
+        answers = np.full(len(matrix), np.nan)
+    whole = np.flatnonzero(~np.asarray(pd.isna(matrix)).any(axis=1))
+    if 0 < len(whole) < len(matrix):
+        some = matrix.iloc[whole] if isinstance(matrix, pd.DataFrame) else matrix[whole]
         with suppress(Exception):
             answers[whole] = _answers(bundle.estimator, some)
     return answers
 
 
-def _answers(estimator: Any, given: Any) -> Floats:
-    return np.asarray(estimator.predict_proba(given)[:, 1], dtype=np.float64)
+def _answers(estimator: Any, matrix: Any) -> Floats:
+    return np.asarray(estimator.predict_proba(matrix)[:, 1], dtype=np.float64)

@@ -38,7 +38,7 @@ def differing(repo: Repo, found: ComparedPart, use: ViewUse) -> pa.Table:
     """The values of a view that differ, with all evidence but that of other requests.
 
     Returns:
-        Findings without cause, by :func:`.findings.schema`; in no order.
+        Findings without cause, by :func:`.findings.schema`, in no order.
     """
     log = found.part.table
     wrong = found.wrong(use.name, use.columns)

@@ -55,7 +55,7 @@ class ComparedPart:
 def compared(
     repo: Repo, part: LogPart, transforms: Transforms | None, *, clock: VisibilityClock
 ) -> ComparedPart:
-    """Compare every value of a part of the log; the functions are those of its contract, if any.
+    """Compare every value of a part of the log. The functions are those of its contract, if any.
 
     Raises:
         DataError: A source is not as declared, or the clock asks for a time that it does not have.
@@ -76,7 +76,7 @@ def compared(
 
 
 def expected_times(expected: pa.Table, use: ViewUse) -> tuple[Int64s, Int64s]:
-    """Event and created time of the expected rows of a view; created is never absent with event."""
+    """Event and created time of the expected rows of a view. Each event has a created time."""
     event_us = microseconds(expected[f"{use.name}__event_time"])
     created_us = microseconds(expected[f"{use.name}__created_time"])
     return event_us, np.where(created_us == NO_TIME, event_us, created_us)

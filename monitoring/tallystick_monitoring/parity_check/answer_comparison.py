@@ -35,7 +35,7 @@ class _Difference:
 
 
 def same(one: Sequence[Any], other: Sequence[Any], dtype: str) -> Bools:
-    """Compare plain values in their declared type, bit for bit; of shape (values,).
+    """Compare plain values in their declared type, bit for bit. The result has shape (values,).
 
     A value that the type does not hold equals itself only.
     """
@@ -61,8 +61,8 @@ class Comparison:
         subject: What is compared.
         entity_rows: The requests.
         offline: What history says.
-        online: What the online store gives; None where it did not answer.
-        api: What the API gives; None where it did not answer.
+        online: What the online store gives, or None where it did not answer.
+        api: What the API gives, or None where it did not answer.
         left_out: Requests that are not compared, of shape (requests,).
     """
 

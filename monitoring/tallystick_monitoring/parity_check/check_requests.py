@@ -48,7 +48,7 @@ class Requests:
         """Requests for some inputs.
 
         Returns:
-            Entity keys, request fields and ``request_time``; one row per request.
+            Entity keys, request fields and ``request_time``, one row per request.
         """
         rng = np.random.default_rng([self.seed, *name.encode()])
         drawn = self._populated(inputs, rng) if populated else []
@@ -63,7 +63,7 @@ class Requests:
     def _combined(
         self, inputs: ModelInputs, populated: Sequence[Mapping[str, Any]], rng: Rng
     ) -> list[dict[str, Any]]:
-        """Requests of drawn keys; the keys of a view stay together where no other view has them."""
+        """Requests of drawn keys. The keys of a view stay together where no other view has them."""
         uses = sorted(inputs.views, key=lambda use: len(use.request_keys), reverse=True)
         drawn = [(use, self.keys[use.spec.name].rows) for use in uses if use.request_keys]
         lengths = [len(rows) for _, rows in drawn]
@@ -83,7 +83,7 @@ class Requests:
         return requests
 
     def _populated(self, inputs: ModelInputs, rng: Rng) -> list[dict[str, Any]]:
-        """Requests of the first model whose population has all that is asked for."""
+        """Requests of the first model whose population has all required columns."""
         columns = inputs.request_columns
         count = max(1, self.count // _POPULATION_SHARE)
         for _, model in sorted(self.repo.models.items()) if columns else ():
@@ -117,12 +117,12 @@ class Requests:
 
 
 def field_value(dtype: str, rng: Rng, at: datetime) -> Any:
-    """A value that a request field of a type may have; exact in float32 if it is a float.
+    """A value that a request field of a type may have. A float is exact in float32.
 
     Args:
         dtype: Feast value type.
         rng: What is drawn from.
-        at: Time of the request; times are within a day of it, to the second.
+        at: Time of the request. Times are within a day of it, to the second.
     """
     own = feature_type(dtype)
     if own.member is not None:
@@ -142,11 +142,11 @@ _FIELD_VALUES: Final[Mapping[Kind, Callable[[Rng, datetime], Any]]] = {
     ),
     Kind.BYTES: lambda rng, _: rng.bytes(8),
 }
-"""Kind → a value of it; of UUIDs as for keys."""
+"""Kind → a value of it. UUIDs are as for keys."""
 
 
 def _typed(rows: pa.Table, dtypes: Mapping[str, str]) -> pa.Table | None:
-    """The columns in these types, without rows that lack one; None if they have other types.
+    """The columns in these types, without rows that lack one. None if they have other types.
 
     Numbers that are not finite are left out as well: JSON has none.
     """

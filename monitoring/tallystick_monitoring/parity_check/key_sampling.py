@@ -23,7 +23,7 @@ EXPIRED: Final = "expired"
 LATER: Final = "later"
 UNKNOWN: Final = "unknown"
 KINDS: Final = (CURRENT, EXPIRED, LATER, UNKNOWN)
-"""A value within its ttl; older than that; known only afterwards; never in history."""
+"""A value within its ttl, older than that, known only afterwards, or never in history."""
 
 NEVER_US: Final = -(1 << 62)
 """Before everything."""
@@ -76,7 +76,7 @@ class KnownHistory(NamedTuple):
 
 
 def history_end(repo: Repo, use: ViewUse) -> HistoryEnd | None:
-    """Where a view's history ends; None if it has no rows.
+    """Where a view's history ends, or None if it has no rows.
 
     Raises:
         DataError: The source cannot be read as declared, or lacks a feature.
@@ -147,7 +147,7 @@ def draw_keys(repo: Repo, use: ViewUse, *, at_us: int, count: int, seed: int) ->
 
 
 def made_up(dtype: str, rng: Rng) -> Any:
-    """A value of a type that history hardly has; None for a type without one."""
+    """A value of a type that history hardly has, or None for a type without one."""
     make = _MADE_UP.get(dtype)
     return None if make is None else make(rng)
 

@@ -22,8 +22,8 @@ class Example(Frozen):
         value: ``view__feature``, or ``prediction``.
         keys: Entity keys and request fields of the request.
         offline: What history says.
-        online: What the online store gives through Feast; None where it was not compared.
-        api: What the API answers; None where it was not compared.
+        online: What the online store gives through Feast, or None where it was not compared.
+        api: What the API answers, or None where it was not compared.
         hint: What that means, in one sentence.
     """
 

@@ -136,7 +136,7 @@ class ParityRun:
         )
 
     def _history_ends(self, uses: dict[str, ViewUse]) -> dict[str, HistoryEnd]:
-        """Where each view's history ends; of those that can be read and have rows."""
+        """Where the history of each view ends that can be read and has rows."""
         ends_of_views = {}
         for name, use in uses.items():
             with self._unless_unreadable(name):
@@ -152,7 +152,7 @@ class ParityRun:
         return ends_of_views
 
     def _bring_online(self, uses: Iterable[ViewUse], at: datetime) -> dict[str, SampledKeys]:
-        """Fill the scratch store as the repo's own is filled; give the keys drawn of each view."""
+        """Fill the scratch store as the repo's own is filled, and give the keys drawn by view."""
         materializer = Materializer(self._repo) if self._scratch.is_packed else None
         keys = {}
         for use in uses:
@@ -300,7 +300,7 @@ def _moment(
 ) -> tuple[datetime, str]:
     """The time as of which everything is read.
 
-    By default now; if nothing that can expire is alive any more, a moment near the end of some
+    By default now. If nothing that can expire is alive any more, a moment near the end of some
     view's history: the one with the most views alive, and then with the fewest views of which
     something had happened that was not known yet.
     """

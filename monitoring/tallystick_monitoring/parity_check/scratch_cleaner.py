@@ -1,7 +1,7 @@
 """Process that removes the scratch folder of a parity check after its last user has ended.
 
 The check holds the lock of the folder, and so does its server. A cleaner, a process of its own,
-waits until the check is gone; then for the lock; then it stops the folder's Redis and removes all
+waits until the check is gone, then for the lock. Then it stops the folder's Redis and removes all
 of it. If the cleaner is killed as well, the next check does that.
 """
 
@@ -64,7 +64,7 @@ def remove(folder: Path, *, wait_s: float = 0.0) -> bool:
 
 
 def remove_abandoned() -> None:
-    """Remove what killed checks and their killed cleaners left; other users' folders stay."""
+    """Remove what killed checks and their killed cleaners left. Other users' folders stay."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError, TallystickError):
             if folder.stat().st_uid == os.getuid():
@@ -83,7 +83,7 @@ def _remove_all(folder: Path) -> None:
 
 
 def main() -> None:
-    """Wait until standard input ends, as it does with the check; then remove the folder."""
+    """Wait until standard input ends, as it does with the check, then remove the folder."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     while os.read(sys.stdin.fileno(), 1024):

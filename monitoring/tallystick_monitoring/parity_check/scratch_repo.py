@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 OURS: Final = "tallystick.online_store.RedisOnlineStore"
 _COPIED: Final = ("project", "offline_store", "entity_key_serialization_version", "flags")
-"""Parts of feature_store.yaml that are copied; others would reach out of the scratch folder."""
+"""Parts of feature_store.yaml that are copied. Others would reach out of the scratch folder."""
 _SERVER_TIMEOUT_S: Final = 30
 _CLEANER_S: Final = 90.0
 
@@ -45,7 +45,7 @@ class ScratchRepo:
 
     Attributes:
         folder: Where these are.
-        lock: Descriptor of the lock that keeps the folder; whoever uses the folder inherits it.
+        lock: Descriptor of the folder's lock, which every process that uses the folder inherits.
         repo: The repo's definitions and history, with these stores.
         served: Folder of the ``feature_store.yaml`` that a server is to be started on.
         store: Type of the online store.
@@ -116,7 +116,7 @@ def foreign_code(what: str, error: type[TallystickError] = DataError) -> Iterato
     """Run code that may be anybody's, a store or a function, and discard what it prints.
 
     Raises:
-        TallystickError: It fails; of the type ``error`` unless it is one already.
+        TallystickError: It fails. The type is ``error`` unless it is one already.
     """
     silent = StringIO()
     with redirect_stdout(silent), redirect_stderr(silent), warnings.catch_warnings():
@@ -193,7 +193,7 @@ def _write_settings(repo: Repo, folder: Path, online: dict[str, Any]) -> Path:
 
 
 def _copy_champions(state: Path, scratch_state: Path) -> None:
-    """Copy all champions; the server finds out whether they can be loaded."""
+    """Copy all champions. The server finds out whether they can be loaded."""
     for model in champions(state):
         source, target = models_dir(state) / model, models_dir(scratch_state) / model
         target.mkdir(parents=True)

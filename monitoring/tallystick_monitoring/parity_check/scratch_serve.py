@@ -1,7 +1,7 @@
 """``tally serve`` for a parity check: it ends with the check, however that ends.
 
-The first argument is the folder of the repo, from which a store of the repo's own may be imported;
-the others are those of ``tally``.
+The first argument is the folder of the repo, from which a store of the repo's own may be imported.
+The others are those of ``tally``.
 """
 
 from __future__ import annotations

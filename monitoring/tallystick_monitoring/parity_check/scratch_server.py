@@ -30,7 +30,7 @@ class ScratchServer:
         scratch: What is served.
 
     Raises:
-        StateError: The server does not come up, or not in time; the error has its last words.
+        StateError: The server does not come up, or not in time. The error has the end of its log.
     """
 
     def __init__(self, scratch: ScratchRepo) -> None:
@@ -64,7 +64,7 @@ class ScratchServer:
         """Stop it."""
         if self._connection is not None:
             self._connection.close()
-        with suppress(UnavailableError):  # it was killed; the comparison is complete all the same
+        with suppress(UnavailableError):  # it was killed, but the comparison is complete
             self._server.stop()
 
     def reasons_not_ready(self) -> list[str]:

@@ -29,7 +29,7 @@ from tallystick_monitoring.parity_check.scratch_server import ScratchServer
 from tallystick_monitoring.parity_check.subjects import PREDICTION, Subject
 
 ROWS_ALONE: Final = 20
-"""Requests that are sent to the API one by one; the others follow in batches."""
+"""Requests that are sent to the API one by one. The others follow in batches."""
 ROWS_TOGETHER: Final = 100
 NO_KEY: Final = "any_request"
 """Column that is sent where a view has no entity, as Feast counts requests by their columns."""
@@ -44,8 +44,8 @@ class Answers:
 
     Attributes:
         values: ``view__feature``, and :data:`.subjects.PREDICTION` of a model → one plain value per
-            request; None for null.
-        event_times: View → event time of the row in each request; None where it is not known.
+            request, None for null.
+        event_times: View → event time of the row in each request, None where it is not known.
         statuses: View → status in each request, of what history says.
     """
 
@@ -58,7 +58,7 @@ def stored(repo: Repo, inputs: ModelInputs, entity_rows: pa.Table) -> tuple[pa.T
     """What history says of the stored features, each view under the clock that it has.
 
     Returns:
-        The entity rows with the stored features, for the on-demand functions; and these features.
+        The entity rows with the stored features, for the on-demand functions, and these features.
 
     Raises:
         DataError: A source cannot be read as declared.
@@ -186,7 +186,7 @@ def served_features(api: ScratchServer, subject: Subject, entity_rows: pa.Table)
 
 
 def served_predictions(api: ScratchServer, subject: Subject, entity_rows: pa.Table) -> Answers:
-    """What a model sees and predicts; otherwise as :func:`served_features`."""
+    """What a model sees and predicts. Otherwise as :func:`served_features`."""
     dtypes = subject.inputs.value_columns
     answers = Answers(values={name: [] for name in (*dtypes, PREDICTION)})
     requests = entity_rows.drop_columns([REQUEST_TIME])
@@ -219,7 +219,7 @@ def failing_rows(subject: Subject, table: pa.Table) -> tuple[list[bool], str]:
 
 
 def unanswered(subject: Subject) -> tuple[str, ...]:
-    """What Feast leaves out: python-mode on-demand features that have to be asked by full name."""
+    """What Feast leaves out: python-mode on-demand features that must be requested by full name."""
     if not subject.by_full_names:
         return ()
     return tuple(
@@ -254,7 +254,7 @@ def _entities(entity_rows: pa.Table) -> dict[str, list[Any]]:
 
 
 def _parts(entity_rows: pa.Table, *, alone: int, rows_max: int | None = None) -> Iterator[pa.Table]:
-    """The first requests one by one, then batches of at most ``rows_max``; None for one batch."""
+    """The first requests one by one, then batches of at most ``rows_max``, or one batch if None."""
     alone = min(alone, entity_rows.num_rows)
     for row in range(alone):
         yield entity_rows.slice(row, 1)
@@ -274,7 +274,7 @@ def _refusal(status: int, content: Mapping[str, Any]) -> str:
 
 
 def _from_proto(value: Any, dtype: str) -> Any:
-    """What Feast answered, in Python; a value of another type is read as that type."""
+    """What Feast answered, in Python. A value of another type is read as that type."""
     if is_null(value):
         return None
     codec = value_codec(dtype)
@@ -301,7 +301,7 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(value: Any, dtype: str) -> Any:
-    """A value of the API in the declared type; as it is where it is not of that type."""
+    """A value of the API in the declared type, or as it is where it is not of that type."""
     own = feature_type(dtype)
     if value is None or own.is_document:
         return _comparable(value, dtype)
@@ -325,4 +325,4 @@ _READ: Final[Mapping[Kind, Callable[[Any], Any]]] = {
     Kind.TIME: _time,
     Kind.BYTES: base64.b64decode,
 }
-"""Kind → how a value of it is taken from JSON; others are in JSON what they are."""
+"""Kind → how a value of it is taken from JSON. Others are in JSON what they are."""

@@ -32,7 +32,7 @@ class Subject:
         name: Its name.
         inputs: Keys and request fields that it takes, stored features that are read, functions.
         transforms: The on-demand functions as they are.
-        features: The features as Feast takes them, ``view:feature``; none of a feature service.
+        features: The features as Feast takes them, ``view:feature``. A feature service has none.
         compared: Names of the values to compare, ``view__feature``.
         bundle: The champion of a model.
     """
