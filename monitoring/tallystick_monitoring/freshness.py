@@ -7,6 +7,7 @@ from math import sqrt
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ModelContract
@@ -42,11 +43,15 @@ def freshness(contract: ModelContract, tables: Sequence[pa.Table]) -> dict[str, 
     answer = {}
     for view, trained in contract.reference.views.items():
         status, event = f"view.{view}.status", f"view.{view}.event_time"
-        having = [table for table in tables if status in table.column_names and table.num_rows]
+        columns = ["request_time", status, event]
+        having = [table.select(columns) for table in tables if status in table.column_names]
         if not having:
             continue
-        columns = ["request_time", status, event]
-        table = pa.concat_tables([table.select(columns) for table in having])
+        table = pa.concat_tables(having)
+        # Requests under a contract without the view have no status of it.
+        table = table.filter(pc.is_valid(table[status]))
+        if not table.num_rows:
+            continue
         present = is_value(table[status], Status.PRESENT)
         event_us = microseconds(table[event])[present]
         request_us = microseconds(table["request_time"])[present]

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallystick.clock import SECOND_US
 from tallystick.definitions.contract import ModelContract
@@ -86,12 +87,11 @@ class Windows:
         self, findings: pa.Table, parts: Sequence[LogPart], contract: ModelContract
     ) -> None:
         self._findings = findings
-        self._parts = parts
         self._contract = contract
         self._affected = _affected(findings)
-        self.request_us = np.sort(
-            np.concatenate([microseconds(part.table["request_time"]) for part in parts])
-        )
+        tables = [part.table.select(windowed_columns(part.contract)) for part in parts]
+        self._log = pa.concat_tables(tables, promote_options="default").sort_by("request_time")
+        self.request_us = microseconds(self._log["request_time"])
         self.edges = _edges(self.request_us)
         self._total = np.histogram(self.request_us, bins=self.edges)[0]
 
@@ -154,15 +154,11 @@ class Windows:
 
         Where the online store does not say when it was, its row's event time stands for it.
         """
-        tables = [
-            part.table
-            for part in self._parts
-            if f"view.{view}.write_time" in part.table.schema.names
-        ]
-        request_us = np.concatenate([microseconds(table["request_time"]) for table in tables])
-        write_us = np.concatenate([_written_us(table, view) for table in tables])
-        order = np.argsort(request_us, kind="stable")
-        return request_us[order], np.maximum.accumulate(write_us[order])
+        log = self._log.filter(pc.is_valid(self._log[f"view.{view}.status"]))
+        write_us = microseconds(log[f"view.{view}.write_time"])
+        event_us = microseconds(log[f"view.{view}.event_time"])
+        written_us = np.where(write_us == NO_TIME, event_us, write_us)
+        return microseconds(log["request_time"]), np.maximum.accumulate(written_us)
 
     def is_over(self, view: str, cause: Cause, *, end_us: int) -> bool:
         """Whether a period with its last wrong request at ``end_us`` was seen to have ended.
@@ -190,13 +186,10 @@ class Windows:
         """View → whether it was stale in each window."""
         count = len(self.edges) - 1
         stale = {view: np.zeros(count, dtype=np.bool_) for view in self._contract.reference.views}
-        times = [microseconds(part.table["request_time"]) for part in self._parts]
         for index in range(count):
-            tables = []
-            for part, moments in zip(self._parts, times, strict=True):
-                begin, end = np.searchsorted(moments, self.edges[index : index + 2])
-                tables.append(part.table.slice(int(begin), int(end - begin)))
-            for view, found in freshness(self._contract, tables).items():
+            begin, end = np.searchsorted(self.request_us, self.edges[index : index + 2])
+            log = self._log.slice(int(begin), int(end - begin))
+            for view, found in freshness(self._contract, [log]).items():
                 stale[view][index] = found.stale
         return stale
 
@@ -229,15 +222,6 @@ def windowed_columns(contract: ModelContract) -> list[str]:
             for name in ("status", "event_time", "write_time")
         ),
     ]
-
-
-def _written_us(table: pa.Table, view: str) -> Int64s:
-    """When the rows of a view in the log had been written online at the earliest.
-
-    Where the online store does not say, that is the row's event time.
-    """
-    write_us = microseconds(table[f"view.{view}.write_time"])
-    return np.where(write_us == NO_TIME, microseconds(table[f"view.{view}.event_time"]), write_us)
 
 
 def affected_keys(names: tuple[str, ...], keys: Collection[tuple[Any, ...]]) -> AffectedKeys | None:

@@ -292,7 +292,9 @@ class AuditRun:
         unstamped = set(zip(few["contract"].to_pylist(), few["name"].to_pylist(), strict=True))
         uses: dict[str, list[ViewUse]] = {}
         by_event = set()
-        for contract_hash in sorted({*self._units["contract"].to_pylist(), *changes.contracts}):
+        for contract_hash in sorted(
+            {*self._units["contract"].unique().to_pylist(), *changes.contracts}
+        ):
             for use in self.contract_of(contract_hash).views:
                 uses.setdefault(use.spec.definition_hash, []).append(use)
                 if (contract_hash, use.name) in unstamped:

@@ -53,7 +53,7 @@ def sightings(
     tables = []
     for part in parts:
         for use in part.contract.views:
-            if not has_same_keys(use, spec):
+            if (use.spec.name, use.spec.join_keys) != (spec.name, spec.join_keys):
                 continue
             name, log = f"view.{use.name}", part.table
             event = log[f"{name}.event_time"].cast(pa.int64())
@@ -84,11 +84,6 @@ def sightings(
                 )
             )
     return pa.concat_tables(tables) if tables else None
-
-
-def has_same_keys(use: ViewUse, spec: ViewSpec) -> bool:
-    """Whether a contract's use of a view says something about the view's rows."""
-    return (use.spec.name, use.spec.join_keys) == (spec.name, spec.join_keys)
 
 
 def sighting_columns(use: ViewUse, *, columns: Sequence[str] = ()) -> list[str]:

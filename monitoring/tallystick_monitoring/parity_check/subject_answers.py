@@ -205,17 +205,16 @@ def served_predictions(api: ScratchServer, subject: Subject, entity_rows: pa.Tab
     return answers
 
 
-def failing_rows(subject: Subject, table: pa.Table) -> tuple[list[bool], str]:
-    """Which requests make a function or the model fail, and the last error."""
-    failing, reason = [], ""
+def passing_rows(subject: Subject, table: pa.Table) -> tuple[list[int], str]:
+    """The requests for which the functions and the model do not fail, and the last error."""
+    passing, reason = [], ""
     for row in range(table.num_rows):
         try:
             computed(subject, table.slice(row, 1))
-            failing.append(False)
+            passing.append(row)
         except DefinitionError as error:
-            failing.append(True)
             reason = str(error)
-    return failing, reason
+    return passing, reason
 
 
 def unanswered(subject: Subject) -> tuple[str, ...]:
