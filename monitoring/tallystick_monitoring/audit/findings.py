@@ -26,7 +26,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,7 +35,7 @@ from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError
 from tallystick.storage.atomic_files import replacing
 from tallystick_monitoring.audit.cause_rules import Evidence
-from tallystick_monitoring.log_columns import Bools, Int64s, microseconds
+from tallystick_monitoring.log_columns import Bools, Int64s, is_true, microseconds
 
 ORDER: Final = (
     ("request_time", "ascending"),
@@ -155,8 +154,7 @@ def evidence_of(findings: pa.Table) -> Evidence:
 
 def flag(findings: pa.Table, name: str) -> Bools:
     """A column of evidence, false where it does not apply."""
-    column = findings[f"evidence.{name}"].fill_null(False)
-    return np.asarray(column.to_numpy(), dtype=np.bool_)
+    return is_true(findings[f"evidence.{name}"])
 
 
 def write_findings(path: Path, findings: pa.Table) -> None:

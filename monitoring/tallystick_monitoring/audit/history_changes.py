@@ -100,7 +100,7 @@ def history_changes(
         since = _from(ALWAYS)
     else:
         gone = [state.hashes(each, set(each.versions) - stay) for each in known]
-        since = _since([fresh], gone, covered, by_event=by_event)
+        since = _since(fresh, gone, covered, by_event=by_event)
     left = [
         each.model_copy(update={"versions": tuple(v for v in each.versions if v in stay)})
         for each in known
@@ -199,15 +199,12 @@ def _bucket_sql(keys: Iterable[str]) -> str:
     return f"(hash({', '.join(keys)}) % {BUCKETS})::INTEGER"
 
 
-def _since(
-    now: Sequence[pa.Table], before: Sequence[pa.Table], covered: int, *, by_event: bool
-) -> Int64s:
+def _since(now: pa.Table, before: Sequence[pa.Table], covered: int, *, by_event: bool) -> Int64s:
     """The first hour before ``covered`` in which the rows of each bucket are others."""
     hour = "least(hour, event_hour)" if by_event else "hour"
-    empty = hash_schema().empty_table()
     with closing(connect()) as connection:
-        connection.register("now", pa.concat_tables([empty, *now]))
-        connection.register("before", pa.concat_tables([empty, *before]))
+        connection.register("now", now)
+        connection.register("before", pa.concat_tables([hash_schema().empty_table(), *before]))
         changed = connection.sql(
             f"SELECT bucket, min({hour}) AS hour FROM (SELECT bucket, hour, event_hour FROM ("
             "SELECT *, 1 AS sign FROM now UNION ALL SELECT *, -1 AS sign FROM before) "

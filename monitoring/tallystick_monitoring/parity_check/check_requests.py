@@ -92,7 +92,7 @@ class Requests:
             except DataError:
                 continue  # another one may have what this one lacks
             rows = _typed(rows, {column.name: column.dtype for column in columns})
-            if rows is not None and rows.num_rows:
+            if rows.num_rows:
                 rows_drawn = rng.choice(
                     rows.num_rows, size=min(count, rows.num_rows), replace=False
                 )
@@ -145,8 +145,8 @@ _FIELD_VALUES: Final[Mapping[Kind, Callable[[Rng, datetime], Any]]] = {
 """Kind → a value of it. UUIDs are as for keys."""
 
 
-def _typed(rows: pa.Table, dtypes: Mapping[str, str]) -> pa.Table | None:
-    """The columns in these types, without rows that lack one. None if they have other types.
+def _typed(rows: pa.Table, dtypes: Mapping[str, str]) -> pa.Table:
+    """The columns in these types, without rows that lack one. No rows if they have other types.
 
     Numbers that are not finite are left out as well: JSON has none.
     """
@@ -155,7 +155,7 @@ def _typed(rows: pa.Table, dtypes: Mapping[str, str]) -> pa.Table | None:
             {name: rows[name].cast(arrow_type(dtype)) for name, dtype in dtypes.items()}
         ).drop_null()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return None
+        return pa.table({})
     for name in typed.column_names:
         if pa.types.is_floating(typed.schema.field(name).type):
             typed = typed.filter(pc.is_finite(typed[name]))
