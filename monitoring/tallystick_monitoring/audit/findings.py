@@ -35,7 +35,7 @@ from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DataError
 from tallystick.storage.atomic_files import replacing
 from tallystick_monitoring.audit.cause_rules import Evidence
-from tallystick_monitoring.log_columns import Bools, Int64s, is_true, microseconds
+from tallystick_monitoring.log_columns import Bools, Int64s, is_true, microseconds, one_chunk
 
 ORDER: Final = (
     ("request_time", "ascending"),
@@ -106,8 +106,7 @@ def request_names(table: pa.Table, contract: str | None = None) -> pa.Array:
     """
     times = table["request_time"].cast(pa.int64()).cast(pa.string())
     owner = table["contract"] if contract is None else contract
-    names = pc.binary_join_element_wise(times, owner, table["prediction_id"], " ").combine_chunks()
-    return names if isinstance(names, pa.Array) else pa.array([], pa.string())
+    return one_chunk(pc.binary_join_element_wise(times, owner, table["prediction_id"], " "))
 
 
 def with_entities(findings: pa.Table, contracts: Sequence[ModelContract]) -> pa.Table:

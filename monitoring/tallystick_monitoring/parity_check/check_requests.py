@@ -140,9 +140,8 @@ _FIELD_VALUES: Final[Mapping[Kind, Callable[[Rng, datetime], Any]]] = {
     Kind.TIME: lambda rng, at: from_us(
         (to_us(at) // SECOND_US + int(rng.integers(0, 86_400))) * SECOND_US
     ),
-    Kind.BYTES: lambda rng, _: rng.bytes(8),
 }
-"""Kind → a value of it. UUIDs are as for keys."""
+"""Kind → a value of it. UUIDs and bytes are as for keys."""
 
 
 def _typed(rows: pa.Table, dtypes: Mapping[str, str]) -> pa.Table:

@@ -47,7 +47,7 @@ class ScratchRepo:
         folder: Where these are.
         lock: Descriptor of the folder's lock, which every process that uses the folder inherits.
         repo: The repo's definitions and history, with these stores.
-        served: Folder of the ``feature_store.yaml`` that a server is to be started on.
+        served: Folder of the ``feature_store.yaml`` that a server starts on.
         store: Type of the online store.
         configured: Type of the repo's own online store.
         clock: The time of everything that reads this store.
