@@ -1,4 +1,4 @@
-"""One way to ask Redis through each kind of client that there is."""
+"""One interface to each kind of client of Redis that there is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WAIT_S = 30.0
 
 
 class Caller:
-    """Asks Redis in one of the ways that there are, with one client for all calls.
+    """Reaches Redis in one of the ways that there are, with one client for all calls.
 
     Args:
         way: ``sync``; or ``serving``, which reads with a client of its own.

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from redis_caller import Caller
+from tallystick import server_process
 from tallystick.errors import UnavailableError
 from tallystick.online_store.embedded_redis import server_program
 from tallystick.online_store.redis_connection import connect
@@ -45,17 +46,14 @@ _FORMING_MS, _FORMED_MS = 1_000, 15_000
 
 
 def wait_until(holds: Callable[[], Any], what: str) -> None:
-    """Ask again until it holds; a server that does not answer yet is not an error."""
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            if holds():
-                return
-        except (RedisError, OSError):
-            pass
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {_START_S} s: {what}")
-        time.sleep(0.02)
+    """Try until it holds; a server that does not answer yet is not an error."""
+
+    def holds_now() -> Any:
+        with suppress(RedisError, OSError):
+            return holds()
+        return False
+
+    assert server_process.wait_until(holds_now, timeout_s=_START_S), f"not in time: {what}"
 
 
 def eventually(work: Callable[[], Any]) -> Any:
@@ -309,7 +307,7 @@ _GUARDED = (
 
 @pytest.fixture(params=["sync", "serving"])
 def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
-    """The ways to ask; a module that asks in others has parameters of its own."""
+    """The ways to reach Redis; a module that needs others has parameters of its own."""
     made = Caller(request.param)
     yield made
     made.close()
@@ -402,7 +400,7 @@ def mutual_tls_redis(guarded_redis: Server, certificates: Certificates) -> Itera
 
 @pytest.fixture(scope="session")
 def tls_cluster_process(redis_folder: Path, certificates: Certificates) -> Iterator[RedisCluster]:
-    """A cluster whose nodes have TLS, a password and users."""
+    """One cluster of which each node has TLS, a password and users."""
     (redis_folder / "tls_cluster").mkdir()
     with running_cluster(redis_folder / "tls_cluster", certificates.context()) as cluster:
         yield cluster

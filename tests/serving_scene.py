@@ -150,6 +150,20 @@ def fill(client, *, now=None):
     write(client, TOWN, "A", {"mood": 0.25}, event=old)
 
 
+def write_store_yaml(folder, connection_string):
+    """A ``feature_store.yaml`` of the scene's project, with a registry in its folder."""
+    (folder / "feature_store.yaml").write_text(
+        f"project: {PROJECT}\n"
+        "provider: local\n"
+        f"registry: {folder}/registry.db\n"
+        "offline_store: {type: file}\n"
+        "online_store:\n"
+        "  type: tallystick.online_store.RedisOnlineStore\n"
+        f"  connection_string: {connection_string}\n"
+        "entity_key_serialization_version: 3\n"
+    )
+
+
 def project(folder, connection_string, *, state=None):
     return StoreConfig(
         path=folder,

@@ -221,7 +221,7 @@ class SDKStoreClient:
             self._provider = get_provider(self._config)
             self._asynchronous = bool(self._provider.async_supported.online.read)
         except Exception as error:
-            # Any exception: a store may be anybody's code, and lack what it imports.
+            # Any exception: a store may be of any origin, and lack what it imports.
             raise DefinitionError(
                 f"{self.service} cannot be used: {type(error).__name__}: {error}"
             ) from error

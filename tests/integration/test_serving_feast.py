@@ -82,16 +82,7 @@ def store(folder, online):
 
 @pytest.fixture
 def repo(tmp_path, redis_server):
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {scene.PROJECT}\n"
-        "provider: local\n"
-        f"registry: {tmp_path}/registry.db\n"
-        "offline_store: {type: file}\n"
-        "online_store:\n"
-        "  type: tallystick.online_store.RedisOnlineStore\n"
-        f"  connection_string: {redis_server.connection_string}\n"
-        "entity_key_serialization_version: 3\n"
-    )
+    scene.write_store_yaml(tmp_path, redis_server.connection_string)
     return scene.project(tmp_path, redis_server.connection_string)
 
 

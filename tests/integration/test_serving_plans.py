@@ -81,16 +81,7 @@ def repo(tmp_path, redis_server):
     from feast.protos.feast.types.Value_pb2 import Value
     from feast.type_map import python_values_to_proto_values
 
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {scene.PROJECT}\n"
-        "provider: local\n"
-        f"registry: {tmp_path}/registry.db\n"
-        "offline_store: {type: file}\n"
-        "online_store:\n"
-        "  type: tallystick.online_store.RedisOnlineStore\n"
-        f"  connection_string: {redis_server.connection_string}\n"
-        "entity_key_serialization_version: 3\n"
-    )
+    scene.write_store_yaml(tmp_path, redis_server.connection_string)
     store = FeatureStore(str(tmp_path))
     objects, row = definitions(tmp_path)
     store.apply(objects)

@@ -19,15 +19,6 @@ from tallystick.server_process import ServerProcess, http_answers, tally_command
 DAY = timedelta(days=1)
 BODY = {"instances": [scene.INSTANCE]}
 PREDICT = f"/v1/models/{scene.MODEL}:predict"
-YAML = """\
-project: scene
-provider: local
-registry: registry.db
-offline_store: {type: tallystick.offline_store.DuckDBOfflineStore}
-online_store:
-  type: tallystick.online_store.RedisOnlineStore
-  connection_string: %s
-"""
 
 
 class Running(ServerProcess):
@@ -69,7 +60,7 @@ def free_ports():
 @pytest.fixture
 def supervised(tmp_path, redis_server):
     scene.fill(redis_server.client)
-    (tmp_path / "feature_store.yaml").write_text(YAML % redis_server.connection_string)
+    scene.write_store_yaml(tmp_path, redis_server.connection_string)
     repo = scene.project(tmp_path, redis_server.connection_string)
     scene.publish(repo.state_dir, scene.constant(0.25))
     running = Running(tmp_path, repo.state_dir)

@@ -17,7 +17,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick.clock import from_us, process_clock
+from tallystick.clock import from_us
 from tallystick.definitions.feature_view import Column, ViewSpec, columns_of
 from tallystick.errors import InputError, Problem
 from tallystick.online_store.entity_keys import proto_key
@@ -147,33 +147,6 @@ def reads_of(
         ]
         reads.append(read_of(config, table, entity_keys, requested))
     return reads
-
-
-def keys_of(reads: Sequence[OnlineRead]) -> list[bytes]:
-    """The Redis keys of several reads, each once."""
-    return list(dict.fromkeys(key for read in reads for key in read.keys))
-
-
-def add_definition(reads: Sequence[OnlineRead], tag: bytes, stored: bytes | None) -> None:
-    """Give a definition to the reads of its view.
-
-    Raises:
-        DamagedError: Redis has none of that tag.
-    """
-    for read in reads:
-        if tag.startswith(read.decoder.view):
-            read.decoder.add_definition(tag, stored)
-
-
-def decoded(reads: Sequence[OnlineRead], found: Mapping[bytes, bytes | None]) -> list[ViewRows]:
-    """The rows of each read, as of now.
-
-    Raises:
-        UnknownDefinitionError: A row's definition is needed first: :func:`add_definition`.
-        DamagedError: A value in Redis is not one of ours.
-    """
-    now_us = process_clock().now_us()
-    return [read.decoder.decode(read.rows(found), request_time_us=now_us) for read in reads]
 
 
 def answers_of(read: OnlineRead, rows: ViewRows) -> list[Answer]:

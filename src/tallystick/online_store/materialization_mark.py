@@ -1,4 +1,4 @@
-"""Materialization marks: what of each view is online, kept in Redis beside the rows.
+"""Materialization marks: what of each view is online, stored in Redis beside the rows.
 
 A mark is as old as the rows: a store that is emptied has no marks, one that is restored from a
 backup has the marks of the backup, and another store has its own. They lie in one hash for each

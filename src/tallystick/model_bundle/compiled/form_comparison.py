@@ -67,9 +67,7 @@ def compile_model(
         tolerance: Largest difference of a probability that counts as none; None not to compile.
     """
     try:
-        return _compared(
-            estimator, inputs, parts, threshold=threshold, tolerance=_allowed(tolerance)
-        )
+        return _compared(estimator, inputs, parts, threshold=threshold, tolerance=tolerance)
     except CompiledFormError as error:
         return Compilation(spec=None, data=None, reason=str(error))
 
@@ -135,20 +133,21 @@ def original(estimator: Any, matrix: Any) -> Floats:
     return np.asarray(estimator.predict_proba(matrix), dtype=np.float64)[:, 1]
 
 
-def _allowed(tolerance: float | None) -> float:
-    if tolerance is None:
-        raise CompiledFormError("the model's compile_tolerance is None")
-    return tolerance
-
-
 def _compared(
-    estimator: Any, inputs: ModelInputs, parts: Sequence[Any], *, threshold: float, tolerance: float
+    estimator: Any,
+    inputs: ModelInputs,
+    parts: Sequence[Any],
+    *,
+    threshold: float,
+    tolerance: float | None,
 ) -> Compilation:
     """Compile an estimator and compare the forms.
 
     Raises:
         CompiledFormError: It cannot be compiled, or the forms differ.
     """
+    if tolerance is None:
+        raise CompiledFormError("the model's compile_tolerance is None")
     if inputs.frame:
         raise CompiledFormError("it takes a DataFrame")
     input_type = _input_type(estimator)
