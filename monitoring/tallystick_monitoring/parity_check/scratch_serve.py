@@ -9,18 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 
 from tallystick.cli.commands import main
-
-
-def _end_with_check() -> None:
-    while os.read(sys.stdin.fileno(), 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
+from tallystick.server_process import when_input_ends
 
 if __name__ == "__main__":
     sys.path.append(sys.argv.pop(1))
-    threading.Thread(target=_end_with_check, daemon=True).start()
+    when_input_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     main()
