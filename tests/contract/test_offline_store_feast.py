@@ -12,11 +12,9 @@ import pytest
 from feast import (
     Entity,
     FeatureService,
-    FeatureStore,
     FeatureView,
     Field,
     FileSource,
-    RepoConfig,
     ValueType,
 )
 from feast.data_source import RequestSource
@@ -27,6 +25,7 @@ from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float32, Int64, Map, Struct
 
+from feast_stores import feast_store
 from tallystick.errors import DataError, InputError
 from tallystick.offline_store.sources.parquet_writer import append
 
@@ -65,16 +64,7 @@ def store(tmp_path, offline_store):
     table = pa.Table.from_pandas(driver_rows(), preserve_index=False)
     spot = pa.array([{"x": 1}, {"x": 2}, {"x": 3}, None], pa.struct([("x", pa.int64())]))
     pq.write_table(table.append_column("spot", spot), tmp_path / "data" / "drivers.parquet")
-    config = RepoConfig(
-        project="small",
-        registry=str(tmp_path / "registry.db"),
-        provider="local",
-        offline_store=offline_store,
-        online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
-        entity_key_serialization_version=3,
-        repo_path=tmp_path,
-    )
-    store = FeatureStore(config=config)
+    store = feast_store(tmp_path, offline=offline_store)
     driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.INT64)
     source = FileSource(
         path="data/drivers.parquet",

@@ -11,17 +11,16 @@ import pytest
 from feast import (
     Entity,
     FeatureService,
-    FeatureStore,
     FeatureView,
     Field,
     FileSource,
-    RepoConfig,
     ValueType,
 )
 from feast.feature_logging import LoggingConfig, LoggingDestination
 from feast.infra.offline_stores.file_source import FileLoggingDestination
 from feast.types import Array, Float32, Int64, String
 
+from feast_stores import feast_store
 from tallystick.errors import DefinitionError
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
@@ -34,17 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:feast")
 
 @pytest.fixture
 def store(tmp_path, offline_store):
-    store = FeatureStore(
-        config=RepoConfig(
-            project="small",
-            registry=str(tmp_path / "registry.db"),
-            provider="local",
-            offline_store=offline_store,
-            online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
-            entity_key_serialization_version=3,
-            repo_path=tmp_path,
-        )
-    )
+    store = feast_store(tmp_path, offline=offline_store)
     times = pa.array([NOON], pa.timestamp("us", tz="UTC"))
     rows = {"driver_id": [1], "trips": [1], "name": ["a"], "rates": [[0.5]], "event": times}
     pq.write_table(pa.table(rows), tmp_path / "drivers.parquet")

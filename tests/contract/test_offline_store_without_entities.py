@@ -7,8 +7,10 @@ from datetime import UTC, date, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int64, String
+
+from feast_stores import feast_store
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -31,17 +33,7 @@ def moments(*hours):
 
 @pytest.fixture
 def store(tmp_path, offline_store):
-    store = FeatureStore(
-        config=RepoConfig(
-            project="small",
-            registry=str(tmp_path / "registry.db"),
-            provider="local",
-            offline_store=offline_store,
-            online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
-            entity_key_serialization_version=3,
-            repo_path=tmp_path,
-        )
-    )
+    store = feast_store(tmp_path, offline=offline_store)
     driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.INT64)
     trips = source(
         tmp_path,

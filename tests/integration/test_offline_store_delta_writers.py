@@ -15,7 +15,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake import Field as DeltaField
 from deltalake.schema import PrimitiveType
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.data_format import DeltaFormat
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.feature_logging import LoggingConfig
@@ -26,6 +26,7 @@ from feast.infra.offline_stores.file_source import (
 from feast.types import Int64
 
 from delta_tables import ask_of_readers
+from feast_stores import DUCKDB, feast_store
 from tallystick.errors import DataError, MissingExtraError, UnavailableError
 from tallystick.offline_store import DuckDBOfflineStore
 from tallystick.offline_store.duckdb_connection import connect
@@ -225,16 +226,7 @@ def test_without_the_package_nothing_is_written(tmp_path, monkeypatch):
 
 
 def store_in(folder):
-    config = RepoConfig(
-        project="small",
-        registry=str(folder / "registry.db"),
-        provider="local",
-        offline_store={"type": "tallystick.offline_store.DuckDBOfflineStore", "threads": 1},
-        online_store={"type": "sqlite", "path": str(folder / "online.db")},
-        entity_key_serialization_version=3,
-        repo_path=folder,
-    )
-    return FeatureStore(config=config)
+    return feast_store(folder, offline=DUCKDB)
 
 
 @pytest.fixture(params=["local", "object store"])

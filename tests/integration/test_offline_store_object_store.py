@@ -11,11 +11,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.types import Int64
 
+from feast_stores import DUCKDB, feast_store
 from point_in_time_stream import streamed
 from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, UnavailableError
@@ -151,16 +152,7 @@ def test_a_file_uri_is_a_local_path(tmp_path):
 
 
 def test_feast_reads_materializes_writes_and_saves_there(bucket, tmp_path):
-    config = RepoConfig(
-        project="small",
-        registry=str(tmp_path / "registry.db"),
-        provider="local",
-        offline_store={"type": "tallystick.offline_store.DuckDBOfflineStore", "threads": 1},
-        online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
-        entity_key_serialization_version=3,
-        repo_path=tmp_path,
-    )
-    store = FeatureStore(config=config)
+    store = feast_store(tmp_path, offline=DUCKDB)
     source = FileSource(
         path=bucket.uri("data"),
         s3_endpoint_override=bucket.endpoint,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pandas as pd
 import pytest
 
+from feast_stores import store_config
 from online_reads import read_online, use_of
 from tallystick.clock import process_clock
 from tallystick.definitions.feature_view import ViewSpec
@@ -90,20 +91,12 @@ def applied(tmp_path_factory):
 
 
 def config_of(folder, connection_string):
-    from feast import RepoConfig
-
-    return RepoConfig(
-        project="proj",
-        provider="local",
-        registry=str(folder / "registry.db"),
-        offline_store={"type": "file"},
-        online_store={
-            "type": "tallystick.online_store.RedisOnlineStore",
-            "connection_string": connection_string,
-            "connect_timeout_s": 0.2,
-        },
-        entity_key_serialization_version=3,
-    )
+    online = {
+        "type": "tallystick.online_store.RedisOnlineStore",
+        "connection_string": connection_string,
+        "connect_timeout_s": 0.2,
+    }
+    return store_config(folder, project="proj", online=online)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,6 +30,7 @@ from tallystick.cli.commands import main
 from tallystick.clock import to_us
 from tallystick.definitions.feature_repo import apply, open_repo
 from tallystick.model_bundle.bundle import bundle_dir, load_bundle, read_champion, write_bundle
+from tallystick.server_process import wait_until
 from tallystick.settings import settings
 from tallystick_monitoring.parity_check import scratch_cleaner
 from tallystick_monitoring.parity_check.key_sampling import draw_keys
@@ -407,9 +407,6 @@ def children(process: int) -> list[int]:
 
 
 def wait_for(condition):
-    give_up = time.monotonic() + 120
-    while time.monotonic() < give_up:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it did not happen in time")
+    found = wait_until(condition, timeout_s=120)
+    assert found, "it did not happen in time"
+    return found

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import serving_scene as scene
+from feast_stores import feast_store
 
 FEATURES = ["shops:n", "shops:share", "towns:mood"]
 
@@ -66,18 +67,7 @@ def definitions(folder):
 
 
 def store(folder, online):
-    from feast import FeatureStore, RepoConfig
-
-    return FeatureStore(
-        config=RepoConfig(
-            project=scene.PROJECT,
-            provider="local",
-            registry=str(folder / "registry.db"),
-            online_store=online,
-            offline_store={"type": "file"},
-            entity_key_serialization_version=3,
-        )
-    )
+    return feast_store(folder, project=scene.PROJECT, online=online)
 
 
 @pytest.fixture

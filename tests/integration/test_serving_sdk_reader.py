@@ -13,6 +13,7 @@ import pytest
 import gated_store
 import online_reads
 import serving_scene as scene
+from feast_stores import feast_store
 from tallystick.clock import to_us
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import ContractError, InputError, UnavailableError
@@ -66,18 +67,7 @@ def definitions(folder, *, ttl=HOUR, without=()):
 
 
 def open_store(folder, online):
-    from feast import FeatureStore, RepoConfig
-
-    return FeatureStore(
-        config=RepoConfig(
-            project="any",
-            provider="local",
-            registry=str(folder / "registry.db"),
-            offline_store={"type": "file"},
-            online_store=online,
-            entity_key_serialization_version=3,
-        )
-    )
+    return feast_store(folder, project="any", online=online)
 
 
 def online_of(kind, folder, redis_server):
