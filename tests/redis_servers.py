@@ -400,7 +400,7 @@ def mutual_tls_redis(guarded_redis: Server, certificates: Certificates) -> Itera
 
 @pytest.fixture(scope="session")
 def tls_cluster_process(redis_folder: Path, certificates: Certificates) -> Iterator[RedisCluster]:
-    """One cluster of which each node has TLS, a password and users."""
+    """A cluster whose nodes have TLS, a password and users."""
     (redis_folder / "tls_cluster").mkdir()
     with running_cluster(redis_folder / "tls_cluster", certificates.context()) as cluster:
         yield cluster

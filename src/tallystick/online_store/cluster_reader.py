@@ -60,7 +60,7 @@ class ClusterReader:
             RedisError: A node refused, or did not answer in time.
             UnavailableError: No node answered.
         """
-        return await self._run([("GET", key) for key in keys])
+        return await self._run([("GET", key) for key in keys]) if keys else []
 
     async def hmget(self, key: bytes, fields: Sequence[bytes]) -> list[bytes | None]:
         """The values of fields of a hash, in their order; errors as in :meth:`mget`."""

@@ -90,11 +90,8 @@ class OnlineReader:
         """
         redis_keys = self._redis_keys(keys)
         present = [key for column in redis_keys for key in column if key is not None]
-        if present:
-            with redis_errors(self._client):
-                found = iter(await self._client.mget(present))
-        else:
-            found = iter(())
+        with redis_errors(self._client):
+            found = iter(await self._client.mget(present))
         decoded: dict[str, ViewRows] = {}
         for entity, column in zip(self._entities, redis_keys, strict=True):
             values = [None if key is None else next(found) for key in column]
