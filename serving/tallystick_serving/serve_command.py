@@ -45,6 +45,7 @@ def serve(
     port: int = 8000,
     uds: Path | None = None,
     workers: int = 1,
+    ends_with_input: bool = False,
 ) -> None:
     """Serve the repo's models until SIGTERM or SIGINT, and write the logs at the end.
 
@@ -56,6 +57,8 @@ def serve(
         port: Port to listen on; 0 for any free one.
         uds: Unix socket to listen on instead.
         workers: Processes that answer; each of several has an address of its own as well.
+        ends_with_input: Whether the end of the standard input stops it too, so that it never
+            outlives the process that started it.
 
     Raises:
         InputError: There is no repo, or the address cannot be listened on.
@@ -63,6 +66,8 @@ def serve(
         StateError: The server did not start; its log says why.
     """
     config = _prepare(repo)
+    if ends_with_input:
+        _end_with_input()
     with (
         listening(host, port, uds) as listener,
         compacting(repo, every_s=settings().log_compact_s),
@@ -89,7 +94,7 @@ def work(repo: Path, *, shared: int, number: int) -> None:
         StateError: The server did not start; its log says why.
     """
     config = _prepare(repo)
-    when_input_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    _end_with_input()
     with socket.socket(fileno=shared) as listener, listening_for_worker(listener, number) as own:
         logger.info("Worker %d of %s also listens on %s.", number, config.name, own.getsockname())
         _run(config, [listener, own])
@@ -104,6 +109,10 @@ def _prepare(repo: Path) -> StoreConfig:
     # Feast logs each read of its registry, which here is every few seconds.
     logging.getLogger("feast").setLevel(logging.WARNING)
     return config
+
+
+def _end_with_input() -> None:
+    when_input_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _run(config: StoreConfig, listeners: Sequence[socket.socket]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tallystick.clock import SimulatedClock
 from tallystick.errors import InputError
 from tallystick.progress import progress
+from tallystick.server_process import ServerProcess, free_port, http_answers, tally_command
 from tallystick.settings import override
 from tallystick.signals import ending_on_signals
 from tallystick_simulation.demo_folder import CLOCK, claim
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 STEPS = 1000
 GRACE = timedelta(days=3)
 """Time after the last day in which its labels become known."""
+COMPACT_S = 10
+"""Seconds between two compactions of the log, in which some three days are played.
+
+A server in production compacts each minute, so an hourly look finds all but the last minute in
+Parquet.
+"""
 
 
 def demo(path: Path, out: Path) -> str:
@@ -47,7 +54,14 @@ def demo(path: Path, out: Path) -> str:
         )
     (scenario,) = scenarios
     with ending_on_signals() as end_if_asked, claim(out) as state, progress(STEPS) as bar:
-        override(state_dir=state, clock_file=state / CLOCK, mlflow_uri=None, log_window_s="60")
+        override(
+            state_dir=state,
+            clock_file=state / CLOCK,
+            mlflow_uri=None,
+            log_window_s=str(COMPACT_S),
+            log_segment_s=str(COMPACT_S),
+            log_compact_s=str(COMPACT_S),
+        )
         clock = SimulatedClock(state / CLOCK, start=scenario.train_until)
 
         def show(share: float, text: str) -> None:
@@ -76,7 +90,6 @@ def _run(
     from tallystick_simulation.replay import Replay, Stopwatch
     from tallystick_simulation.replay_plots import plot_parity, plot_performance
     from tallystick_simulation.replay_scores import score
-    from tallystick_simulation.replay_server import ReplayServer
     from tallystick_simulation.replay_summary import report, summarize
     from tallystick_training.train_command import train
 
@@ -95,12 +108,11 @@ def _run(
             Materializer(repo).run(until=scenario.train_until)
         champion = read_champion(repo.state_dir, scenario.model)
         first = load_bundle(repo.state_dir, scenario.model, champion.contract_hash)
+        url = f"http://127.0.0.1:{free_port()}"
         with stopwatch.stage("server start"):
-            server = ReplayServer(repo.path, out / "server.log")
+            server = _serving(repo, url, out / "server.log")
         with server:
-            replay = Replay(
-                repo, scenario, clock=clock, server=server, stopwatch=stopwatch, show=show
-            )
+            replay = Replay(repo, scenario, clock=clock, url=url, stopwatch=stopwatch, show=show)
             result = asyncio.run(replay.run())
         with stopwatch.stage("report"):
             end = datetime.combine(max(scenario.days), datetime.min.time(), tzinfo=UTC) + GRACE
@@ -120,3 +132,16 @@ def _run(
         f"{report(summary)}\n"
         f"Written to {out}: summary.json, audit.json, performance.png, parity.png"
     )
+
+
+def _serving(repo: Repo, url: str, log: Path) -> ServerProcess:
+    """``tally serve`` in a process of its own, which ends with this one.
+
+    Raises:
+        UnavailableError: It did not become ready in time.
+    """
+    port = url.rsplit(":", 1)[1]
+    command = tally_command(repo.path, "serve", "--port", port, "--ends-with-input")
+    server = ServerProcess(f"The server at {url}", command, log=log)
+    server.wait_until(lambda: http_answers(f"{url}/ready"))
+    return server

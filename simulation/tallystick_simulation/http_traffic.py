@@ -49,17 +49,22 @@ class Traffic:
         self.sent = 0
         self.calls = 0
 
-    async def predict(self, time: datetime, batches: Sequence[Sequence[Instance]]) -> None:
+    async def predict(
+        self, time: datetime, batches: Sequence[Sequence[Instance]], *, durable: bool
+    ) -> None:
         """Request predictions, in concurrent HTTP requests, and schedule their labels.
+
+        Args:
+            time: Request time of all of them.
+            batches: The instances of each HTTP request.
+            durable: Whether to wait until these and all earlier predictions are in the log.
 
         Raises:
             UnavailableError: The server refused or did not answer.
         """
+        path, parameters = f"/v1/models/{self._model}:predict", {"durable": durable}
         answers = await asyncio.gather(
-            *(
-                self._post(f"/v1/models/{self._model}:predict", {"instances": batch})
-                for batch in batches
-            )
+            *(self._post(path, {"instances": batch, "parameters": parameters}) for batch in batches)
         )
         for batch, answer in zip(batches, answers, strict=True):
             self.calls += 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from tallystick.clock import SimulatedClock
+from tallystick.clock import EPOCH, SimulatedClock
 from tallystick.materialization.materializer import Materializer
 from tallystick.records.record_store import Decision, Incident, MonitorReport
 from tallystick_simulation.http_traffic import Traffic
@@ -23,7 +23,6 @@ from tallystick_simulation.scenario import Scenario
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
-    from tallystick_simulation.replay_server import ReplayServer
 
 DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
@@ -74,7 +73,7 @@ class Replay:
         repo: The repo; its models are trained and promoted.
         scenario: The scenario.
         clock: The simulated time, shared with the server.
-        server: The server.
+        url: The server.
         stopwatch: Measures the stages.
         show: Called with the share done, between 0 and 1, and a text.
     """
@@ -85,14 +84,14 @@ class Replay:
         scenario: Scenario,
         *,
         clock: SimulatedClock,
-        server: ReplayServer,
+        url: str,
         stopwatch: Stopwatch,
         show: Callable[[float, str], None],
     ) -> None:
         self._repo = repo
         self._scenario = scenario
         self._clock = clock
-        self._server = server
+        self._url = url
         self._watch = stopwatch
         self._show = show
         self._materializer = Materializer(repo)
@@ -108,7 +107,7 @@ class Replay:
         labels = labels_of(self._repo, model, set(self._scenario.days))
         # This data stays to the end: the garbage collector need not scan it again and again.
         gc.freeze()
-        traffic = Traffic(self._server.url, model.name, model.label.keys, labels)
+        traffic = Traffic(self._url, model.name, model.label.keys, labels)
         days = sorted(self._scenario.days)
         week_start = _monday(self._scenario.train_until)
         try:
@@ -138,12 +137,16 @@ class Replay:
             if moment > start:
                 await self._refresh(traffic, moment, catch_up=False)
                 await self._label_and_watch(traffic, moment)
-            due = requests.between(moment, moment + tick)
+            end = moment + tick
+            due = requests.between(moment, end)
+            # The log has to hold all requests at each watch.
+            is_watched = not requests.has_between(end, _next(moment, self._scenario.watch_every))
             with self._watch.stage("serve"):
                 for request_time, batches in by_minute(due, self._scenario.batch_by):
                     self._clock.set(request_time)
-                    await traffic.predict(request_time, batches)
-            moment += tick
+                    durable = is_watched and request_time == due[-1][0]
+                    await traffic.predict(request_time, batches, durable=durable)
+            moment = end
         self._clock.set(moment)
         await self._label_and_watch(traffic, moment)
 
@@ -191,7 +194,6 @@ class Replay:
         if _is_due(moment, self._scenario.watch_every) and traffic.sent > self._watched:
             self._watched = traffic.sent
             with self._watch.stage("watch"):
-                self._server.flush_log(predictions=traffic.sent)
                 found = watch(
                     self._repo,
                     self._scenario.model,
@@ -210,7 +212,6 @@ class Replay:
         self._clock.set(end)
         with self._watch.stage("labels"):
             await traffic.send_labels(end)
-            self._server.flush_log(predictions=traffic.sent)
         name = self._scenario.model
         times = read_log(
             self._repo.state_dir, name, start=start, end=end, columns=lambda _: ["request_time"]
@@ -237,4 +238,9 @@ def _monday(moment: datetime) -> datetime:
 
 
 def _is_due(moment: datetime, every: timedelta) -> bool:
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) % every == timedelta(0)
+    return (moment - EPOCH) % every == timedelta(0)
+
+
+def _next(moment: datetime, every: timedelta) -> datetime:
+    """The first full multiple of an interval after a moment."""
+    return moment + every - (moment - EPOCH) % every

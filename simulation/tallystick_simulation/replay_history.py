@@ -56,16 +56,24 @@ class ReplayRequests:
         self._times_us = arrow_to_us(table["__request_time"]).to_numpy()
         self._table = table.select(columns)
 
+    def has_between(self, start: datetime, end: datetime) -> bool:
+        """Whether there are requests of [start, end)."""
+        first, last = self._rows(start, end)
+        return first < last
+
     def between(self, start: datetime, end: datetime) -> list[tuple[datetime, Instance]]:
         """Requests of [start, end) in order: request time and instance, its values as in JSON."""
-        bounds = [to_us(start), to_us(end)]
-        first, last = self._times_us.searchsorted(bounds, side="left").tolist()
+        first, last = self._rows(start, end)
         instances = self._table.slice(first, last - first).to_pylist()
         times = map(from_us, self._times_us[first:last].tolist())
         return [
             (time, {name: _as_json(value) for name, value in instance.items()})
             for time, instance in zip(times, instances, strict=True)
         ]
+
+    def _rows(self, start: datetime, end: datetime) -> tuple[int, int]:
+        first, last = self._times_us.searchsorted([to_us(start), to_us(end)], side="left").tolist()
+        return first, last
 
 
 class PushFeed:

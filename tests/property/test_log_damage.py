@@ -16,6 +16,7 @@ from log_rows import CONTRACTS, END, MODEL, START, read_ids, request, rows_of
 from tallystick.errors import ContractError, DamagedError
 from tallystick.prediction_log.compactor import compact
 from tallystick.prediction_log.frames import (
+    FRAME_VERSION,
     HEADER_BYTES,
     Damage,
     Frame,
@@ -37,9 +38,16 @@ CONTRACT = CONTRACTS[0]
 
 
 def frame_of(number, first):
-    rows = rows_of(number)
-    header = Frame(CONTRACT.contract_hash, first, rows, Totals(accepted=first + rows))
-    return b"".join(packed_frame(header, [RecordLayout(CONTRACT).packed(request(0, number))]))
+    rows, sent = rows_of(number), request(0, number)
+    header = Frame(
+        CONTRACT.contract_hash,
+        first,
+        rows,
+        Totals(accepted=first + rows),
+        first_us=sent.request_us,
+        last_us=sent.request_us,
+    )
+    return b"".join(packed_frame(header, [RecordLayout(CONTRACT).packed(sent)]))
 
 
 def last_frame(first):
@@ -205,14 +213,14 @@ def test_a_segment_of_another_version_is_put_aside_and_not_removed(tmp_path):
     foreign = bytearray(path.read_bytes())
     at = 0
     for frame, _ in segments[0]:
-        foreign[at + 4] = 2
+        foreign[at + 4] = FRAME_VERSION + 1
         end = at + HEADER_BYTES
         foreign[end - 4 : end] = zlib.crc32(foreign[at : end - 4]).to_bytes(4, "little")
         at += len(frame)
     path.write_bytes(foreign)
     path.rename(path.with_suffix(OPEN))
     done = compact(tmp_path)[PREDICTIONS.name]
-    assert "its version is 2, and this one reads 1" in done.damages[0]
+    assert f"its version is {FRAME_VERSION + 1}, and" in done.damages[0]
     (aside,) = (tmp_path / "wal" / "damaged").rglob(f"*{OPEN}")
     assert aside.read_bytes() == foreign
 

@@ -298,6 +298,9 @@ def train(path: Path, /, model: str, **options: Any) -> None:
     help="Number of worker processes. Worker N serves its own metrics at port + N.",
 )
 @click.option("--worker", type=(int, int), hidden=True, help="Run as one worker: socket, number.")
+@click.option(
+    "--ends-with-input", is_flag=True, hidden=True, help="Stop at the end of standard input."
+)
 @click.pass_obj
 def serve(
     path: Path,
@@ -307,6 +310,7 @@ def serve(
     uds: Path | None,
     workers: int,
     worker: tuple[int, int] | None,
+    ends_with_input: bool,
 ) -> None:
     """Answer requests over HTTP."""
     if worker is not None:
@@ -314,7 +318,12 @@ def serve(
         _area("tallystick_serving.serve_command", "work")(path, shared=shared, number=number)
         return
     _area("tallystick_serving.serve_command", "serve")(
-        path, host=host, port=port, uds=uds, workers=workers
+        path,
+        host=host,
+        port=port,
+        uds=uds,
+        workers=workers,
+        ends_with_input=ends_with_input,
     )
 
 

@@ -3,9 +3,10 @@
 A frame is what one commit wrote under one contract: a header of fixed width, then a payload in
 MessagePack, an array with one element per request. The header has the number of rows, and the
 number of the first one among all rows of the worker. So a frame that was written twice counts once,
-and the rows of a damaged frame are counted as lost. The header has a checksum of its own. Behind a
-damaged payload the next frame begins where the header says; behind a damaged header it is searched
-for.
+and the rows of a damaged frame are counted as lost. It also has the first and the last time of the
+rows, so that a reader decodes only the frames of its span. The header has a checksum of its own.
+Behind a damaged payload the next frame begins where the header says; behind a damaged header it is
+searched for.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Final
 
-FRAME_VERSION: Final = 1
+FRAME_VERSION: Final = 2
 """Version of this layout; in every header."""
 
 _MAGIC: Final = b"\xf5TLy"  # MessagePack has no text that begins so
-_HEADER: Final = struct.Struct("<4sBBxxIIQ16sQQQQI")
+_HEADER: Final = struct.Struct("<4sBBxxIIQ16sQQQQqqI")
 _CHECKSUM: Final = struct.Struct("<I")
 HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
 _LAST: Final = 1
@@ -65,6 +66,8 @@ class Frame:
         first: Number of its first row among the rows of its worker, from 0.
         rows: How many rows it has.
         totals: The worker's, when it wrote the frame.
+        first_us: The first of the rows' times, in microseconds.
+        last_us: The last.
         is_last: Whether it is the last frame of its segment.
         is_ended: Whether its worker stopped after it.
         payload: The requests in MessagePack.
@@ -74,6 +77,8 @@ class Frame:
     first: int
     rows: int
     totals: Totals
+    first_us: int = 0
+    last_us: int = 0
     is_last: bool = False
     is_ended: bool = False
     payload: memoryview | bytes = b""
@@ -111,9 +116,18 @@ def packed_frame(frame: Frame, requests: Sequence[bytes]) -> list[bytes]:
         size += len(payload)
     flags = (_LAST if frame.is_last else 0) | (_ENDED if frame.is_ended else 0)
     contract = bytes.fromhex(frame.contract)
-    counts = astuple(frame.totals)
     header = _HEADER.pack(
-        _MAGIC, FRAME_VERSION, flags, size, frame.rows, frame.first, contract, *counts, checksum
+        _MAGIC,
+        FRAME_VERSION,
+        flags,
+        size,
+        frame.rows,
+        frame.first,
+        contract,
+        *astuple(frame.totals),
+        frame.first_us,
+        frame.last_us,
+        checksum,
     )
     return [header, _CHECKSUM.pack(zlib.crc32(header)), start, *requests]
 
@@ -154,7 +168,7 @@ def _frame_at(view: memoryview, at: int) -> tuple[Frame | None, int] | str:
     header = bytes(view[at : at + _HEADER.size])
     if why := _wrong_header(view, at, header):
         return why
-    _, version, flags, size, rows, first, contract, *counts, checksum = _HEADER.unpack(header)
+    _, version, flags, size, rows, first, contract, *numbers, checksum = _HEADER.unpack(header)
     if version != FRAME_VERSION:
         return f"{_FOREIGN} {version}, and this one reads {FRAME_VERSION}"
     if start + size > len(view):
@@ -163,8 +177,18 @@ def _frame_at(view: memoryview, at: int) -> tuple[Frame | None, int] | str:
     if zlib.crc32(payload) != checksum:
         return None, start + size
     named = contract.hex() if any(contract) else ""
-    totals = Totals(*counts)
-    frame = Frame(named, first, rows, totals, bool(flags & _LAST), bool(flags & _ENDED), payload)
+    *counts, first_us, last_us = numbers
+    frame = Frame(
+        contract=named,
+        first=first,
+        rows=rows,
+        totals=Totals(*counts),
+        first_us=first_us,
+        last_us=last_us,
+        is_last=bool(flags & _LAST),
+        is_ended=bool(flags & _ENDED),
+        payload=payload,
+    )
     return frame, start + size
 
 

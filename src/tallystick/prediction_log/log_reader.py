@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tallystick.clock import from_us, to_us
+from tallystick.clock import DAY_US, from_us, to_us
 from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_view import digest
 from tallystick.errors import ContractError, DamagedError
+from tallystick.prediction_log.frames import Frame
 from tallystick.prediction_log.manifest import (
     Answer,
+    LogFile,
     Manifest,
     read_manifests,
     retried,
@@ -127,13 +129,11 @@ def day_versions(state_dir: Path, model: str) -> dict[str, str]:
     """
 
     def versions(log: _Listing) -> dict[str, str]:
-        import pyarrow.compute as pc
-
         marks: dict[str, list[str]] = {}
-        for _, table in log.waiting():
-            days = pc.strftime(table[PREDICTIONS.time], format="%Y-%m-%d")
-            for day in pc.value_counts(days).to_pylist():
-                marks.setdefault(day["values"], []).append(f"{day['counts']} rows in segments")
+        for worker, frame, _ in log.waiting():
+            for day in range(frame.first_us // DAY_US, frame.last_us // DAY_US + 1):
+                text = f"rows of {worker}: {frame.rows} from {frame.first}"
+                marks.setdefault(from_us(day * DAY_US).date().isoformat(), []).append(text)
         for file in log.files:
             marks.setdefault(file.day, []).append(f"{file.path} {file.footer}")
         return {day: digest("\n".join(sorted(found)), length=16) for day, found in marks.items()}
@@ -146,8 +146,7 @@ def first_time(state_dir: Path, model: str) -> datetime | None:
 
     def first(log: _Listing) -> datetime | None:
         firsts = [file.first_us for file in log.files]
-        for _, table in log.waiting():
-            firsts += table[PREDICTIONS.time].cast("int64").to_pylist()
+        firsts += [frame.first_us for _, frame, _ in log.waiting()]
         return from_us(min(firsts)) if firsts else None
 
     return _read(state_dir, PREDICTIONS, model, first)
@@ -182,19 +181,25 @@ class _Listing:
             if file.model == model
         ]
 
-    def waiting(self) -> Iterator[tuple[ModelContract, pa.Table]]:
-        """Rows that are not in Parquet yet, by contract."""
+    def waiting(self) -> Iterator[tuple[str, Frame, ModelContract]]:
+        """The frames that are not in Parquet yet: worker, frame, and the contract of its rows."""
         if not self._segments:
             return
         own = self._manifests.get(site_of(self._state_dir), Manifest())
-        payloads: dict[str, list[Any]] = {}
         for segment in uncompacted(self._segments, dict(own.workers)):
             for frame in segment.frames:
-                payloads.setdefault(frame.contract, []).append(frame.payload)
-        for contract_hash, parts in payloads.items():
-            contract = local_contract(self._state_dir, self._stream, contract_hash)
-            if contract.model == self._model:
-                yield contract, self._stream.table(contract, parts)
+                contract = local_contract(self._state_dir, self._stream, frame.contract)
+                if contract.model == self._model:
+                    yield segment.worker, frame, contract
+
+    def _decoded(self, span: tuple[int, int]) -> Iterator[tuple[ModelContract, pa.Table]]:
+        """The rows of the frames that have some in [start, end), by contract."""
+        payloads: dict[str, tuple[ModelContract, list[Any]]] = {}
+        for _, frame, contract in self.waiting():
+            if _overlaps(frame, span):
+                payloads.setdefault(frame.contract, (contract, []))[1].append(frame.payload)
+        for contract, of_it in payloads.values():
+            yield contract, self._stream.table(contract, of_it)
 
     def parts(
         self,
@@ -216,12 +221,11 @@ class _Listing:
         """
         found: dict[str, tuple[ModelContract, list[pa.Table]]] = {}
         # Segments first, then the newest files: the ones that a compactor removes first.
-        for contract, table in self.waiting():
+        for contract, table in self._decoded(span):
             selected = table if columns is None else table.select(list(columns(contract)))
-            found.setdefault(contract.contract_hash, (contract, []))[1].append(selected)
+            found[contract.contract_hash] = (contract, [selected])
         for file in sorted(self.files, key=lambda file: file.last_us, reverse=True):
-            is_outside = file.first_us >= span[1] or file.last_us < span[0]
-            if is_outside or (damaged and file.path in damaged):
+            if not _overlaps(file, span) or (damaged and file.path in damaged):
                 continue
             try:
                 if file.path not in read:
@@ -252,6 +256,10 @@ class _Listing:
 def _read(state_dir: Path, stream: Stream, model: str, use: Callable[[_Listing], Answer]) -> Answer:
     """Use a listing, and a new one if a compactor removed a file meanwhile."""
     return retried(lambda: use(_Listing(state_dir, stream, model)), f"The log of model {model!r}")
+
+
+def _overlaps(rows: Frame | LogFile, span: tuple[int, int]) -> bool:
+    return rows.first_us < span[1] and rows.last_us >= span[0]
 
 
 def _between(table: pa.Table, column: str, span: tuple[int, int]) -> pa.Table:

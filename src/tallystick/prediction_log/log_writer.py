@@ -66,8 +66,13 @@ class PredictionLog(WriteAheadLog):
             if not predictions.prediction_id:
                 report([on_written], is_written=True)  # there is nothing to wait for
                 return True
-        rows = len(predictions.prediction_id)
-        return self.append_rows(contract, rows, layout.packed(predictions), on_written=on_written)
+        return self.append_rows(
+            contract,
+            len(predictions.prediction_id),
+            layout.packed(predictions),
+            times=(predictions.request_us, predictions.request_us),
+            on_written=on_written,
+        )
 
 
 class LabelLog(WriteAheadLog):
@@ -84,5 +89,11 @@ class LabelLog(WriteAheadLog):
         on_written: OnWritten | None = None,
     ) -> bool:
         """Take the labels of one request; see :meth:`WriteAheadLog.append_rows`."""
-        payload = packed_labels(contract, rows)
-        return self.append_rows(contract, len(rows), payload, on_written=on_written)
+        known_us = [row.known_us for row in rows]
+        return self.append_rows(
+            contract,
+            len(rows),
+            packed_labels(contract, rows),
+            times=(min(known_us), max(known_us)),
+            on_written=on_written,
+        )

@@ -33,8 +33,8 @@ _ATTEMPTS: Final = 5
 _SIZE_CACHED_S: Final = 1.0
 """Seconds for which the size of the folder is cached."""
 
-_Item: TypeAlias = tuple[ModelContract, int, bytes]
-"""The rows of one request: contract, number of rows, and the rows in MessagePack."""
+_Item: TypeAlias = tuple[ModelContract, int, bytes, tuple[int, int]]
+"""The rows of one request: contract, number of rows, the rows in MessagePack, and their times."""
 _Frames: TypeAlias = list[tuple[ModelContract, list[bytes], int]]
 """Frames of one contract each: contract, pieces and number of rows."""
 
@@ -64,6 +64,7 @@ class WriteAheadLog:
         rows: int,
         payload: bytes,
         *,
+        times: tuple[int, int],
         on_written: OnWritten | None = None,
     ) -> bool:
         """Take the rows of one request; never waits.
@@ -72,6 +73,7 @@ class WriteAheadLog:
             contract: The contract under which they were made.
             rows: How many there are.
             payload: The rows in MessagePack, in the stream's layout.
+            times: The first and the last of their times, in microseconds.
             on_written: Called once they are on disk, or could not be written, or were dropped
                 because the disk budget is used up.
 
@@ -83,7 +85,7 @@ class WriteAheadLog:
             report([on_written], is_written=False)
             return True
         self._room -= len(payload)
-        return self._writer.append((contract, rows, payload), rows, on_written)
+        return self._writer.append((contract, rows, payload, times), rows, on_written)
 
     @property
     def ledger(self) -> Ledger:
@@ -126,7 +128,14 @@ class WriteAheadLog:
         for group in groups.values():
             contract = group[0][0]
             rows = sum(item[1] for item in group)
-            frame = Frame(contract.contract_hash, first, rows, totals)
+            frame = Frame(
+                contract=contract.contract_hash,
+                first=first,
+                rows=rows,
+                totals=totals,
+                first_us=min(item[3][0] for item in group),
+                last_us=max(item[3][1] for item in group),
+            )
             frames.append((contract, packed_frame(frame, [item[2] for item in group]), rows))
             first += rows
         return frames
