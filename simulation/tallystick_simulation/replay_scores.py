@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tallystick.clock import EPOCH, arrow_to_us, from_us
 from tallystick.model_bundle.bundle import Bundle
 from tallystick.model_bundle.evaluation_metrics import Floats, scores
 from tallystick.model_bundle.model_matrix import feature_matrix
-from tallystick.prediction_log.log_reader import read_labels, read_log
+from tallystick.prediction_log.log_reader import read_log
+from tallystick.retrieval.prediction_labels import labels_of
 
 if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
-
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -66,38 +66,30 @@ def score(repo: Repo, model: str, first: Bundle, *, until: datetime) -> ReplaySc
         repo: The repo.
         model: The model.
         first: The first champion.
-        until: ReplayRequests before this time, with the labels known by then.
+        until: Requests before this time, with the labels known by then.
     """
-    labels = read_labels(repo.state_dir, model, known_until=until)
-    known: dict[str, int] = {}
-    if labels is not None:
-        ordered = labels.sort_by("known_time")
-        ids, values = ordered["prediction_id"].to_pylist(), ordered["value"].to_pylist()
-        known = dict(zip(ids, values, strict=True))
-    logged = 0
-    rows: list[tuple[datetime, int, float, float]] = []
-    for part in read_log(repo.state_dir, model, start=BEGINNING, end=until):
+    found = []
+    for part in read_log(repo.state_dir, model, start=EPOCH, end=until):
         table = part.table
-        logged += table.num_rows
         columns = {name: table[f"feature.{name}"] for name in first.contract.feature_names}
-        matrix = feature_matrix(first.contract, columns)
-        never = first.estimator.predict_proba(matrix)[:, 1]
-        for time, prediction_id, answer, other in zip(
-            table["request_time"].to_pylist(),
-            table["prediction_id"].to_pylist(),
-            table["prediction"].to_pylist(),
-            never.tolist(),
-            strict=True,
-        ):
-            if prediction_id in known:
-                rows.append((time, known[prediction_id], answer, other))
-    rows.sort()
+        never = first.estimator.predict_proba(feature_matrix(first.contract, columns))[:, 1]
+        found.append(
+            (
+                arrow_to_us(table["request_time"]).to_numpy(),
+                labels_of(repo, part, at=until).values,
+                table["prediction"].to_numpy(),
+                never,
+            )
+        )
+    times, outcomes, loop, never = (np.concatenate(each) for each in zip(*found, strict=True))
+    rows = np.argsort(times, kind="stable")
+    rows = rows[~np.isnan(outcomes[rows])]
     return ReplayScores(
-        logged=logged,
-        weeks=np.array([iso_week(time) for time, *_ in rows]),
-        outcomes=np.array([outcome for _, outcome, *_ in rows], dtype=np.float64),
-        loop=np.array([answer for _, _, answer, _ in rows]),
-        never=np.array([other for *_, other in rows]),
+        logged=len(times),
+        weeks=np.array([iso_week(from_us(time)) for time in times[rows].tolist()]),
+        outcomes=outcomes[rows],
+        loop=loop[rows],
+        never=never[rows],
     )
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from tallystick.online_store import embedded_redis
 from tallystick.records.record_store import Incident, MonitorReport, load_records
+from tallystick.server_process import wait_until as wait_for
 from tiny_repo import START, copy_tiny_repo, make_tiny_repo
 
 SCENARIO = """
@@ -157,8 +158,12 @@ def test_a_mistake_does_not_cost_the_earlier_replay(played, tmp_path):
 
 
 def test_replays_side_by_side_leave_no_server_behind_when_they_are_ended(played, tmp_path):
-    # Ctrl-C, and what a supervisor sends.
-    signals = {tmp_path / "one": signal.SIGINT, tmp_path / "two": signal.SIGTERM}
+    # Ctrl-C, what a supervisor sends, and what no process can clean up after.
+    signals = {
+        tmp_path / "one": signal.SIGINT,
+        tmp_path / "two": signal.SIGTERM,
+        tmp_path / "three": signal.SIGKILL,
+    }
     replays = {}
     for out in signals:
         # Each has a repo of its own: Feast's registry is one file, which it writes unguarded.
@@ -185,15 +190,25 @@ def test_replays_side_by_side_leave_no_server_behind_when_they_are_ended(played,
             replay.send_signal(signals[out])
         for out, replay in replays.items():
             assert replay.wait(60) != 0
-            assert not embedded_redis.is_running(out / "state")
             (server,) = re.findall(r"Started server process \[(\d+)\]", said(out / "server.log"))
-            with pytest.raises(ProcessLookupError):
-                os.kill(int(server), 0)
+            if signals[out] == signal.SIGKILL:
+                assert wait_for(lambda pid=int(server): not is_running(pid), timeout_s=60)
+                embedded_redis.stop(out / "state")
+            assert not is_running(int(server))
+            assert not embedded_redis.is_running(out / "state")
             assert not (out / "summary.json").exists()
     finally:
         for replay in replays.values():
             replay.kill()
             replay.wait()
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def said(log):

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import duration_us, from_us, process_clock
 from tallystick.errors import DamagedError, InputError, StateError
-from tallystick.prediction_log.frames import Frame
 from tallystick.prediction_log.manifest import (
     LogFile,
     Manifest,
@@ -39,6 +38,7 @@ from tallystick.prediction_log.streams import (
     log_location,
     site_of,
     stream_dir,
+    tables_of,
     wal_dir,
 )
 from tallystick.prediction_log.write_ahead_log import OPEN, segments_in
@@ -296,20 +296,24 @@ class Compactor:
             self._commit(())
 
     def _commit_segments(self, taken: list[tuple[Path, Segment]]) -> None:
+        def tables() -> list[tuple[ModelContract, pa.Table]]:
+            frames = (frame for _, segment in taken for frame in segment.frames)
+            return tables_of(self._state_dir, self.stream, frames)
+
         try:
-            tables = self._tables(segment for _, segment in taken)
+            decoded = tables()
         except DamagedError:
             # The values of a frame may fit no column although its checksum is right.
             for _, segment in taken:
                 self._discard_unusable(segment)
-            tables = self._tables(segment for _, segment in taken)
+            decoded = tables()
         workers = dict(self._manifest.workers)
         for path, segment in taken:
             before = workers.get(segment.worker, WorkerRows())
             workers[segment.worker] = before.with_segment(segment)
             if segment.damages:
                 self._put_aside(path)
-        self._commit(self._written(tables), workers=workers)
+        self._commit(self._written(decoded), workers=workers)
         self.report.segments += len(taken)
         for path, segment in taken:
             self.report.rows += segment.rows
@@ -319,18 +323,6 @@ class Compactor:
                 for each in segment.damages
             ]
             path.unlink(missing_ok=True)
-
-    def _tables(self, segments: Iterable[Segment]) -> list[tuple[ModelContract, pa.Table]]:
-        """The rows of segments, by contract."""
-        frames: dict[str, list[Frame]] = {}
-        for segment in segments:
-            for frame in segment.frames:
-                frames.setdefault(frame.contract, []).append(frame)
-        return [
-            (contract, self.stream.table(contract, [frame.payload for frame in of_it]))
-            for contract_hash, of_it in frames.items()
-            for contract in [local_contract(self._state_dir, self.stream, contract_hash)]
-        ]
 
     def _discard_unusable(self, segment: Segment) -> None:
         """Discard the frames that cannot become a table; a damaged contract discards nothing."""

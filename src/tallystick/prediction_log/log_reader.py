@@ -32,6 +32,7 @@ from tallystick.prediction_log.streams import (
     log_location,
     site_of,
     stream_dir,
+    tables_of,
 )
 from tallystick.prediction_log.write_ahead_log import segments_in
 
@@ -130,7 +131,7 @@ def day_versions(state_dir: Path, model: str) -> dict[str, str]:
 
     def versions(log: _Listing) -> dict[str, str]:
         marks: dict[str, list[str]] = {}
-        for worker, frame, _ in log.waiting():
+        for worker, frame in log.waiting():
             for day in range(frame.first_us // DAY_US, frame.last_us // DAY_US + 1):
                 text = f"rows of {worker}: {frame.rows} from {frame.first}"
                 marks.setdefault(from_us(day * DAY_US).date().isoformat(), []).append(text)
@@ -146,7 +147,7 @@ def first_time(state_dir: Path, model: str) -> datetime | None:
 
     def first(log: _Listing) -> datetime | None:
         firsts = [file.first_us for file in log.files]
-        firsts += [frame.first_us for _, frame, _ in log.waiting()]
+        firsts += [frame.first_us for _, frame in log.waiting()]
         return from_us(min(firsts)) if firsts else None
 
     return _read(state_dir, PREDICTIONS, model, first)
@@ -181,8 +182,8 @@ class _Listing:
             if file.model == model
         ]
 
-    def waiting(self) -> Iterator[tuple[str, Frame, ModelContract]]:
-        """The frames that are not in Parquet yet: worker, frame, and the contract of its rows."""
+    def waiting(self) -> Iterator[tuple[str, Frame]]:
+        """The frames that are not in Parquet yet, each with its worker."""
         if not self._segments:
             return
         own = self._manifests.get(site_of(self._state_dir), Manifest())
@@ -190,16 +191,7 @@ class _Listing:
             for frame in segment.frames:
                 contract = local_contract(self._state_dir, self._stream, frame.contract)
                 if contract.model == self._model:
-                    yield segment.worker, frame, contract
-
-    def _decoded(self, span: tuple[int, int]) -> Iterator[tuple[ModelContract, pa.Table]]:
-        """The rows of the frames that have some in [start, end), by contract."""
-        payloads: dict[str, tuple[ModelContract, list[Any]]] = {}
-        for _, frame, contract in self.waiting():
-            if _overlaps(frame, span):
-                payloads.setdefault(frame.contract, (contract, []))[1].append(frame.payload)
-        for contract, of_it in payloads.values():
-            yield contract, self._stream.table(contract, of_it)
+                    yield segment.worker, frame
 
     def parts(
         self,
@@ -221,7 +213,8 @@ class _Listing:
         """
         found: dict[str, tuple[ModelContract, list[pa.Table]]] = {}
         # Segments first, then the newest files: the ones that a compactor removes first.
-        for contract, table in self._decoded(span):
+        frames = (frame for _, frame in self.waiting() if _overlaps(frame, span))
+        for contract, table in tables_of(self._state_dir, self._stream, frames):
             selected = table if columns is None else table.select(list(columns(contract)))
             found[contract.contract_hash] = (contract, [selected])
         for file in sorted(self.files, key=lambda file: file.last_us, reverse=True):

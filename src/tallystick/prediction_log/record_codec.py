@@ -18,8 +18,6 @@ from tallystick.definitions.feature_types import feature_type
 from tallystick.errors import DamagedError
 from tallystick.prediction_log.record import (
     RECORD_VERSION,
-    VIEW_FIELDS,
-    VIEW_TIMES,
     Predictions,
     log_schema,
 )
@@ -31,7 +29,6 @@ ROWS_MANY: Final = 16
 """Rows of a request from which they are packed as columns."""
 _NUMBERS: Final = 1
 _STEP_LARGE: Final = 4_000
-_VIEW_TEXTS: Final = ("status", "definition")
 
 
 class RecordLayout:
@@ -53,35 +50,22 @@ class RecordLayout:
         self.schema = log_schema(inputs)
         self._keys = [column.name for column in inputs.request_columns]
         self._views = [use.name for use in inputs.views]
-        self._values = list(inputs.value_columns)
+        self._values_of = _getter(list(inputs.value_columns))
         dtypes = {f"entity.{each.name}": each.dtype for each in inputs.entity_keys}
         dtypes |= {f"request.{each.name}": each.dtype for each in inputs.request_fields}
-        keys = dict(zip(self._keys, dtypes, strict=True))
         dtypes |= {f"feature.{name}": dtype for name, dtype in inputs.value_columns.items()}
         converts = {name: _converter(dtype) for name, dtype in dtypes.items()}
         self._converts = {name: each for name, each in converts.items() if each is not None}
-        codes = {name: _code(self.schema.field(name).type) for name in dtypes}
-        self._fixed_keys = [name for name in self._keys if codes[keys[name]]]
-        self._other_keys = [name for name in self._keys if not codes[keys[name]]]
-        self._fixed_values = [name for name in self._values if codes[f"feature.{name}"]]
-        self._other_values = [name for name in self._values if not codes[f"feature.{name}"]]
-        self._fixed_of = _getter(self._fixed_values)
         # Times of features and of requests are objects, times of the record itself are numbers.
-        times = [f"view.{view}.{time}" for view in self._views for time in VIEW_TIMES]
-        texts = [f"view.{view}.{text}" for view in self._views for text in _VIEW_TEXTS]
-        codes |= dict.fromkeys(["request_time", "latency_us", *times], "q") | {"prediction": "d"}
-        self._fixed = ["request_time", "latency_us", "prediction"]
-        self._fixed += [keys[name] for name in self._fixed_keys]
-        self._fixed += [*times, *(f"feature.{name}" for name in self._fixed_values)]
-        self._others = ["model_version", "prediction_id"]
-        self._others += [keys[name] for name in self._other_keys]
-        self._others += [*texts, *(f"feature.{name}" for name in self._other_values)]
-        self._names = ["request_time", "model_version", "latency_us", "prediction_id", "prediction"]
-        self._names += keys.values()
-        self._names += [f"view.{view}.{field}" for view in self._views for field in VIEW_FIELDS]
-        self._names += [f"feature.{name}" for name in self._values]
-        self._packer = struct.Struct("<" + "".join(codes[name] for name in self._fixed))
-        self._row_type = [(name, f"<{codes[name]}") for name in self._fixed]
+        codes = [
+            _code(field.type) or ("q" if field.name not in dtypes and _is_time(field.type) else "")
+            for field in self.schema
+        ]
+        self._fixed = [index for index, code in enumerate(codes) if code]
+        self._others = [index for index, code in enumerate(codes) if not code]
+        self._fixed_of, self._others_of = itemgetter(*self._fixed), itemgetter(*self._others)
+        self._packer = struct.Struct("<" + "".join(codes))
+        self._row_type = [(str(index), f"<{codes[index]}") for index in self._fixed]
         self._null_bytes = (len(self._fixed) + 7) // 8
 
     def packed(self, part: Predictions) -> bytes:
@@ -95,31 +79,31 @@ class RecordLayout:
         return packed
 
     def _few(self, part: Predictions) -> tuple[Any, ...]:
-        rows: list[list[Any]] = []
+        columns = self._columns(part)
+        fixed: list[tuple[Any, ...]] = []
         others: list[Any] = []
-        for at, prediction_id in enumerate(part.prediction_id):
-            fixed = [part.request_us, part.latency_us, part.prediction[at]]
-            fixed += [part.keys[name][at] for name in self._fixed_keys]
-            others += (part.model_version, prediction_id)
-            others += [part.keys[name][at] for name in self._other_keys]
-            for view in self._views:
-                read = part.views[view]
-                fixed += (read.event_us[at], read.created_us[at], read.write_us[at])
-                others += (read.status[at], read.definition[at])
-            values = part.values
-            fixed += [column[at] for column in self._fixed_of(values)]
-            others += [values[name][at] for name in self._other_values]
-            rows.append(fixed)
+        for at in range(len(part.prediction_id)):
+            row = [column[at] for column in columns]
+            fixed.append(self._fixed_of(row))
+            others += self._others_of(row)
         try:
-            return b"".join([self._packer.pack(*row) for row in rows]), b"", others
+            return b"".join([self._packer.pack(*values) for values in fixed]), b"", others
         except struct.error:
-            return (*self._with_nulls(rows), others)
+            return (*self._with_nulls(fixed), others)
 
     def _many(self, part: Predictions) -> tuple[Any, ...]:
+        return len(part.prediction_id), self._columns(part)
+
+    def _columns(self, part: Predictions) -> list[Sequence[Any]]:
+        """The columns of :attr:`schema`."""
         count = len(part.prediction_id)
-        of_request = (part.request_us, part.model_version, part.latency_us)
-        columns: list[Any] = [[value] * count for value in of_request]
-        columns += [part.prediction_id, part.prediction]
+        columns: list[Sequence[Any]] = [
+            part.prediction_id,
+            [part.request_us] * count,
+            [part.model_version] * count,
+            part.prediction,
+            [part.latency_us] * count,
+        ]
         columns += [part.keys[name] for name in self._keys]
         for view in self._views:
             read = part.views[view]
@@ -130,8 +114,8 @@ class RecordLayout:
                 read.write_us,
                 read.definition,
             )
-        columns += [part.values[name] for name in self._values]
-        return count, columns
+        columns += self._values_of(part.values)
+        return columns
 
     def _with_nulls(self, rows: Sequence[Sequence[Any]]) -> tuple[bytes, bytes]:
         fixed, nulls = [], []
@@ -159,9 +143,7 @@ class RecordLayout:
                 few, many = _by_size(payloads)
                 parts = [self._of_few(few)] if few else []
                 parts += [
-                    self._batch(
-                        self._named([joined(column) for column in zip(*several, strict=True)])
-                    )
+                    self._batch([joined(column) for column in zip(*several, strict=True)])
                     for several in _together(many)
                 ]
                 del few, many
@@ -172,25 +154,22 @@ class RecordLayout:
                 hint="Read it with the version of Tallystick that wrote it.",
             ) from error
 
-    def _named(self, columns: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(self._names, columns, strict=True))
-
     def _of_few(self, parts: Sequence[tuple[bytes, bytes, list[Any]]]) -> pa.RecordBatch:
         import numpy as np
         import pyarrow as pa
 
         fixed = np.frombuffer(b"".join(part[0] for part in parts), np.dtype(self._row_type))
         masks = self._masks(parts, len(fixed))
-        columns: dict[str, Any] = {}
-        for index, name in enumerate(self._fixed):
-            values = np.ascontiguousarray(fixed[name])
-            if pa.types.is_boolean(self.schema.field(name).type):
+        columns: list[Any] = [None] * len(self.schema)
+        for index, column in enumerate(self._fixed):
+            values = np.ascontiguousarray(fixed[str(column)])
+            if pa.types.is_boolean(self.schema.field(column).type):
                 values = values.astype(bool)
             mask = None if masks is None else np.ascontiguousarray(masks[:, index])
-            columns[name] = pa.array(values, mask=mask)
+            columns[column] = pa.array(values, mask=mask)
         others = [value for part in parts for value in part[2]]
-        for index, name in enumerate(self._others):
-            columns[name] = others[index :: len(self._others)]
+        for index, column in enumerate(self._others):
+            columns[column] = others[index :: len(self._others)]
         return self._batch(columns)
 
     def _masks(self, parts: Sequence[tuple[bytes, bytes, list[Any]]], rows: int) -> Any:
@@ -205,18 +184,18 @@ class RecordLayout:
         each = np.frombuffer(bits, np.uint8).reshape(rows, self._null_bytes)
         return np.unpackbits(each, axis=1, bitorder="little").astype(bool)
 
-    def _batch(self, columns: Mapping[str, Any]) -> pa.RecordBatch:
+    def _batch(self, columns: Sequence[Any]) -> pa.RecordBatch:
+        """Columns of :attr:`schema` as Arrow has them."""
         import pyarrow as pa
 
         arrays = []
-        for field in self.schema:
-            column = columns[field.name]
+        for field, column in zip(self.schema, columns, strict=True):
             if isinstance(column, pa.Array):
                 arrays.append(column.cast(field.type))
                 continue
-            if convert := self._converts.get(field.name):
-                column = convert(column)
-            arrays.append(pa.array(column, type=field.type))
+            convert = self._converts.get(field.name)
+            values = column if convert is None else convert(column)
+            arrays.append(pa.array(values, type=field.type))
         return pa.record_batch(arrays, schema=self.schema)
 
 
@@ -225,6 +204,12 @@ def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]
     if len(names) > 1:
         return itemgetter(*names)
     return lambda values: [values[name] for name in names]
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_timestamp(kind))
 
 
 def _code(kind: pa.DataType) -> str:

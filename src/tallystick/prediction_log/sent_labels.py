@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tallystick.definitions.columns import joined
 from tallystick.definitions.contract import ModelContract
 from tallystick.definitions.feature_types import arrow_type
 from tallystick.errors import DamagedError
@@ -71,7 +72,8 @@ def label_table(contract: ModelContract, payloads: Sequence[bytes | memoryview])
 
     Args:
         contract: The contract under which they were sent.
-        payloads: The payload of each frame: an array of what :func:`packed_labels` made.
+        payloads: The payload of each frame, at least one: an array of what
+            :func:`packed_labels` made.
 
     Raises:
         DamagedError: They are not in this layout, though their checksum is right.
@@ -82,18 +84,10 @@ def label_table(contract: ModelContract, payloads: Sequence[bytes | memoryview])
     schema = label_schema(contract)
     try:
         parts = [part for each in payloads for part in msgspec.msgpack.decode(each)]
-        return pa.concat_tables(
-            [
-                pa.table(
-                    [
-                        pa.array(column, type=field.type)
-                        for field, column in zip(schema, part, strict=True)
-                    ],
-                    schema=schema,
-                )
-                for part in parts
-            ]
-            or [schema.empty_table()]
-        )
+        columns = [joined(several) for several in zip(*parts, strict=True)]
+        arrays = [
+            pa.array(column, type=field.type) for field, column in zip(schema, columns, strict=True)
+        ]
+        return pa.table(arrays, schema=schema)
     except (msgspec.DecodeError, ValueError, TypeError, pa.ArrowException) as error:
         raise DamagedError(f"A frame of labels is not in this version's layout: {error}") from error

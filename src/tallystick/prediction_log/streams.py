@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from tallystick.definitions.contract import ModelContract
 from tallystick.errors import DamagedError
+from tallystick.prediction_log.frames import Frame
 from tallystick.prediction_log.record import log_schema
 from tallystick.prediction_log.record_codec import RecordLayout
 from tallystick.prediction_log.sent_labels import label_schema, label_table
@@ -109,6 +110,21 @@ def local_contract(state_dir: Path, stream: Stream, contract_hash: str) -> Model
     """
     folder = Location(LOCAL, str(stream_dir(state_dir, stream) / CONTRACTS))
     return _read_contract(folder / f"{contract_hash}.json", contract_hash)
+
+
+def tables_of(
+    state_dir: Path, stream: Stream, frames: Iterable[Frame]
+) -> list[tuple[ModelContract, pa.Table]]:
+    """The rows of frames, by contract.
+
+    Raises:
+        DamagedError: A contract cannot be read, or values of a frame do not fit their column.
+    """
+    payloads: dict[str, list[Any]] = {}
+    for frame in frames:
+        payloads.setdefault(frame.contract, []).append(frame.payload)
+    contracts = {name: local_contract(state_dir, stream, name) for name in payloads}
+    return [(each, stream.table(each, payloads[name])) for name, each in contracts.items()]
 
 
 def compacted_contract(

@@ -32,16 +32,16 @@ class Exemplar(Frozen):
 
     Attributes:
         prediction_id: The prediction it was part of.
-        request_time: When it was asked for.
+        request_time: When it was requested.
         feature: ``view__feature``.
         keys: Entity keys of the request.
         served: Value as the model saw it, as text; None for null.
-        expected: Value that should have been.
+        expected: Value that should have been served.
         served_event_time: Event time of the row that was served, if one was.
-        expected_event_time: Event time of the row that should have been, if there is one.
+        expected_event_time: Event time of the expected row, if there is one.
         served_created_time: Created time of the row that was served.
         served_write_time: When it was written online.
-        expected_created_time: Created time of the row that should have been.
+        expected_created_time: Created time of the expected row.
         evidence: One sentence.
         mend: What to do about it, in a sentence.
     """
@@ -69,10 +69,10 @@ class Parity(Frozen):
 
 
 class Staleness(Frozen):
-    """How old right values of a view were when they were served.
+    """How old correct values of a view were when they were served.
 
     Attributes:
-        values: Requests that were served a row of the view, all of it right.
+        values: Requests that were served a row of the view in which every value was correct.
         age_s_p50: Median of request time - event time in seconds; within 2.5%.
         age_s_p99: 99th percentile of it.
     """
@@ -83,14 +83,14 @@ class Staleness(Frozen):
 
 
 class Effect(Frozen):
-    """What wrong values did to predictions: the model asked again with the expected ones.
+    """What wrong values did to predictions, against predictions for the expected values.
 
     Attributes:
         requests: Predictions with a wrong value.
-        scored: Those of them for which the model could be asked again.
+        scored: Those of them that the model could predict again.
         mean_change: Mean absolute change of the probability.
         max_change: Largest absolute change of it.
-        flipped: Decisions that would have been another.
+        flipped: Decisions at the threshold that would have been different.
     """
 
     requests: int
@@ -101,13 +101,13 @@ class Effect(Frozen):
 
 
 class FieldParity(Frozen):
-    """A field that requests bring and that is a feature as well, both there.
+    """A field of the request that is a feature as well, where both have a value.
 
     Attributes:
         field: The request's field.
         feature: ``view__feature`` of the same name.
-        values: Requests in which both were there.
-        unequal: Those in which they differ.
+        values: Requests in which both have a value.
+        unequal: Requests in which the values differ.
     """
 
     field: str
@@ -120,7 +120,7 @@ class LogDamage(Frozen):
     """Records that could not be compared, because they fail their checksum or schema.
 
     Attributes:
-        place: The file; or ``segments`` for what was lost on the way into files.
+        place: The file; ``segments`` for rows that were lost before they reached a file.
         rows: How many, as far as is known.
         start: First request time of them; None where that is not known.
         end: Last request time of them.
@@ -139,23 +139,23 @@ class ParityReport(Frozen):
 
     Attributes:
         clock: Clock of the expected values.
-        requests: Predictions looked at, damaged ones included.
-        values: Feature values of them.
+        requests: Predictions of that time, damaged ones included.
+        values: Their feature values.
         equal: Values that are the same bit for bit.
         causes: Cause → number of unequal values.
         views: View → cause → number of unequal values.
         features: ``view__feature`` → values and unequal values.
         hours: Begin of the hour, as ISO text → values and unequal values.
         exemplars: Up to three mismatches for each cause.
-        unstamped: Views from an online store that says neither when a row was created and written
-            nor by which definition: there some causes cannot be told.
-        staleness: View → age of what was served rightly.
+        unstamped: Views from an online store that reports no created time, write time or
+            definition of a row. Some causes cannot be recognized there.
+        staleness: View → age of the correct values when they were served.
         effect: What all wrong values did; None without any.
         effects: Cause → what wrong values of it did; a request can have several causes.
         request_fields: Request fields against features of the same name.
         damage: Records that could not be compared.
-        read: Predictions that this run had to compare; the others were known from earlier runs.
-        reopened: Those of them that were compared before, and again because of late history.
+        read: Predictions that this run compared; earlier runs had compared the others.
+        reopened: Predictions that were compared again because of late history.
     """
 
     model: str
@@ -206,20 +206,20 @@ class AffectedKeys(Frozen):
 
 
 class Incident(Frozen):
-    """A spell in which a view was served wrongly; quarantined from training.
+    """A period in which a view was served wrongly; its requests are quarantined from training.
 
     Attributes:
         incident_id: Name of the record.
-        view: View that was wrong.
-        cause: Why, by the audit.
+        view: View whose values were wrong.
+        cause: The cause that the audit gives.
         start: First request time that was affected.
-        end: Last request time that was affected, as far as was looked.
+        end: Last request time that was affected, of the requests that were looked at.
         found_at: When it was found, by the clock of the requests.
         requests: Predictions affected.
         values: Values affected.
-        is_open: Whether the last look still found it going on.
+        is_open: Whether it still went on at the last look.
         evidence: One sentence.
-        keys: Which entities were affected; None if that is not known, and so all may be.
+        keys: Which entities were affected; None if that is not known, so that all may be.
     """
 
     incident_id: str
@@ -246,7 +246,7 @@ class FeatureDrift(Frozen):
 
     Attributes:
         psi: Population stability index over the reference's bins.
-        limit: Value of it that is called drift.
+        limit: Index from which the feature counts as drifted.
         null_share: Share of nulls now.
         null_share_reference: Share of nulls in training.
         drifted: Whether it is past the limit.
@@ -274,13 +274,13 @@ class DriftReport(Frozen):
 
 
 class PerformanceReport(Frozen):
-    """What predictions were worth, over requests whose labels have matured.
+    """How good predictions were, over requests whose labels have matured.
 
     Attributes:
         start: First request time looked at, included.
         end: Last request time looked at, excluded.
         requests: Predictions in that time.
-        labelled: Those with a label.
+        labelled: Predictions with a label.
         positive_share: Share of positive labels.
         mean_prediction: Mean predicted probability.
         metrics: ``log_loss``, ``brier``, ``auc``, ``ece``.
@@ -288,8 +288,8 @@ class PerformanceReport(Frozen):
         label_delays: Hours after a request → share of the requests whose label was known by then;
             the last one is when labels count as mature.
         gain_per_request: Log loss that a recalibration learned on the older half of these rows
-            saves on the newer half, per request, without the requests of incidents; a floor of what
-            training again would bring.
+            saves on the newer half, per request, without the requests of incidents. Training again
+            is expected to gain at least as much.
         gain_standard_error: Standard error of it.
     """
 
@@ -314,8 +314,8 @@ class ViewFreshness(Frozen):
         absent_share: Share without a value (not found, or too old).
         absent_share_reference: The same in training.
         age_s_p50: Median age in seconds, of those with a value.
-        age_s_limit: Age that is normal at most: the 99th percentile in training, and what the way
-            online may add; None if its values never changed in training.
+        age_s_limit: Largest normal age: the 99th percentile in training, plus the time that
+            bringing rows online may take. None if its values never changed in training.
         stale: Whether the view is not as fresh as in training.
     """
 
@@ -328,7 +328,7 @@ class ViewFreshness(Frozen):
 
 
 class MonitorReport(Frozen):
-    """Everything that a look at a model found: the evidence of a decision.
+    """Everything that a look at a model found; a decision is based on it.
 
     Attributes:
         model: Model name.
@@ -340,7 +340,7 @@ class MonitorReport(Frozen):
         freshness: View → age of what was served.
         drift: Against the reference; None without requests.
         performance: Since the champion was trained, over matured labels.
-        incidents: Spells of skew that touch [start, end).
+        incidents: Incidents that touch [start, end).
     """
 
     model: str
@@ -377,10 +377,10 @@ class Decision(Frozen):
         rule: Version of the rule.
         inputs: Every number that the rule used.
         challenger: Version of the challenger that was trained, if one was.
-        gates: What the gates said of it.
+        gates: The results of its gates.
         promoted: Whether it became champion.
         quarantined_rows: Training rows left out because of incidents.
-        repaired_rows: Training rows that incidents touched, kept with the values expected.
+        repaired_rows: Training rows that incidents touched and that have the expected values.
     """
 
     model: str
@@ -411,7 +411,7 @@ def save_record(state_dir: Path, record: Frozen, *, model: str, name: str) -> Pa
 
     Args:
         state_dir: The repo's state folder.
-        record: One of the kinds that are kept.
+        record: A record of one of the kinds above.
         model: Model it is about.
         name: File name without ending: ``record_name(time)``, or an incident's id.
     """
