@@ -16,7 +16,7 @@ from tallystick.errors import ContractError, DamagedError
 from tallystick.online_store.view_decoder import ViewRows
 from tallystick.prediction_log.compactor import MERGED_FILES, Retention, compact
 from tallystick.prediction_log.ledger import ledger_of
-from tallystick.prediction_log.log_reader import first_time, read_labels, read_log
+from tallystick.prediction_log.log_reader import day_versions, first_time, read_labels, read_log
 from tallystick.prediction_log.log_writer import LabelLog, PredictionLog
 from tallystick.prediction_log.manifest import read_manifests
 from tallystick.prediction_log.record import Predictions
@@ -26,6 +26,7 @@ from tallystick.settings import Settings
 
 START = datetime(2013, 7, 1, tzinfo=UTC)
 CONTRACT = small_contract()
+DAY = timedelta(days=1)
 
 
 def predictions(number, rows=2, moment=START):
@@ -92,6 +93,25 @@ def test_only_the_requested_time_is_read(tmp_path, settled):
     (part,) = read_log(tmp_path, CONTRACT.model, start=START + one, end=START + 2 * one)
     assert set(part.table["prediction_id"].to_pylist()) == {"1-0", "1-1"}
     assert first_time(tmp_path, CONTRACT.model) == START
+
+
+def test_the_version_of_a_day_changes_with_its_rows_only(tmp_path):
+    log = open_log(tmp_path)
+    versions = []
+    for number, day in enumerate((0, 1, 0)):
+        log.append(CONTRACT, predictions(number, moment=START + timedelta(days=day)))
+        log.flush()
+        versions.append(day_versions(tmp_path, CONTRACT.model))
+        (part,) = read_log(
+            tmp_path, CONTRACT.model, start=START + timedelta(days=day), end=START + 2 * DAY
+        )
+        assert f"{number}-0" in part.table["prediction_id"].to_pylist()
+    log.close()
+    first, second, third = versions
+    assert list(first) == ["2013-07-01"]
+    assert list(second) == list(third) == ["2013-07-01", "2013-07-02"]
+    assert second["2013-07-01"] == first["2013-07-01"] != third["2013-07-01"]
+    assert third["2013-07-02"] == second["2013-07-02"]
 
 
 def test_the_ledger_adds_up_and_the_buffer_is_bounded(tmp_path):

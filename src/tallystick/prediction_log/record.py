@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from tallystick.definitions.columns import plain
 from tallystick.definitions.contract import ModelInputs
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 RECORD_VERSION = 1
 """Version of this layout; in every file's schema metadata."""
 
-VIEW_TIMES: Final = ("event_time", "created_time", "write_time")
 VIEW_FIELDS = ("status", "event_time", "created_time", "write_time", "definition")
 
 
