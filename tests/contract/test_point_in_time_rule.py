@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -175,7 +176,7 @@ def test_files_of_a_source_may_have_times_of_other_zones(engine, tmp_path, unit,
     assert answer["s__since"].to_pylist() == [from_us(START_US + at * 1000) for at in expected]
     assert answer.schema.field("s__since").type == TYPES["since"]
     pull = Pull(("text",), ("since",), "event", "created", None, None)
-    pulled = engine.pull_all(read.source, pull)
+    pulled = engine.pull_rows(read.source, pull)
     assert pulled["since"].to_pylist() == [from_us(START_US + at * 1000) for at in range(3)]
     found = engine.changes_between(
         [read], start=from_us(START_US), end=from_us(START_US + 5000), time="at", clock=CLOCKS[0]
@@ -199,7 +200,8 @@ def test_pulls_are_in_source_order_and_in_the_types_of_the_source(engine, tmp_pa
         start=from_us(START_US + 1),
         end=from_us(START_US + 3),
     )
-    rows, latest = engine.pull_all(source, pull), engine.pull_latest(source, pull)
+    rows = engine.pull_rows(source, pull)
+    latest = engine.pull_rows(source, replace(pull, is_latest=True))
     assert rows["count"].to_pylist() == [2**53 + 1, None, 5]
     assert latest["count"].to_pylist() == [2**53 + 1]
     assert str(latest["ratio"].to_pylist()) == "[-0.0]"
@@ -293,5 +295,5 @@ def test_pulled_values_have_the_types_of_the_source(engine, tmp_path):
     event = pa.array([START_US] * 3, pa.timestamp("us", tz="UTC"))
     pq.write_table(pa.table({**odd, "event": event}), tmp_path / "history.parquet")
     pull = Pull((), tuple(odd), event="event", created=None, start=None, end=None)
-    found = engine.pull_all(SimpleNamespace(path=str(tmp_path)), pull)
+    found = engine.pull_rows(SimpleNamespace(path=str(tmp_path)), pull)
     assert found.select(list(odd)).equals(pa.table(odd))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DataError, DefinitionError, InputError
 from tallystick.offline_store import ViewRead, point_in_time
 from tallystick.offline_store.entity_rows import changes_between
-from tallystick.offline_store.pull import Pull, pull_latest
+from tallystick.offline_store.pull import Pull, pull_rows
 from tallystick.point_in_time.rule import VisibilityClock
 from visible_rows import visible_rows
 
@@ -123,7 +124,7 @@ def test_under_the_event_clock_a_row_without_created_time_counts_as_created_at_i
     visible = visible_rows(read, until=NOON, clock=VisibilityClock.EVENT)
     assert visible["value"].to_pylist() == [winner]
     pull = Pull(("key",), ("value",), "event", "created", None, None)
-    latest = pull_latest(read.source, pull, config=None, repo_path=None)
+    latest = pull_rows(read.source, replace(pull, is_latest=True), config=None, repo_path=None)
     assert latest["value"].to_pylist() == [winner]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from time import sleep
@@ -27,7 +28,7 @@ from tallystick.offline_store import (
     view_history,
 )
 from tallystick.offline_store.entity_rows import changes_between
-from tallystick.offline_store.pull import Pull, pull_all, pull_latest
+from tallystick.offline_store.pull import Pull, pull_rows
 from tallystick.offline_store.sources.delta_table import open_delta
 from tallystick.offline_store.sources.file_source import Snapshots, open_source
 from tallystick.offline_store.spark.spark_source import open_rows
@@ -82,7 +83,7 @@ def values_at(read, *times, clock=KNOWLEDGE, **more):
 
 def all_values(read):
     pull = Pull(("key",), (read.columns[0],), "event", "created", None, None)
-    found = pull_all(read.source, pull, config=None, repo_path=None)
+    found = pull_rows(read.source, pull, config=None, repo_path=None)
     return sorted(found[read.columns[0]].to_pylist())
 
 
@@ -114,7 +115,7 @@ def test_rows_that_a_deletion_vector_takes_do_not_count(location):
     assert values_at(read, *(FIRST + day * DAY for day in (1, 2, 7, 9, 11))) == [0, 2, 6, 8, 11]
     assert all_values(read) == [0, 2, 3, 4, 5, 6, 8, 10, 11]
     pull = Pull(("key",), ("value",), "event", "created", FIRST, FIRST + 9 * DAY)
-    latest = pull_latest(read.source, pull, config=None, repo_path=None)
+    latest = pull_rows(read.source, replace(pull, is_latest=True), config=None, repo_path=None)
     assert latest["value"].to_pylist() == [8]
 
 
@@ -229,7 +230,7 @@ def test_partitions_are_columns_in_their_types(location):
         second = {"number": -5, "flag": False}.get(name)
         assert values_at(read, FIRST, FIRST + DAY) == [expected[name], second], name
     pull = Pull(("key",), tuple(kinds), "event", "created", None, None)
-    pulled = pull_all(read.source, pull, config=None, repo_path=None).sort_by("event").to_pylist()
+    pulled = pull_rows(read.source, pull, config=None, repo_path=None).sort_by("event").to_pylist()
     assert pulled[0]["text"] == "a/b=ü 1%"
     assert pulled[0]["number"] == 2**31 - 1
 
@@ -257,7 +258,7 @@ def test_files_that_the_log_rules_out_are_not_even_opened(location):
     with pytest.raises(DataError, match="is not a Parquet file that can be read"):
         values_at(read_of(location), FIRST + 3 * DAY)
     pull = Pull(("key",), ("value",), "event", "created", FIRST + 2 * DAY, FIRST + 3 * DAY)
-    assert pull_all(read.source, pull, config=None, repo_path=None)["value"].to_pylist() == [2, 3]
+    assert pull_rows(read.source, pull, config=None, repo_path=None)["value"].to_pylist() == [2, 3]
 
 
 def test_times_that_the_log_cuts_do_not_rule_out_a_file(location):
@@ -290,7 +291,8 @@ def test_an_empty_table_has_no_rows(location):
     assert values_at(read_of(location), FIRST) == [None]
     assert all_values(read_of(location)) == []
     pull = Pull(("key",), ("value",), "event", "created", FIRST, None)
-    assert pull_latest(read_of(location).source, pull, config=None, repo_path=None).num_rows == 0
+    pull = replace(pull, is_latest=True)
+    assert pull_rows(read_of(location).source, pull, config=None, repo_path=None).num_rows == 0
     with pytest.raises(DataError, match="column absent"):
         values_at(read_of(location, "absent"), FIRST)
 

@@ -18,7 +18,7 @@ from tallystick.offline_store import (
     point_in_time,
     point_in_time_join,
 )
-from tallystick.offline_store.pull import Pull, pull_all
+from tallystick.offline_store.pull import Pull, pull_rows
 from tallystick.offline_store.sources.consistent_read import ATTEMPTS
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick.storage.atomic_files import replacing
@@ -139,4 +139,4 @@ def test_a_damaged_file_that_stays_as_it_is_says_what_is_wrong(source):
         values_of(source)
     pull = Pull(("key",), ("value",), "event", "created", None, None)
     with pytest.raises(DataError, match=UNREADABLE):
-        pull_all(SimpleNamespace(path=str(source.path)), pull, config=None, repo_path=None)
+        pull_rows(SimpleNamespace(path=str(source.path)), pull, config=None, repo_path=None)

@@ -159,14 +159,14 @@ def test_the_rule_holds_whenever_rows_became_visible(lacks_created, history, ent
             [None if lacks_created else row["created"] for row in history], whole
         ),
         "visible_us": pa.array([row["visible"] for row in history], whole),
-        "position": pa.array(range(len(history)), whole),
+        "row_position": pa.array(range(len(history)), whole),
     }
     requests = {
         "key": pa.array([key for key, _ in entity_rows], whole),
         "request_us": pa.array([at for _, at in entity_rows], whole),
         "entity_row": pa.array(range(len(entity_rows)), whole),
     }
-    names = {"keys": ["key"], "position": ["position"]}
+    names = {"keys": ["key"]}
     sql = as_of_sql("history", entity_rows="requests", ttl_us=ttl, **names)
     with duckdb.connect() as connection:
         connection.register("history", pa.table(rows))
@@ -178,13 +178,13 @@ def test_the_rule_holds_whenever_rows_became_visible(lacks_created, history, ent
         request = {"key": key, "at": at}
         clock = VisibilityClock.SERVED
         row, status = oracle(numbered, request, key=("key",), clock=clock, ttl=ttl)
-        assert got["position"] == (row and row["position"])
+        assert got["row_position"] == (row and row["position"])
         assert (got["too_old"] is True) == (status == "OUTSIDE_MAX_AGE")
     written = [row for row in numbered if row["visible"] is not None]
     if written == numbered:
         winners = [winner([row for row in written if row["key"] == key], clock) for key in (0, 1)]
         expected = sorted(row["position"] for row in winners if row is not None)
-        assert latest["position"].to_pylist() == expected
+        assert latest["row_position"].to_pylist() == expected
 
 
 def test_a_window_begins_behind_its_first_moment_and_holds_its_last(tmp_path):

@@ -25,6 +25,7 @@ from tallystick.definitions.contract import ViewUse
 from tallystick.definitions.feature_repo import Repo
 from tallystick.definitions.feature_view import digest
 from tallystick.offline_store.duckdb_connection import connect, read_table
+from tallystick.offline_store.sources.source_files import FILE_INDEX_SQL
 from tallystick.offline_store.view_history import history_of
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import VisibilityClock
@@ -150,7 +151,7 @@ def _hashed(
     """
 
     def hash_new(history: History, read: ViewRead, connection: Any) -> tuple[list[str], pa.Table]:
-        versions, file = _versions(history, clock), "file_position"
+        versions, file = _versions(history, clock), FILE_INDEX_SQL
         is_new = [version not in trusted for version in versions]
         if not any(is_new):
             return versions, hash_schema().empty_table()

@@ -14,7 +14,7 @@ from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.entity_rows import changes_between
 from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
 from tallystick.offline_store.point_in_time_join import point_in_time
-from tallystick.offline_store.pull import pull_all, pull_latest
+from tallystick.offline_store.pull import pull_rows
 from tallystick.offline_store.retrieval_job import view_read
 from tallystick.offline_store.sources.file_source import Snapshots
 
@@ -78,6 +78,5 @@ class DuckDBEngine:
         self.changes_between = partial(
             changes_between, config=config, repo_path=repo_path, snapshots=snapshots
         )
-        self.pull_latest = partial(pull_latest, config=config, repo_path=repo_path)
-        self.pull_all = partial(pull_all, config=config, repo_path=repo_path)
+        self.pull_rows = partial(pull_rows, config=config, repo_path=repo_path)
         self.query = partial(query_table, config, what="the entity query")

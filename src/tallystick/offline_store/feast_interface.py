@@ -121,16 +121,16 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
         end_date: datetime,
     ) -> RetrievalJob:
         """The winning row of each key among those with an event time in [start, end]."""
-        pull = Pull(
-            keys=tuple(join_key_columns),
-            features=tuple(feature_name_columns),
-            event=timestamp_field,
-            created=created_timestamp_column or None,
-            start=start_date,
-            end=end_date,
-        )
-        return DeferredRetrievalJob(
-            lambda: cls.engine(config).pull_latest(data_source, pull), config=config
+        return cls.pull_all_from_table_or_query(
+            config,
+            data_source,
+            join_key_columns,
+            feature_name_columns,
+            timestamp_field,
+            created_timestamp_column,
+            start_date,
+            end_date,
+            is_latest=True,
         )
 
     @classmethod
@@ -144,8 +144,13 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
         created_timestamp_column: str | None = None,
         start_date: datetime | None = None,
         end_date: datetime | None = None,
+        *,
+        is_latest: bool = False,
     ) -> RetrievalJob:
-        """All rows with an event time in [start, end], in source order."""
+        """All rows with an event time in [start, end], in source order.
+
+        With ``is_latest`` only the winning row of each key.
+        """
         pull = Pull(
             keys=tuple(join_key_columns),
             features=tuple(feature_name_columns),
@@ -153,9 +158,10 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
             created=created_timestamp_column or None,
             start=start_date,
             end=end_date,
+            is_latest=is_latest,
         )
         return DeferredRetrievalJob(
-            lambda: cls.engine(config).pull_all(data_source, pull), config=config
+            lambda: cls.engine(config).pull_rows(data_source, pull), config=config
         )
 
     def get_table_column_names_and_types_from_data_source(

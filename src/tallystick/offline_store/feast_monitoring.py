@@ -29,7 +29,7 @@ from feast.repo_config import RepoConfig
 from tallystick.clock import from_us
 from tallystick.errors import DataError
 from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
-from tallystick.offline_store.pull import Pull, pull_all, rows_sql
+from tallystick.offline_store.pull import Pull, pull_rows, rows_sql
 from tallystick.offline_store.sources.file_source import open_source
 from tallystick.offline_store.sources.parquet_writer import write_file
 from tallystick.storage.locks import writer_lock
@@ -77,7 +77,7 @@ class MonitoredOfflineStore(OfflineStore):  # type: ignore[misc]
             start=start_date,
             end=end_date,
         )
-        rows = pull_all(data_source, pull, config=cls.limits(config), repo_path=config.repo_path)
+        rows = pull_rows(data_source, pull, config=cls.limits(config), repo_path=config.repo_path)
         calculator = MetricsCalculator(histogram_bins=histogram_bins, top_n=top_n)
         return [
             {"feature_name": name, **_metrics(calculator, kind, rows[column])}

@@ -22,7 +22,7 @@ from tallystick.definitions.feature_repo import state_dir
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import StateError
 from tallystick.offline_store.sources.file_source import common_schema
-from tallystick.offline_store.sources.source_files import POSITION, SourceFiles
+from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.offline_store.sql_dialect import DUCKDB
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.online_store.journal.journal_entry import (
@@ -39,7 +39,7 @@ from tallystick.online_store.journal.write_journal import (
     removals_in,
     view_folder,
 )
-from tallystick.point_in_time.rule import CREATED_SQL, quoted
+from tallystick.point_in_time.rule import CREATED_SQL, POSITION, quoted
 from tallystick.storage.locations import LOCAL
 
 if TYPE_CHECKING:
@@ -81,12 +81,11 @@ class ServedHistory(History):
 
     def with_created_time(self, matched: str) -> str:
         """See :meth:`History.with_created_time`."""
-        same_row = " AND ".join(f"known.{name} = matched.{name}" for name in self.position)
         if not self.known_sql:
             return matched
         return (
             f"SELECT matched.* REPLACE (known.known_us AS created_us) FROM ({matched}) AS matched "
-            f"LEFT JOIN {self.known_sql} AS known ON {same_row}"
+            f"LEFT JOIN {self.known_sql} AS known ON known.{POSITION} = matched.{POSITION}"
         )
 
 
@@ -142,7 +141,7 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
     rows = _rows_sql(files, keys, values, removed, definition)
     names = (*keys, _REMOVALS)
     plain = f"(SELECT *, known_us AS created_us FROM {rows} AS written)"
-    known = f"(SELECT known_us, {', '.join(POSITION)} FROM {rows} AS written)"
+    known = f"(SELECT known_us, {POSITION} FROM {rows} AS written)"
     sql = _ordered_sql(rows, names) if len(written) > 1 else plain
     return ServedHistory(
         sql=sql,
@@ -189,8 +188,7 @@ def _rows_sql(
         **values,
         **{name: f"epoch_us({quoted(column)})" for name, column in _TIMES.items()},
         "definition": definition,
-        POSITION[0]: "file_index",
-        POSITION[1]: "file_row_number",
+        POSITION: files.position_sql,
     }
     selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
     complete = " AND ".join(f"{key} IS NOT NULL" for key in keys)
@@ -203,7 +201,7 @@ def _rows_sql(
 def _ordered_sql(rows: str, keys: Sequence[str]) -> str:
     """Rows of several definitions: full ties of another definition replace the last."""
     same = ", ".join((*keys, "event_us"))
-    tied = f"PARTITION BY {same}, order_us ORDER BY visible_us, {', '.join(POSITION)}"
+    tied = f"PARTITION BY {same}, order_us ORDER BY visible_us, {POSITION}"
     return f"""(
     SELECT * EXCLUDE created_us,
       dense_rank() OVER (PARTITION BY {same} ORDER BY order_us, changes) AS created_us

@@ -121,7 +121,7 @@ def _parts(
     if added.signature:
         history = history_of(read, added, clock=clock, bounds=until)
         rows = f"(SELECT * FROM {history.sql} WHERE visible_us <= {until_us})"
-        sql = newest_sql(rows, keys=history.keys, position=history.position)
+        sql = newest_sql(rows, keys=history.keys)
         yield _Part(history, sql, is_added=True)
     if covered is None:
         return

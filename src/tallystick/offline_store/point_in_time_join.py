@@ -114,7 +114,7 @@ def _in_memory(
     with closing(connect(config)) as connection:
         connection.register("entity_rows", history.joined_by(keys))
         require_times(partial(read_table, connection, what=history.what), history, read, clock)
-        sql = _answer_sql(history, read, rows=keys.num_rows)
+        sql = _answer_sql(history, read, rows=keys.num_rows, with_times=with_times)
         found = read_table(connection, sql, what=history.what)
     return _columns(found, history, read, with_times=with_times)
 
@@ -224,6 +224,7 @@ def stream_point_in_time(
                 clock=clock,
                 workspace=workspace,
                 batch_rows=batch_rows,
+                with_times=with_times,
                 out=out,
             )
             history = read_steadily(opened, lambda history: [history.files], work)
@@ -242,6 +243,7 @@ def _to_file(
     clock: VisibilityClock,
     workspace: Workspace,
     batch_rows: int,
+    with_times: bool,
     out: Path,
 ) -> History:
     """Write the answer of one view to a file."""
@@ -261,16 +263,16 @@ def _to_file(
     with workspace.connection(what=history.what) as connection:
         connection.execute(f"CREATE TEMP VIEW entity_rows AS FROM {parquet_sql(path)}")
         require_times(partial(read_table, connection, what=history.what), history, read, clock)
-        sql = _answer_sql(history, read, rows=first_row)
+        sql = _answer_sql(history, read, rows=first_row, with_times=with_times)
         connection.execute(f"COPY ({sql}) TO {text_sql(out)} (FORMAT parquet)")
     path.unlink()
     return history
 
 
-def _answer_sql(history: History, read: ViewRead, *, rows: int) -> str:
+def _answer_sql(history: History, read: ViewRead, *, rows: int, with_times: bool) -> str:
     """The query for a view's values at the ``rows`` rows of the relation ``entity_rows``."""
     relation = history.sql
-    if rows <= history.files.rows:
+    if rows * 2 <= history.files.rows:
         # Few requests: rows of other keys are left out before the sort.
         matches = " AND ".join(f"entity_rows.{key} = history.{key}" for key in history.keys)
         relation = (
@@ -281,11 +283,11 @@ def _answer_sql(history: History, read: ViewRead, *, rows: int) -> str:
         relation,
         entity_rows="entity_rows",
         keys=history.keys,
-        position=history.position,
         ttl_us=read.spec.ttl_us,
     )
-    matched = f"({history.with_created_time(matched)})"
-    return values_sql(history.sql, matched, values=history.values, position=history.position)
+    if with_times:
+        matched = history.with_created_time(matched)
+    return values_sql(history.sql, f"({matched})", values=history.values, with_times=with_times)
 
 
 def _columns(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,10 +15,10 @@ from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.file_source import open_source
 from tallystick.offline_store.sources.pruning import Bounds, pruned
-from tallystick.offline_store.sources.source_files import POSITION, SourceFiles
+from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.offline_store.view_history import NO_TIME
-from tallystick.point_in_time.rule import latest_sql
+from tallystick.point_in_time.rule import POSITION, latest_sql
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +35,8 @@ class Pull:
         created: Column of the created time, if there is one.
         start: First event time, included; None for an open bound.
         end: Last event time, included; None for an open bound.
+        is_latest: Whether only the winning row of each key is read. Rows with a null in a key are
+            left out then.
     """
 
     keys: tuple[str, ...]
@@ -44,6 +45,7 @@ class Pull:
     created: str | None
     start: datetime | None
     end: datetime | None
+    is_latest: bool = False
 
     def bounds(self) -> list[str]:
         """Conditions on ``event_us``."""
@@ -59,65 +61,32 @@ class Pull:
         return pruned(files, {self.event: Bounds(first, last)})
 
 
-def pull_latest(
+def pull_rows(
     source: Any, pull: Pull, *, config: EngineLimits | None, repo_path: Path | str | None
 ) -> pa.Table:
-    """The winning row of each key among those in a range of event time.
+    """Rows of a source in a range of event time, in source order.
 
     Args:
         source: A Feast ``FileSource``.
-        pull: Which rows and columns; rows with a null in a key are left out.
+        pull: Which rows and columns.
         config: Limits of the engine.
         repo_path: Folder from which a relative path is taken.
 
     Returns:
-        Keys, features and times (timestamp[us, UTC]) under the source's names, in source order, all
-        but the times in the source's types. A view without entities gets Feast's key for these.
+        Keys, features and times (timestamp[us, UTC]) under the source's names, all but the times in
+        the source's types. A view without entities gets Feast's key for these.
 
     Raises:
         DataError: The source lacks a column, or a time column holds no times.
     """
-    return _pulled(source, pull, latest_rows_sql, config, repo_path)
 
-
-def pull_all(
-    source: Any, pull: Pull, *, config: EngineLimits | None, repo_path: Path | str | None
-) -> pa.Table:
-    """All rows in a range of event time, in source order.
-
-    Args, answer and errors as for :func:`pull_latest`; rows with null keys are returned as well.
-    """
-    return _pulled(source, pull, all_rows_sql, config, repo_path)
-
-
-def _pulled(
-    source: Any,
-    pull: Pull,
-    query: Callable[[SourceFiles, Pull], str],
-    config: EngineLimits | None,
-    repo_path: Path | str | None,
-) -> pa.Table:
     def read(files: SourceFiles) -> pa.Table:
-        found = query_table(config, query(files, pull), what=f"the source {files.label}")
+        found = query_table(config, rows_sql(files, pull), what=f"the source {files.label}")
         return answered(found, files, pull)
 
     return read_steadily(
         lambda: pull.within(open_source(source, repo_path)), lambda files: [files], read
     )
-
-
-def latest_rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
-    """The query of :func:`pull_latest`, to be read with :func:`answered`."""
-    grouped = [f"key_{at}" for at in range(len(_by_real_keys(pull).keys))]
-    complete = " AND ".join(f"{key} IS NOT NULL" for key in grouped) or "true"
-    rows = f"(SELECT * FROM ({rows_sql(files, pull, dialect)}) AS pulled WHERE {complete})"
-    return latest_sql(rows, keys=grouped or ["no_key"], position=POSITION)
-
-
-def all_rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
-    """The query of :func:`pull_all`, to be read with :func:`answered`."""
-    rows = rows_sql(files, pull, dialect)
-    return f"SELECT * FROM ({rows}) AS pulled ORDER BY {', '.join(POSITION)}"
 
 
 def _by_real_keys(pull: Pull) -> Pull:
@@ -126,7 +95,7 @@ def _by_real_keys(pull: Pull) -> Pull:
 
 
 def rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
-    """The query for a source's rows, with normalised times.
+    """The query of :func:`pull_rows`; :func:`answered` reads its answer.
 
     Raises:
         DataError: With every column that is missing or holds no times.
@@ -142,6 +111,8 @@ def rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
             problems.append(Problem(f"column {name}", "timestamps", kind))
     if problems:
         raise DataError(f"The source {files.label} does not fit its view.", problems)
+    keys = {f"key_{at}": dialect.quoted(name) for at, name in enumerate(pull.keys)}
+    features = {f"value_{at}": dialect.quoted(name) for at, name in enumerate(pull.features)}
     event_us, created_us = (
         dialect.time_us_sql(dialect.quoted(name), files.schema.field(name).type)
         if name
@@ -149,20 +120,24 @@ def rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
         for name in (pull.event, pull.created)
     )
     columns = {
-        **{f"key_{at}": dialect.quoted(name) for at, name in enumerate(pull.keys)},
-        **{f"value_{at}": dialect.quoted(name) for at, name in enumerate(pull.features)},
-        "no_key": "0",
+        **(keys or {"key_0": "0"}),
+        **features,
         "event_us": event_us,
         "created_us": created_us,
         "visible_us": event_us,
-        POSITION[0]: "file_index",
-        POSITION[1]: "file_row_number",
+        POSITION: files.position_sql,
     }
     selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
-    return (
-        f"SELECT * FROM (SELECT {selected} FROM {files.relation}) AS source "
-        f"WHERE {' AND '.join(pull.bounds()) or 'true'}"
+    conditions = pull.bounds()
+    if pull.is_latest:
+        conditions += [f"{key} IS NOT NULL" for key in keys]
+    rows = (
+        f"(SELECT * FROM (SELECT {selected} FROM {files.relation}) AS source "
+        f"WHERE {' AND '.join(conditions) or 'true'})"
     )
+    if pull.is_latest:
+        return latest_sql(rows, keys=list(keys) or ["key_0"])
+    return f"SELECT * FROM {rows} AS pulled ORDER BY {POSITION}"
 
 
 def answered(found: pa.Table, files: SourceFiles, pull: Pull) -> pa.Table:

@@ -57,11 +57,8 @@ class OfflineEngine(Protocol):
     ) -> pa.Table:
         """As :func:`tallystick.offline_store.entity_rows.changes_between`."""
 
-    def pull_latest(self, source: DataSource, pull: Pull) -> pa.Table:
-        """As :func:`tallystick.offline_store.pull.pull_latest`."""
-
-    def pull_all(self, source: DataSource, pull: Pull) -> pa.Table:
-        """As :func:`tallystick.offline_store.pull.pull_all`."""
+    def pull_rows(self, source: DataSource, pull: Pull) -> pa.Table:
+        """As :func:`tallystick.offline_store.pull.pull_rows`."""
 
     def query(self, sql: str) -> pa.Table:
         """The answer to a query for entity rows."""

@@ -18,10 +18,15 @@ from tallystick.offline_store.sources.pruning import (
     have_no_nulls,
     pruned,
 )
-from tallystick.offline_store.sources.source_files import POSITION, SourceFiles
+from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.offline_store.view_read import History, ViewRead
-from tallystick.point_in_time.rule import VisibilityClock, requires_created, visible_sql
+from tallystick.point_in_time.rule import (
+    POSITION,
+    VisibilityClock,
+    requires_created,
+    visible_sql,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,8 +120,6 @@ def history_of(
         **values,
         "event_us": time_sql(spec.event_column),
         "created_us": time_sql(spec.created_column),
-        POSITION[0]: "file_index",
-        POSITION[1]: "file_row_number",
     }
     visible = visible_sql(clock)
     selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
@@ -124,7 +127,8 @@ def history_of(
 
     def rows_sql(of: SourceFiles, condition: str) -> str:
         return (
-            f"(SELECT *, {visible} AS visible_us FROM (SELECT {selected} FROM {of.relation} "
+            f"(SELECT *, {visible} AS visible_us "
+            f"FROM (SELECT {selected}, {of.position_sql} AS {POSITION} FROM {of.relation} "
             f"WHERE {condition}) AS source WHERE {complete})"
         )
 

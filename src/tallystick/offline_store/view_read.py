@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec
 from tallystick.errors import InputError, Problem, did_you_mean
-from tallystick.offline_store.sources.source_files import POSITION, SourceFiles
+from tallystick.offline_store.sources.source_files import SourceFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +63,7 @@ class History:
     """A normalised history, ready for :mod:`tallystick.point_in_time.rule`.
 
     Its rows have a value in every key. Columns: ``key_0…``, ``value_0…``, ``event_us``,
-    ``created_us``, ``visible_us`` and the position columns.
+    ``created_us``, ``visible_us`` and ``row_position``.
 
     Attributes:
         sql: The relation, in parentheses.
@@ -84,8 +84,6 @@ class History:
     whole: SourceFiles
     whole_sql: Callable[[], str]
     what: str
-
-    position = POSITION
 
     def joined_by(self, entity_keys: pa.Table) -> pa.Table:
         """Keys and request times of entity rows, with every column that the join compares."""

@@ -28,7 +28,7 @@ key columns      as named by the caller; rows with a null in one must be left ou
 ``event_us``     event time
 ``created_us``   created time; null where the history has none
 ``visible_us``   when the row became visible: :func:`visible_sql`
-position         one or more columns that ascend in source order
+``row_position`` an integer that ascends in source order: :data:`POSITION`
 ===============  ===============================================================
 """
 
@@ -54,6 +54,9 @@ class VisibilityClock(StrEnum):
     SERVED = "served"
     """From the moment on at which it was written online."""
 
+
+POSITION: Final = "row_position"
+"""The column by which the rows of a history ascend in source order."""
 
 CREATED_SQL: Final = "coalesce(created_us, event_us)"
 """The created time by which rows are ordered."""
@@ -84,24 +87,22 @@ def visible_sql(clock: VisibilityClock) -> str:
     return "created_us + greatest(event_us - created_us, 0)"
 
 
-def folded_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
+def folded_sql(history: str, *, keys: Sequence[str]) -> str:
     """The rows of ``history`` that were a key's winner from the moment they became visible.
 
     Args:
         history: A relation with the columns in the module's text, as a name or in parentheses.
         keys: Its key columns, as SQL identifiers; at least one.
-        position: Its position columns, as SQL identifiers, most significant first.
 
     Returns:
         A query with keys, times and position of these rows. No two share key and ``visible_us``.
     """
     partition = ", ".join(keys)
-    columns = ", ".join((*keys, "event_us", "created_us", "visible_us", *position))
-    order = ", ".join(("visible_us", "fold_order DESC", *position))
+    columns = ", ".join((*keys, "event_us", "created_us", "visible_us", POSITION))
     return f"""
     SELECT {columns} FROM (
       SELECT *, max(fold_order) OVER (
-        PARTITION BY {partition} ORDER BY {order}
+        PARTITION BY {partition} ORDER BY visible_us, fold_order DESC, {POSITION}
         ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
       ) AS fold_before
       FROM (
@@ -112,7 +113,7 @@ def folded_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
     WHERE fold_before IS NULL OR fold_order > fold_before"""
 
 
-def latest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
+def latest_sql(history: str, *, keys: Sequence[str]) -> str:
     """The winner of each key among all rows of ``history``, in source order.
 
     An online store holds these rows once all rows were written.
@@ -120,24 +121,22 @@ def latest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
     Args:
         history: A relation with the columns in the module's text, as a name or in parentheses.
         keys: Its key columns, as SQL identifiers; at least one.
-        position: Its position columns, as SQL identifiers, most significant first.
 
     Returns:
         A query with all columns of the history, and one more, ``row_order``.
     """
-    order = ", ".join(position)
     return f"""
     SELECT * FROM (
       SELECT *, row_number() OVER (
         PARTITION BY {", ".join(keys)}
-        ORDER BY event_us DESC, {CREATED_SQL} DESC, visible_us, {order}
+        ORDER BY event_us DESC, {CREATED_SQL} DESC, visible_us, {POSITION}
       ) AS row_order
       FROM {history} AS history
     ) AS placed
-    WHERE row_order = 1 ORDER BY {order}"""
+    WHERE row_order = 1 ORDER BY {POSITION}"""
 
 
-def newest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) -> str:
+def newest_sql(history: str, *, keys: Sequence[str]) -> str:
     """As :func:`latest_sql`, at a third of its cost where keys have many rows.
 
     Only rows with the largest times of their key are sorted: they are found by a hash table of keys
@@ -151,7 +150,7 @@ def newest_sql(history: str, *, keys: Sequence[str], position: Sequence[str]) ->
         SELECT {columns}, max({ORDER_SQL}) AS fold_order
         FROM {history} AS history GROUP BY {columns}
       ) AS newest ON {same} AND {ORDER_SQL} = newest.fold_order)"""
-    return latest_sql(candidates, keys=keys, position=position)
+    return latest_sql(candidates, keys=keys)
 
 
 def as_of_sql(
@@ -159,7 +158,6 @@ def as_of_sql(
     *,
     entity_rows: str,
     keys: Sequence[str],
-    position: Sequence[str],
     ttl_us: int | None,
 ) -> str:
     """The row of the history that wins for each entity row at its request time.
@@ -172,7 +170,6 @@ def as_of_sql(
         entity_rows: A relation with the same key columns, ``entity_row`` (an integer) and
             ``request_us``.
         keys: Key columns of both, as SQL identifiers; at least one.
-        position: Its position columns, as SQL identifiers, most significant first.
         ttl_us: Microseconds after which a row is too old; None or 0 for never.
 
     Returns:
@@ -183,33 +180,34 @@ def as_of_sql(
     if ttl_us and ttl_us < TTL_US_MAX:
         too_old = f"fold.event_us < entity_rows.request_us - {ttl_us}"
     matches = " AND ".join(f"entity_rows.{key} = fold.{key}" for key in keys)
-    found = ", ".join(f"fold.{column}" for column in (*position, "event_us", "created_us"))
+    found = ", ".join(f"fold.{column}" for column in (POSITION, "event_us", "created_us"))
     return f"""
     SELECT entity_rows.entity_row, {found}, {too_old} AS too_old
     FROM {entity_rows} AS entity_rows
-    ASOF LEFT JOIN ({folded_sql(history, keys=keys, position=position)}) AS fold
+    ASOF LEFT JOIN ({folded_sql(history, keys=keys)}) AS fold
       ON {matches} AND entity_rows.request_us >= fold.visible_us"""
 
 
-def values_sql(
-    history: str, matched: str, *, values: Sequence[str], position: Sequence[str]
-) -> str:
+def values_sql(history: str, matched: str, *, values: Sequence[str], with_times: bool) -> str:
     """The values of the rows that :func:`as_of_sql` found, in the order of the entity rows.
 
     Args:
         history: The relation that was joined.
         matched: Its answer, as a name or in parentheses.
         values: Columns of the history to return, as SQL identifiers.
-        position: Its position columns, as SQL identifiers.
+        with_times: Whether to return ``event_us`` and ``created_us``. Without them the engine does
+            not have to carry these columns through its sorts.
 
     Returns:
-        A query with the values (null unless there is a row that is not too old), ``event_us``,
-        ``created_us`` and ``too_old``.
+        A query with the values (null unless there is a row that is not too old) and ``too_old``,
+        and the times if they are requested.
     """
-    same_row = " AND ".join(f"history.{column} = matched.{column}" for column in position)
-    fetched = "".join(f"history.{value}, " for value in values)
+    columns = [f"history.{value}" for value in values] + ["matched.too_old"]
+    if with_times:
+        columns += ["matched.event_us", "matched.created_us"]
     return f"""
-    SELECT {fetched}matched.event_us, matched.created_us, matched.too_old
+    SELECT {", ".join(columns)}
     FROM {matched} AS matched
-    LEFT JOIN {history} AS history ON {same_row} AND NOT matched.too_old
+    LEFT JOIN {history} AS history
+      ON history.{POSITION} = matched.{POSITION} AND NOT matched.too_old
     ORDER BY matched.entity_row"""

@@ -7,17 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import compress
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from tallystick.errors import DataError
 from tallystick.offline_store.sources.hive_partitions import Partitions, list_sql
+from tallystick.point_in_time.rule import POSITION
 from tallystick.storage.locations import LOCAL, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-POSITION = ("file_position", "row_position")
-"""Columns by which the rows of a source ascend: files by name, then rows within a file."""
+_FILE_BITS: Final = 40
+"""A row's position is its file's index above these bits, and its index in the file in them."""
+
+FILE_INDEX_SQL: Final = f"({POSITION} >> {_FILE_BITS})"
+"""The expression for the index of a row's file in its source, from the row's position."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,17 @@ class SourceFiles:
             return self.read_sql
         given = ", ".join(list_sql(name, values) for name, values in self.partitions.items())
         return f"(SELECT *, file_index, file_row_number, {given} FROM {self.read_sql}) AS files"
+
+    @property
+    def position_sql(self) -> str:
+        """The expression for the position of a row of :attr:`relation`.
+
+        Positions ascend by file, then by row within a file. That of a row in the only file is read
+        as it is, which costs the join less than a sum.
+        """
+        if len(self.signature) == 1:
+            return "file_row_number"
+        return f"CAST(file_index AS BIGINT) * {1 << _FILE_BITS} + file_row_number"
 
     @property
     def read_sql(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tallystick.point_in_time.rule import CREATED_SQL, TTL_US_MAX
+from tallystick.point_in_time.rule import CREATED_SQL, POSITION, TTL_US_MAX
 
 
 def as_of_sql(
@@ -13,7 +13,6 @@ def as_of_sql(
     entity_rows: str,
     keys: Sequence[str],
     values: Sequence[str],
-    position: Sequence[str],
     ttl_us: int | None,
     few_requests: bool,
 ) -> str:
@@ -29,7 +28,6 @@ def as_of_sql(
             ``request_us``.
         keys: Key columns of both; at least one.
         values: Columns of the history to return.
-        position: Its position columns, integers, most significant first.
         ttl_us: Microseconds after which a row is too old; None or 0 for never.
         few_requests: Whether the requested keys can be sent to every reader of the history.
 
@@ -38,7 +36,6 @@ def as_of_sql(
         ``event_us``, ``created_us`` and ``too_old``; in the order of the entity rows.
     """
     partition = ", ".join(keys)
-    first_wins = ", ".join(f"-{column}" for column in ("visible_us", *position))
     row = ", ".join((*values, "event_us", "created_us"))
     too_old = "false"
     if ttl_us and ttl_us < TTL_US_MAX:
@@ -61,7 +58,7 @@ def as_of_sql(
         FROM (
           SELECT {partition}, visible_us AS request_us, CAST(NULL AS BIGINT) AS entity_row,
             struct({row}) AS history_row,
-            struct(event_us, {CREATED_SQL}, {first_wins}) AS history_rank
+            struct(event_us, {CREATED_SQL}, -visible_us, -{POSITION}) AS history_rank
           FROM (
             SELECT {"/*+ BROADCAST(requested) */ " if requested else ""}history.*
             FROM {history} AS history {requested}

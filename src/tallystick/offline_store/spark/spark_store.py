@@ -25,7 +25,7 @@ from tallystick.offline_store.entity_rows import (
     entity_keys,
 )
 from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
-from tallystick.offline_store.pull import Pull, all_rows_sql, answered, latest_rows_sql
+from tallystick.offline_store.pull import Pull, answered, rows_sql
 from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.offline_store.spark.as_of_join import as_of_sql
 from tallystick.offline_store.spark.spark_session import open_session, read_table
@@ -109,7 +109,6 @@ class SparkEngine:
                 entity_rows=view,
                 keys=history.keys,
                 values=history.values,
-                position=history.position,
                 ttl_us=read.spec.ttl_us,
                 few_requests=keys.num_rows <= FEW_REQUESTS,
             )
@@ -143,25 +142,18 @@ class SparkEngine:
                 self.session.catalog.dropTempView(each.view)
         return changes_found(found, reads, time=time)
 
-    def pull_latest(self, source: DataSource, pull: Pull) -> pa.Table:
-        """As :func:`tallystick.offline_store.pull.pull_latest`."""
+    def pull_rows(self, source: DataSource, pull: Pull) -> pa.Table:
+        """As :func:`tallystick.offline_store.pull.pull_rows`."""
+        names = {f"key_{at}": name for at, name in enumerate(pull.keys)}
+        names |= {f"value_{at}": name for at, name in enumerate(pull.features)}
         with self._opened(source) as rows:
-            return self._pulled(latest_rows_sql(rows, pull, SPARK), rows, pull)
-
-    def pull_all(self, source: DataSource, pull: Pull) -> pa.Table:
-        """As :func:`tallystick.offline_store.pull.pull_all`."""
-        with self._opened(source) as rows:
-            return self._pulled(all_rows_sql(rows, pull, SPARK), rows, pull)
+            sql = rows_sql(rows, pull, SPARK)
+            found = read_table(self.session, sql, what=f"the source {rows.label}")
+            return answered(_restored(found, names, rows), rows, pull)
 
     def query(self, sql: str) -> pa.Table:
         """The answer to a query for entity rows, in Spark's SQL."""
         return read_table(self.session, sql, what="the entity query")
-
-    def _pulled(self, sql: str, rows: SparkRows, pull: Pull) -> pa.Table:
-        found = read_table(self.session, sql, what=f"the source {rows.label}")
-        names = {f"key_{at}": name for at, name in enumerate(pull.keys)}
-        names |= {f"value_{at}": name for at, name in enumerate(pull.features)}
-        return answered(_restored(found, names, rows), rows, pull)
 
     @contextmanager
     def _opened(self, source: Any) -> Iterator[SparkRows]:
