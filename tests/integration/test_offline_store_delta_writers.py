@@ -178,6 +178,25 @@ def test_rows_are_fitted_to_the_table(tmp_path):
     assert DeltaTable(source.path).version() == 1
 
 
+def test_an_empty_text_is_not_written_as_a_partition_value(tmp_path):
+    """Delta has an empty text there as null, so another value would come back."""
+    source = source_of(tmp_path / "table")
+    given = rows(1, 2).append_column("day", pa.array(["a", None]))
+    write_deltalake(source.path, given, partition_by=["day"])
+    empty = rows(3, 4).append_column("day", pa.array(["b", ""]))
+    with pytest.raises(DataError, match="column day: expected a text that is not empty, or null"):
+        append(source, empty, repo_path=None)
+    assert DeltaTable(source.path).version() == 0
+    append(source, empty.slice(0, 1), repo_path=None)
+    found = pa.table(DeltaTable(source.path).to_pyarrow_table()).sort_by("value")
+    assert found["day"].to_pylist() == ["a", None, "b"]
+    plain = source_of(tmp_path / "plain")
+    append(plain, empty, repo_path=None)
+    append(plain, empty, repo_path=None)
+    found = pa.table(DeltaTable(plain.path).to_pyarrow_table())
+    assert sorted(found["day"].to_pylist()) == ["", "", "b", "b"]
+
+
 def test_a_new_table_has_types_that_every_reader_knows(tmp_path):
     source = source_of(tmp_path / "table")
     given = {

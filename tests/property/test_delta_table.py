@@ -87,6 +87,10 @@ def test_every_request_gets_what_looking_at_all_rows_gives(with_times, history, 
     key, clock, ttl, cut, by = shape
     # Rows that tie in everything have an order within a file alone.
     partition = by if by in key else None
+    if partition == "text":
+        # An empty text cannot be a partition's value: Delta has it as null, so writing one is
+        # refused. test_an_empty_text_is_not_written_as_a_partition_value checks that.
+        history = [row for row in history if row["text"] != ""]
     with tempfile.TemporaryDirectory() as folder:
         read = view_read(write_delta(history, folder, cut, partition), key, ttl)
         table = entity_table(entity_rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from tallystick.definitions.exact_cast import converted
+from tallystick.definitions.exact_cast import converted, family
 from tallystick.errors import DataError, Problem, UnavailableError
 from tallystick.offline_store.sources.delta_table import (
     opened,
@@ -47,7 +47,8 @@ def commit_rows(
         fitted: Gives rows in the columns and types of the table to which they are added.
 
     Raises:
-        DataError: The rows do not fit the table, or it cannot be read or written to.
+        DataError: The rows do not fit the table, or have an empty text as the value of a partition,
+            or the table cannot be read or written to.
         MissingExtraError: The package for Delta is not installed.
         UnavailableError: The object store did not answer, or other writers were always first.
     """
@@ -63,6 +64,8 @@ def commit_rows(
             how = {"mode": "append"}
         if mode == "replace" and table is not None:
             how = {"mode": "overwrite", "schema_mode": "overwrite"}
+        if table is not None:
+            _refuse_empty_partitions(table, written, label)
         lost = _lost_to(location, label, written, table, how)
         if not lost:
             return
@@ -94,6 +97,32 @@ def _lost_to(
                 return str(error)
             raise
     return ""
+
+
+def _refuse_empty_partitions(table: Any, rows: pa.Table, label: str) -> None:
+    """Refuse an empty text as the value of a partition, which the Delta protocol reads as null.
+
+    Raises:
+        DataError: With every column that has one.
+    """
+    import pyarrow.compute as pc
+
+    with translated(label):
+        by = table.metadata().partition_columns
+    empty = [
+        Problem(f"column {name}", "a text that is not empty, or null", "an empty text")
+        for name in by
+        if name in rows.column_names
+        and family(rows[name].type) == "text"
+        and pc.any(pc.equal(rows[name], "")).as_py()
+    ]
+    if empty:
+        raise DataError(
+            f"The Delta table {label} is partitioned by columns of these rows that have an empty "
+            "text, which Delta would turn into null.",
+            empty,
+            hint="Write another text or null, or a table that is not partitioned by the column.",
+        )
 
 
 def _schema(table: Any, label: str) -> pa.Schema:
