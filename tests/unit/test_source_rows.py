@@ -20,9 +20,13 @@ NAMES = {"number": "n", "time": "event"}
 def opened(folder, table, columns=None):
     pq.write_table(table, folder / "rows.parquet", row_group_size=3)
     source = SimpleNamespace(path="rows.parquet")
-    return source_rows(
-        SimpleNamespace(path=Path(folder)), source, what="The rows", columns=columns or NAMES
-    )
+    return source_rows(repo_in(folder), source, what="The rows", columns=columns or NAMES)
+
+
+def repo_in(folder):
+    """A repo that leaves the offline store's settings as they are by default."""
+    store = SimpleNamespace(config=SimpleNamespace(offline_store=None))
+    return SimpleNamespace(path=Path(folder), store=store)
 
 
 def seconds(kind):
@@ -69,7 +73,7 @@ def test_a_source_that_is_no_parquet_is_refused(tmp_path):
     (tmp_path / "rows.parquet").write_text("no")
     with pytest.raises(DataError, match=r"The rows \(.*rows.parquet\) cannot be read"):
         source_rows(
-            SimpleNamespace(path=tmp_path),
+            repo_in(tmp_path),
             SimpleNamespace(path="rows.parquet"),
             what="The rows",
             columns=NAMES,

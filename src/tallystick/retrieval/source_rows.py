@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from tallystick.clock import UNIT_US, to_us
+from tallystick.clock import arrow_from_us, to_us
 from tallystick.definitions.exact_cast import exact_column, fits
 from tallystick.errors import DataError, Problem
+from tallystick.offline_store.duckdb_connection import EngineLimits, connect, query_table
+from tallystick.offline_store.sources.file_source import open_source
+from tallystick.offline_store.sources.pruning import Bounds, bounds_sql, have_no_nulls, pruned
+from tallystick.offline_store.sources.source_files import SourceFiles
+from tallystick.offline_store.sql_dialect import DUCKDB
+from tallystick.point_in_time.rule import quoted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,25 +24,25 @@ if TYPE_CHECKING:
     from tallystick.definitions.feature_repo import Repo
     from tallystick.definitions.feature_view import Column
 
-_INT64_MAX: Final = (1 << 63) - 1
-
 Between = tuple[str, datetime, datetime]
 """A time column, under its name in the result, and the first and last time [first, last) of it."""
 
 
 @dataclass(frozen=True)
 class SourceRows:
-    """Columns of a source under other names; times in UTC at microseconds.
+    """Columns of a source under other names, with times in UTC at microseconds.
 
     Attributes:
-        dataset: The files, as a ``pyarrow.dataset.Dataset``.
+        files: The source.
         columns: Name in the result → name in the source.
         what: What the source is, and where, for messages.
+        config: Limits of the engine that reads it.
     """
 
-    dataset: Any
+    files: SourceFiles
     columns: dict[str, str]
     what: str
+    config: EngineLimits
 
     def table(self, *, between: Between | None = None) -> pa.Table:
         """All rows, in the source's order.
@@ -44,9 +50,7 @@ class SourceRows:
         Raises:
             DataError: The source cannot be read.
         """
-        with self._reading():
-            table = self.dataset.to_table(**self._selection(between))
-        return self._named(table, between)
+        return self._with_times(query_table(self.config, self._sql(between), what=self.what))
 
     def batches(self, *, rows_max: int, between: Between | None = None) -> Iterator[pa.Table]:
         """All rows, in the source's order, in tables of at most ``rows_max`` rows.
@@ -54,23 +58,18 @@ class SourceRows:
         Raises:
             DataError: The source cannot be read.
         """
+        import duckdb
         import pyarrow as pa
-        import pyarrow.dataset as ds
 
-        # Without reading ahead, which would hold more batches in memory.
-        reading_little_ahead = {
-            "batch_size": rows_max,
-            "batch_readahead": 1,
-            "fragment_readahead": 1,
-            "fragment_scan_options": ds.ParquetFragmentScanOptions(
-                use_buffered_stream=True, pre_buffer=False
-            ),
-        }
-        with self._reading():
-            for batch in self.dataset.to_batches(
-                **self._selection(between), **reading_little_ahead
-            ):
-                yield self._named(pa.Table.from_batches([batch]), between)
+        try:
+            with closing(connect(self.config)) as connection:
+                for batch in connection.sql(self._sql(between)).to_arrow_reader(rows_max):
+                    # The engine rounds the number of rows up to its own unit.
+                    for first in range(0, batch.num_rows, rows_max):
+                        rows = batch.slice(first, rows_max)
+                        yield self._with_times(pa.Table.from_batches([rows]))
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise DataError(f"Cannot read {self.what}: {error}") from error
 
     def nulls(self, name: str) -> int:
         """Number of rows without a value in a column of the result.
@@ -78,74 +77,56 @@ class SourceRows:
         Raises:
             DataError: The source cannot be read.
         """
-        import pyarrow.compute as pc
-
-        with self._reading():
-            return int(self.dataset.count_rows(filter=pc.field(self.columns[name]).is_null()))
+        if have_no_nulls(self.files, [self.columns[name]]):
+            return 0
+        sql = f"SELECT count(*) - count({quoted(self.columns[name])}) FROM {self.files.relation}"
+        return int(query_table(self.config, sql, what=self.what)[0][0].as_py())
 
     def type_of(self, name: str) -> pa.DataType:
         """The source's type of a column of the result."""
-        return self.dataset.schema.field(self.columns[name]).type
+        return self.files.schema.field(self.columns[name]).type
 
     def empty(self) -> pa.Table:
         """The result without its rows."""
-        return self._named(self.dataset.schema.empty_table(), None)
+        sql = f"{self._sql(None)} LIMIT 0"
+        return self._with_times(query_table(self.config, sql, what=self.what))
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        import pyarrow as pa
-
-        try:
-            yield
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self.what} cannot be read: {error}") from error
-
-    def _selection(self, between: Between | None) -> dict[str, Any]:
-        return {
-            "columns": sorted(set(self.columns.values())),
-            "filter": None if between is None else self._about(*between),
-        }
-
-    def _about(self, name: str, start: datetime, end: datetime) -> Any:
-        """A filter for [start, end) in the column's own type, which lets a unit more through."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        kind = self.type_of(name)
-        if not pa.types.is_timestamp(kind):
-            return None
-        column = pc.field(self.columns[name])
-        condition = None
-        for sign, time_us in ((1, to_us(start)), (-1, to_us(end))):
-            time = time_us * 1_000 if kind.unit == "ns" else time_us // UNIT_US[kind.unit]
-            if abs(time) > _INT64_MAX:
-                continue
-            bound = pa.scalar(time, kind)
-            half = column >= bound if sign == 1 else column <= bound
-            condition = half if condition is None else condition & half
-        return condition
-
-    def _named(self, table: pa.Table, between: Between | None) -> pa.Table:
-        """A table under the result's names, cut to the requested times."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        table = table.select(list(self.columns.values())).rename_columns(list(self.columns))
-        moment = pa.timestamp("us", tz="UTC")
-        for position, field in enumerate(table.schema):
-            if pa.types.is_timestamp(field.type):
-                column = table[position].cast(pa.timestamp("us", tz=field.type.tz), safe=False)
-                table = table.set_column(position, field.name, column.cast(moment))
-        if between is None or not pa.types.is_timestamp(table.schema.field(between[0]).type):
-            return table
-        name, start, end = between
-        times = table[name]
-        return table.filter(
-            pc.and_(
-                pc.greater_equal(times, pa.scalar(to_us(start), moment)),
-                pc.less(times, pa.scalar(to_us(end), moment)),
-            )
+    def _sql(self, between: Between | None) -> str:
+        """The query for the rows. It has no joins or groups, so DuckDB keeps the source's order."""
+        selected = [
+            f"{self._time_us_sql(name) if self._is_time(name) else quoted(column)} "
+            f"AS {quoted(name)}"
+            for name, column in self.columns.items()
+        ]
+        files, conditions = self.files, ["true"]
+        if between is not None and self._is_time(between[0]):
+            name, start, end = between
+            first, last = to_us(start), to_us(end) - 1
+            bounds = {self.columns[name]: Bounds(first, last)}
+            files = pruned(files, bounds)
+            # By the column itself the engine can leave out row groups, but not for all times.
+            conditions = [
+                bounds_sql(bounds),
+                f"{self._time_us_sql(name)} BETWEEN {first} AND {last}",
+            ]
+        return (
+            f"SELECT {', '.join(selected)} FROM {files.relation} WHERE {' AND '.join(conditions)}"
         )
+
+    def _is_time(self, name: str) -> bool:
+        import pyarrow as pa
+
+        return bool(pa.types.is_timestamp(self.type_of(name)))
+
+    def _time_us_sql(self, name: str) -> str:
+        return DUCKDB.time_us_sql(quoted(self.columns[name]), self.type_of(name))
+
+    def _with_times(self, found: pa.Table) -> pa.Table:
+        """Times that the engine gave as integers, as times."""
+        for index, name in enumerate(self.columns):
+            if self._is_time(name):
+                found = found.set_column(index, name, arrow_from_us(found[name]))
+        return found
 
 
 def source_rows(repo: Repo, source: object, *, what: str, columns: dict[str, str]) -> SourceRows:
@@ -158,19 +139,17 @@ def source_rows(repo: Repo, source: object, *, what: str, columns: dict[str, str
         columns: Name in the result → name in the source.
 
     Raises:
-        DataError: The source cannot be read or lacks a column; all missing ones are listed.
+        DataError: The source cannot be read or lacks columns. All missing ones are listed.
     """
-    import pyarrow as pa
-    import pyarrow.dataset as ds
+    from tallystick.offline_store.duckdb_store import offline_config
 
     path = str(getattr(source, "path", ""))
-    location = path if "://" in path else str(repo.path / path)
-    what = f"{what} ({location})"
+    what = f"{what} ({path if '://' in path else repo.path / path})"
     try:
-        dataset = ds.dataset(location)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{what} cannot be read: {error}") from error
-    names = set(dataset.schema.names)
+        files = open_source(source, repo.path)
+    except DataError as error:
+        raise DataError(f"{what} cannot be read: {error.what}", hint=error.hint) from error
+    names = files.schema.names
     missing = [name for name in columns.values() if name not in names]
     if missing:
         raise DataError(
@@ -178,7 +157,7 @@ def source_rows(repo: Repo, source: object, *, what: str, columns: dict[str, str
             [Problem(f"column {name}", "present", "absent") for name in missing],
             hint=f"It has: {', '.join(sorted(names))}",
         )
-    return SourceRows(dataset, columns, what)
+    return SourceRows(files, columns, what, offline_config(repo))
 
 
 def read_source(repo: Repo, source: object, *, what: str, columns: dict[str, str]) -> pa.Table:
