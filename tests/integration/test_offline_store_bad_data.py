@@ -229,3 +229,19 @@ def test_a_changed_file_is_read_anew(tmp_path):
     pq.write_table(pa.table(ROW | {"value": [2**40]}), tmp_path / "new.parquet")
     (tmp_path / "new.parquet").replace(tmp_path / "rows.parquet")
     assert visible_rows(read, **window)["value"].to_pylist() == [2**40]
+
+
+def test_a_feature_that_only_later_files_have_is_null_before(tmp_path):
+    """Also where the later files are not read, since no request needs them."""
+    for day, columns in ((0, {}), (50, {"value": [7]})):
+        moment = NOON + timedelta(days=day)
+        rows = {"key": [1], "event": [moment], "created": [moment]} | columns
+        pq.write_table(pa.table(rows), tmp_path / f"day-{day:02}.parquet")
+    for day, value in ((10, None), (60, 7)):
+        answer = point_in_time(
+            entity_rows=pa.table({"key": [1], "at": [NOON + timedelta(days=day)]}),
+            request_time="at",
+            reads=[read_of(tmp_path)],
+            clock=VisibilityClock.KNOWLEDGE,
+        )
+        assert answer["stats__value"].to_pylist() == [value]

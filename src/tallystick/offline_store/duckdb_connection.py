@@ -1,4 +1,4 @@
-"""One DuckDB database in memory per process and limits, or per long run; connections to it."""
+"""Connections to DuckDB: one database in memory per process and limits, or per long run."""
 
 from __future__ import annotations
 
@@ -19,34 +19,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _NO_ROOM: Final = ("No space left", "File too large", "quota exceeded", "max_temp_directory_size")
-"""How DuckDB says that a disk, or what may be used of it, is full."""
+"""What DuckDB's messages contain when a disk, or the allowed part of it, is full."""
 
 
 class EngineLimits(Protocol):
-    """What the engine may take; ``DuckDBOfflineStoreConfig`` has these fields.
+    """Limits of the engine. ``DuckDBOfflineStoreConfig`` has these fields.
 
     Attributes:
-        memory_limit: For example ``4GB``; None for 80% of the machine's memory.
+        memory_limit: For example ``4GB``, or None for 80% of the machine's memory.
         threads: None for one per core.
-        spill_dir: Folder for what does not fit; None for one in the system's temporary folder.
+        spill_dir: Folder for what does not fit into memory, or None for one in the system's
+            temporary folder.
     """
 
-    @property
-    def memory_limit(self) -> str | None:
-        """Memory that the engine may take."""
-
-    @property
-    def threads(self) -> int | None:
-        """Threads that the engine may run."""
-
-    @property
-    def spill_dir(self) -> str | None:
-        """Folder for what does not fit into memory."""
+    memory_limit: str | None
+    threads: int | None
+    spill_dir: str | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class DefaultLimits:
-    """All of the machine."""
+    """The whole machine."""
 
     memory_limit: str | None = None
     threads: int | None = None
@@ -54,14 +47,14 @@ class DefaultLimits:
 
 
 def connect(config: EngineLimits | None = None) -> Any:
-    """A DuckDB connection for one thread; close it after use.
+    """A DuckDB connection for one thread. Close it after use.
 
     Every connection of a process with the same limits shares one database in memory, and so its
     limits. The session's time zone is UTC. It reads from the object stores whose files were looked
-    up before.
+    up.
 
     Args:
-        config: The limits; None for all of the machine.
+        config: The limits, or None for the whole machine.
     """
     limits = config or DefaultLimits()
     return connection_to(
@@ -73,20 +66,20 @@ def connect(config: EngineLimits | None = None) -> Any:
 def database(
     process: int, memory_limit: str | None, threads: int | None, spill_dir: str | None
 ) -> Any:
-    """The database in memory; the process is an argument because none survives a fork."""
+    """The database in memory. A database does not survive a fork, so the process is an argument."""
     spill = spill_dir or Path(tempfile.gettempdir(), f"tallystick-spill-{process}").as_posix()
     return _opened(DefaultLimits(memory_limit, threads, spill_dir), spill=spill)
 
 
 @contextmanager
 def own_database(config: EngineLimits | None, *, spill: Path) -> Iterator[Any]:
-    """Give a database in memory for one long run; its memory is free after the block.
+    """Give a database in memory for one long run. Its memory is free after the block.
 
     Take a connection to it by :func:`connection_to`.
 
     Args:
-        config: The limits; None for all of the machine.
-        spill: Folder for what does not fit; that of the limits does not count.
+        config: The limits, or None for the whole machine.
+        spill: Folder for what does not fit into memory, in place of that of the limits.
 
     Raises:
         DataError: The limits cannot be used.
@@ -99,7 +92,7 @@ def own_database(config: EngineLimits | None, *, spill: Path) -> Iterator[Any]:
 
 
 def connection_to(opened: Any) -> Any:
-    """A connection to a database; it reads from the stores whose files were looked up before."""
+    """A connection to a database. It reads from the object stores whose files were looked up."""
     connection = opened.cursor()
     attach(connection)
     return connection
@@ -152,7 +145,7 @@ def query_table(config: EngineLimits | None, sql: str, *, what: str) -> pa.Table
 
 @contextmanager
 def engine_errors(what: str, *, config: EngineLimits | None, spill: Path) -> Iterator[None]:
-    """Translate what DuckDB says of a long run.
+    """Translate DuckDB's errors in a long run.
 
     Args:
         what: What is read: ``view X from FILE``.

@@ -1,8 +1,8 @@
 """The rows of a view that an online store does not have yet, read in batches.
 
-What can be new is known from the source: rows of files that were added or changed since the last
-run, whatever their times, because rows land late; and of the files that were read before, rows that
-have become visible since. Those are found by statistics of files and row groups.
+The source shows which rows can be new. Of files that were added or changed since the last run these
+are all rows, because rows land late. Of files that were read before these are the rows that have
+become visible since, which are found by statistics of files and row groups.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def read_newly_visible(
     Memory is that of the engine, which has its limit, and of one batch.
 
     Args:
-        read: The view; its ``name`` and ``key_map`` do not matter here.
+        read: The view. Its ``name`` and ``key_map`` do not matter here.
         write: Takes a batch: the view's key columns, its features in their declared types, and its
             time columns (timestamp[us, UTC]). Rows with a null key are left out. If a file was
-            replaced meanwhile, batches are passed on again.
+            replaced during the read, batches are passed on again.
         clock: When a row counts as visible: by its event time or by when it was known.
         until_us: Rows visible up to here are read, in microseconds since 1970 in UTC.
-        covered: What was read before; None for nothing.
-        config: What the engine may take; None for all of the machine.
+        covered: What was read before, or None for nothing.
+        config: Limits of the engine, or None for the whole machine.
         repo_path: Folder from which relative source paths are taken.
 
     Returns:
@@ -92,7 +92,7 @@ def read_newly_visible(
 
 
 def file_digests(files: SourceFiles) -> list[str]:
-    """Sixteen hexadecimal digits for each file, other ones once the file has changed."""
+    """Sixteen hexadecimal digits for each file, which differ once the file has changed."""
     return [digest(repr(state)) for state in files.states]
 
 
@@ -128,8 +128,8 @@ def _parts(
     # A row becomes visible at one of its times, so one of them lies in between.
     since = Bounds(covered.until_us + 1, until_us)
     parts = [pruned(old, {column: since}, may_be_empty=True) for column in times]
-    wanted = {state for part in parts for state in part.states}
-    old = old.only([state in wanted for state in old.states])
+    chosen = {state for part in parts for state in part.states}
+    old = old.only([state in chosen for state in old.states])
     if old.signature:
         bounds = until if len(times) > 1 else dict.fromkeys(times, since)
         history = history_of(read, old, clock=clock, bounds=bounds)

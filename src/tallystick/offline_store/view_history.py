@@ -49,9 +49,9 @@ def open_history(
         read: What is read.
         clock: When a row counts as visible.
         repo_path: Folder from which relative source paths are taken.
-        span: The requests that are to be answered; files and row groups that cannot matter to them
-            are not read. None for the whole history.
-        snapshots: The versions of tables that the answer is made of; None for the newest.
+        span: The time span of the requests. Files and row groups that cannot matter to them are not
+            read. None for the whole history.
+        snapshots: The versions of tables that the answer is made of, or None for the newest.
 
     Raises:
         DataError: A file or column is missing or has a type that the declared one cannot come from,
@@ -70,7 +70,13 @@ def open_history(
     except (DataError, DefinitionError) as error:
         what = f"View {read.spec.name}: {error.what}"
         raise type(error)(what, error.problems, hint=error.hint) from error
-    return history_of(read, files, clock=clock, span=span)
+    bounds = {}
+    if span is not None:
+        spec = read.spec
+        created = spec.created_column and original.get(spec.created_column, spec.created_column)
+        event = original.get(spec.event_column, spec.event_column)
+        bounds = bounds_of(span, clock=clock, ttl_us=spec.ttl_us, event=event, created=created)
+    return history_of(read, files, clock=clock, bounds=bounds)
 
 
 def history_of(
@@ -78,7 +84,6 @@ def history_of(
     files: SourceFiles,
     *,
     clock: VisibilityClock,
-    span: Span | None = None,
     bounds: Mapping[str, Bounds] | None = None,
     dialect: Dialect = DUCKDB,
 ) -> History:
@@ -88,8 +93,7 @@ def history_of(
         read: What is read.
         files: The source.
         clock: When a row counts as visible.
-        span: See there.
-        bounds: Column of the source → bounds that the rows must meet; in place of ``span``.
+        bounds: Column of the source → bounds that the rows must meet.
         dialect: The engine's.
     """
     spec = read.spec
@@ -132,15 +136,10 @@ def history_of(
             f"WHERE {condition}) AS source WHERE {complete})"
         )
 
-    condition = bounds_sql(bounds or {})
-    if span is not None:
-        created = spec.created_column and original.get(spec.created_column, spec.created_column)
-        event = original.get(spec.event_column, spec.event_column)
-        bounds = bounds_of(span, clock=clock, ttl_us=spec.ttl_us, event=event, created=created)
+    if bounds:
         files = pruned(whole, bounds)
-        condition = bounds_sql(bounds)
     return History(
-        sql=rows_sql(files, condition),
+        sql=rows_sql(files, bounds_sql(bounds or {})),
         whole=whole,
         # Made on demand: it may have to open every file.
         whole_sql=lambda: rows_sql(whole, "true"),
@@ -207,9 +206,9 @@ def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str
 def require_times(
     query: Callable[[str], pa.Table], history: History, read: ViewRead, clock: VisibilityClock
 ) -> None:
-    """Refuse rows without a time that the clock needs; see :mod:`tallystick.point_in_time.rule`.
+    """Refuse rows without a time that the clock needs (:mod:`tallystick.point_in_time.rule`).
 
-    Rows are read only if the files do not say that they have no null.
+    Rows are read only if statistics do not show that there are no nulls.
 
     Args:
         query: Runs a query on the engine.

@@ -1,4 +1,4 @@
-"""Reading sources that others may replace meanwhile."""
+"""Reads of sources that other writers may replace at the same time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Opened = TypeVar("Opened")
 Answer = TypeVar("Answer")
 
 ATTEMPTS: Final = 3
-"""How often a source is read anew before the read fails."""
+"""How often a source is read before the read fails."""
 
 
 def read_steadily(
@@ -21,7 +21,7 @@ def read_steadily(
     files: Callable[[Opened], Sequence[SourceFiles]],
     read: Callable[[Opened], Answer],
 ) -> Answer:
-    """Open sources and read them, again if one of their files was replaced in between.
+    """Open sources and read them, and repeat it if one of their files was replaced in between.
 
     A file is opened more than once: for its footer, for the join, for the values. So
     an answer counts only if every file is the same after it as it was when its source was opened.
@@ -49,7 +49,7 @@ def read_steadily(
                 return answer
     raise DataError(
         f"{changed[0]} was replaced while it was being read, {ATTEMPTS} times in a row.",
-        hint="Wait until its writer has finished; or let the writer add files to a folder, which "
+        hint="Wait until its writer has finished, or let the writer add files to a folder, which "
         "may be read at any time.",
     )
 

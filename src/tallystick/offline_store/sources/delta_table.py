@@ -1,8 +1,8 @@
 """Delta tables: the files of one version, read as Parquet, and what the table's log says of them.
 
 The log names the files that count, gives the values of partitions, and has the number
-of rows and the nulls and ends of each column; so files that cannot matter are left out unopened. A
-feature that a table requires of its readers beyond that is supported here, or refused.
+of rows and the nulls, minimum and maximum of each column. So files that cannot matter are left out
+without being opened. A feature that a table requires of its readers is supported here, or refused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from urllib.parse import unquote
 
 from tallystick.definitions.exact_cast import family
 from tallystick.errors import DataError, MissingExtraError, TallystickError, UnavailableError
-from tallystick.offline_store.sources.hive_partitions import SQL_TYPES, list_sql
-from tallystick.offline_store.sources.source_files import SourceFiles
+from tallystick.offline_store.sources.hive_partitions import SQL_TYPES
+from tallystick.offline_store.sources.source_files import SourceFiles, null_sql
 from tallystick.point_in_time.rule import quoted
 from tallystick.storage.locations import (
     CONNECT_TIMEOUT_S,
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 READ_FEATURES: Final = frozenset(
     {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "deletionVectors", "columnMapping"}
 )
-"""Features that a table may require of its readers; column mapping only where it is not in use."""
+"""Features that a table may require. Column mapping may be declared, but not used."""
 
 DELETED_ROWS_MAX: Final = 100_000
-"""Rows that deletion vectors may take from one table; they become part of every query."""
+"""Rows that deletion vectors may take from one table. They become part of every query."""
 
-TOLD_WITHIN_US: Final = 999
+LOG_PRECISION_US: Final = 999
 """The log cuts times to milliseconds."""
 
 _RETRIES: Final = 3
@@ -55,8 +55,8 @@ class DeltaFiles(SourceFiles):
 
     Attributes:
         adds: The log's entry of each file, in order: ``num_records``, and the structs
-            ``null_count``, ``min`` and ``max``, which lack columns that it says nothing of.
-        deleted: For each file the rows of it that do not count.
+            ``null_count``, ``min`` and ``max``, which lack columns without statistics.
+        deleted: For each file the indexes of its rows that do not count.
         version: The table's version.
     """
 
@@ -88,34 +88,33 @@ class DeltaFiles(SourceFiles):
     def relation(self) -> str:
         """The files as a DuckDB relation, with every column of the table and in its types."""
         if not self.signature:
-            none = ", ".join(_null_sql(self.schema))
+            none = ", ".join(null_sql(list(self.schema)))
             return (
                 f"(SELECT {none}, 0::BIGINT AS file_index, 0::BIGINT AS file_row_number "
                 "WHERE false) AS files"
             )
-        have = set(self._own_columns)
-        lacking = [each for each in self.schema if each.name not in have | self.partitions.keys()]
-        columns = [
-            *(
-                _typed_sql(each)
-                for each in self.schema
-                if each.name in have and each.name not in self.partitions
-            ),
-            *(list_sql(name, values) for name, values in self.partitions.items()),
-            *_null_sql(lacking),
-            "file_index",
-            "file_row_number",
-        ]
-        return f"(SELECT {', '.join(columns)} FROM {self.read_sql}{self._live_rows_sql}) AS files"
+        return super().relation
 
     @property
-    def _own_columns(self) -> list[str]:
-        """Columns that some file has."""
-        schemas = (each.schema.to_arrow_schema() for each in self.footers)
-        return list(dict.fromkeys(name for schema in schemas for name in schema.names))
+    def own_columns_sql(self) -> str:
+        """Columns of the files, except those that the log gives, with times in the table's types.
+
+        The files of some writers have times without a zone.
+        """
+        import pyarrow as pa
+
+        own = self.own_columns
+        given = [quoted(name) for name in self.partitions if name in own]
+        times = []
+        for each in self.schema:
+            if each.name in own - self.partitions.keys() and pa.types.is_timestamp(each.type):
+                kind = "TIMESTAMP" if each.type.tz is None else "TIMESTAMPTZ"
+                times.append(f"CAST({quoted(each.name)} AS {kind}) AS {quoted(each.name)}")
+        left_out = f" EXCLUDE ({', '.join(given)})" if given else ""
+        return f"*{left_out}" + (f" REPLACE ({', '.join(times)})" if times else "")
 
     @property
-    def _live_rows_sql(self) -> str:
+    def live_rows_sql(self) -> str:
         """The condition that leaves out rows that do not count."""
         gone = [(at, row) for at, rows in enumerate(self.deleted) for row in rows]
         if not gone:
@@ -127,26 +126,26 @@ class DeltaFiles(SourceFiles):
             "WHERE gone_file = file_index AND gone_row = file_row_number)"
         )
 
-    def only(self, wanted: list[bool]) -> DeltaFiles:
+    def only(self, chosen: list[bool]) -> DeltaFiles:
         """Some of the files, in their order."""
         import pyarrow as pa
 
-        mask = pa.array(wanted, pa.bool_())
+        mask = pa.array(chosen, pa.bool_())
         return replace(
             self,
-            signature=tuple(compress(self.signature, wanted)),
+            signature=tuple(compress(self.signature, chosen)),
             partitions={name: values.filter(mask) for name, values in self.partitions.items()},
             adds=self.adds.filter(mask),
-            deleted=tuple(compress(self.deleted, wanted)),
+            deleted=tuple(compress(self.deleted, chosen)),
         )
 
     def known_nulls(self, column: str) -> list[int | None]:
-        """Nulls of a column in each file; None where the log does not say it."""
+        """Nulls of a column in each file; None where the log does not have the number."""
         found = self._statistics("null_count", column)
         return [None] * len(self.signature) if found is None else found.to_pylist()
 
     def known_times(self, column: str) -> list[tuple[int, int] | None]:
-        """First and last time of a column in each file; None where the log does not say them."""
+        """First and last time of a column in each file; None where the log does not have them."""
         import pyarrow as pa
 
         first, last = (self._statistics(side, column) for side in ("min", "max"))
@@ -155,7 +154,9 @@ class DeltaFiles(SourceFiles):
         kind = pa.timestamp("us", tz=getattr(first.type, "tz", None))
         ends = (each.cast(kind).cast(pa.int64()).to_pylist() for each in (first, last))
         return [
-            None if low is None or high is None else (low - TOLD_WITHIN_US, high + TOLD_WITHIN_US)
+            None
+            if low is None or high is None
+            else (low - LOG_PRECISION_US, high + LOG_PRECISION_US)
             for low, high in zip(*ends, strict=True)
         ]
 
@@ -182,7 +183,7 @@ def open_delta(location: Location, label: str) -> DeltaFiles:
         label: It, as its owner wrote it, for messages.
 
     Raises:
-        DataError: There is no table, or it cannot be read, or would be misread.
+        DataError: There is no table, or it cannot be read, or its files would be read wrongly.
         MissingExtraError: The package for Delta is not installed.
         UnavailableError: The object store did not answer.
     """
@@ -224,7 +225,7 @@ def open_delta(location: Location, label: str) -> DeltaFiles:
 
 
 def opened(location: Location, label: str) -> Any:
-    """The newest version of a table as a ``deltalake.DeltaTable``; None if there is no table.
+    """The newest version of a table as a ``deltalake.DeltaTable``, or None if there is no table.
 
     Raises:
         DataError: It cannot be read.
@@ -249,7 +250,7 @@ def opened(location: Location, label: str) -> Any:
 
 
 def require_readable(table: Any, label: str) -> None:
-    """Refuse a table, by :func:`opened`, whose files do not mean what they say.
+    """Refuse a table, by :func:`opened`, whose files cannot be read as plain Parquet.
 
     Raises:
         DataError: Its columns have other names in the files, or it requires an unknown feature.
@@ -268,7 +269,7 @@ def require_readable(table: Any, label: str) -> None:
 
 
 def storage_options(location: Location) -> dict[str, str] | None:
-    """How the table's log is reached: as its files are, but for credentials, which are found."""
+    """Options by which deltalake reaches the table's log. It finds credentials by itself."""
     store = location.store
     if store.is_local:
         return None
@@ -320,7 +321,7 @@ def _path(location: Location, path: str, label: str) -> str:
 
 
 def _values(adds: pa.Table, name: str, label: str) -> Any:
-    """A partition's value for each file, in the types of those that folders' names give."""
+    """A partition's value for each file, in the types in which folders' names are read."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -344,7 +345,7 @@ def _values(adds: pa.Table, name: str, label: str) -> Any:
 
 
 def _deleted(table: Any, paths: Sequence[str], label: str) -> tuple[tuple[int, ...], ...]:
-    """For each file the rows that its deletion vector takes away.
+    """For each file the indexes of the rows that its deletion vector removes.
 
     Raises:
         DataError: There are more of them than can be held.
@@ -362,7 +363,7 @@ def _deleted(table: Any, paths: Sequence[str], label: str) -> tuple[tuple[int, .
     for uri, selected in zip(vectors["filepath"], vectors["selection_vector"], strict=True):
         gone = [at for at, is_live in enumerate(selected.as_py()) if not is_live]
         left -= len(gone)
-        # Its path in the table is some end of it.
+        # The file's path in the table is the end of this one, of unknown length.
         parts = uri.as_py().split("/")
         rows |= {"/".join(parts[-depth:]): tuple(gone) for depth in depths}
         if left < 0:
@@ -378,34 +379,3 @@ def _deleted(table: Any, paths: Sequence[str], label: str) -> tuple[tuple[int, .
             hint="Rewrite its files:  REORG TABLE ... APPLY (PURGE)  in Spark.",
         )
     return found
-
-
-def _typed_sql(column: pa.Field) -> str:
-    """A column; a time in the table's type, since other writers' files have it without a zone."""
-    import pyarrow as pa
-
-    name = quoted(column.name)
-    if not pa.types.is_timestamp(column.type):
-        return name
-    kind = "TIMESTAMP" if column.type.tz is None else "TIMESTAMPTZ"
-    return f"CAST({name} AS {kind}) AS {name}"
-
-
-def _null_sql(columns: Sequence[pa.Field] | pa.Schema) -> list[str]:
-    """Columns of nulls, in their types."""
-    import pyarrow as pa
-
-    from tallystick.offline_store.duckdb_connection import connect
-
-    fields = list(columns)
-    if not fields:
-        return []
-    connection = connect()
-    try:
-        kinds = connection.from_arrow(pa.schema(fields).empty_table()).types
-    finally:
-        connection.close()
-    return [
-        f"CAST(NULL AS {kind}) AS {quoted(each.name)}"
-        for each, kind in zip(fields, kinds, strict=True)
-    ]

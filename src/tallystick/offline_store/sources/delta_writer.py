@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COMMIT_TRIES_MAX: Final = 1000
-"""How often a commit is tried anew because another writer's came first."""
+"""How often a commit is tried again because another writer's came first."""
 
 WRITE_TRIES_MAX: Final = 10
-"""How often rows are written anew because another writer made or changed the table."""
+"""How often rows are written again because another writer made or changed the table."""
 
 
 def commit_rows(
@@ -33,7 +33,7 @@ def commit_rows(
     mode: Literal["append", "create", "replace"] = "append",
     fitted: Callable[[pa.Table, pa.Schema], pa.Table] = lambda rows, _: rows,
 ) -> None:
-    """Write rows to a Delta table in one commit; readers see none of them, or all.
+    """Write rows to a Delta table in one commit. Readers see none of them, or all.
 
     A table that is made has times in UTC and microseconds, naive ones taken as UTC, and whole
     numbers with a sign, since Delta has no others.
@@ -42,8 +42,8 @@ def commit_rows(
         location: The table's folder.
         label: It, as its owner wrote it, for messages.
         rows: What is written.
-        mode: Add the rows to the table, which is made if there is none; make it; or replace all of
-            its rows and columns.
+        mode: ``append`` adds the rows to the table, which is made if there is none. ``create``
+            makes it. ``replace`` replaces all of its rows and columns.
         fitted: Gives rows in the columns and types of the table to which they are added.
 
     Raises:
@@ -77,7 +77,7 @@ def commit_rows(
 def _lost_to(
     location: Location, label: str, rows: pa.Table, table: Any, how: dict[str, Any]
 ) -> str:
-    """Try to write rows; the reason if another writer made or changed the table meanwhile."""
+    """Try to write rows, and return why not if another writer made or changed the table."""
     from deltalake import CommitProperties, write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
 

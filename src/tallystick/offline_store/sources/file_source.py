@@ -1,4 +1,4 @@
-"""Opens a Feast ``FileSource``: which files it has now, and which columns they share."""
+"""Opening a Feast ``FileSource``: the files that it has now, and the columns that they share."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def open_source(
     """Look up the files of a Feast source.
 
     A path is one Parquet file, a folder (its ``*.parquet`` files at any depth) or a glob, on this
-    machine or in an object store. Files are ordered by path; those whose name starts with a dot or
+    machine or in an object store. Files are ordered by path. Those whose name starts with a dot or
     an underscore are left out. Where every file is in a folder called ``name=value``, ``name`` is a
     column, unless the files have one of that name.
 
-    A folder that is a Delta table is read as one, whether or not its source says so: what its log
-    does not name does not count.
+    A folder that is a Delta table is read as one, whether or not its source says so. Files that its
+    log does not name do not count.
 
     Args:
         source: A Feast ``FileSource``.
         repo_path: The repo's folder, from which relative paths are taken.
-        declared: Column → Feast type, for columns that folders' names give; the others are
+        declared: Column → Feast type, for columns that folders' names give. The others are
             integers, dates or text, by what fits all folders.
-        snapshots: The versions of Delta tables that the answer is made of; None for the newest.
+        snapshots: The versions of Delta tables that the answer is made of, or None for the newest.
 
     Raises:
         DataError: There is no file, one cannot be read, two differ in a column's type, or a
@@ -62,6 +62,8 @@ def open_source(
         MissingExtraError: It is a Delta table, and the package for these is not installed.
         UnavailableError: The object store did not answer.
     """
+    import pyarrow as pa
+
     path = getattr(source, "path", None)
     file_format = type(getattr(source, "file_format", None)).__name__
     if not path or file_format not in {"NoneType", "ParquetFormat", DELTA}:
@@ -88,7 +90,7 @@ def open_source(
         location.path, [each for each, _, _ in signature], set(schema.names), declared or {}
     )
     for name, values in partitions.items():
-        schema = schema.append(_field(name, values.type))
+        schema = schema.append(pa.field(name, values.type))
     return SourceFiles(path, signature, schema, location.store, partitions)
 
 
@@ -119,47 +121,30 @@ def is_delta(source: Any, location: Location) -> bool:
 
 def listed(location: Location) -> tuple[tuple[str, int, int], ...]:
     """Path, time of change and size of the files at a location, ordered by path."""
-    if location.store.is_local:
-        files = [file for file in _local_files(location) if file.is_file()]
-        found = [
-            (file.as_posix(), stat.st_mtime_ns, stat.st_size)
-            for file in files
-            for stat in (file.stat(),)
-        ]
-    else:
-        with store_errors(str(location)):
-            found = _remote_files(location)
-    visible = [each for each in found if each[0].rsplit("/", 1)[-1][0] not in "._"]
-    return tuple(sorted(visible, key=lambda each: each[0].split("/")))
-
-
-def _local_files(location: Location) -> list[Path]:
-    path = location.local
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return list(path.rglob("*.parquet"))
-    # Path.glob refuses absolute patterns.
-    return [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
-
-
-def _remote_files(location: Location) -> list[tuple[str, int, int]]:
     from fsspec.implementations.arrow import ArrowFSWrapper
     from pyarrow.fs import FileSelector, FileType
 
-    filesystem = location.store.filesystem
-    if any(sign in location.path for sign in "*?["):
-        infos = filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(location.path))
-    else:
-        infos = filesystem.get_file_info([location.path])
-        if infos[0].type != FileType.File:
-            folder = FileSelector(location.path, recursive=True, allow_not_found=True)
-            infos = [
-                info for info in filesystem.get_file_info(folder) if info.path.endswith(".parquet")
-            ]
-    return [
-        (info.path, info.mtime_ns or 0, info.size) for info in infos if info.type == FileType.File
+    filesystem, path = location.store.filesystem, location.path
+    with store_errors(str(location)):
+        (here,) = filesystem.get_file_info([path])
+        if here.type == FileType.File:
+            infos = [here]
+        elif any(sign in path for sign in "*?[") and here.type != FileType.Directory:
+            if location.store.is_local:
+                names = glob.glob(path, recursive=True)  # noqa: PTH207 - Path refuses absolute ones
+            else:
+                names = ArrowFSWrapper(filesystem).glob(path)
+            infos = filesystem.get_file_info(names)
+        else:
+            folder = FileSelector(path, recursive=True, allow_not_found=True)
+            found = filesystem.get_file_info(folder)
+            infos = [info for info in found if info.path.endswith(".parquet")]
+    found = [
+        (info.path, info.mtime_ns or 0, info.size)
+        for info in infos
+        if info.type == FileType.File and info.base_name[0] not in "._"
     ]
+    return tuple(sorted(found, key=lambda each: each[0].split("/")))
 
 
 @lru_cache(maxsize=256)
@@ -219,9 +204,3 @@ def _unlike(
                 hint="Write its columns in the types of the other files.",
             )
     return DataError(f"The files beside {store.text(signature[0][0])} do not fit: {error}")
-
-
-def _field(name: str, kind: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.field(name, kind)

@@ -33,10 +33,10 @@ def folder_values(
     """The columns that the folders of files give.
 
     Args:
-        root: The source's path; folders above it, and above a glob's first sign, give nothing.
+        root: The source's path. Folders above it, and above a glob's first sign, give no columns.
         paths: The files.
         taken: Columns of the files, which go before those of folders.
-        declared: Column → Feast type; the others are integers, dates or text.
+        declared: Column → Feast type. The others are integers, dates or text.
 
     Raises:
         DataError: A folder's name has no value of the declared type. With all such columns.
@@ -91,7 +91,7 @@ def _pairs(path: str) -> dict[str, str | None]:
 
 
 def _kind(dtype: str | None) -> Any:
-    """The Arrow type in which values of a Feast type are held; None where there is none."""
+    """The Arrow type in which values of a Feast type are held, or None if there is none."""
     import pyarrow as pa
 
     kind = Kind.DOCUMENT if dtype is None else feature_type(dtype).kind

@@ -1,4 +1,4 @@
-"""Writing so that no reader ever sees half of it, and no write gets lost."""
+"""Writers of Parquet files: readers see a whole write or none of it, and no write gets lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DATASET_FILE: Final = "dataset.parquet"
 def write_file(table: pa.Table, path: Path) -> None:
     """Write a Parquet file beside ``path`` and rename it into place.
 
-    What is written is on the disk, name and all, once this returns.
+    File and name are on the disk once this returns.
     """
     import pyarrow.parquet as pq
 
@@ -39,7 +39,7 @@ def write_file(table: pa.Table, path: Path) -> None:
 
 
 def put_file(table: pa.Table, location: Location) -> None:
-    """Write a Parquet file to a location; readers see none of it, or all.
+    """Write a Parquet file to a location. Readers see none of it, or all.
 
     Raises:
         UnavailableError: The object store did not answer.
@@ -51,7 +51,7 @@ def put_file(table: pa.Table, location: Location) -> None:
 
 
 def add_file(table: pa.Table, folder: Location) -> Location:
-    """Add a file of its own to a folder; later ones sort behind earlier ones.
+    """Add a file to a folder, under a name that sorts behind those of earlier ones.
 
     Raises:
         UnavailableError: The object store did not answer.
@@ -64,7 +64,7 @@ def add_file(table: pa.Table, folder: Location) -> Location:
 
 
 def put_dataset(table: pa.Table, location: Location) -> None:
-    """Write a dataset whole; one that was there is replaced.
+    """Write a whole dataset in place of the one that was there.
 
     As with Feast's stores a path is a file if it ends in ``.parquet``, and else a folder, which
     gets one file.
@@ -91,12 +91,12 @@ def put_dataset(table: pa.Table, location: Location) -> None:
 def append(source: Any, table: pa.Table, *, repo_path: Path | str | None) -> None:
     """Append rows to a Feast ``FileSource``.
 
-    A folder gets one more file, a Delta table one more commit. A single file is written anew with
-    the rows at its end, under a lock that all writers of this kind respect; readers see the old
-    file or the new one. In an object store, where there are no locks, the path has to be a folder.
+    A folder gets one more file, a Delta table one more commit. A single file is written again
+    with the rows at its end, under a lock that all writers of this kind respect. Readers see the
+    old file or the new one. An object store has no locks, so the path has to be a folder there.
 
     Args:
-        source: Its path is a file or a folder; a path without a file yet makes one.
+        source: Its path is a file or a folder. A file that does not exist yet is made.
         table: The rows, with all columns of the source, under its names or those of the view.
         repo_path: Folder from which a relative path is taken.
 
@@ -169,10 +169,10 @@ def fitted_to(
     """Rows in the columns, order and types of a schema.
 
     Args:
-        schema: What they are to be.
+        schema: The columns that are needed.
         table: The rows, under the schema's names or those that ``mapping`` gives.
         mapping: Name in the schema → name in the rows.
-        label: What the schema is of, for messages.
+        label: The source that has the schema, for messages.
 
     Raises:
         DataError: With every column that is missing or not in the schema.

@@ -1,9 +1,9 @@
-"""Which rows cannot matter to any request, so that their files and row groups are not read.
+"""Pruning: which files and row groups cannot matter to any request, so that they are not read.
 
 A row that becomes visible after the last request answers none. Nor does one whose event is older
-than the first request less the ttl: if such a row wins, its answer is null, as it is if there is no
-row at all. Only the winner's times and status differ between the two, so where these are requested
-old rows are read.
+than the first request less the ttl: if such a row wins, its answer is null, as it is without any
+row. Only the winner's times and status differ between the two, so old rows are read where these are
+requested.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The times of a column that can matter, both included; None for no bound."""
+    """The times of a column that can matter, both included. None stands for no bound."""
 
     first_us: int | None = None
     last_us: int | None = None
 
 
 def span_of(request_us: Any, *, with_times: bool) -> Span | None:
-    """The span of some request times; None if there are none.
+    """The span of some request times, or None if there are none.
 
     Args:
         request_us: Arrow column of integers.
@@ -104,23 +104,23 @@ def pruned(
     Args:
         files: The files of a source.
         bounds: Column of the source → its bounds.
-        may_be_empty: Whether the answer may have no file; else one is always kept.
+        may_be_empty: Whether the answer may have no file. Otherwise it has at least one.
     """
-    # What is known of files unopened comes first, so that only the others are opened.
-    wanted = [True] * len(files.signature)
+    # What is known without opening files comes first, so that fewer have to be opened.
+    chosen = [True] * len(files.signature)
     for column, each in bounds.items():
         for at, times in enumerate(_folder_times(files, column) or files.known_times(column)):
-            wanted[at] &= times is None or _meets(times, each)
-    files = _only(files, wanted, may_be_empty=may_be_empty)
+            chosen[at] &= times is None or _meets(times, each)
+    files = _only(files, chosen, may_be_empty=may_be_empty)
     in_files = {name: each for name, each in bounds.items() if name not in files.partitions}
-    wanted = [_has_group_within(footer, in_files) for footer in files.footers]
-    return _only(files, wanted, may_be_empty=may_be_empty)
+    chosen = [_has_group_within(footer, in_files) for footer in files.footers]
+    return _only(files, chosen, may_be_empty=may_be_empty)
 
 
-def _only(files: SourceFiles, wanted: list[bool], *, may_be_empty: bool) -> SourceFiles:
-    if wanted and not any(wanted) and not may_be_empty:
-        wanted[0] = True
-    return files if all(wanted) else files.only(wanted)
+def _only(files: SourceFiles, chosen: list[bool], *, may_be_empty: bool) -> SourceFiles:
+    if chosen and not any(chosen) and not may_be_empty:
+        chosen[0] = True
+    return files if all(chosen) else files.only(chosen)
 
 
 def _has_group_within(footer: Any, bounds: Mapping[str, Bounds]) -> bool:
@@ -133,7 +133,7 @@ def _has_group_within(footer: Any, bounds: Mapping[str, Bounds]) -> bool:
 
 
 def have_no_nulls(files: SourceFiles, columns: Sequence[str]) -> bool:
-    """Whether the files say that none of some columns has a null; False if they do not say it."""
+    """Whether statistics show that some columns have no null; False where there are none."""
     if not files.signature:  # rows that are not in files
         return False
     for column in columns:
@@ -167,7 +167,7 @@ def _meets(times: tuple[int, int], bounds: Bounds) -> bool:
 
 
 def _folder_times(files: SourceFiles, column: str) -> list[tuple[int, int] | None] | None:
-    """Time of each file in a column that folders' names give; None for another column."""
+    """Time of each file in a column that folders' names give, or None for another column."""
     if column not in files.partitions:
         return None
     values = files.partitions[column].cast("int64").to_pylist()
@@ -175,7 +175,7 @@ def _folder_times(files: SourceFiles, column: str) -> list[tuple[int, int] | Non
 
 
 def _times_of_groups(footer: Any, column: str) -> list[Any]:
-    """First and last time in each row group, in microseconds since 1970; None for unknown."""
+    """First and last time in each row group, in microseconds since 1970, or None if unknown."""
     at = _column_index(footer, column)
     if at is None:
         return [None] * footer.num_row_groups

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import compress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from tallystick.errors import DataError
+from tallystick.offline_store.duckdb_connection import connect
 from tallystick.offline_store.sources.hive_partitions import Partitions, list_sql
-from tallystick.point_in_time.rule import POSITION
+from tallystick.point_in_time.rule import POSITION, quoted
 from tallystick.storage.locations import LOCAL, Store
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class SourceFiles:
         label: The source's path as its owner wrote it, for messages.
         signature: Path, time of change in ns and size in bytes of each file, ordered by path.
         schema: Columns of all files together, and those that folders' names give.
-        store: What they are in.
+        store: The file system or bucket that has them.
         partitions: Column that the folders' names give → its value for each file.
     """
 
@@ -43,11 +45,11 @@ class SourceFiles:
     partitions: Partitions = field(default_factory=dict)
 
     are_fixed: ClassVar[bool] = False
-    """Whether no file is ever written under the name of one that was there."""
+    """Whether a file, once written, never changes under its name."""
 
     @property
     def table_version(self) -> int | None:
-        """Version of the table that the files make up; None for files without a table's log."""
+        """Version of the table that the files make up, or None for files without a table's log."""
         return None
 
     @property
@@ -57,7 +59,7 @@ class SourceFiles:
 
     @property
     def footers(self) -> list[Any]:
-        """What each file says of itself: ``pyarrow.parquet.FileMetaData``."""
+        """The footer of each file, a ``pyarrow.parquet.FileMetaData``."""
         if self.store.is_local:
             return [footer(self.store, each) for each in self.signature]
         return footers_of(self.store, self.signature)
@@ -69,11 +71,35 @@ class SourceFiles:
 
     @property
     def relation(self) -> str:
-        """The files as a DuckDB relation, in source order."""
-        if not self.partitions:
-            return self.read_sql
-        given = ", ".join(list_sql(name, values) for name, values in self.partitions.items())
-        return f"(SELECT *, file_index, file_row_number, {given} FROM {self.read_sql}) AS files"
+        """The files as a DuckDB relation, in source order, with every column of the source.
+
+        A column that none of the files has, but others of the source, is null.
+        """
+        own = self.own_columns
+        known = own | self.partitions.keys()
+        columns = [
+            self.own_columns_sql,
+            "file_index",
+            "file_row_number",
+            *(list_sql(name, values) for name, values in self.partitions.items()),
+            *null_sql([each for each in self.schema if each.name not in known]),
+        ]
+        return f"(SELECT {', '.join(columns)} FROM {self.read_sql}{self.live_rows_sql}) AS files"
+
+    @property
+    def own_columns(self) -> set[str]:
+        """Columns that some file has."""
+        return {name for each in self.footers for name in each.schema.to_arrow_schema().names}
+
+    @property
+    def own_columns_sql(self) -> str:
+        """What is selected of the files themselves."""
+        return "*"
+
+    @property
+    def live_rows_sql(self) -> str:
+        """The condition that leaves out rows that do not count. Here all count."""
+        return ""
 
     @property
     def position_sql(self) -> str:
@@ -95,21 +121,21 @@ class SourceFiles:
         union = ", union_by_name = true" if len(self.signature) > 1 else ""
         return f"read_parquet([{paths}], hive_partitioning = false{union})"
 
-    def only(self, wanted: list[bool]) -> SourceFiles:
-        """Some of the files, in their order; the schema stays that of all."""
+    def only(self, chosen: list[bool]) -> SourceFiles:
+        """Some of the files, in their order. The schema stays that of all."""
         import pyarrow as pa
 
-        mask = pa.array(wanted, pa.bool_())
+        mask = pa.array(chosen, pa.bool_())
         return SourceFiles(
             label=self.label,
-            signature=tuple(compress(self.signature, wanted)),
+            signature=tuple(compress(self.signature, chosen)),
             schema=self.schema,
             store=self.store,
             partitions={name: values.filter(mask) for name, values in self.partitions.items()},
         )
 
     def known_nulls(self, column: str) -> list[int | None]:  # noqa: ARG002 - unknown here
-        """Nulls of a column in each file, by what is known of it unopened; None for unknown."""
+        """Nulls of a column in each file, known without opening it, or None if unknown."""
         return [None] * len(self.signature)
 
     def known_times(self, column: str) -> list[tuple[int, int] | None]:  # noqa: ARG002 - likewise
@@ -122,7 +148,7 @@ class SourceFiles:
 
 @lru_cache(maxsize=4096)
 def footer(store: Store, file: tuple[str, int, int]) -> Any:
-    """What a Parquet file says of itself: ``pyarrow.parquet.FileMetaData``.
+    """The footer of a Parquet file, a ``pyarrow.parquet.FileMetaData``.
 
     Raises:
         DataError: It is not Parquet.
@@ -149,3 +175,17 @@ def footers_of(store: Store, signature: Sequence[tuple[str, int, int]]) -> list[
     """As :func:`footer`, of several files at once."""
     with ThreadPoolExecutor(max_workers=16) as threads:
         return list(threads.map(lambda file: footer(store, file), signature))
+
+
+def null_sql(columns: Sequence[pa.Field]) -> list[str]:
+    """Columns of nulls, in their types."""
+    import pyarrow as pa
+
+    if not columns:
+        return []
+    with closing(connect()) as connection:
+        kinds = connection.from_arrow(pa.schema(columns).empty_table()).types
+    return [
+        f"CAST(NULL AS {kind}) AS {quoted(each.name)}"
+        for each, kind in zip(columns, kinds, strict=True)
+    ]
