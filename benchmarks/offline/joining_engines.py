@@ -113,8 +113,8 @@ def to_file(
 
     def prepare(views: Sequence[Path], entity_rows: Path) -> Callable[[], int]:
         from tallystick.offline_store import DuckDBOfflineStoreConfig
-        from tallystick.offline_store.duckdb_store import view_read
         from tallystick.offline_store.point_in_time_join import stream_point_in_time, workspace
+        from tallystick.offline_store.retrieval_job import view_read
         from tallystick.point_in_time.rule import VisibilityClock
 
         offline = {"type": "tallystick.offline_store.DuckDBOfflineStore"}

@@ -3,7 +3,7 @@
 It goes by the knowledge clock, so that a late row or a correction goes online as soon as it is
 known, however old its event time is. It begins where the mark in Redis ends, and saves a new mark
 after the last row. A run that was killed has no mark, and is simply run again: writing a row twice
-does no harm. docs/materialization.md has the whole.
+does no harm. See docs/materialization.md.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Materializer:
         repo: An applied repo whose stores are Tallystick's.
 
     Raises:
-        StateError: The repo has no views; it was not applied.
+        StateError: The repo does not have applied views.
         DefinitionError: The repo uses another online store.
     """
 
@@ -100,16 +100,17 @@ class Materializer:
         """Write what became visible since each view's last run.
 
         Args:
-            views: Which views; all by default.
-            until: Up to when; the process clock's now by default.
+            views: Names of views. All by default.
+            until: The last moment that counts. Now by the process clock by default.
             again: Whether to begin from the beginning of history.
             progress: Called after each view.
 
         Raises:
-            InputError: A view does not exist; all such are listed.
+            InputError: A view does not exist. All such are listed.
             DataError: A source is not as declared.
-            StateError: The view's rows were removed from the online store meanwhile; run again.
-            UnavailableError: The online store did not answer; run again.
+            StateError: The view's rows were removed from the online store during the run. Run
+                again.
+            UnavailableError: The online store did not answer. Run again.
         """
         names = tuple(views) or self.views
         unknown = [name for name in names if name not in self._specs]

@@ -15,10 +15,7 @@ from tallystick.offline_store.entity_rows import changes_between
 from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
 from tallystick.offline_store.point_in_time_join import point_in_time
 from tallystick.offline_store.pull import pull_rows
-from tallystick.offline_store.retrieval_job import view_read
 from tallystick.offline_store.sources.file_source import Snapshots
-
-__all__ = ["DuckDBEngine", "DuckDBOfflineStore", "DuckDBOfflineStoreConfig", "view_read"]
 
 
 class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -42,7 +39,7 @@ class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
 
 
 def offline_config(repo: Repo) -> DuckDBOfflineStoreConfig:
-    """The offline store's settings; Tallystick's defaults where the repo uses another store."""
+    """The offline store's settings, or the defaults where the repo uses another store."""
     config = repo.store.config.offline_store
     return config if isinstance(config, DuckDBOfflineStoreConfig) else DuckDBOfflineStoreConfig()
 
@@ -63,7 +60,7 @@ class DuckDBOfflineStore(PointInTimeOfflineStore):
 
 
 class DuckDBEngine:
-    """The point-in-time rule on DuckDB; an :class:`OfflineEngine` for one call of Feast's.
+    """The point-in-time rule on DuckDB: an :class:`OfflineEngine` for one call of Feast's.
 
     Args:
         config: Limits of the engine.

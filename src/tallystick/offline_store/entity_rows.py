@@ -125,7 +125,7 @@ def changes_between(
         end: Last moment, included.
         time: Name of the column of moments.
         clock: When a row counts as visible.
-        config: Limits of the engine; None for the whole machine.
+        config: Limits of the engine, or None for the whole machine.
         repo_path: Folder from which relative source paths are taken.
         snapshots: As for ``point_in_time``, which may use the same ones afterwards.
 
@@ -176,7 +176,7 @@ def changes_sql(
     end_us: int,
     dialect: Dialect = DUCKDB,
 ) -> str:
-    """The query of :func:`changes_between`; :func:`changes_found` reads its answer."""
+    """The query of :func:`changes_between`. :func:`changes_found` reads its answer."""
     types = _key_types(reads)
     rows = []
     for read, history in zip(changing_views(reads), histories, strict=True):

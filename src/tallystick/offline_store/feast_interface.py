@@ -48,7 +48,7 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
 
     @classmethod
     def engine(cls, config: RepoConfig) -> OfflineEngine:
-        """What computes the answers."""
+        """The engine that computes the answers."""
         raise NotImplementedError
 
     @classmethod
@@ -69,7 +69,7 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
         which a row of it became visible in one of the views. As with Feast's stores ``end_date`` is
         now by default, and ``start_date`` the longest ttl before it, or 30 days.
 
-        ``filter_by_created_timestamp=True`` selects the knowledge clock whatever the config says.
+        ``filter_by_created_timestamp=True`` selects the knowledge clock, not the configured one.
 
         Raises:
             InputError: The entity rows cannot be used.
@@ -169,8 +169,8 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
     ) -> Iterable[tuple[str, str]]:
         """Name of each column of a source, and its type as pyarrow writes it.
 
-        Feast itself looks for a Delta table's relative path elsewhere than in the repo's folder,
-        and reaches no endpoint without TLS.
+        Feast itself does not look for a Delta table's relative path in the repo's folder, and does
+        not reach an endpoint without TLS.
 
         Raises:
             DataError: The source cannot be read.
@@ -209,7 +209,7 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
     ) -> None:
         """Add logged features to the destination's folder: one file, or one commit.
 
-        They are there whole or not at all, so the destination's ``partition_by`` has no effect.
+        All rows are added, or none, so the destination's ``partition_by`` has no effect.
 
         Raises:
             DefinitionError: The destination is not a folder of files.

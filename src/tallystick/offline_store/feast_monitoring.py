@@ -88,7 +88,7 @@ class MonitoredOfflineStore(OfflineStore):  # type: ignore[misc]
     def get_monitoring_max_timestamp(
         cls, config: RepoConfig, data_source: DataSource, timestamp_field: str
     ) -> datetime | None:
-        """The last event time of a source; None where it has no rows, or no file yet."""
+        """The last event time of a source, or None where it has no rows, or no file yet."""
         try:
             files = open_source(data_source, config.repo_path)
         except DataError:
@@ -101,7 +101,7 @@ class MonitoredOfflineStore(OfflineStore):  # type: ignore[misc]
 
     @staticmethod
     def ensure_monitoring_tables(config: RepoConfig) -> None:
-        """Make the files of metrics that are not there yet."""
+        """Make the files of metrics that do not exist yet."""
         for kind in MONITORING_PARQUET_FILES:
             path, columns, _ = _file(config, kind)
             with writer_lock(path):
@@ -112,7 +112,7 @@ class MonitoredOfflineStore(OfflineStore):  # type: ignore[misc]
     def save_monitoring_metrics(
         config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]
     ) -> None:
-        """Add metrics to their file; those with the same key are replaced."""
+        """Add metrics to their file, in place of those with the same key."""
         path, columns, key = _file(config, metric_type)
         with writer_lock(path):
             rows = {_key(row, key): row for row in _read(path)}
@@ -192,7 +192,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _stored(column: str, value: Any) -> Any:
-    """A value as it is stored; dates and times may be text, and times without a zone are UTC."""
+    """A value as it is stored. Dates and times may be text, and times without a zone are in UTC."""
     if value is None:
         return None
     if column == "metric_date":

@@ -5,7 +5,7 @@ rule compares:
 
 - Of full ties a row of another definition replaces the row that is there. So where the journal has
   rows of several definitions, ``created_us`` is not a time, but a number that rises in the order in
-  which rows replace each other; ``known_us`` is the created time.
+  which rows replace each other, and ``known_us`` is the created time.
 - All rows of a view may be removed at once. The number of removals before a row, or before a
   request, is one more key.
 """
@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from tallystick.clock import SECOND_US
+from tallystick.clock import arrow_from_us, arrow_to_us
 from tallystick.definitions.feature_repo import state_dir
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import StateError
@@ -54,10 +54,10 @@ class ServedHistory(History):
     """A history from a journal.
 
     Attributes:
-        removed_us: When all rows of the view went; ascending.
+        removed_us: When all rows of the view were removed, ascending.
         time_keys: Keys that are times, which are compared by whole seconds online.
-        known_sql: Position and ``known_us`` of all rows, in parentheses; empty where ``created_us``
-            is the created time.
+        known_sql: Position and ``known_us`` of all rows, in parentheses. Empty where
+            ``created_us`` is the created time.
     """
 
     removed_us: tuple[int, ...] = ()
@@ -68,12 +68,12 @@ class ServedHistory(History):
         """With the number of removals before each request."""
         import numpy as np
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         for name in self.time_keys:
-            cut: Any = entity_keys[name].to_pandas(integer_object_nulls=True)
+            seconds = pc.floor_temporal(arrow_from_us(entity_keys[name]), unit="second")
             index = entity_keys.column_names.index(name)
-            seconds = [None if each is None else each // SECOND_US * SECOND_US for each in cut]
-            entity_keys = entity_keys.set_column(index, name, pa.array(seconds, pa.int64()))
+            entity_keys = entity_keys.set_column(index, name, arrow_to_us(seconds))
         before = np.searchsorted(
             np.array(self.removed_us, np.int64), entity_keys["request_us"].to_numpy(), side="right"
         )

@@ -1,7 +1,7 @@
 """The point-in-time join on DuckDB: features of entity rows at their request times.
 
-There is one way from entity rows to features, for each view: its keys and request times become a
-relation, the engine answers one query about it, and the answer is put beside the entity rows.
+There is one way from entity rows to the features of a view. Its keys and request times become a
+relation, the engine answers one query about it, and the answer is appended to the entity rows.
 :func:`point_in_time` keeps these relations in memory. :func:`stream_point_in_time` keeps them in
 files, for more entity rows than fit into memory. docs/adr/0015-one-retrieval-path.md has the
 figures.
@@ -62,16 +62,16 @@ def point_in_time(
     """The features of entity rows at their request times.
 
     Args:
-        entity_rows: Entity keys and request times, with any other columns; one row per request.
+        entity_rows: Entity keys and request times, with any other columns. One row per request.
         request_time: Their column of request times: timestamps, naive ones in UTC.
         reads: The views to read.
         clock: When a row counts as visible.
-        config: Limits of the engine; None for the whole machine.
+        config: Limits of the engine, or None for the whole machine.
         repo_path: Folder from which relative source paths are taken.
         with_times: Add, per view, the winning row's ``view__event_time`` and
             ``view__created_time`` (timestamp[us, UTC], also where it is too old) and
             ``view__status`` (``PRESENT``, ``NOT_FOUND`` or ``OUTSIDE_MAX_AGE``).
-        snapshots: The versions of tables that the answer is made of; None for the newest.
+        snapshots: The versions of tables that the answer is made of, or None for the newest.
 
     Returns:
         The entity rows, unchanged and in their order, and after their columns ``view__feature`` for
@@ -179,11 +179,11 @@ def stream_point_in_time(
     batch_rows: int = BATCH_ROWS,
     progress: Callable[[str, int], None] = lambda *_: None,
 ) -> Iterator[Iterator[pa.Table]]:
-    """Give the answer of :func:`point_in_time` in batches; at least one, which may be empty.
+    """Give the answer of :func:`point_in_time` in batches: at least one, which may be empty.
 
     Args:
         entity_rows: A Parquet file of entity rows.
-        request_time: As for :func:`point_in_time`, and so are the other ones.
+        request_time: Their column of request times.
         reads: The views to read.
         clock: When a row counts as visible.
         workspace: Where keys and answers of all views are written.
@@ -310,7 +310,7 @@ def _columns(
 
 
 def _span_of(file: Any, request_time: str, *, rows: int, with_times: bool) -> Span | None:
-    """The span of the request times in a file; None if it has no rows.
+    """The span of the request times in a file, or None if it has no rows.
 
     Raises:
         InputError: A request time is null.
@@ -358,7 +358,7 @@ def _side_by_side(
 
 
 def _batches(file: Any, *, rows: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """A file in tables of ``rows`` rows; the last, or only one, may have fewer."""
+    """A file in tables of ``rows`` rows. The last one may have fewer."""
     import pyarrow as pa
 
     schema = file.schema_arrow

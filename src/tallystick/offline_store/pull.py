@@ -33,8 +33,8 @@ class Pull:
         features: Further columns.
         event: Column of the event time.
         created: Column of the created time, if there is one.
-        start: First event time, included; None for an open bound.
-        end: Last event time, included; None for an open bound.
+        start: First event time, included, or None for an open bound.
+        end: Last event time, included, or None for an open bound.
         is_latest: Whether only the winning row of each key is read. Rows with a null in a key are
             left out then.
     """
@@ -95,7 +95,7 @@ def _by_real_keys(pull: Pull) -> Pull:
 
 
 def rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
-    """The query of :func:`pull_rows`; :func:`answered` reads its answer.
+    """The query of :func:`pull_rows`. :func:`answered` reads its answer.
 
     Raises:
         DataError: With every column that is missing or holds no times.

@@ -98,14 +98,14 @@ class DeferredRetrievalJob(RetrievalJob):  # type: ignore[misc]
         """
         table = super().to_arrow(timeout=timeout)
         if validation_reference is not None:
-            # The profile was taken of such a frame; integers turned to floats would not fit it.
+            # The profile was made from such a frame. Integers turned to floats would not fit it.
             report = validation_reference.profile.validate(lossless(table))
             if not report.is_success:
                 raise ValidationFailed(report)
         return table
 
     def to_df(self, validation_reference: Any = None, timeout: int | None = None) -> Any:
-        """The result as a DataFrame; an integer column with nulls is of pandas' ``Int64``."""
+        """The result as a DataFrame. An integer column with nulls has pandas' type ``Int64``."""
         return lossless(self.to_arrow(validation_reference, timeout))
 
     def _to_df_internal(self, timeout: int | None = None) -> Any:
@@ -140,7 +140,7 @@ class DeferredRetrievalJob(RetrievalJob):  # type: ignore[misc]
 
         Raises:
             DefinitionError: The storage is not a file.
-            SavedDatasetLocationAlreadyExists: It is there, and may not be overwritten.
+            SavedDatasetLocationAlreadyExists: It exists, and may not be overwritten.
             DataError: Its folder has other Parquet files.
         """
         if not isinstance(storage, SavedDatasetFileStorage):
@@ -215,7 +215,7 @@ def changed_entity_rows(
     """Every key at every moment in [start, end] at which a row of it became visible.
 
     Where there is none although events fall into the range, a warning says so: an empty answer
-    does not tell a backfill, known only since it was loaded, from a range without events.
+    looks the same for a backfill, known only since it was loaded, and a range without events.
     """
 
     def moments(by: VisibilityClock) -> pa.Table:
@@ -238,7 +238,7 @@ def changed_entity_rows(
 
 
 def times_parsed(entity_df: pd.DataFrame) -> pd.DataFrame:
-    """Request times that are text or mixed objects, parsed as Feast does; else unchanged.
+    """Request times that are text or mixed objects, parsed as Feast does. Others are unchanged.
 
     Raises:
         InputError: One is not a time.

@@ -22,7 +22,7 @@ class ViewRead:
         spec: The view.
         source: Its Feast ``FileSource``.
         name: Prefix of its columns in the answer.
-        key_map: Key column of the view → column of the entity rows; other keys map to themselves.
+        key_map: Key column of the view → column of the entity rows. Other keys map to themselves.
         columns: Features to read.
     """
 
@@ -67,12 +67,12 @@ class History:
 
     Attributes:
         sql: The relation, in parentheses.
-        keys: Names of its key columns; at least one, a constant where a view has no entity.
+        keys: Names of its key columns. A view without entities has one, a constant.
         values: Names of its value columns, one per feature.
-        columns: The source's columns that these are.
-        files: Where it comes from.
+        columns: The source's columns behind ``values``.
+        files: The files that are read.
         whole: The source with all its files.
-        whole_sql: Makes the relation with all rows of the source.
+        whole_sql: Returns the relation with all rows of the source.
         what: Its name in messages.
     """
 

@@ -1,4 +1,4 @@
-"""Why a feature has a value, or why it has none: the statuses that answers and logs carry."""
+"""Statuses of features in answers and logs: present, or why there is no value."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ class Status(StrEnum):
     """The event time of the newest visible row is older than the request time less the ttl."""
 
     NULL_VALUE = "NULL_VALUE"
-    """The row is present and this feature of it is null: only single features have this status."""
+    """The row is present, and this feature of it is null. Views do not have this status."""

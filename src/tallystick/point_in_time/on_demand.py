@@ -54,7 +54,7 @@ class Transforms:
         try:
             functions = dill.loads(data)  # noqa: S301 the caller has verified the checksum
         except Exception as error:
-            # Unpickling raises whatever the bytes lead to.
+            # Unpickling can raise any error.
             raise DamagedError(f"The frozen on-demand functions cannot be loaded: {error}") from (
                 error
             )
@@ -71,14 +71,14 @@ class Transforms:
 
         Args:
             inputs: What the model takes.
-            columns: Stored features (``view__feature``) and request fields, one value per row each;
-                null is None.
+            columns: Stored features (``view__feature``) and request fields, one value per row each.
+                Null is None.
 
         Returns:
             ``view__feature`` → values of the declared type, one per row.
 
         Raises:
-            DefinitionError: A function fails, or returns something else than it declared.
+            DefinitionError: A function fails, or does not return what it declared.
         """
         computed: Columns = {}
         for spec in inputs.transforms:
@@ -129,7 +129,7 @@ class Transforms:
 def _call_pandas(
     function: Callable[..., Any], given: Mapping[str, Sequence[Any]]
 ) -> dict[str, list[Any]]:
-    """Call a pandas function; a NaN it returns is null, since pandas cannot tell them apart."""
+    """Call a pandas function. A NaN in its answer is null, since pandas has one value for both."""
     import pandas as pd
 
     returned = function(pd.DataFrame({name: list(values) for name, values in given.items()}))

@@ -1,7 +1,7 @@
 """The point-in-time rule, as SQL.
 
 The value of a view for a key at time t is the row with the largest (event time, created time) among
-the rows *visible* at t. It is null if its event time is older than t - ttl; both ends of the window
+the rows *visible* at t. It is null if its event time is older than t - ttl. Both ends of the window
 are included. Of rows equal in both times the first to become visible wins, and of these the first
 in source order, as it does online, where a write replaces a row only if its times are larger. See
 docs/adr/0002-window-of-the-point-in-time-rule.md.
@@ -24,9 +24,9 @@ All times are integers: microseconds since 1970-01-01 in UTC, so that the sessio
 not matter. A history is any relation with these columns:
 
 ===============  ===============================================================
-key columns      as named by the caller; rows with a null in one must be left out
+key columns      as named by the caller, without rows that have a null in one
 ``event_us``     event time
-``created_us``   created time; null where the history has none
+``created_us``   created time, or null where the history does not have it
 ``visible_us``   when the row became visible: :func:`visible_sql`
 ``row_position`` an integer that ascends in source order: :data:`POSITION`
 ===============  ===============================================================
@@ -39,7 +39,7 @@ from enum import StrEnum
 from typing import Final
 
 TTL_US_MAX: Final = 1 << 62
-"""From this ttl on (146,000 years) nothing expires, so that no subtraction can overflow."""
+"""A ttl from this on (146,000 years) means never, so that subtractions cannot overflow."""
 
 
 class VisibilityClock(StrEnum):
@@ -80,7 +80,7 @@ def quoted(name: str) -> str:
 
 
 def visible_sql(clock: VisibilityClock) -> str:
-    """The expression for when a row of a source became visible; the served clock has a journal."""
+    """The expression for when a row of a source became visible; the served clock uses a journal."""
     if not requires_created(clock):
         return "event_us"
     # The later of both, or null: greatest() of the two themselves would pass over a null.
@@ -92,7 +92,7 @@ def folded_sql(history: str, *, keys: Sequence[str]) -> str:
 
     Args:
         history: A relation with the columns in the module's text, as a name or in parentheses.
-        keys: Its key columns, as SQL identifiers; at least one.
+        keys: Its key columns, as SQL identifiers. At least one.
 
     Returns:
         A query with keys, times and position of these rows. No two share key and ``visible_us``.
@@ -120,7 +120,7 @@ def latest_sql(history: str, *, keys: Sequence[str]) -> str:
 
     Args:
         history: A relation with the columns in the module's text, as a name or in parentheses.
-        keys: Its key columns, as SQL identifiers; at least one.
+        keys: Its key columns, as SQL identifiers. At least one.
 
     Returns:
         A query with all columns of the history, and one more, ``row_order``.
@@ -132,7 +132,7 @@ def latest_sql(history: str, *, keys: Sequence[str]) -> str:
         ORDER BY event_us DESC, {CREATED_SQL} DESC, visible_us, {POSITION}
       ) AS row_order
       FROM {history} AS history
-    ) AS placed
+    ) AS numbered
     WHERE row_order = 1 ORDER BY {POSITION}"""
 
 
@@ -169,12 +169,12 @@ def as_of_sql(
         history: A relation with the columns in the module's text, as a name or in parentheses.
         entity_rows: A relation with the same key columns, ``entity_row`` (an integer) and
             ``request_us``.
-        keys: Key columns of both, as SQL identifiers; at least one.
-        ttl_us: Microseconds after which a row is too old; None or 0 for never.
+        keys: Key columns of both, as SQL identifiers. At least one.
+        ttl_us: Microseconds after which a row is too old. None or 0 for never.
 
     Returns:
         A query with ``entity_row``, ``too_old`` and the winning row's position, ``event_us`` and
-        ``created_us``, which are null where there is none; in no order.
+        ``created_us``, which are null without a winner. The order is not defined.
     """
     too_old = "false"
     if ttl_us and ttl_us < TTL_US_MAX:

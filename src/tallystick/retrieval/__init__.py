@@ -1,1 +1,1 @@
-"""Features and labels for entity rows, as a model takes them; shared by training and audit."""
+"""Features and labels for entity rows, as a model takes them. Training and audit share them."""

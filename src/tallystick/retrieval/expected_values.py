@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def view_clock(use: ViewUse, clock: VisibilityClock = VisibilityClock.KNOWLEDGE) -> VisibilityClock:
-    """The clock of a view's expected values: event where nothing says what was known when."""
+    """The clock of a view's expected values: event where the source does not have created times."""
     if clock is VisibilityClock.KNOWLEDGE and not use.spec.created_column:
         return VisibilityClock.EVENT
     return clock
@@ -46,7 +46,7 @@ def expected_values(
         repo: Where the views' sources are.
         contract: Under which the requests were logged.
         log: Logged requests, with their entity keys and times.
-        uses: Views of the contract; all by default.
+        uses: Views of the contract. All by default.
         clock: When a row of history counts as visible.
         with_times: Whether to add ``view__event_time``, ``view__created_time``, ``view__status``.
 
@@ -91,7 +91,7 @@ def recomputed(
         contract: Under which they were logged.
         transforms: Its frozen functions.
         log: The requests.
-        stored: Stored features to compute from, ``view__feature``; None for those in the log.
+        stored: Stored features to compute from, ``view__feature``, or None for those in the log.
 
     Raises:
         DefinitionError: A function fails.

@@ -26,8 +26,8 @@ class LoggedLabels:
     """The labels of some logged predictions, in their order.
 
     Attributes:
-        values: 0 or 1, or NaN where there is none; of shape (rows,).
-        first_known_us: When a label first became known, in microseconds since 1970; NaN as well.
+        values: 0 or 1, or NaN without a label. Shape (rows,).
+        first_known_us: When a label first became known, in microseconds since 1970, or NaN.
     """
 
     values: Floats
@@ -38,12 +38,12 @@ def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> LoggedLabels:
     """The labels of a part's predictions that were known by ``at``.
 
     A label that was sent for the prediction counts most, then one that was sent for its keys and
-    request time, then the label source's; of corrections the one known last.
+    request time, then the label source's. Of corrections the one known last counts.
 
     Args:
         repo: An applied repo.
-        part: The predictions, with ``prediction_id``, ``request_time`` and what the log has of the
-            label's keys; ordered by request time.
+        part: The predictions, ordered by request time, with ``prediction_id``, ``request_time`` and
+            the log's columns of the label's keys.
         at: Labels known later are not used.
 
     Raises:

@@ -24,7 +24,7 @@ def known_labels(
     known_until: datetime,
     between: tuple[datetime, datetime],
 ) -> pa.Table:
-    """The labels of a model that were known by ``known_until``; of corrections the last known.
+    """The labels of a model known by ``known_until``, and of corrections the one known last.
 
     Args:
         repo: Where the label source is.
@@ -88,7 +88,7 @@ def usable_labels(
         known_until: Labels known later are left out.
 
     Returns:
-        The same columns, with ``label`` as int8; corrections and what they correct are all there.
+        The same columns, with ``label`` as int8, corrections and what they correct included.
 
     Raises:
         DataError: A column has another type, a label lacks its created time, or there are other

@@ -1,4 +1,4 @@
-"""The as-of join where an engine has none: requests and history in one sorted stream."""
+"""The as-of join for Spark, which lacks one in SQL: requests and history in one sorted stream."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def as_of_sql(
     """For every entity row the values of its key at its request time.
 
     Rows of a key and requests for it are put into one order, by when a row became visible or a
-    request is made; a row comes before a request of the same moment. Over these runs the maximum of
-    what ``rule`` ranks rows by. It needs one exchange and one sort, O(n log n).
+    request is made. A row comes before a request of the same moment. The winner is the running
+    maximum of the rank that the rule gives rows. This needs one exchange and one sort, O(n log n).
 
     Args:
         history: A relation with the columns in the text of :mod:`tallystick.point_in_time.rule`.
         entity_rows: A relation with the same key columns, ``entity_row`` (an integer) and
             ``request_us``.
-        keys: Key columns of both; at least one.
+        keys: Key columns of both. At least one.
         values: Columns of the history to return.
-        ttl_us: Microseconds after which a row is too old; None or 0 for never.
+        ttl_us: Microseconds after which a row is too old. None or 0 for never.
         few_requests: Whether the requested keys can be sent to every reader of the history.
 
     Returns:
         A query with ``entity_row``, the values (null unless there is a row that is not too old),
-        ``event_us``, ``created_us`` and ``too_old``; in the order of the entity rows.
+        ``event_us``, ``created_us`` and ``too_old``, in the order of the entity rows.
     """
     partition = ", ".join(keys)
     row = ", ".join((*values, "event_us", "created_us"))

@@ -18,13 +18,13 @@ OURS: Final = {
     "spark.sql.parquet.inferTimestampNTZ.enabled": "true",
     "spark.sql.execution.arrow.useLargeVarTypes": "false",
 }
-"""Settings on which our SQL relies: no time zone, no quiet overflow, every nanosecond."""
+"""Settings that our SQL needs: UTC, errors on overflow, whole nanoseconds."""
 
 
 def open_session(spark_conf: Mapping[str, str] | None) -> Any:
     """A session of its own on the running Spark application, or on a new one.
 
-    Tables of the catalog are shared with the caller's sessions; temporary views are not.
+    Tables of the catalog are shared with the caller's sessions. Temporary views are not.
 
     Args:
         spark_conf: Settings of the application, should one have to be started.

@@ -110,7 +110,7 @@ def _view(frame: Any) -> str:
 
 
 def _reader(session: Any, paths: Sequence[str]) -> Any:
-    """Files as a frame; signs of a glob in their names are only signs."""
+    """Files as a frame. Characters of a glob in their names have no meaning."""
     plain = [re.sub(r"([\[\]{}*?\\])", r"\\\1", path) for path in paths]
     return in_spark(lambda: session.read.parquet(*plain), what=f"{paths[0]} and those like it")
 
@@ -217,10 +217,10 @@ def _spark_rows(session: Any, source: Any) -> SparkRows:
     frame = in_spark(frame_of, what=f"the source {label}")
     columns = [ticked(name) for name in frame.columns]
     try:
-        placed = _with_row_index(session, frame, None, columns, label)
+        positioned = _with_row_index(session, frame, None, columns, label)
     except AnalysisException:
-        placed = frame.selectExpr(
+        positioned = frame.selectExpr(
             *columns, "0L AS file_index", "monotonically_increasing_id() AS file_row_number"
         )
     schema = in_spark(lambda: frame.limit(0).toArrow().schema, what=f"the source {label}")
-    return SparkRows(label, (), schema, view=_view(placed))
+    return SparkRows(label, (), schema, view=_view(positioned))

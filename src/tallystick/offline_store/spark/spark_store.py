@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -59,7 +59,7 @@ class SparkOfflineStore(PointInTimeOfflineStore):
     """Parquet files and Spark's tables, read on Spark.
 
     Answers are those of ``DuckDBOfflineStore``, value for value. Entity rows and answers pass
-    through the driver; histories do not.
+    through the driver. Histories do not.
     """
 
     @classmethod
@@ -70,7 +70,7 @@ class SparkOfflineStore(PointInTimeOfflineStore):
 
 @dataclass(frozen=True)
 class SparkEngine:
-    """The point-in-time rule on Spark; an :class:`OfflineEngine`.
+    """The point-in-time rule on Spark: an :class:`OfflineEngine`.
 
     Attributes:
         session: By :func:`tallystick.offline_store.spark.spark_session.open_session`.
@@ -125,21 +125,20 @@ class SparkEngine:
         clock: VisibilityClock,
     ) -> pa.Table:
         """As :func:`tallystick.offline_store.entity_rows.changes_between`."""
-        rows = [
-            open_rows(self.session, read.source, self.repo_path) for read in changing_views(reads)
-        ]
-        try:
+        with ExitStack() as stack:
             histories = [
-                history_of(read, each, clock=clock, dialect=SPARK)
-                for read, each in zip(changing_views(reads), rows, strict=True)
+                history_of(
+                    read,
+                    stack.enter_context(self._opened(read.source)),
+                    clock=clock,
+                    dialect=SPARK,
+                )
+                for read in changing_views(reads)
             ]
             sql = changes_sql(
                 reads, histories, start_us=to_us(start), end_us=to_us(end), dialect=SPARK
             )
             found = read_table(self.session, sql, what="the views' sources")
-        finally:
-            for each in rows:
-                self.session.catalog.dropTempView(each.view)
         return changes_found(found, reads, time=time)
 
     def pull_rows(self, source: DataSource, pull: Pull) -> pa.Table:
