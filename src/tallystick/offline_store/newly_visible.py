@@ -111,10 +111,9 @@ def _parts(
     covered: Covered | None,
     until_us: int,
 ) -> Iterator[_Part]:
-    source_column = {new: old for old, new in read.spec.field_mapping.items()}
     created = read.spec.created_column if clock is VisibilityClock.KNOWLEDGE else None
     names = filter(None, (read.spec.event_column, created))
-    times = dict.fromkeys(source_column.get(name, name) for name in names)
+    times = dict.fromkeys(map(read.source_column, names))
     until = dict.fromkeys(times, Bounds(None, until_us))
     is_known = [covered is not None and each in covered.files for each in file_digests(whole)]
     added, old = whole.only([not each for each in is_known]), whole.only(is_known)

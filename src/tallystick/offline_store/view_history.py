@@ -59,12 +59,11 @@ def open_history(
     """
     if clock is VisibilityClock.SERVED:
         return open_journal(read, repo_path)
-    original = {new: old for old, new in read.spec.field_mapping.items()}
     try:
         files = open_source(
             read.source,
             repo_path,
-            declared=declared_columns(read, original),
+            declared={read.source_column(name): dtype for _, name, dtype in required_columns(read)},
             snapshots=snapshots,
         )
     except (DataError, DefinitionError) as error:
@@ -73,9 +72,13 @@ def open_history(
     bounds = {}
     if span is not None:
         spec = read.spec
-        created = spec.created_column and original.get(spec.created_column, spec.created_column)
-        event = original.get(spec.event_column, spec.event_column)
-        bounds = bounds_of(span, clock=clock, ttl_us=spec.ttl_us, event=event, created=created)
+        bounds = bounds_of(
+            span,
+            clock=clock,
+            ttl_us=spec.ttl_us,
+            event=read.source_column(spec.event_column),
+            created=spec.created_column and read.source_column(spec.created_column),
+        )
     return history_of(read, files, clock=clock, bounds=bounds)
 
 
@@ -98,15 +101,14 @@ def history_of(
     """
     spec = read.spec
     require_clock(read, clock)
-    original = {new: old for old, new in spec.field_mapping.items()}
     whole = files
-    check_columns(read, files, original)
+    check_columns(read, files)
 
     def found(name: str) -> pa.DataType:
-        return files.schema.field(original.get(name, name)).type
+        return files.schema.field(read.source_column(name)).type
 
     def named(name: str) -> str:
-        return dialect.quoted(original.get(name, name))
+        return dialect.quoted(read.source_column(name))
 
     def time_sql(name: str | None) -> str:
         return NO_TIME if name is None else dialect.time_us_sql(named(name), found(name))
@@ -145,18 +147,20 @@ def history_of(
         whole_sql=lambda: rows_sql(whole, "true"),
         keys=tuple(keys),
         values=tuple(values),
-        columns=tuple(original.get(name, name) for name in read.columns),
+        columns=tuple(map(read.source_column, read.columns)),
         files=files,
         what=f"view {spec.name} from {files.label}",
     )
 
 
-def declared_columns(read: ViewRead, original: Mapping[str, str]) -> dict[str, str]:
-    """Column of the source → the type in which the view has it."""
-    declared = {column.name: column.dtype for column in (*read.keys, *read.features)}
+def required_columns(read: ViewRead) -> list[tuple[str, str, str]]:
+    """Role, name and type of each column that a view needs, by the view's names."""
     times = (read.spec.event_column, read.spec.created_column)
-    declared |= {name: "UNIX_TIMESTAMP" for name in times if name is not None}
-    return {original.get(name, name): dtype for name, dtype in declared.items()}
+    return [
+        *(("key", each.name, each.dtype) for each in read.keys),
+        *(("feature", each.name, each.dtype) for each in read.features),
+        *(("time", name, "UNIX_TIMESTAMP") for name in times if name is not None),
+    ]
 
 
 def require_clock(read: ViewRead, clock: VisibilityClock) -> None:
@@ -172,22 +176,15 @@ def require_clock(read: ViewRead, clock: VisibilityClock) -> None:
         )
 
 
-def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str]) -> None:
+def check_columns(read: ViewRead, files: SourceFiles) -> None:
     """Compare the source's columns with the definition.
 
     Raises:
         DataError: With every column that is missing or of a wrong type.
     """
-    spec = read.spec
-    times = [spec.event_column, spec.created_column]
-    required = [
-        *(("key", key.name, key.dtype) for key in read.keys),
-        *(("feature", each.name, each.dtype) for each in read.features),
-        *(("time", time, "UNIX_TIMESTAMP") for time in times if time is not None),
-    ]
     problems = []
-    for role, name, dtype in required:
-        column = original.get(name, name)
+    for role, name, dtype in required_columns(read):
+        column = read.source_column(name)
         if column not in files.schema.names:
             problems.append(Problem(f"{role} {name}", f"column {column}", "no such column"))
             continue
@@ -197,7 +194,7 @@ def check_columns(read: ViewRead, files: SourceFiles, original: Mapping[str, str
             problems.append(Problem(f"{role} {name}", dtype, f"column {column} of type {found}"))
     if problems:
         raise DataError(
-            f"View {spec.name} does not fit its source {files.label}.",
+            f"View {read.spec.name} does not fit its source {files.label}.",
             problems,
             hint="Correct the source's columns, or the view's schema, and run apply again.",
         )
@@ -222,8 +219,7 @@ def require_times(
     columns = {"event_us": read.spec.event_column}
     if requires_created(clock):
         columns["created_us"] = str(read.spec.created_column)
-    original = {new: old for old, new in read.spec.field_mapping.items()}
-    if have_no_nulls(history.whole, [original.get(name, name) for name in columns.values()]):
+    if have_no_nulls(history.whole, [read.source_column(name) for name in columns.values()]):
         return
     counted = ", ".join(f"count(*) - count({column}) AS {column}" for column in columns)
     nulls = query(f"SELECT {counted} FROM {history.whole_sql()} AS history").to_pylist()[0]

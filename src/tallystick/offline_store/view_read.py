@@ -53,6 +53,11 @@ class ViewRead:
             )
         return tuple(known[name] for name in self.columns)
 
+    def source_column(self, name: str) -> str:
+        """The source's column for a column of the view."""
+        mapping = self.spec.field_mapping
+        return next((old for old, new in mapping.items() if new == name), name)
+
     def entity_column(self, key: str) -> str:
         """The entity rows' column for a key column of the view."""
         return self.key_map.get(key, key)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tallystick.definitions.contract import ModelInputs, label_identity
 from tallystick.prediction_log.log_reader import LogPart, read_labels
-from tallystick.retrieval.source_labels import known_labels
+from tallystick.retrieval.source_labels import known_labels, last_known
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,7 +73,8 @@ def labels_of(repo: Repo, part: LogPart, *, at: datetime) -> LoggedLabels:
         [{"value": "label"}.get(name, name.removeprefix("key.")) for name in sent.column_names]
     )
     for by in (label_identity(keys), ["prediction_id"]):
-        found = _joined(requests, _last_known(sent, by), by)
+        complete = sent.select([*by, "label", "known_time"]).drop_null()
+        found = _joined(requests, last_known(complete, by), by)
         is_found = ~np.isnan(found.values)
         labels = LoggedLabels(
             np.where(is_found, found.values, labels.values),
@@ -105,17 +106,3 @@ def _joined(requests: pa.Table, labels: pa.Table, by: Sequence[str]) -> LoggedLa
     values[rows] = found["label"].to_numpy()
     first[rows] = found["first_known_time"].cast(pa.int64()).to_numpy()
     return LoggedLabels(values, first)
-
-
-def _last_known(sent: pa.Table, by: Sequence[str]) -> pa.Table:
-    """The last known label for each value of the columns ``by``, without rows that lack one."""
-    import pyarrow.compute as pc
-
-    for name in by:
-        sent = sent.filter(pc.is_valid(sent[name]))
-    return (
-        sent.sort_by([("known_time", "descending")])
-        .group_by(list(by), use_threads=False)
-        .aggregate([("label", "first"), ("known_time", "last")])
-        .rename_columns([*by, "label", "first_known_time"])
-    )

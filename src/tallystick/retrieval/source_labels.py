@@ -41,15 +41,21 @@ def known_labels(
         DataError: The source cannot be read, or its labels cannot be used.
     """
     table = label_rows(repo, model).table(between=(REQUEST_TIME, *between))
-    # Of corrections the last known counts: the first of each group once sorted that way.
-    ordered = usable_labels(model, inputs, table, known_until=known_until).sort_by(
-        [("known_time", "descending")]
-    )
-    keys = label_identity(model.label.keys)
+    labels = usable_labels(model, inputs, table, known_until=known_until)
+    return last_known(labels, label_identity(model.label.keys))
+
+
+def last_known(labels: pa.Table, by: list[str]) -> pa.Table:
+    """The last known label for each value of the columns ``by``.
+
+    Returns:
+        The columns ``by``, ``label``, and ``first_known_time``, when the first became known.
+    """
     return (
-        ordered.group_by(keys, use_threads=False)
+        labels.sort_by([("known_time", "descending")])
+        .group_by(by, use_threads=False)
         .aggregate([("label", "first"), ("known_time", "last")])
-        .rename_columns([*keys, "label", "first_known_time"])
+        .rename_columns([*by, "label", "first_known_time"])
     )
 
 

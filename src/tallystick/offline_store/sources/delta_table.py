@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from urllib.parse import unquote
 
 from tallystick.definitions.exact_cast import family
@@ -126,18 +126,13 @@ class DeltaFiles(SourceFiles):
             "WHERE gone_file = file_index AND gone_row = file_row_number)"
         )
 
-    def only(self, chosen: list[bool]) -> DeltaFiles:
+    def only(self, chosen: list[bool]) -> Self:
         """Some of the files, in their order."""
         import pyarrow as pa
 
-        mask = pa.array(chosen, pa.bool_())
-        return replace(
-            self,
-            signature=tuple(compress(self.signature, chosen)),
-            partitions={name: values.filter(mask) for name, values in self.partitions.items()},
-            adds=self.adds.filter(mask),
-            deleted=tuple(compress(self.deleted, chosen)),
-        )
+        adds = self.adds.filter(pa.array(chosen, pa.bool_()))
+        deleted = tuple(compress(self.deleted, chosen))
+        return replace(super().only(chosen), adds=adds, deleted=deleted)
 
     def known_nulls(self, column: str) -> list[int | None]:
         """Nulls of a column in each file; None where the log does not have the number."""

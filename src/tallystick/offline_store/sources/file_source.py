@@ -160,10 +160,17 @@ def common_schema(store: Store, signature: tuple[tuple[str, int, int], ...]) -> 
 
     footers = footers_of(store, signature)
     schemas = _in_utc([each.schema.to_arrow_schema().remove_metadata() for each in footers])
-    try:
-        return pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise _unlike(store, signature, schemas, error) from error
+    common = schemas[0]
+    for (path, _, _), schema in zip(signature, schemas, strict=True):
+        try:
+            common = pa.unify_schemas([common, schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{store.text(path)} and the files beside it have columns of different types: "
+                f"{error}",
+                hint="Write its columns in the types of the other files.",
+            ) from error
+    return common
 
 
 def _in_utc(schemas: list[pa.Schema]) -> list[pa.Schema]:
@@ -185,22 +192,3 @@ def _in_utc(schemas: list[pa.Schema]) -> list[pa.Schema]:
         return column.with_type(pa.timestamp(column.type.unit, tz="UTC"))
 
     return [pa.schema([alike(column) for column in schema]) for schema in schemas]
-
-
-def _unlike(
-    store: Store, signature: tuple[tuple[str, int, int], ...], schemas: list[Any], error: Exception
-) -> DataError:
-    """The error that names the first file that does not fit those before it."""
-    import pyarrow as pa
-
-    so_far = schemas[0]
-    for (path, _, _), schema in zip(signature, schemas, strict=True):
-        try:
-            so_far = pa.unify_schemas([so_far, schema], promote_options="permissive")
-        except pa.ArrowException as found:
-            return DataError(
-                f"{store.text(path)} and the files beside it have columns of different types: "
-                f"{found}",
-                hint="Write its columns in the types of the other files.",
-            )
-    return DataError(f"The files beside {store.text(signature[0][0])} do not fit: {error}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import compress
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from tallystick.errors import DataError
 from tallystick.offline_store.duckdb_connection import connect
@@ -121,16 +121,14 @@ class SourceFiles:
         union = ", union_by_name = true" if len(self.signature) > 1 else ""
         return f"read_parquet([{paths}], hive_partitioning = false{union})"
 
-    def only(self, chosen: list[bool]) -> SourceFiles:
+    def only(self, chosen: list[bool]) -> Self:
         """Some of the files, in their order. The schema stays that of all."""
         import pyarrow as pa
 
         mask = pa.array(chosen, pa.bool_())
-        return SourceFiles(
-            label=self.label,
+        return replace(
+            self,
             signature=tuple(compress(self.signature, chosen)),
-            schema=self.schema,
-            store=self.store,
             partitions={name: values.filter(mask) for name, values in self.partitions.items()},
         )
 

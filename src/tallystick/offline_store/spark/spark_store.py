@@ -26,7 +26,6 @@ from tallystick.offline_store.entity_rows import (
 )
 from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
 from tallystick.offline_store.pull import Pull, answered, rows_sql
-from tallystick.offline_store.sources.source_files import SourceFiles
 from tallystick.offline_store.spark.as_of_join import as_of_sql
 from tallystick.offline_store.spark.spark_session import open_session, read_table
 from tallystick.offline_store.spark.spark_source import SPARK, SparkRows, open_rows, restored
@@ -113,7 +112,7 @@ class SparkEngine:
                 few_requests=keys.num_rows <= FEW_REQUESTS,
             )
             found = read_table(self.session, sql, what=history.what)
-        return typed(_restored_history(found, history), history, read)
+        return typed(_restored(found, history), history, read)
 
     def changes_between(
         self,
@@ -143,12 +142,10 @@ class SparkEngine:
 
     def pull_rows(self, source: DataSource, pull: Pull) -> pa.Table:
         """As :func:`tallystick.offline_store.pull.pull_rows`."""
-        names = {f"key_{at}": name for at, name in enumerate(pull.keys)}
-        names |= {f"value_{at}": name for at, name in enumerate(pull.features)}
         with self._opened(source) as rows:
             sql = rows_sql(rows, pull, SPARK)
             found = read_table(self.session, sql, what=f"the source {rows.label}")
-            return answered(_restored(found, names, rows), rows, pull)
+        return answered(found, rows, pull)
 
     def query(self, sql: str) -> pa.Table:
         """The answer to a query for entity rows, in Spark's SQL."""
@@ -171,16 +168,10 @@ class SparkEngine:
             self.session.catalog.dropTempView("tallystick_entity_rows")
 
 
-def _restored_history(found: pa.Table, history: History) -> pa.Table:
-    names = dict(zip(history.values, history.columns, strict=True))
-    return _restored(found, names, history.files)
-
-
-def _restored(found: pa.Table, names: dict[str, str], files: SourceFiles) -> pa.Table:
-    """With columns in the types that their sources have."""
-    for inner, name in names.items():
-        if inner in found.column_names and name in files.schema.names:
-            at = found.column_names.index(inner)
-            column = restored(found[inner], files.schema.field(name).type)
-            found = found.set_column(at, inner, column)
+def _restored(found: pa.Table, history: History) -> pa.Table:
+    """An answer with its values in the types that the source has."""
+    schema = history.files.schema
+    for value, name in zip(history.values, history.columns, strict=True):
+        column = restored(found[value], schema.field(name).type)
+        found = found.set_column(found.column_names.index(value), value, column)
     return found
