@@ -215,7 +215,7 @@ def said(log):
     return log.read_text() if log.exists() else ""
 
 
-def wait_until(is_so, replay, output, *, seconds=120):
+def wait_until(is_so, replay, output, *, seconds=240):
     give_up = time.monotonic() + seconds
     while not is_so():
         assert replay.poll() is None, said(output)
