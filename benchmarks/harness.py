@@ -147,11 +147,11 @@ class Goals(list[dict[str, Any]]):
 
     def at_least(self, what: str, limit: float, measured: float | None) -> None:
         """Add a goal that is met from a limit on."""
-        self._add(f"{what} ≥ {limit:,g}", measured, lambda value: value >= limit)
+        self._add(f"{what} ≥ {limit:,.7g}", measured, lambda value: value >= limit)
 
     def at_most(self, what: str, limit: float, measured: float | None) -> None:
         """Add a goal that is met up to a limit."""
-        self._add(f"{what} ≤ {limit:,g}", measured, lambda value: value <= limit)
+        self._add(f"{what} ≤ {limit:,.7g}", measured, lambda value: value <= limit)
 
     def _add(self, goal: str, measured: float | None, is_met: Callable[[float], bool]) -> None:
         if measured is not None:
