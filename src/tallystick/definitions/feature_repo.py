@@ -264,7 +264,7 @@ def _import_definitions(path: Path) -> list[Any]:
     from feast.repo_operations import get_repo_files, py_path_to_module
 
     folder = str(path)
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         origin = getattr(module, "__tallystick_repo__", None)
         if origin is not None and origin != folder:
             del sys.modules[name]
