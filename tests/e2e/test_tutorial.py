@@ -18,8 +18,11 @@ TUTORIAL = ROOT / "docs" / "tutorial.md"
 EXAMPLE = ROOT / "examples" / "orders"
 FILE = re.compile(r"^\*\*(\S+)\*\*\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-VARIES = re.compile(r"/tmp/\S+?(?=/feature_repo)|[0-9a-f]{8}[0-9a-f-]*|\d[\d,.:T+-]*\d|\d")
-"""What is another one at each run: folders, identifiers, times and numbers."""
+VARIES = re.compile(
+    r"/tmp/\S+?(?=/feature_repo)|[0-9a-f]{8}[0-9a-f-]*|\d[\d,.:T+-]*\d|\d"
+    r'|(?<="positive":)(true|false)'
+)
+"""What is another one at each run: folders, identifiers, times, numbers, and a decision on them."""
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ class Cause(StrEnum):
     UNEXPLAINED = (
         "unexplained",
         CauseDescription(
-            meaning="No rule fits. This is always worth a look; the goal is zero.",
+            meaning="No rule fits. This is always worth a look. The goal is zero.",
             evidence="For example: the right row was served with a value that is not history's, "
             "while another request was served the same row with history's value.",
             remedy="Read the exemplars (`tally audit MODEL --json FILE`): key, times, served and "
