@@ -135,6 +135,7 @@ def test_a_key_has_an_expression_and_a_type(name, dialect):
         (pa.array([7], pa.int64()).cast(pa.decimal256(25, 2)), "DOUBLE", [7.0]),
         (pa.array([decimal.Decimal("1.50")]), "DECIMAL", ["1.50"]),
         (pa.array(["x"]).dictionary_encode(), "STRING", ["x"]),
+        (pa.array([2**53 + 1, None]), "STRING", ["9007199254740993", None]),
         (pa.array(["x"], pa.string_view()), "STRING", ["x"]),
         (pa.array([b"x"], pa.binary(1)), "BYTES", [b"x"]),
         (pa.array([uuid.UUID(UUID).bytes], pa.uuid()), "UUID", [UUID]),

@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from functools import cache, partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.clock import utc
@@ -101,6 +102,13 @@ def _bool(value: Any) -> bool:
     return bool(value)
 
 
+def _text(value: Any) -> str:
+    """Text, or a whole number as text, since files often hold identifiers as numbers."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
+    return str(_instance(str, str, value))
+
+
 def _uuid(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(_CANONICAL_UUID, value):
         return value
@@ -145,7 +153,7 @@ _VALUES: Final[Mapping[Kind, Callable[[FeatureType], Callable[[Any], Any]]]] = e
         Kind.FLOAT: lambda own: _float if own.name == "FLOAT" else _double,
         Kind.BOOL: lambda _: _bool,
         Kind.TIME: lambda _: partial(_instance, datetime, utc),
-        Kind.TEXT: lambda _: partial(_instance, str, str),
+        Kind.TEXT: lambda _: _text,
         Kind.UUID: lambda _: _uuid,
         Kind.DECIMAL: lambda _: _decimal,
         Kind.BYTES: lambda _: partial(_instance, (bytes, bytearray, memoryview), bytes),
@@ -217,7 +225,7 @@ ACCEPTED: Final[Mapping[Kind, set[str]]] = every_kind(
         Kind.FLOAT: {"integer", "float", "decimal", "bool"},
         Kind.BOOL: {"bool"},
         Kind.TIME: {"time"},
-        Kind.TEXT: {"text", "decimal"},
+        Kind.TEXT: {"text", "decimal", "integer"},
         Kind.UUID: {"text", "uuid"},
         Kind.DECIMAL: {"text", "decimal"},
         Kind.BYTES: {"bytes"},
