@@ -29,11 +29,11 @@ from delta_tables import ask_of_readers
 from feast_stores import DUCKDB, feast_store
 from tallystick.errors import DataError, MissingExtraError, UnavailableError
 from tallystick.offline_store import DuckDBOfflineStore
-from tallystick.offline_store.duckdb_connection import connect
 from tallystick.offline_store.sources.delta_writer import commit_rows
 from tallystick.offline_store.sources.file_source import open_source, source_location
 from tallystick.offline_store.sources.parquet_writer import append
 from tallystick.storage.locations import LOCAL, Location
+from visible_rows import all_rows
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -69,13 +69,7 @@ def rows(*values, key=1, at=NOON):
 
 def read(source):
     """All rows of a source."""
-    files = open_source(source, None)
-    columns = "* EXCLUDE (file_index, file_row_number)"
-    connection = connect()
-    try:
-        return connection.sql(f"SELECT {columns} FROM {files.relation}").to_arrow_table()
-    finally:
-        connection.close()
+    return all_rows(open_source(source, None))
 
 
 def numbers_in(source):

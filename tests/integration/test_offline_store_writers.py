@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pyarrow as pa
 
-from tallystick.offline_store.duckdb_connection import connect
 from tallystick.offline_store.sources.file_source import open_source
 from tallystick.offline_store.sources.parquet_writer import append
+from visible_rows import all_rows
 
 WRITER = """
 import sys
@@ -36,12 +37,7 @@ def start(path, first, times, rows):
 def numbers_in(path):
     """The numbers of whole appends that a reader sees; half of one fails."""
     files = open_source(SimpleNamespace(path=str(path)), None)
-    connection = connect()
-    try:
-        sql = f"SELECT number, count(*) FROM {files.relation} GROUP BY number"
-        return dict(connection.sql(sql).fetchall())
-    finally:
-        connection.close()
+    return Counter(all_rows(files)["number"].to_pylist())
 
 
 def seed(path):

@@ -122,7 +122,7 @@ def test_a_column_holds_a_value_and_null(name):
 @pytest.mark.parametrize("dialect", [DUCKDB, SPARK], ids=["duckdb", "spark"])
 @pytest.mark.parametrize("name", TYPES)
 def test_a_key_has_an_expression_and_a_type(name, dialect):
-    assert "k" in dialect.key_sql("k", name, arrow_type(name))
+    assert "k" in dialect.key_sql("k", arrow_type(name), Column(name="k", dtype=name))
     assert key_type(name) is not None
 
 

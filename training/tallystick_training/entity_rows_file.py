@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tallystick.clock import arrow_from_us, arrow_to_us, to_us
 from tallystick.definitions.contract import REQUEST_TIME, ModelInputs
 from tallystick.definitions.feature_types import arrow_type
-from tallystick.offline_store.point_in_time_join import Workspace, parquet_sql, text_sql
+from tallystick.offline_store.point_in_time_join import Workspace, parquet_sql
+from tallystick.point_in_time.rule import text_sql
 from tallystick.records.quarantine import Quarantine, touched, view_names
 from tallystick.retrieval.source_labels import label_rows, usable_labels
 from tallystick_training.population import (
@@ -79,7 +80,7 @@ def write_entity_rows(
     with workspace.connection(what=f"The population of model {model.name!r}") as connection:
 
         def write(sql: str, path: Path) -> None:
-            connection.execute(f"COPY ({sql}) TO {text_sql(path)} (FORMAT parquet)")
+            connection.execute(f"COPY ({sql}) TO {text_sql(path.as_posix())} (FORMAT parquet)")
 
         _write_population(
             repo, model, inputs, selection, quarantine, out=population, batch_rows=batch_rows
@@ -260,7 +261,7 @@ def _chosen_sql(
     of_label = [names.index(name) for name in model.label.keys]
     same = ", ".join((*(f"key_{at}" for at in range(len(of_label))), "request_us"))
     last_known = (
-        f"SELECT * FROM read_parquet({text_sql(labels)}, file_row_number = true) "
+        f"SELECT * FROM read_parquet({text_sql(labels.as_posix())}, file_row_number = true) "
         f"QUALIFY row_number() OVER "
         f"(PARTITION BY {same} ORDER BY known_us DESC, file_row_number) = 1"
     )

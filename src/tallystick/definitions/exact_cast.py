@@ -112,7 +112,10 @@ def _text(value: Any) -> str:
 def _uuid(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(_CANONICAL_UUID, value):
         return value
-    return str(value if isinstance(value, uuid.UUID) else _instance(str, uuid.UUID, value))
+    try:
+        return str(value if isinstance(value, uuid.UUID) else _instance(str, uuid.UUID, value))
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a UUID") from error
 
 
 def _decimal(value: Any) -> str:
@@ -221,7 +224,7 @@ _FAMILIES: Final = {
 
 ACCEPTED: Final[Mapping[Kind, set[str]]] = every_kind(
     {
-        Kind.INTEGER: {"integer", "bool", "float"},
+        Kind.INTEGER: {"integer", "bool", "float", "decimal"},
         Kind.FLOAT: {"integer", "float", "decimal", "bool"},
         Kind.BOOL: {"bool"},
         Kind.TIME: {"time"},
@@ -295,6 +298,11 @@ def cast_column(column: Any, kind: pa.DataType) -> Any:
 
     if column.type == kind:
         return column
+    if pa.types.is_float16(column.type) and family(kind) == "integer":
+        column = column.cast(pa.float32())
+    if pa.types.is_decimal(column.type) and family(kind) == "float":
+        # The cast of a decimal to a float is not the nearest one.
+        column = column.cast(pa.string())
     cast = column.cast(kind, safe=family(kind).endswith("integer"))
     if pa.types.is_float32(kind) and pa.types.is_float64(column.type):
         same = pc.equal(pc.is_inf(column), pc.is_inf(cast))

@@ -22,7 +22,7 @@ from tallystick.definitions.feature_repo import state_dir
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import StateError
 from tallystick.offline_store.sources.file_source import common_schema
-from tallystick.offline_store.sources.source_files import SourceFiles
+from tallystick.offline_store.sources.source_files import FILE_INDEX_SQL, FileGroup, SourceFiles
 from tallystick.offline_store.sql_dialect import DUCKDB
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.online_store.journal.journal_entry import (
@@ -39,7 +39,7 @@ from tallystick.online_store.journal.write_journal import (
     removals_in,
     view_folder,
 )
-from tallystick.point_in_time.rule import CREATED_SQL, POSITION, quoted
+from tallystick.point_in_time.rule import CREATED_SQL, POSITION
 from tallystick.storage.locations import LOCAL
 
 if TYPE_CHECKING:
@@ -127,18 +127,29 @@ def open_journal(read: ViewRead, repo_path: Path | str | None) -> ServedHistory:
         for stat in (file.stat(),)
     )
     files = SourceFiles(f"the journal {folder}", signature, common_schema(LOCAL, signature))
+    keys = [f"key_{at}" for at in range(len(keys_of(spec)))] or ["key_0"]
+    values = [f"value_{at}" for at in range(len(features))]
     stored = [feature_column(column) for column in features]
-    keys = {
-        f"key_{at}": _key_sql(files, key_column(key.name), key.dtype)
-        for at, key in enumerate(keys_of(spec))
-    } or {"key_0": "0"}
-    values = {
-        f"value_{at}": quoted(name) if name in files.schema.names else "NULL"
-        for at, name in enumerate(stored)
-    }
     removed = removals_in(folder)
-    definition = f"[{', '.join(str(number) for _, _, number in found)}][file_index::BIGINT + 1]"
-    rows = _rows_sql(files, keys, values, removed, definition)
+
+    def selected(group: FileGroup) -> str:
+        columns = {"key_0": "0"}
+        for name, key in zip(keys, keys_of(spec), strict=False):
+            columns[name] = DUCKDB.key_sql(*group.column(key_column(key.name)), key)
+        for name, column in zip(values, stored, strict=True):
+            columns[name] = group.expressions.get(column, "NULL")
+        for name, column in _TIMES.items():
+            columns[name] = f"epoch_us({group.expressions[column]})"
+        return group.select(columns)
+
+    before = " + ".join(f"(visible_us >= {moment})::BIGINT" for moment in removed) or "0"
+    numbers = ", ".join(str(number) for _, _, number in found)
+    entries = " UNION ALL ".join(map(selected, files.groups))
+    rows = (
+        f"(SELECT *, ({before})::BIGINT AS {_REMOVALS}, "
+        f"[{numbers}][{FILE_INDEX_SQL} + 1] AS definition FROM ({entries}) AS entry "
+        f"WHERE {' AND '.join(f'{key} IS NOT NULL' for key in keys)})"
+    )
     names = (*keys, _REMOVALS)
     plain = f"(SELECT *, known_us AS created_us FROM {rows} AS written)"
     known = f"(SELECT known_us, {POSITION} FROM {rows} AS written)"
@@ -168,34 +179,6 @@ def _same_keys(one: ViewSpec, other: ViewSpec) -> bool:
         return sorted((key.name, key.dtype.replace("INT32", "INT64")) for key in keys_of(spec))
 
     return keys(one) == keys(other)
-
-
-def _key_sql(files: SourceFiles, column: str, dtype: str) -> str:
-    return DUCKDB.key_sql(quoted(column), dtype, files.schema.field(column).type)
-
-
-def _rows_sql(
-    files: SourceFiles,
-    keys: dict[str, str],
-    values: dict[str, str],
-    removed: Sequence[int],
-    definition: str,
-) -> str:
-    """All rows of the journal that have a key, with the number of their definition."""
-    before = " + ".join(f"(visible_us >= {moment})::BIGINT" for moment in removed) or "0"
-    columns = {
-        **keys,
-        **values,
-        **{name: f"epoch_us({quoted(column)})" for name, column in _TIMES.items()},
-        "definition": definition,
-        POSITION: files.position_sql,
-    }
-    selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
-    complete = " AND ".join(f"{key} IS NOT NULL" for key in keys)
-    return (
-        f"(SELECT *, ({before})::BIGINT AS {_REMOVALS} "
-        f"FROM (SELECT {selected} FROM {files.relation}) AS entry WHERE {complete})"
-    )
 
 
 def _ordered_sql(rows: str, keys: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ from tallystick.offline_store.sources.pruning import Span, span_of
 from tallystick.offline_store.view_history import open_history, require_times, typed
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.feature_status import Status
-from tallystick.point_in_time.rule import VisibilityClock, as_of_sql, values_sql
+from tallystick.point_in_time.rule import VisibilityClock, as_of_sql, text_sql, values_sql
 from tallystick.storage.atomic_files import scratch_folder
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def _to_file(
         connection.execute(f"CREATE TEMP VIEW entity_rows AS FROM {parquet_sql(path)}")
         require_times(partial(read_table, connection, what=history.what), history, read, clock)
         sql = _answer_sql(history, read, rows=first_row, with_times=with_times)
-        connection.execute(f"COPY ({sql}) TO {text_sql(out)} (FORMAT parquet)")
+        connection.execute(f"COPY ({sql}) TO {text_sql(out.as_posix())} (FORMAT parquet)")
     path.unlink()
     return history
 
@@ -329,14 +329,9 @@ def _span_of(file: Any, request_time: str, *, rows: int, with_times: bool) -> Sp
     return Span(ends[0], ends[1], with_times) if ends else None
 
 
-def text_sql(path: Path) -> str:
-    """A path as an SQL text."""
-    return "'" + path.as_posix().replace("'", "''") + "'"
-
-
 def parquet_sql(path: Path) -> str:
     """The rows of a Parquet file, as a relation."""
-    return f"read_parquet([{text_sql(path)}], hive_partitioning = false)"
+    return f"read_parquet([{text_sql(path.as_posix())}], hive_partitioning = false)"
 
 
 def _side_by_side(

@@ -15,7 +15,7 @@ from tallystick.offline_store.duckdb_connection import EngineLimits, query_table
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.file_source import open_source
 from tallystick.offline_store.sources.pruning import Bounds, pruned
-from tallystick.offline_store.sources.source_files import SourceFiles
+from tallystick.offline_store.sources.source_files import FileGroup, SourceFiles
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.offline_store.view_history import NO_TIME
 from tallystick.point_in_time.rule import POSITION, latest_sql
@@ -109,30 +109,28 @@ def rows_sql(files: SourceFiles, pull: Pull, dialect: Dialect = DUCKDB) -> str:
         elif name in times and not fits("UNIX_TIMESTAMP", files.schema.field(name).type):
             kind = str(files.schema.field(name).type)
             problems.append(Problem(f"column {name}", "timestamps", kind))
+        else:
+            problems += files.unshared([name])
     if problems:
         raise DataError(f"The source {files.label} does not fit its view.", problems)
-    keys = {f"key_{at}": dialect.quoted(name) for at, name in enumerate(pull.keys)}
-    features = {f"value_{at}": dialect.quoted(name) for at, name in enumerate(pull.features)}
-    event_us, created_us = (
-        dialect.time_us_sql(dialect.quoted(name), files.schema.field(name).type)
-        if name
-        else NO_TIME
-        for name in (pull.event, pull.created)
-    )
-    columns = {
-        **(keys or {"key_0": "0"}),
-        **features,
-        "event_us": event_us,
-        "created_us": created_us,
-        "visible_us": event_us,
-        POSITION: files.position_sql,
-    }
-    selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
+    keys = {f"key_{at}": name for at, name in enumerate(pull.keys)}
+    features = {f"value_{at}": name for at, name in enumerate(pull.features)}
+
+    def selected(group: FileGroup) -> str:
+        event_us = dialect.time_us_sql(*group.column(pull.event))
+        columns = {"key_0": "0", "event_us": event_us, "created_us": NO_TIME}
+        for inner, name in (keys | features).items():
+            common = files.schema.field(name).type
+            columns[inner] = dialect.widened_sql(*group.column(name), common)
+        if pull.created:
+            columns["created_us"] = dialect.time_us_sql(*group.column(pull.created))
+        return group.select(columns | {"visible_us": event_us})
+
     conditions = pull.bounds()
     if pull.is_latest:
         conditions += [f"{key} IS NOT NULL" for key in keys]
     rows = (
-        f"(SELECT * FROM (SELECT {selected} FROM {files.relation}) AS source "
+        f"(SELECT * FROM ({' UNION ALL '.join(map(selected, files.groups))}) AS source "
         f"WHERE {' AND '.join(conditions) or 'true'})"
     )
     if pull.is_latest:

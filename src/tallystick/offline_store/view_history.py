@@ -18,11 +18,14 @@ from tallystick.offline_store.sources.pruning import (
     have_no_nulls,
     pruned,
 )
-from tallystick.offline_store.sources.source_files import SourceFiles
+from tallystick.offline_store.sources.source_files import (
+    FileGroup,
+    SourceFiles,
+    has_naive_beside_zoned,
+)
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.offline_store.view_read import History, ViewRead
 from tallystick.point_in_time.rule import (
-    POSITION,
     VisibilityClock,
     requires_created,
     visible_sql,
@@ -103,48 +106,42 @@ def history_of(
     require_clock(read, clock)
     whole = files
     check_columns(read, files)
+    keys = [f"key_{at}" for at in range(len(read.keys))] or ["key_0"]
+    values = [f"value_{at}" for at in range(len(read.columns))]
+    times = {"event_us": spec.event_column, "created_us": spec.created_column}
+    mixed = {name for name in read.columns if len(files.types(read.source_column(name))) > 1}
 
-    def found(name: str) -> pa.DataType:
-        return files.schema.field(read.source_column(name)).type
+    def selected(group: FileGroup, bounds: Mapping[str, Bounds]) -> str:
+        columns = {"key_0": "0"}
+        for name, key in zip(keys, read.keys, strict=False):
+            columns[name] = dialect.key_sql(*group.column(read.source_column(key.name)), key)
+        for name, feature in zip(values, read.features, strict=True):
+            value, found = group.column(read.source_column(feature.name))
+            if feature.name in mixed:
+                value = dialect.value_sql(value, found, feature)
+            columns[name] = "NULL" if family(found) == "null" else value
+        for name, time in times.items():
+            columns[name] = (
+                NO_TIME
+                if time is None
+                else dialect.time_us_sql(*group.column(read.source_column(time)))
+            )
+        return group.select(columns, bounds_sql(bounds, group))
 
-    def named(name: str) -> str:
-        return dialect.quoted(read.source_column(name))
-
-    def time_sql(name: str | None) -> str:
-        return NO_TIME if name is None else dialect.time_us_sql(named(name), found(name))
-
-    keys = {
-        f"key_{at}": dialect.key_sql(named(key.name), key.dtype, found(key.name))
-        for at, key in enumerate(read.keys)
-    } or {"key_0": "0"}
-    values = {
-        f"value_{at}": "NULL" if family(found(name)) == "null" else named(name)
-        for at, name in enumerate(read.columns)
-    }
-    columns = {
-        **keys,
-        **values,
-        "event_us": time_sql(spec.event_column),
-        "created_us": time_sql(spec.created_column),
-    }
     visible = visible_sql(clock)
-    selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
     complete = " AND ".join(f"{key} IS NOT NULL" for key in keys)
 
-    def rows_sql(of: SourceFiles, condition: str) -> str:
-        return (
-            f"(SELECT *, {visible} AS visible_us "
-            f"FROM (SELECT {selected}, {of.position_sql} AS {POSITION} FROM {of.relation} "
-            f"WHERE {condition}) AS source WHERE {complete})"
-        )
+    def rows_sql(of: SourceFiles, bounds: Mapping[str, Bounds]) -> str:
+        rows = " UNION ALL ".join(selected(group, bounds) for group in of.groups)
+        return f"(SELECT *, {visible} AS visible_us FROM ({rows}) AS source WHERE {complete})"
 
     if bounds:
         files = pruned(whole, bounds)
     return History(
-        sql=rows_sql(files, bounds_sql(bounds or {})),
+        sql=rows_sql(files, bounds or {}),
         whole=whole,
         # Made on demand: it may have to open every file.
-        whole_sql=lambda: rows_sql(whole, "true"),
+        whole_sql=lambda: rows_sql(whole, {}),
         keys=tuple(keys),
         values=tuple(values),
         columns=tuple(map(read.source_column, read.columns)),
@@ -188,10 +185,17 @@ def check_columns(read: ViewRead, files: SourceFiles) -> None:
         if column not in files.schema.names:
             problems.append(Problem(f"{role} {name}", f"column {column}", "no such column"))
             continue
-        found = files.schema.field(column).type
-        # A column of nulls is not a time column: it says nothing about visibility.
-        if not fits(dtype, found) or (role == "time" and family(found) == "null"):
-            problems.append(Problem(f"{role} {name}", dtype, f"column {column} of type {found}"))
+        found = files.types(column)
+        odd = [kind for kind in found if not fits(dtype, kind)]
+        if role == "time" and not found:
+            # A column of nulls is not a time column: it says nothing about visibility.
+            odd = [files.schema.field(column).type]
+        problems += [
+            Problem(f"{role} {name}", dtype, f"column {column} of type {kind}") for kind in odd
+        ]
+        if not odd and has_naive_beside_zoned(found):
+            kinds = ", ".join(map(str, found))
+            problems.append(Problem(f"{role} {name}", "times with a zone, or all without", kinds))
     if problems:
         raise DataError(
             f"View {read.spec.name} does not fit its source {files.label}.",
@@ -238,11 +242,14 @@ def require_times(
 
 def typed(table: pa.Table, history: History, read: ViewRead) -> dict[str, Any]:
     """Feature name → its column of ``table`` (``value_0…``) in the declared type."""
-    return {
-        feature.name: converted(
-            table[value].combine_chunks(),
-            feature.dtype,
-            where=f"Feature {feature.name} of {history.what}",
-        )
-        for feature, value in zip(read.features, history.values, strict=True)
-    }
+    import pyarrow as pa
+
+    columns = {}
+    for feature, value, name in zip(read.features, history.values, history.columns, strict=True):
+        column = table[value].combine_chunks()
+        if column.null_count == len(column) and name in history.whole.schema.names:
+            # The engine has a type of its own for nulls.
+            column = pa.nulls(len(column), history.whole.schema.field(name).type)
+        where = f"Feature {feature.name} of {history.what}"
+        columns[feature.name] = converted(column, feature.dtype, where=where)
+    return columns

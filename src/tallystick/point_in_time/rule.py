@@ -79,6 +79,15 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def text_sql(text: str) -> str:
+    """``text`` as an SQL literal.
+
+    >>> print(text_sql("it's"))
+    'it''s'
+    """
+    return "'" + text.replace("'", "''") + "'"
+
+
 def visible_sql(clock: VisibilityClock) -> str:
     """The expression for when a row of a source became visible; the served clock uses a journal."""
     if not requires_created(clock):

@@ -14,9 +14,9 @@ from tallystick.errors import DataError, Problem
 from tallystick.offline_store.duckdb_connection import EngineLimits, connect, query_table
 from tallystick.offline_store.sources.file_source import open_source
 from tallystick.offline_store.sources.pruning import Bounds, bounds_sql, have_no_nulls, pruned
-from tallystick.offline_store.sources.source_files import SourceFiles
+from tallystick.offline_store.sources.source_files import FileGroup, SourceFiles
 from tallystick.offline_store.sql_dialect import DUCKDB
-from tallystick.point_in_time.rule import quoted
+from tallystick.point_in_time.rule import POSITION, quoted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,7 +79,11 @@ class SourceRows:
         """
         if have_no_nulls(self.files, [self.columns[name]]):
             return 0
-        sql = f"SELECT count(*) - count({quoted(self.columns[name])}) FROM {self.files.relation}"
+        column = self.columns[name]
+        rows = " UNION ALL ".join(
+            group.select({"value": group.expressions[column]}) for group in self.files.groups
+        )
+        sql = f"SELECT count(*) - count(value) FROM ({rows}) AS source"
         return int(query_table(self.config, sql, what=self.what)[0][0].as_py())
 
     def type_of(self, name: str) -> pa.DataType:
@@ -92,34 +96,38 @@ class SourceRows:
         return self._with_times(query_table(self.config, sql, what=self.what))
 
     def _sql(self, between: Between | None) -> str:
-        """The query for the rows. It has no joins or groups, so DuckDB keeps the source's order."""
-        selected = [
-            f"{self._time_us_sql(name) if self._is_time(name) else quoted(column)} "
-            f"AS {quoted(name)}"
-            for name, column in self.columns.items()
-        ]
-        files, conditions = self.files, ["true"]
+        """The query for the rows, in the source's order.
+
+        One group of files is not sorted, because DuckDB keeps the order of files.
+        """
+        files, bounds, condition = self.files, {}, "true"
         if between is not None and self._is_time(between[0]):
             name, start, end = between
-            first, last = to_us(start), to_us(end) - 1
-            bounds = {self.columns[name]: Bounds(first, last)}
+            bounds = {self.columns[name]: Bounds(to_us(start), to_us(end) - 1)}
             files = pruned(files, bounds)
             # By the column itself the engine can leave out row groups, but not for all times.
-            conditions = [
-                bounds_sql(bounds),
-                f"{self._time_us_sql(name)} BETWEEN {first} AND {last}",
-            ]
-        return (
-            f"SELECT {', '.join(selected)} FROM {files.relation} WHERE {' AND '.join(conditions)}"
-        )
+            condition = f"{quoted(name)} BETWEEN {to_us(start)} AND {to_us(end) - 1}"
+
+        def selected(group: FileGroup) -> str:
+            columns = {}
+            for name, column in self.columns.items():
+                value, found = group.column(column)
+                columns[quoted(name)] = (
+                    DUCKDB.time_us_sql(value, found)
+                    if self._is_time(name)
+                    else DUCKDB.widened_sql(value, found, self.type_of(name))
+                )
+            return group.select(columns, bounds_sql(bounds, group))
+
+        rows = " UNION ALL ".join(map(selected, files.groups))
+        order = f" ORDER BY {POSITION}" if len(files.groups) > 1 else ""
+        names = ", ".join(map(quoted, self.columns))
+        return f"SELECT {names} FROM ({rows}) AS source WHERE {condition}{order}"
 
     def _is_time(self, name: str) -> bool:
         import pyarrow as pa
 
         return bool(pa.types.is_timestamp(self.type_of(name)))
-
-    def _time_us_sql(self, name: str) -> str:
-        return DUCKDB.time_us_sql(quoted(self.columns[name]), self.type_of(name))
 
     def _with_times(self, found: pa.Table) -> pa.Table:
         """Times that the engine gave as integers, as times."""
@@ -156,6 +164,12 @@ def source_rows(repo: Repo, source: object, *, what: str, columns: dict[str, str
             f"{what} lacks columns.",
             [Problem(f"column {name}", "present", "absent") for name in missing],
             hint=f"It has: {', '.join(sorted(names))}",
+        )
+    if problems := files.unshared(columns.values()):
+        raise DataError(
+            f"{what} has files that do not fit together.",
+            problems,
+            hint="Write these columns in one type.",
         )
     return SourceRows(files, columns, what, offline_config(repo))
 

@@ -19,8 +19,7 @@ from urllib.parse import unquote
 from tallystick.definitions.exact_cast import family
 from tallystick.errors import DataError, MissingExtraError, TallystickError, UnavailableError
 from tallystick.offline_store.sources.hive_partitions import SQL_TYPES
-from tallystick.offline_store.sources.source_files import SourceFiles, null_sql
-from tallystick.point_in_time.rule import quoted
+from tallystick.offline_store.sources.source_files import FileGroup, SourceFiles
 from tallystick.storage.locations import (
     CONNECT_TIMEOUT_S,
     REQUEST_TIMEOUT_S,
@@ -84,47 +83,31 @@ class DeltaFiles(SourceFiles):
             return sum(each.num_rows for each in self.footers)
         return sum(rows.to_pylist())
 
-    @property
-    def relation(self) -> str:
-        """The files as a DuckDB relation, with every column of the table and in its types."""
-        if not self.signature:
-            none = ", ".join(null_sql(list(self.schema)))
-            return (
-                f"(SELECT {none}, 0::BIGINT AS file_index, 0::BIGINT AS file_row_number "
-                "WHERE false) AS files"
-            )
-        return super().relation
+    def types(self, name: str) -> list[pa.DataType]:
+        """See :meth:`SourceFiles.types`. The table has one type for all files."""
+        return [self.schema.field(name).type]
 
-    @property
-    def own_columns_sql(self) -> str:
-        """Columns of the files, except those that the log gives, with times in the table's types.
-
-        The files of some writers have times without a zone.
-        """
+    def _group(self, schema: pa.Schema, indices: list[int]) -> FileGroup:
         import pyarrow as pa
 
-        own = self.own_columns
-        given = [quoted(name) for name in self.partitions if name in own]
-        times = []
-        for each in self.schema:
-            if each.name in own - self.partitions.keys() and pa.types.is_timestamp(each.type):
-                kind = "TIMESTAMP" if each.type.tz is None else "TIMESTAMPTZ"
-                times.append(f"CAST({quoted(each.name)} AS {kind}) AS {quoted(each.name)}")
-        left_out = f" EXCLUDE ({', '.join(given)})" if given else ""
-        return f"*{left_out}" + (f" REPLACE ({', '.join(times)})" if times else "")
-
-    @property
-    def live_rows_sql(self) -> str:
-        """The condition that leaves out rows that do not count."""
-        gone = [(at, row) for at, rows in enumerate(self.deleted) for row in rows]
-        if not gone:
-            return ""
-        files, rows = (", ".join(map(str, each)) for each in zip(*gone, strict=True))
-        return (
-            f" WHERE NOT EXISTS (SELECT 1 FROM (SELECT unnest([{files}]) AS gone_file, "
-            f"unnest([{rows}]) AS gone_row) AS gone "
-            "WHERE gone_file = file_index AND gone_row = file_row_number)"
-        )
+        group = super()._group(schema, indices)
+        expressions, types, sql = {**group.expressions}, {**group.types}, group.sql
+        for column in self.schema:
+            # The files of some writers have times without a zone.
+            if pa.types.is_timestamp(types[column.name]) and column.name not in self.partitions:
+                kind = "TIMESTAMP" if column.type.tz is None else "TIMESTAMPTZ"
+                expressions[column.name] = f"CAST({expressions[column.name]} AS {kind})"
+                types[column.name] = column.type
+        gone = [(at, row) for at, index in enumerate(indices) for row in self.deleted[index]]
+        if gone:
+            files, rows = (", ".join(map(str, each)) for each in zip(*gone, strict=True))
+            sql = (
+                f"(SELECT *, file_index, file_row_number FROM {sql} "
+                f"WHERE NOT EXISTS (SELECT 1 FROM (SELECT unnest([{files}]) AS gone_file, "
+                f"unnest([{rows}]) AS gone_row) AS gone "
+                "WHERE gone_file = file_index AND gone_row = file_row_number)) AS files"
+            )
+        return replace(group, sql=sql, expressions=expressions, types=types)
 
     def only(self, chosen: list[bool]) -> Self:
         """Some of the files, in their order."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tallystick.definitions.exact_cast import family
 from tallystick.errors import DataError, DefinitionError
 from tallystick.offline_store.sources.delta_table import open_delta
 from tallystick.offline_store.sources.hive_partitions import folder_values
-from tallystick.offline_store.sources.source_files import SourceFiles, footers_of
+from tallystick.offline_store.sources.source_files import SourceFiles, file_schemas
 from tallystick.storage.locations import (
     Location,
     Store,
@@ -22,6 +23,9 @@ from tallystick.storage.locations import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_SHARED_TYPES: Final = {"text": "string", "bytes": "binary"}
+"""Family of values → the type of a column that has several types of it."""
 
 DELTA: Final = "DeltaFormat"
 """Feast's format of a source that is a Delta table."""
@@ -151,44 +155,43 @@ def listed(location: Location) -> tuple[tuple[str, int, int], ...]:
 def common_schema(store: Store, signature: tuple[tuple[str, int, int], ...]) -> pa.Schema:
     """The columns of all files together, the wider type where they differ.
 
-    Times whose zone differs are in UTC.
+    Times whose zone differs are in UTC. A column whose types have no common one has the type of the
+    first file that has it.
 
     Raises:
-        DataError: A file is not Parquet, or two files do not fit together.
+        DataError: A file is not Parquet, or has two columns of one name.
     """
     import pyarrow as pa
 
-    footers = footers_of(store, signature)
-    schemas = _in_utc([each.schema.to_arrow_schema().remove_metadata() for each in footers])
-    common = schemas[0]
-    for (path, _, _), schema in zip(signature, schemas, strict=True):
-        try:
-            common = pa.unify_schemas([common, schema], promote_options="permissive")
-        except pa.ArrowException as error:
+    fields: dict[str, dict[pa.DataType, None]] = {}
+    for (path, _, _), schema in zip(signature, file_schemas(store, signature), strict=True):
+        for column in schema:
+            fields.setdefault(column.name, {})[column.type] = None
+        if len(set(schema.names)) < len(schema.names):
+            twice = next(name for name in schema.names if schema.names.count(name) > 1)
             raise DataError(
-                f"{store.text(path)} and the files beside it have columns of different types: "
-                f"{error}",
-                hint="Write its columns in the types of the other files.",
-            ) from error
-    return common
+                f"{store.text(path)} has two columns that are called {twice}.",
+                hint="Give each column of the file a name of its own.",
+            )
+    return pa.schema([(name, common_type([*types])) for name, types in fields.items()])
 
 
-def _in_utc(schemas: list[pa.Schema]) -> list[pa.Schema]:
-    """Schemas in which a time column has one zone, UTC where files have several.
-
-    A time with a zone is the same moment in any. One without stays apart: beside the others it is
-    unknown whether it is UTC, or a clock of the zone of its writer.
-    """
+def common_type(types: Sequence[pa.DataType]) -> pa.DataType:
+    """The type that holds the values of several types; the first where there is none."""
     import pyarrow as pa
 
-    zones: dict[str, set[str]] = {}
-    for column in (column for schema in schemas for column in schema):
-        if pa.types.is_timestamp(column.type) and column.type.tz is not None:
-            zones.setdefault(column.name, set()).add(column.type.tz)
-
-    def alike(column: pa.Field) -> pa.Field:
-        if len(zones.get(column.name, ())) <= 1 or getattr(column.type, "tz", None) is None:
-            return column
-        return column.with_type(pa.timestamp(column.type.unit, tz="UTC"))
-
-    return [pa.schema([alike(column) for column in schema]) for schema in schemas]
+    found = [kind for kind in types if not pa.types.is_null(kind)] or [*types]
+    if len(found) == 1:
+        return found[0]
+    families = {*map(family, found)}
+    if families <= _SHARED_TYPES.keys() and len(families) == 1:
+        return pa.type_for_alias(_SHARED_TYPES[families.pop()])
+    if families == {"time"}:
+        zones = {getattr(kind, "tz", None) for kind in found}
+        units = {kind.unit for kind in found if pa.types.is_timestamp(kind)}
+        return pa.timestamp("ns" if "ns" in units else "us", tz=None if None in zones else "UTC")
+    fields = [pa.schema([("column", kind)]) for kind in found]
+    try:
+        return pa.unify_schemas(fields, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return found[0]

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from tallystick.definitions.exact_cast import family
 from tallystick.definitions.feature_types import ENGINE_TYPES, Kind, feature_type
 from tallystick.errors import DataError, Problem
-from tallystick.point_in_time.rule import quoted
+from tallystick.point_in_time.rule import text_sql
 
 Partitions = Mapping[str, Any]
 """Column → its value for each file, as an Arrow array."""
@@ -71,16 +71,11 @@ def folder_values(
     return columns
 
 
-def list_sql(name: str, values: Any) -> str:
+def list_sql(values: Any) -> str:
     """A column of DuckDB's ``read_parquet`` that has for each file one of ``values``."""
-    texts = [
-        "NULL" if one is None else "'" + str(one).replace("'", "''") + "'"
-        for one in values.to_pylist()
-    ]
+    texts = ["NULL" if one is None else text_sql(str(one)) for one in values.to_pylist()]
     kind = SQL_TYPES[family(values.type)]
-    return (
-        f"CAST([{', '.join(texts)}] AS {kind}[])[CAST(file_index AS BIGINT) + 1] AS {quoted(name)}"
-    )
+    return f"CAST([{', '.join(texts)}] AS {kind}[])[CAST(file_index AS BIGINT) + 1]"
 
 
 def _pairs(path: str) -> dict[str, str | None]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tallystick.clock import DAY_US, UNIT_US
-from tallystick.offline_store.sources.source_files import SourceFiles
-from tallystick.point_in_time.rule import TTL_US_MAX, VisibilityClock, quoted, requires_created
+from tallystick.offline_store.sources.source_files import FileGroup, SourceFiles
+from tallystick.point_in_time.rule import TTL_US_MAX, VisibilityClock, requires_created
 
 NS_SAFE_US: Final = 9_000_000_000_000_000
 """Times before 1684 and after 2255 are no bounds: in nanoseconds they might overflow."""
@@ -84,15 +84,16 @@ def bounds_of(
     return found
 
 
-def bounds_sql(bounds: Mapping[str, Bounds]) -> str:
-    """The condition on a source's own columns, in a form that DuckDB compares with statistics."""
+def bounds_sql(bounds: Mapping[str, Bounds], files: FileGroup) -> str:
+    """The condition on columns of some files, in a form that DuckDB compares with statistics."""
     conditions = []
-    for column, each in bounds.items():
+    for name, each in bounds.items():
+        column = files.expressions[name]
         if each.first_us is not None and abs(each.first_us) < NS_SAFE_US:
-            conditions.append(f"{quoted(column)} >= make_timestamp({each.first_us})")
+            conditions.append(f"{column} >= make_timestamp({each.first_us})")
         if each.last_us is not None and abs(each.last_us) < NS_SAFE_US:
             # Finer times are cut, so the whole microsecond counts.
-            conditions.append(f"{quoted(column)} < make_timestamp({each.last_us + 1})")
+            conditions.append(f"{column} < make_timestamp({each.last_us + 1})")
     return " AND ".join(conditions) or "true"
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import compress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
-from tallystick.errors import DataError
-from tallystick.offline_store.duckdb_connection import connect
+from tallystick.definitions.exact_cast import family
+from tallystick.errors import DataError, Problem
 from tallystick.offline_store.sources.hive_partitions import Partitions, list_sql
-from tallystick.point_in_time.rule import POSITION, quoted
+from tallystick.point_in_time.rule import POSITION, text_sql
 from tallystick.storage.locations import LOCAL, Store
 
 if TYPE_CHECKING:
@@ -24,6 +23,34 @@ _FILE_BITS: Final = 40
 
 FILE_INDEX_SQL: Final = f"({POSITION} >> {_FILE_BITS})"
 """The expression for the index of a row's file in its source, from the row's position."""
+
+
+@dataclass(frozen=True)
+class FileGroup:
+    """Files of a source that have the same columns and types, as a relation of an engine.
+
+    Attributes:
+        sql: The relation. Names of the source's columns do not occur in it, since an engine has
+            names of its own and may not tell upper from lower case.
+        expressions: Column of the source → the engine's expression for it.
+        types: Column of the source → its type in these files, null where they do not have it.
+        position: The expression for a row's position, which ascends by file, then by row.
+    """
+
+    sql: str
+    expressions: Mapping[str, str]
+    types: Mapping[str, pa.DataType]
+    position: str
+
+    def column(self, name: str) -> tuple[str, pa.DataType]:
+        """The expression for a column of the source, and its type in these files."""
+        return self.expressions[name], self.types[name]
+
+    def select(self, columns: Mapping[str, str], condition: str = "true") -> str:
+        """The query for some expressions under new names, and for the rows' position."""
+        selected = {**columns, POSITION: self.position}
+        texts = ", ".join(f"{expression} AS {name}" for name, expression in selected.items())
+        return f"SELECT {texts} FROM {self.sql} WHERE {condition}"
 
 
 @dataclass(frozen=True)
@@ -69,57 +96,69 @@ class SourceFiles:
         """Number of rows in all files."""
         return sum(each.num_rows for each in self.footers)
 
-    @property
-    def relation(self) -> str:
-        """The files as a DuckDB relation, in source order, with every column of the source.
+    @cached_property
+    def groups(self) -> list[FileGroup]:
+        """The files as relations of DuckDB, which are the source together."""
+        import pyarrow as pa
 
-        A column that none of the files has, but others of the source, is null.
+        if not self.signature:  # of an empty table
+            lacking = dict.fromkeys(self.schema.names, "NULL")
+            types = dict.fromkeys(lacking, pa.null())
+            return [FileGroup("(SELECT 0 LIMIT 0) AS files", lacking, types, "0")]
+        alike: dict[pa.Schema, list[int]] = {}
+        for index, schema in enumerate(file_schemas(self.store, self.signature)):
+            alike.setdefault(schema, []).append(index)
+        return [self._group(schema, indices) for schema, indices in alike.items()]
+
+    def _group(self, schema: pa.Schema, indices: list[int]) -> FileGroup:
+        import pyarrow as pa
+
+        expressions = {column.name: f"c{index}" for index, column in enumerate(schema)}
+        types = {column.name: column.type for column in schema}
+        for name, values in self.partitions.items():
+            expressions[name] = list_sql(values.take(pa.array(indices)))
+            types[name] = values.type
+        for column in self.schema:
+            expressions.setdefault(column.name, "NULL")
+            types.setdefault(column.name, pa.null())
+        paths = ", ".join(text_sql(self.store.address(self.signature[at][0])) for at in indices)
+        inner = ", ".join(f"c{index}" for index in range(len(schema)))
+        return FileGroup(
+            sql=f"read_parquet([{paths}], hive_partitioning = false) AS files({inner})",
+            expressions=expressions,
+            types=types,
+            position=self._position_sql(indices),
+        )
+
+    def _position_sql(self, indices: list[int]) -> str:
+        """The expression for the position of a row.
+
+        That of a row in the only file is read as it is, which costs the join less than a sum.
         """
-        own = self.own_columns
-        known = own | self.partitions.keys()
-        columns = [
-            self.own_columns_sql,
-            "file_index",
-            "file_row_number",
-            *(list_sql(name, values) for name, values in self.partitions.items()),
-            *null_sql([each for each in self.schema if each.name not in known]),
-        ]
-        return f"(SELECT {', '.join(columns)} FROM {self.read_sql}{self.live_rows_sql}) AS files"
+        import pyarrow as pa
 
-    @property
-    def own_columns(self) -> set[str]:
-        """Columns that some file has."""
-        return {name for each in self.footers for name in each.schema.to_arrow_schema().names}
-
-    @property
-    def own_columns_sql(self) -> str:
-        """What is selected of the files themselves."""
-        return "*"
-
-    @property
-    def live_rows_sql(self) -> str:
-        """The condition that leaves out rows that do not count. Here all count."""
-        return ""
-
-    @property
-    def position_sql(self) -> str:
-        """The expression for the position of a row of :attr:`relation`.
-
-        Positions ascend by file, then by row within a file. That of a row in the only file is read
-        as it is, which costs the join less than a sum.
-        """
         if len(self.signature) == 1:
             return "file_row_number"
-        return f"CAST(file_index AS BIGINT) * {1 << _FILE_BITS} + file_row_number"
+        file = f"CAST(file_index AS BIGINT) + {indices[0]}"
+        if indices[-1] - indices[0] >= len(indices):  # other files are in between
+            file = list_sql(pa.array(indices))
+        return f"({file}) * {1 << _FILE_BITS} + file_row_number"
 
-    @property
-    def read_sql(self) -> str:
-        """DuckDB's call that reads the files, with the columns that they have."""
-        paths = ", ".join(
-            "'" + self.store.address(path).replace("'", "''") + "'" for path, _, _ in self.signature
-        )
-        union = ", union_by_name = true" if len(self.signature) > 1 else ""
-        return f"read_parquet([{paths}], hive_partitioning = false{union})"
+    def types(self, name: str) -> list[pa.DataType]:
+        """The types that a column has in the files, null aside."""
+        import pyarrow as pa
+
+        found = dict.fromkeys(group.types[name] for group in self.groups)
+        return [kind for kind in found if kind != pa.null()]
+
+    def unshared(self, names: Iterable[str]) -> list[Problem]:
+        """A problem for each of some columns whose types in the files have no common one."""
+        return [
+            Problem(f"column {name}", "one type in all files", ", ".join(map(str, types)))
+            for name in names
+            for types in [self.types(name)]
+            if not _share_one(types)
+        ]
 
     def only(self, chosen: list[bool]) -> Self:
         """Some of the files, in their order. The schema stays that of all."""
@@ -175,15 +214,25 @@ def footers_of(store: Store, signature: Sequence[tuple[str, int, int]]) -> list[
         return list(threads.map(lambda file: footer(store, file), signature))
 
 
-def null_sql(columns: Sequence[pa.Field]) -> list[str]:
-    """Columns of nulls, in their types."""
+@lru_cache(maxsize=256)
+def file_schemas(store: Store, signature: tuple[tuple[str, int, int], ...]) -> list[pa.Schema]:
+    """The columns of each file."""
+    footers = footers_of(store, signature)
+    return [each.schema.to_arrow_schema().remove_metadata() for each in footers]
+
+
+def _share_one(types: Sequence[pa.DataType]) -> bool:
+    """Whether one type can hold the values of several."""
+    families = {family(kind) for kind in types}
+    is_one = len(families) <= 1 or families <= {"integer", "float", "decimal"}
+    return is_one and not has_naive_beside_zoned(types)
+
+
+def has_naive_beside_zoned(types: Sequence[pa.DataType]) -> bool:
+    """Whether some times have a zone and others have none.
+
+    It is unknown then whether those without are in UTC or of the zone of their writer.
+    """
     import pyarrow as pa
 
-    if not columns:
-        return []
-    with closing(connect()) as connection:
-        kinds = connection.from_arrow(pa.schema(columns).empty_table()).types
-    return [
-        f"CAST(NULL AS {kind}) AS {quoted(each.name)}"
-        for each, kind in zip(columns, kinds, strict=True)
-    ]
+    return len({kind.tz is None for kind in types if pa.types.is_timestamp(kind)}) > 1

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +19,7 @@ from tallystick.offline_store.sources.file_source import (
     open_source,
     source_location,
 )
-from tallystick.offline_store.sources.source_files import SourceFiles
+from tallystick.offline_store.sources.source_files import FileGroup, SourceFiles
 from tallystick.offline_store.spark.spark_session import in_spark
 from tallystick.offline_store.sql_dialect import Dialect
 from tallystick.storage.locations import LOCAL
@@ -33,16 +33,24 @@ class SparkRows(SourceFiles):
     """A source in Spark.
 
     Attributes:
-        view: The temporary view with its columns, ``file_index`` and ``file_row_number``. Times in
-            nanoseconds, which Spark does not have, are integers in it.
+        view: The temporary view with the source's columns as ``c0…``, and ``file_index`` and
+            ``file_row_number``. Times in nanoseconds, which Spark does not have, are integers in
+            it.
     """
 
     view: str = ""
 
-    @property
-    def relation(self) -> str:
-        """The view's name."""
-        return self.view
+    @cached_property
+    def groups(self) -> list[FileGroup]:
+        """The view, which has the columns of all files in the types of the schema."""
+        return [
+            FileGroup(
+                sql=self.view,
+                expressions={name: f"c{at}" for at, name in enumerate(self.schema.names)},
+                types={column.name: column.type for column in self.schema},
+                position=self._position_sql([*range(len(self.signature))]),
+            )
+        ]
 
 
 def ticked(name: str) -> str:
@@ -62,7 +70,7 @@ def _time_us_sql(column: str, kind: pa.DataType) -> str:
     return f"unix_micros(CAST({column} AS TIMESTAMP))"
 
 
-SPARK: Final = Dialect(ticked, _time_us_sql, attrgetter("spark"), "raise_error")
+SPARK: Final = Dialect(ticked, _time_us_sql, attrgetter("spark"), "timestamp_micros", "raise_error")
 
 
 def open_rows(session: Any, source: Any, repo_path: Path | str | None) -> SparkRows:
@@ -141,7 +149,7 @@ def _columns(common: pa.Schema, own: pa.Schema, read_as: Mapping[str, str]) -> l
     import pyarrow.types as pt
 
     columns = []
-    for field in common:
+    for at, field in enumerate(common):
         name, kind = ticked(field.name), field.type
         have = own.field(field.name).type if field.name in own.names else None
         if pt.is_null(kind):
@@ -151,10 +159,10 @@ def _columns(common: pa.Schema, own: pa.Schema, read_as: Mapping[str, str]) -> l
         elif pt.is_timestamp(kind) and kind.unit == "ns" and read_as[field.name] != "bigint":
             value = f"unix_micros(CAST({name} AS TIMESTAMP)) * 1000"
         elif have != kind:
-            value = f"CAST({name} AS {spark_type(kind)})"
+            value = f"CAST({SPARK.widened_sql(name, have, kind)} AS {spark_type(kind)})"
         else:
             value = name
-        columns.append(f"{value} AS {name}")
+        columns.append(f"{value} AS c{at}")
     return columns
 
 
@@ -215,7 +223,7 @@ def _spark_rows(session: Any, source: Any) -> SparkRows:
         return reader.options(**source.table_format.properties).load(source.path)
 
     frame = in_spark(frame_of, what=f"the source {label}")
-    columns = [ticked(name) for name in frame.columns]
+    columns = [f"{ticked(name)} AS c{at}" for at, name in enumerate(frame.columns)]
     try:
         positioned = _with_row_index(session, frame, None, columns, label)
     except AnalysisException:
