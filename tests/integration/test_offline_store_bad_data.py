@@ -57,11 +57,14 @@ def written(tmp_path, **columns):
     return path
 
 
-@pytest.mark.parametrize("location", ["data", "data/*.parquet", "data/part-1.parquet"])
+@pytest.mark.parametrize("location", ["data", "data/**/*.parquet", "data/part-1.parquet"])
 def test_files_folders_and_globs_are_found_from_the_repo(tmp_path, location):
     (tmp_path / "data").mkdir()
     written(tmp_path).rename(tmp_path / "data" / "part-1.parquet")
     (tmp_path / "data" / ".part-0.parquet.tmp").write_text("half a file")
+    uncommitted = tmp_path / "data" / "_temporary" / "0" / "part-0.parquet"
+    uncommitted.parent.mkdir(parents=True)
+    pq.write_table(pa.table(ROW | {"value": [3], "event": [NOON + MICROSECOND]}), uncommitted)
     assert value_of(read_of(location), repo_path=tmp_path) == [2]
 
 

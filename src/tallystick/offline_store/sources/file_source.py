@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -45,9 +46,9 @@ def open_source(
     """Look up the files of a Feast source.
 
     A path is one Parquet file, a folder (its ``*.parquet`` files at any depth) or a glob, on this
-    machine or in an object store. Files are ordered by path. Those whose name starts with a dot or
-    an underscore are left out. Where every file is in a folder called ``name=value``, ``name`` is a
-    column, unless the files have one of that name.
+    machine or in an object store. Files are ordered by path. Files and folders whose names start
+    with a dot or an underscore are left out. Where every file is in a folder called ``name=value``,
+    ``name`` is a column, unless the files have one of that name.
 
     A folder that is a Delta table is read as one, whether or not its source says so. Files that its
     log does not name do not count.
@@ -146,9 +147,24 @@ def listed(location: Location) -> tuple[tuple[str, int, int], ...]:
     found = [
         (info.path, info.mtime_ns or 0, info.size)
         for info in infos
-        if info.type == FileType.File and info.base_name[0] not in "._"
+        if info.type == FileType.File and not _is_hidden(info.path, path)
     ]
     return tuple(sorted(found, key=lambda each: each[0].split("/")))
+
+
+def _is_hidden(path: str, root: str) -> bool:
+    """Whether a file, or a folder that it is in below ``root``, is hidden from readers.
+
+    Names that start with a dot or an underscore are, as in Hive and Spark: files that a writer has
+    not committed yet are in such folders. A folder that gives a column is not.
+    """
+    above = re.split(r"[*?\[]", root, maxsplit=1)[0]
+    if above != root:
+        above = above.rpartition("/")[0]
+    *folders, name = path.removeprefix(above).split("/")
+    return name[:1] in {".", "_"} or any(
+        folder[:1] in {".", "_"} and "=" not in folder for folder in folders
+    )
 
 
 @lru_cache(maxsize=256)
