@@ -19,6 +19,9 @@ from tallystick.errors import ContractError, Problem
 
 REQUEST_TIME: Final = "request_time"
 """The column of request times, in entity rows, training sets, labels and the log."""
+VIEW_FIELDS: Final = ("status", "event_time", "created_time", "write_time", "definition")
+"""What answers and the log say of a view's row, beside its features and named like them."""
+
 CONTRACT_VERSION = 1
 """Version of the contract's own format."""
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tallystick.definitions.contract import FeatureSpec, ModelInputs, TransformSpec, ViewUse
+from tallystick.definitions.contract import (
+    VIEW_FIELDS,
+    FeatureSpec,
+    ModelInputs,
+    TransformSpec,
+    ViewUse,
+)
 from tallystick.definitions.feature_types import Role, feature_type, type_problems
 from tallystick.definitions.feature_view import NO_ENTITY_KEY, Column, ViewSpec, columns_of, digest
 from tallystick.definitions.model import Model
@@ -77,6 +83,15 @@ class _InputsReader:
             for key in spec.key_names
             if key != NO_ENTITY_KEY
         }
+        self._problems += [
+            Problem(
+                f"feature {name}__{taken}",
+                f"a name that is none of {', '.join(VIEW_FIELDS)}",
+                taken,
+            )
+            for taken in selected
+            if taken in VIEW_FIELDS
+        ]
         known = self._uses.get(name)
         if known is not None and (known.spec, known.key_map) != (spec, key_map):
             self._problems.append(

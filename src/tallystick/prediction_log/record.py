@@ -15,7 +15,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from tallystick.definitions.columns import plain
-from tallystick.definitions.contract import ModelInputs
+from tallystick.definitions.contract import VIEW_FIELDS, ModelInputs
 from tallystick.definitions.feature_types import arrow_type
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 RECORD_VERSION = 1
 """Version of this layout; in every file's schema metadata."""
-
-VIEW_FIELDS = ("status", "event_time", "created_time", "write_time", "definition")
 
 
 @dataclass(slots=True)  # not frozen: that triples the time to make one
