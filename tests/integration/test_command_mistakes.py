@@ -191,3 +191,11 @@ def test_a_time_column_may_be_a_feature(tmp_path):
     embedded_redis.stop(open_repo(repo).state_dir)
     assert done.exit_code == 0, repr(done.exception)
     assert "shop_stats: 6 rows written" in done.output
+
+
+def test_a_check_before_the_first_apply_leaves_nothing_behind(tmp_path):
+    repo = make_tiny_repo(tmp_path / "repo")
+    before = {file for file in repo.rglob("*") if "__pycache__" not in file.parts}
+    refused(repo, "check")
+    after = {file for file in repo.rglob("*") if "__pycache__" not in file.parts}
+    assert after == before

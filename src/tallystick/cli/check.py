@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallystick.definitions.contract import ModelInputs, check_same_inputs
-from tallystick.definitions.feature_repo import Repo
+from tallystick.definitions.feature_repo import Repo, unchanged_registry
 from tallystick.definitions.feature_types import Role, type_problems
 from tallystick.definitions.feature_view import columns_of
 from tallystick.errors import DefinitionError, Problem, TallystickError
@@ -54,6 +54,11 @@ class CheckResult:
 
 def check(repo: Repo) -> CheckResult:
     """Check stores, definitions, and the champions' contracts against the definitions."""
+    with unchanged_registry(repo):
+        return _checked(repo)
+
+
+def _checked(repo: Repo) -> CheckResult:
     found = CheckResult()
     _check_stores(repo, found)
     _check_types(repo, found)

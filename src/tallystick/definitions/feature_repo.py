@@ -245,6 +245,28 @@ def apply(repo: Repo) -> None:
 
 
 @contextmanager
+def unchanged_registry(repo: Repo) -> Iterator[None]:
+    """Remove the registry afterwards if there was none before.
+
+    Feast writes an empty one when it opens a repo that was not applied yet, and takes the repo for
+    applied from then on.
+    """
+    registry = repo.config.registry
+    file = repo.path / registry.path
+    folder = file.parent
+    is_new = str(registry.registry_type) == "file" and "://" not in registry.path
+    is_new = is_new and not file.exists()
+    folder_is_new = not folder.exists()
+    try:
+        yield
+    finally:
+        if is_new:
+            file.unlink(missing_ok=True)
+            if folder_is_new and folder.exists():
+                folder.rmdir()
+
+
+@contextmanager
 def _inside(path: Path) -> Iterator[None]:
     """Work in the repo's folder: Feast resolves some relative paths against it."""
     before = Path.cwd()
