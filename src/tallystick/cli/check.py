@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from tallystick.definitions.contract import ModelInputs, check_same_inputs
@@ -35,6 +36,15 @@ MISSING_ONLINE = (
     ),
 )
 """What is missing with an online store that is not Tallystick's."""
+
+_UNKNOWN_KEY = {
+    "INT32": 0,
+    "INT64": 0,
+    "STRING": "",
+    "BYTES": b"",
+    "UNIX_TIMESTAMP": datetime.fromtimestamp(0, UTC),
+}
+"""Type of a key → the key of an entity that a store is not likely to have."""
 
 
 @dataclass
@@ -142,10 +152,13 @@ def _check_clock(inputs: ModelInputs, found: CheckResult) -> None:
 
 
 def _check_transforms(repo: Repo, inputs: ModelInputs, found: CheckResult) -> None:
-    """Compute each on-demand view for a request with an unknown entity: all inputs are null."""
-    nulls = {source: [None] for spec in inputs.transforms for source in spec.inputs.values()}
+    """Compute each on-demand view for an unknown entity: all inputs are null but for its keys."""
+    given: dict[str, list[Any]] = {
+        source: [None] for spec in inputs.transforms for source in spec.inputs.values()
+    }
+    given |= {key.name: [_UNKNOWN_KEY[key.dtype]] for key in inputs.entity_keys}
     try:
-        Transforms.from_repo(repo, inputs).compute(inputs, nulls)
+        Transforms.from_repo(repo, inputs).compute(inputs, given)
     except DefinitionError as error:
         if isinstance(error.__cause__, NameError):
             found.failures.append(

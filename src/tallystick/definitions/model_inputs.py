@@ -58,6 +58,9 @@ class _InputsReader:
                 self._add_on_demand(projection)
             else:
                 self._add_stored(projection, to_model=True)
+        for name in self._entity_keys.keys() & self._request_fields.keys():
+            # A key that is a request field as well is one value, so it has one type.
+            self._declare(self._entity_keys, "entity key", name, self._request_fields[name])
         if model is not None:
             self._check_label(model)
         if self._problems:
@@ -66,7 +69,13 @@ class _InputsReader:
             project=str(self._store.project),
             model="" if model is None else model.name,
             entity_keys=_columns(self._entity_keys),
-            request_fields=_columns(self._request_fields),
+            request_fields=_columns(
+                {
+                    name: dtype
+                    for name, dtype in self._request_fields.items()
+                    if name not in self._entity_keys
+                }
+            ),
             features=tuple(self._features),
             views=tuple(self._uses.values()),
             transforms=tuple(self._transforms),
@@ -121,6 +130,8 @@ class _InputsReader:
                 full = f"{source.name_to_use()}__{field.name}"
                 inputs[field.name] = full
                 inputs[full] = full
+            for key in self._uses[source.name_to_use()].key_map.values():
+                inputs.setdefault(key, key)
         for source in view.source_request_sources.values():
             for field in columns_of(source.schema):
                 self._declare(self._request_fields, "request field", field.name, field.dtype)
