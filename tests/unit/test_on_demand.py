@@ -7,11 +7,25 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from tallystick.definitions.contract import ModelInputs, TransformSpec
+from tallystick.definitions.contract import ModelInputs, TransformSpec, ViewUse
 from tallystick.definitions.exact_cast import exact_values
-from tallystick.definitions.feature_view import Column
+from tallystick.definitions.feature_view import Column, ViewSpec
 from tallystick.errors import DamagedError, DefinitionError
 from tallystick.point_in_time.on_demand import Transforms
+
+VIEW = ViewSpec(
+    name="view",
+    join_keys=(Column(name="id", dtype="INT64"),),
+    columns=(
+        Column(name="x", dtype="DOUBLE"),
+        Column(name="n", dtype="INT64"),
+        Column(name="b", dtype="BOOL"),
+        Column(name="t", dtype="UNIX_TIMESTAMP"),
+    ),
+    ttl_us=None,
+    event_column="event",
+    created_column="created",
+)
 
 
 def inputs(mode, dtype="DOUBLE"):
@@ -28,7 +42,7 @@ def inputs(mode, dtype="DOUBLE"):
         entity_keys=(),
         request_fields=(Column(name="add", dtype="INT64"),),
         features=(),
-        views=(),
+        views=(ViewUse(spec=VIEW, name="view", key_map={"id": "id"}, columns=VIEW.column_names),),
         transforms=(spec,),
     )
 
@@ -115,3 +129,31 @@ def test_values_of_another_kind_are_refused(value, dtype):
 def test_naive_times_are_utc():
     moment = datetime(2013, 7, 1, 12)
     assert exact_values([moment], "UNIX_TIMESTAMP") == [moment.replace(tzinfo=UTC)]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("n", 10115, "10115_a"),
+        ("n", 2**53 + 1, "9007199254740993_a"),
+        ("b", True, "True_a"),
+        ("t", datetime(2024, 1, 1, tzinfo=UTC), "2024-01-01 00:00:00+00:00_a"),
+    ],
+)
+def test_pandas_sees_one_type_whatever_else_is_in_the_batch(column, value, text):
+    seen = []
+
+    def texts(values):
+        seen.append(values["x"].dtype)
+        values["sum"] = values["x"].astype(str) + "_a"
+        return values[["sum"]]
+
+    spec = inputs("pandas", "STRING").transforms[0]
+    spec = spec.model_copy(update={"inputs": {"x": f"view__{column}"}})
+    given = inputs("pandas").model_copy(update={"transforms": (spec,)})
+    transforms = Transforms({"odv": texts})
+    for batch in ([value], [value, None], [None, value]):
+        answer = transforms.compute(given, {f"view__{column}": batch})["odv__sum"]
+        assert answer[batch.index(value)] == text
+    transforms.compute(given, {f"view__{column}": [None]})
+    assert len(set(seen)) == 1

@@ -8,11 +8,12 @@ declared types at once, so that what the model sees does not depend on which hal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tallystick.definitions.columns import plain
 from tallystick.definitions.contract import ModelInputs, TransformSpec
 from tallystick.definitions.exact_cast import exact_values
+from tallystick.definitions.feature_types import Kind, every_kind, feature_type
 from tallystick.errors import DamagedError, DefinitionError
 
 if TYPE_CHECKING:
@@ -81,10 +82,14 @@ class Transforms:
             DefinitionError: A function fails, or does not return what it declared.
         """
         computed: Columns = {}
+        input_types = inputs.value_columns | {
+            column.name: column.dtype for column in (*inputs.entity_keys, *inputs.request_fields)
+        }
         for spec in inputs.transforms:
             given = {name: plain(columns[source]) for name, source in spec.inputs.items()}
             rows = len(next(iter(given.values()), ()))
-            returned = self._call(spec, given, rows)
+            types = {name: input_types[source] for name, source in spec.inputs.items()}
+            returned = self._call(spec, given, types, rows)
             for output in spec.outputs:
                 values = returned.get(output.name)
                 if values is None or len(values) != rows:
@@ -103,7 +108,11 @@ class Transforms:
         return computed
 
     def _call(
-        self, spec: TransformSpec, given: Mapping[str, Sequence[Any]], rows: int
+        self,
+        spec: TransformSpec,
+        given: Mapping[str, Sequence[Any]],
+        types: Mapping[str, str],
+        rows: int,
     ) -> Mapping[str, Sequence[Any]]:
         function = self._functions[spec.name]
         try:
@@ -118,7 +127,7 @@ class Transforms:
                     output.name: [result[output.name] for result in results]
                     for output in spec.outputs
                 }
-            return _call_pandas(function, given)
+            return _call_pandas(function, given, types)
         except Exception as error:
             # Any exception: the function is the user's code.
             raise DefinitionError(
@@ -126,13 +135,32 @@ class Transforms:
             ) from error
 
 
+_PANDAS: Final[Mapping[Kind, str]] = every_kind(
+    {
+        Kind.INTEGER: "Int64",
+        Kind.FLOAT: "float64",
+        Kind.BOOL: "boolean",
+        Kind.TIME: "datetime64[us, UTC]",
+    }
+    | dict.fromkeys(
+        (Kind.TEXT, Kind.UUID, Kind.DECIMAL, Kind.BYTES, Kind.LIST, Kind.SET, Kind.DOCUMENT),
+        "object",
+    )
+)
+"""Kind of values → pandas' type of a column of them, also where some or all of them are null."""
+
+
 def _call_pandas(
-    function: Callable[..., Any], given: Mapping[str, Sequence[Any]]
+    function: Callable[..., Any], given: Mapping[str, Sequence[Any]], types: Mapping[str, str]
 ) -> dict[str, list[Any]]:
     """Call a pandas function. A NaN in its answer is null, since pandas has one value for both."""
     import pandas as pd
 
-    returned = function(pd.DataFrame({name: list(values) for name, values in given.items()}))
+    columns = {
+        name: pd.Series(list(values), dtype=_PANDAS[feature_type(types[name]).kind])
+        for name, values in given.items()
+    }
+    returned = function(pd.DataFrame(columns))
     return {
         str(name): [None if pd.isna(value) else value for value in column.tolist()]
         for name, column in returned.items()
