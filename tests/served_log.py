@@ -145,7 +145,7 @@ def make_champion(repo: Repo) -> ModelContract:
                 columns[f"{use.name}__{name}"].append(value)
             if read.row and read.status == "PRESENT":
                 ages[use.name].append((request["request_us"] - read.row.event_us) / 1e6)
-    fields = {field.name: [row[field.name] for row in requests] for field in inputs.request_fields}
+    fields = {field.name: [row[field.name] for row in requests] for field in inputs.request_columns}
     columns |= transforms.compute(inputs, columns | fields)
     contract = contracts.contract_of(
         **inputs.model_dump(),
@@ -213,7 +213,7 @@ def serve(
             for use in contract.views
             for name in use.columns
         }
-        fields = {field.name: [request[field.name]] for field in contract.request_fields}
+        fields = {field.name: [request[field.name]] for field in contract.request_columns}
         computed = transforms.compute(contract, values | fields)
         values |= {name: [faults.output(value) for value in computed[name]] for name in computed}
         accepted = log.append(

@@ -133,8 +133,9 @@ def test_a_feature_has_its_value_whatever_its_form(tmp_path, dtype, one, other):
         with pytest.raises(DataError) as caught:
             answers(read, [0, 1])
         kinds = [pq.read_schema(tmp_path / f"{number}.parquet").field("value") for number in (0, 1)]
-        found = f"got {kinds[0].type}, {kinds[1].type}"
-        assert f"value: expected times with a zone, or all without, {found}" in str(caught.value)
+        found = [f"{kinds[number].type} in {tmp_path}/{number}.parquet" for number in (0, 1)]
+        expected = f"value: expected times with a zone, or all without, got {', '.join(found)}"
+        assert expected in str(caught.value)
         return
     answer, online = answers(read, [0, 1])
     assert answer.type == arrow_type(dtype)

@@ -171,7 +171,7 @@ def test_empty_folders_and_files_are_named(tmp_path):
 def test_of_files_of_different_types_the_one_that_differs_is_named(tmp_path):
     for name, value in (("a", 1), ("b", 2), ("c", "x")):
         pq.write_table(pa.table(ROW | {"value": [value]}), tmp_path / f"{name}.parquet")
-    with pytest.raises(DataError, match=r"c\.parquet and the files beside it .*value"):
+    with pytest.raises(DataError, match=r"value: .* of type string in .*c\.parquet"):
         value_of(read_of(tmp_path))
 
 
@@ -200,7 +200,9 @@ def test_any_zone_is_read_and_naive_times_are_utc_but_not_beside_times_with_a_zo
         folder.mkdir()
         pq.write_table(pa.table(ROW | rows), folder / "rows.parquet")
         assert value_of(read_of(folder)) == [number]
-    with pytest.raises(DataError, match=r"rows\.parquet and the files beside it .*event"):
+    with pytest.raises(
+        DataError, match=r"event: .* got timestamp.*, timestamp\[us\] in .*None/rows\.parquet"
+    ):
         value_of(read_of(tmp_path))
 
 

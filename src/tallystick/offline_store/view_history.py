@@ -22,6 +22,7 @@ from tallystick.offline_store.sources.source_files import (
     FileGroup,
     SourceFiles,
     has_naive_beside_zoned,
+    listed,
 )
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.offline_store.view_read import History, ViewRead
@@ -187,15 +188,17 @@ def check_columns(read: ViewRead, files: SourceFiles) -> None:
             continue
         found = files.types(column)
         odd = [kind for kind in found if not fits(dtype, kind)]
-        if role == "time" and not found:
+        whole = files.schema.field(column).type
+        if role == "time" and family(whole) == "null":
             # A column of nulls is not a time column: it says nothing about visibility.
-            odd = [files.schema.field(column).type]
-        problems += [
-            Problem(f"{role} {name}", dtype, f"column {column} of type {kind}") for kind in odd
-        ]
+            found, odd = {whole: files.label}, [whole]
+        for kind in odd:
+            where = f" in {found[kind]}" if len(found) > 1 else ""
+            got = f"column {column} of type {kind}{where}"
+            problems.append(Problem(f"{role} {name}", dtype, got))
         if not odd and has_naive_beside_zoned(found):
-            kinds = ", ".join(map(str, found))
-            problems.append(Problem(f"{role} {name}", "times with a zone, or all without", kinds))
+            expected = "times with a zone, or all without"
+            problems.append(Problem(f"{role} {name}", expected, listed(found)))
     if problems:
         raise DataError(
             f"View {read.spec.name} does not fit its source {files.label}.",

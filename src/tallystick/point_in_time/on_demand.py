@@ -83,7 +83,7 @@ class Transforms:
         """
         computed: Columns = {}
         input_types = inputs.value_columns | {
-            column.name: column.dtype for column in (*inputs.entity_keys, *inputs.request_fields)
+            column.name: column.dtype for column in inputs.request_columns
         }
         for spec in inputs.transforms:
             given = {name: plain(columns[source]) for name, source in spec.inputs.items()}

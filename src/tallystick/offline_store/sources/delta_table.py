@@ -83,9 +83,9 @@ class DeltaFiles(SourceFiles):
             return sum(each.num_rows for each in self.footers)
         return sum(rows.to_pylist())
 
-    def types(self, name: str) -> list[pa.DataType]:
+    def types(self, name: str) -> dict[pa.DataType, str]:
         """See :meth:`SourceFiles.types`. The table has one type for all files."""
-        return [self.schema.field(name).type]
+        return {self.schema.field(name).type: self.label}
 
     def _group(self, schema: pa.Schema, indices: list[int]) -> FileGroup:
         import pyarrow as pa

@@ -35,12 +35,14 @@ class FileGroup:
         expressions: Column of the source → the engine's expression for it.
         types: Column of the source → its type in these files, null where they do not have it.
         position: The expression for a row's position, which ascends by file, then by row.
+        example: One of the files, for messages.
     """
 
     sql: str
     expressions: Mapping[str, str]
     types: Mapping[str, pa.DataType]
     position: str
+    example: str
 
     def column(self, name: str) -> tuple[str, pa.DataType]:
         """The expression for a column of the source, and its type in these files."""
@@ -104,7 +106,7 @@ class SourceFiles:
         if not self.signature:  # of an empty table
             lacking = dict.fromkeys(self.schema.names, "NULL")
             types = dict.fromkeys(lacking, pa.null())
-            return [FileGroup("(SELECT 0 LIMIT 0) AS files", lacking, types, "0")]
+            return [FileGroup("(SELECT 0 LIMIT 0) AS files", lacking, types, "0", self.label)]
         alike: dict[pa.Schema, list[int]] = {}
         for index, schema in enumerate(file_schemas(self.store, self.signature)):
             alike.setdefault(schema, []).append(index)
@@ -128,6 +130,7 @@ class SourceFiles:
             expressions=expressions,
             types=types,
             position=self._position_sql(indices),
+            example=self.store.text(self.signature[indices[0]][0]),
         )
 
     def _position_sql(self, indices: list[int]) -> str:
@@ -144,17 +147,20 @@ class SourceFiles:
             file = list_sql(pa.array(indices))
         return f"({file}) * {1 << _FILE_BITS} + file_row_number"
 
-    def types(self, name: str) -> list[pa.DataType]:
-        """The types that a column has in the files, null aside."""
+    def types(self, name: str) -> dict[pa.DataType, str]:
+        """The types that a column has in the files, null aside, and one of these files for each."""
         import pyarrow as pa
 
-        found = dict.fromkeys(group.types[name] for group in self.groups)
-        return [kind for kind in found if kind != pa.null()]
+        found: dict[pa.DataType, str] = {}
+        for group in self.groups:
+            if group.types[name] != pa.null():
+                found.setdefault(group.types[name], group.example)
+        return found
 
     def unshared(self, names: Iterable[str]) -> list[Problem]:
         """A problem for each of some columns whose types in the files have no common one."""
         return [
-            Problem(f"column {name}", "one type in all files", ", ".join(map(str, types)))
+            Problem(f"column {name}", "one type in all files", listed(types))
             for name in names
             for types in [self.types(name)]
             if not _share_one(types)
@@ -221,14 +227,19 @@ def file_schemas(store: Store, signature: tuple[tuple[str, int, int], ...]) -> l
     return [each.schema.to_arrow_schema().remove_metadata() for each in footers]
 
 
-def _share_one(types: Sequence[pa.DataType]) -> bool:
+def listed(types: Mapping[pa.DataType, str]) -> str:
+    """Types of a column and the files that have them, for messages."""
+    return ", ".join(f"{kind} in {file}" for kind, file in types.items())
+
+
+def _share_one(types: Iterable[pa.DataType]) -> bool:
     """Whether one type can hold the values of several."""
     families = {family(kind) for kind in types}
     is_one = len(families) <= 1 or families <= {"integer", "float", "decimal"}
     return is_one and not has_naive_beside_zoned(types)
 
 
-def has_naive_beside_zoned(types: Sequence[pa.DataType]) -> bool:
+def has_naive_beside_zoned(types: Iterable[pa.DataType]) -> bool:
     """Whether some times have a zone and others have none.
 
     It is unknown then whether those without are in UTC or of the zone of their writer.

@@ -49,6 +49,7 @@ class SparkRows(SourceFiles):
                 expressions={name: f"c{at}" for at, name in enumerate(self.schema.names)},
                 types={column.name: column.type for column in self.schema},
                 position=self._position_sql([*range(len(self.signature))]),
+                example=self.label,
             )
         ]
 
