@@ -69,7 +69,7 @@ FORMS = {
     "FLOAT": forms([*INTEGERS, *FLOATS, *DECIMALS], [7.0, 8.0], plain),
     "DOUBLE": forms([*INTEGERS, *FLOATS, *DECIMALS], [7.0, 8.0], plain),
     "BOOL": forms([pa.bool_()], [True, False]),
-    "STRING": forms(TEXTS, ["7", "8"]),
+    "STRING": forms(TEXTS, ["7", "8"]) | forms(INTEGERS, ["7", "8"], plain),
     "BYTES": forms(BYTES, [b"ab", b"\0\xff"]),
     "UNIX_TIMESTAMP": forms([*TIMES, *DATES], [MIDNIGHT, MIDNIGHT + timedelta(days=1)], timed),
     "UUID": forms(TEXTS, UUIDS)
