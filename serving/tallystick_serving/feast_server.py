@@ -20,15 +20,17 @@ from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import DataError, TallystickError, UnavailableError
 from tallystick_serving.error_responses import NotFoundError, RequestError
 from tallystick_serving.online_features import FeaturePlans
-from tallystick_serving.push import PushedRows
+from tallystick_serving.push import PushedRows, append_to
 from tallystick_serving.store_config import StoreConfig
 from tallystick_serving.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from feast import FeatureStore
 
 logger = logging.getLogger(__name__)
 
+OFFLINE_STORE: Final = "tallystick.offline_store.DuckDBOfflineStore"
 THREADS: Final = 4
 WAITING_MAX: Final = 1_000
 """Calls that may wait for a thread."""
@@ -119,7 +121,12 @@ class FeastStore:
         def run() -> None:
             views = self._packed_views(store, request)
             if views:
-                self._pushed.write(views, request.df)
+                self._pushed.write(
+                    views,
+                    request.df,
+                    to_history=None if request.to == "online" else self._history(store, request),
+                    to_online=request.to != "offline",
+                )
                 return
             import pandas as pd
 
@@ -133,18 +140,38 @@ class FeastStore:
 
         await self._call(run)
 
+    def _history(self, store: FeatureStore, request: PushRequest) -> Callable[[pa.Table], None]:
+        """What adds the rows of a push to the batch sources of its views."""
+        from feast.data_source import PushMode
+
+        if str(store.config.offline_store.type) != OFFLINE_STORE:
+            return lambda rows: store.push(
+                push_source_name=request.push_source_name,
+                df=rows.to_pandas(integer_object_nulls=True),
+                to=PushMode.OFFLINE,
+            )
+        names = [spec.name for spec in self._packed_views(store, request)]
+        found = [store.get_feature_view(name).batch_source for name in names]
+        sources = list({source.name: source for source in found}.values())
+        return lambda rows: append_to(sources, rows, repo_path=self._config.path)
+
     def _packed_views(self, store: FeatureStore, request: PushRequest) -> tuple[ViewSpec, ...]:
         """The views that a push writes without Feast; none if Feast has to write it."""
-        is_plain = self._config.redis is not None and not self._config.is_versioned
-        if not is_plain or request.to != "online":
+        if self._config.redis is None or self._config.is_versioned:
             return ()
-        return self._pushed.views_of(store, request.push_source_name)
+        return self._pushed.views_of(store, source=request.push_source_name)
 
     async def write(self, request: WriteRequest) -> None:
         """Write rows of a view online; errors as in :meth:`online_features`."""
         store = await self._opened()
 
         def run() -> None:
+            views: tuple[ViewSpec, ...] = ()
+            if self._config.redis is not None and not self._config.is_versioned:
+                views = self._pushed.views_of(store, view=request.feature_view_name)
+            if views:
+                self._pushed.write(views, request.df)
+                return
             import pandas as pd
 
             store.write_to_online_store(

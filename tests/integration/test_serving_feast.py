@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from feast.data_source import PushMode
 
 import serving_scene as scene
-from feast_stores import feast_store
+from feast_stores import DUCKDB, feast_store
 
 FEATURES = ["shops:n", "shops:share", "towns:mood"]
 
@@ -66,8 +67,8 @@ def definitions(folder):
     return [shop, town, shops, towns, service]
 
 
-def store(folder, online):
-    return feast_store(folder, project=scene.PROJECT, online=online)
+def store(folder, online, offline=None):
+    return feast_store(folder, project=scene.PROJECT, online=online, offline=offline)
 
 
 @pytest.fixture
@@ -179,3 +180,107 @@ def test_pushes_to_a_server_are_journaled_at_its_end_at_the_latest(repo):
     (file,) = (noted.state_dir / "journal" / "shops").glob("*/*.parquet")
     (entry,) = pq.read_table(file).to_pylist()
     assert (entry["key::id"], entry["n:INT64"], entry["share:FLOAT"]) == (77, 5, 0.5)
+
+
+@pytest.fixture
+def all_ours(repo):
+    """A store of which both halves are ours, as the server's feature_store.yaml has them."""
+    settings = repo.path / "feature_store.yaml"
+    text = settings.read_text()
+    assert "offline_store: {type: file}" in text
+    offline = "offline_store: {type: tallystick.offline_store.DuckDBOfflineStore}"
+    settings.write_text(text.replace("offline_store: {type: file}", offline))
+    online = {
+        "type": "tallystick.online_store.RedisOnlineStore",
+        "connection_string": repo.redis.connection_string,
+    }
+    found = store(repo.path, online, DUCKDB)
+    found.apply(definitions(repo.path))
+    return found
+
+
+ROADS = ["online", "offline", "online_and_offline"]
+NOW = datetime.now(UTC).replace(microsecond=0)
+PUSHED = {
+    "id": [31],
+    "n": [2**53 + 1],
+    "share": [0.5],
+    "town": ["C"],
+    "mood": [0.5],
+    "event_timestamp": [NOW.isoformat()],
+    "created": [NOW.isoformat()],
+}
+
+
+def push(client, to, **changes):
+    row = {name: value for name, value in (PUSHED | changes).items() if value is not None}
+    return client.post("/push", json={"push_source_name": "shops_push", "df": row, "to": to})
+
+
+def found_everywhere(store, path):
+    """The pushed entity's value online, and its rows in history."""
+    online = store.get_online_features(["shops:n"], [{"id": 31}]).to_dict()["n"]
+    history = pq.read_table(path / "rows.parquet").to_pylist()
+    return online, [row for row in history if row["id"] == 31]
+
+
+@pytest.mark.parametrize("to", ROADS)
+def test_a_push_is_exact_on_every_road(repo, all_ours, to):
+    naive = NOW.replace(tzinfo=None).isoformat()
+    with scene.running(repo) as client:
+        answer = push(client, to, n=[float(2**53)], event_timestamp=[naive])
+        assert answer.status_code == 200, answer.text
+        (number,), rows = found_everywhere(all_ours, repo.path)
+    assert number == (None if to == "offline" else 2**53)
+    assert [row["n"] for row in rows] == ([] if to == "online" else [2**53])
+    assert all(row["event_timestamp"].replace(tzinfo=UTC) == NOW for row in rows)
+
+
+@pytest.mark.parametrize("to", ROADS)
+@pytest.mark.parametrize(
+    ("changes", "column"),
+    [
+        ({"n": [7.99]}, "n"),
+        ({"n": [2**63]}, "n"),
+        ({"n": ["7"]}, "n"),
+        ({"id": [1.9]}, "id"),
+        ({"id": [None]}, "id"),
+        ({"id": None}, "id"),
+        ({"share": [1e39]}, "share"),
+        ({"share": None}, "share"),
+        ({"event_timestamp": [1_700_000_000]}, "event_timestamp"),
+        ({"event_timestamp": ["yesterday"]}, "event_timestamp"),
+        ({"event_timestamp": [None]}, "event_timestamp"),
+        ({"created": None}, "created"),
+    ],
+    ids=str,
+)
+def test_a_push_that_is_refused_has_written_nothing(repo, all_ours, to, changes, column):
+    with scene.running(repo) as client:
+        answer = push(client, to, **changes)
+        assert answer.status_code == 422, answer.text
+        assert f"column {column}" in answer.text
+        (number,), rows = found_everywhere(all_ours, repo.path)
+    assert number is None
+    assert rows == []
+
+
+@pytest.mark.parametrize("changes", [{"n": [7.99]}, {"id": [1.9]}, {"share": [1e39]}], ids=str)
+def test_a_write_that_is_refused_has_written_nothing(repo, all_ours, changes):
+    row = {name: PUSHED[name] for name in ("id", "n", "share", "event_timestamp", "created")}
+    with scene.running(repo) as client:
+        body = {"feature_view_name": "shops", "df": row | changes}
+        assert client.post("/write-to-online-store", json=body).status_code == 422
+        assert found_everywhere(all_ours, repo.path)[0] == [None]
+        body = {"feature_view_name": "shops", "df": row}
+        assert client.post("/write-to-online-store", json=body).status_code == 200
+        assert found_everywhere(all_ours, repo.path)[0] == [2**53 + 1]
+
+
+def test_a_filtered_frame_is_pushed_by_the_sdk(repo, all_ours):
+    frame = pd.DataFrame({name: values * 2 for name, values in PUSHED.items()})
+    frame["event_timestamp"] = frame["created"] = pd.to_datetime(frame["created"])
+    all_ours.push("shops_push", frame[frame.index == 1], to=PushMode.ONLINE_AND_OFFLINE)
+    online, rows = found_everywhere(all_ours, repo.path)
+    assert online == [2**53 + 1]
+    assert [row["n"] for row in rows] == [2**53 + 1]

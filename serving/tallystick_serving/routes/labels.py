@@ -28,7 +28,7 @@ router = APIRouter()
 _BY_ID = frozenset({"prediction_id", "value"})
 _BY_KEYS = frozenset({"keys", "request_time", "value"})
 _OPTIONAL = frozenset({"known_time"})
-_TIME = "an ISO 8601 time with its zone, like 2013-07-01T12:00:00Z"
+_TIME = "an ISO 8601 time like 2013-07-01T12:00:00Z"
 
 
 @router.post("/v1/models/{name}/labels")

@@ -195,7 +195,10 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
         Raises:
             DataError: The columns do not fit the source.
         """
-        append(feature_view.batch_source, table, repo_path=config.repo_path)
+        # Arrow's name for the index of a frame that was filtered or sorted, which Feast passes on.
+        index = [name for name in table.column_names if name.startswith("__index_level_")]
+        rows = table.drop_columns(index)
+        append(feature_view.batch_source, rows, repo_path=config.repo_path)
         if progress:
             progress(table.num_rows)
 
