@@ -82,3 +82,30 @@ def test_a_view_without_entities_goes_online(repo):
     assert written(changed)["site"] == 1
     requested = {"features": ["site:visits"], "entity_rows": {"any": [0]}}
     assert changed.store.get_online_features(**requested).to_dict()["visits"] == [2]
+
+
+def test_a_stream_feature_view_goes_online_and_feeds_a_model(repo):
+    with (repo.path / "tiny_definitions.py").open("a") as file:
+        file.write(
+            "from feast import KafkaSource\n"
+            "from feast.data_format import JsonFormat\n"
+            "from feast.stream_feature_view import StreamFeatureView\n"
+            'visits = StreamFeatureView(name="visits", entities=[shop], ttl=timedelta(0), '
+            'schema=[Field(name="visits", dtype=Int64)], source=KafkaSource(name="kafka", '
+            'timestamp_field="event_time", batch_source=source("visits"), '
+            'kafka_bootstrap_servers="nowhere", topic="visits", '
+            'message_format=JsonFormat("visits long")), timestamp_field="event_time", '
+            'aggregations=[], mode="python")\n'
+            'streamed = FeatureService(name="streamed", features=[visits])\n'
+        )
+    times = pa.array([END - timedelta(days=2), END - timedelta(days=1)], pa.timestamp("us", "UTC"))
+    table = {"shop": ["a", "a"], "visits": [1, 2], "event_time": times, "created_time": times}
+    pq.write_table(pa.table(table), repo.path / "data" / "visits.parquet")
+    del sys.modules["tiny_definitions"]  # as in a new process
+    changed = open_repo(repo.path)
+    apply(changed)
+    assert written(changed)["visits"] == 1
+    requested = {"features": ["visits:visits"], "entity_rows": {"shop": ["a"]}}
+    assert changed.store.get_online_features(**requested).to_dict()["visits"] == [2]
+    inputs = changed.service_inputs(changed.feature_service("streamed"))
+    assert [feature.name for feature in inputs.features] == ["visits__visits"]

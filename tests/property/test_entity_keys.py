@@ -95,7 +95,7 @@ def test_a_null_in_a_key_makes_no_key():
 def test_a_key_of_another_type_is_refused():
     columns = [Column(name="a", dtype="INT64"), Column(name="b", dtype="STRING")]
     with pytest.raises(InputError) as caught:
-        EntityKeys("p", columns).of([[1, "1"], [2, "x"]])
+        EntityKeys("p", columns).of([[1, "1"], [2.5, "x"]])
     assert [problem.where for problem in caught.value.problems] == ["a, row 1", "b, row 0"]
     for bad in (1.0, True, "1"):
         with pytest.raises(InputError):

@@ -107,8 +107,10 @@ def test_casts_are_exact():
     assert math.isnan(exact_values([math.nan], "DOUBLE")[0])
     with pytest.raises(OverflowError):
         exact_values([2**31], "INT32")
-    with pytest.raises(TypeError):
-        exact_values([1], "STRING")
+    assert exact_values([2**53 + 1], "STRING") == ["9007199254740993"]
+    for value in (1.0, True, b"1"):
+        with pytest.raises(TypeError):
+            exact_values([value], "STRING")
 
 
 @pytest.mark.parametrize("value", [np.float32(2.5), Decimal("2.5"), "7"])

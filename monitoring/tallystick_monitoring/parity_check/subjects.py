@@ -12,6 +12,7 @@ from feast.errors import FeastError
 
 from tallystick.definitions.contract import ModelInputs, check_same_inputs
 from tallystick.definitions.feature_repo import Repo
+from tallystick.definitions.model_inputs import stored_view
 from tallystick.errors import TallystickError
 from tallystick.model_bundle.bundle import Bundle, champions, load_bundle, read_champion
 from tallystick.model_bundle.compiled.scorer import Scorer
@@ -133,9 +134,7 @@ def _read(repo: Repo, kind: Kind, name: str, service: Any) -> Subject | SubjectR
     except (TallystickError, FeastError) as error:
         return SubjectReport(kind=kind, name=name, failures=(str(error),))
     offline_only = [
-        use.spec.name
-        for use in inputs.views
-        if not repo.store.get_feature_view(use.spec.name).online
+        use.spec.name for use in inputs.views if not stored_view(repo.store, use.spec.name).online
     ]
     if offline_only:
         reason = f"not served, as view {', '.join(offline_only)} is not online (online=False)"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tallystick.definitions.contract import ModelInputs
 from tallystick.definitions.model import Model
-from tallystick.definitions.model_inputs import model_inputs
+from tallystick.definitions.model_inputs import model_inputs, stored_view
 from tallystick.errors import (
     DamagedError,
     DefinitionError,
@@ -176,7 +176,7 @@ class Repo:
         from feast.errors import FeatureViewNotFoundException
 
         try:
-            return self.store.get_feature_view(view).batch_source
+            return stored_view(self.store, view).batch_source
         except FeatureViewNotFoundException as error:
             raise StateError(
                 f"Feature view {view!r} is not among those applied in {self.path}.",

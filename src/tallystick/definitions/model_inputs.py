@@ -36,6 +36,24 @@ def model_inputs(
     return _InputsReader(store, model).read(service)
 
 
+def stored_view(store: FeatureStore, name: str) -> Any:
+    """A view with rows of its own: Feast's feature view, stream feature view or label view.
+
+    Raises:
+        FeatureViewNotFoundException: There is no view of this name, in Feast's own words.
+    """
+    return store.registry.get_any_feature_view(name, store.project)
+
+
+def materialized_views(store: FeatureStore) -> list[Any]:
+    """All views that have rows online and are materialized, as :func:`stored_view`.
+
+    Feast leaves out the same: label views, which are pushed, and views that are disabled.
+    """
+    views = [*store.list_batch_feature_views(), *store.list_stream_feature_views()]
+    return [stored_view(store, view.name) for view in views if view.online and view.enabled]
+
+
 class _InputsReader:
     """Collects the inputs of one model, and every problem on the way."""
 
@@ -83,7 +101,7 @@ class _InputsReader:
         )
 
     def _add_stored(self, projection: Any, *, to_model: bool) -> None:
-        view = self._store.get_feature_view(projection.name)
+        view = stored_view(self._store, projection.name)
         spec = ViewSpec.from_feast(view)
         name = projection.name_to_use()
         selected = [field.name for field in projection.features]

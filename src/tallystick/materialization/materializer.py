@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tallystick.definitions.feature_repo import Repo
+from tallystick.definitions.model_inputs import materialized_views
 
 
 class Materialized(Frozen):
@@ -62,11 +63,8 @@ class Materializer:
 
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
-        # Feast's list leaves out the key that stands for no entity.
         self._specs = {
-            view.name: ViewSpec.from_feast(repo.store.get_feature_view(view.name))
-            for view in repo.store.list_batch_feature_views()
-            if view.online
+            view.name: ViewSpec.from_feast(view) for view in materialized_views(repo.store)
         }
         self._sources = {name: repo.view_source(name) for name in self._specs}
         if not self._specs:
