@@ -9,7 +9,9 @@ as Arrow, or on disk where ``--out`` is given.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -56,8 +58,9 @@ def feast_engine(
 
 
 def feast_store(offline: dict[str, Any], views: Sequence[Path]) -> FeatureStore:
-    """A Feast store in which the views are applied."""
+    """A Feast store in which the views are applied; its folder goes with the process."""
     folder = Path(tempfile.mkdtemp(prefix="bench-offline-registry-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     wide = [wide_view(number, path, ttl=TTL) for number, path in enumerate(views)]
     online = {"type": "sqlite", "path": str(folder / "online.db")}
     return open_store(folder, wide, offline=offline, online=online)
