@@ -13,8 +13,16 @@ SPARK_CONF = {
     "spark.driver.host": "127.0.0.1",
 }
 STORES = {
-    "duckdb": {"type": "tallystick.offline_store.DuckDBOfflineStore", "threads": 1},
-    "spark": {"type": "tallystick.offline_store.SparkOfflineStore", "spark_conf": SPARK_CONF},
+    "duckdb": {
+        "type": "tallystick.offline_store.DuckDBOfflineStore",
+        "clock": "knowledge",
+        "threads": 1,
+    },
+    "spark": {
+        "type": "tallystick.offline_store.SparkOfflineStore",
+        "clock": "knowledge",
+        "spark_conf": SPARK_CONF,
+    },
 }
 
 

@@ -112,7 +112,7 @@ def entity_frame(*hours, driver=1):
 def test_the_config_names_the_class(store, offline_store):
     name = offline_store["type"].rpartition(".")[2]
     assert type(store.config.offline_store).__name__ == f"{name}Config"
-    assert store.config.offline_store.clock == "knowledge"
+    assert type(store.config.offline_store)().clock == "event"
     assert type(offline(store)).__name__ == name
     assert offline(store).supports_filter_by_created_timestamp
 
@@ -136,13 +136,24 @@ def test_rows_come_back_in_order_with_what_was_known(store):
     assert table.schema.field("stats__rate").type == pa.float32()
 
 
-def test_the_event_clock_sees_late_rows_unless_the_created_time_is_requested(store):
+def test_the_event_clock_sees_late_rows_and_says_so_unless_the_created_time_is_requested(
+    store, caplog
+):
     store.config.offline_store.clock = "event"
-    entity_rows = entity_frame(0, 1)
+    entity_rows = entity_frame(0, 1, 9)
     trips = ["stats:trips"]
-    assert store.get_historical_features(entity_rows, trips).to_df()["trips"].tolist() == [BIG, 2]
+    answer = store.get_historical_features(entity_rows, trips).to_df()["trips"]
+    assert answer.tolist() == [BIG, 2, pd.NA]
+    # The third is too old, and so no value.
+    (warning,) = [each.getMessage() for each in caplog.records if "known" in each.getMessage()]
+    assert warning == (
+        "2 of 3 values come from rows that became known after the request (view stats, 1:00:00 in "
+        "the median). offline_store.clock: knowledge leaves them out."
+    )
+    caplog.clear()
     known = store.get_historical_features(entity_rows, trips, filter_by_created_timestamp=True)
-    assert known.to_df()["trips"].tolist() == [1, BIG]
+    assert known.to_df()["trips"].tolist() == [1, BIG, pd.NA]
+    assert "known" not in caplog.text
 
 
 def test_sql_and_arrow_entity_rows_answer_as_a_frame_does(store):

@@ -25,9 +25,10 @@ class DuckDBOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
         "tallystick.offline_store.DuckDBOfflineStore"
     )
     clock: Literal["knowledge", "event", "served"] = Field(
-        default="knowledge",
-        description="When a row counts as visible in get_historical_features: once it was known, "
-        "from its event time on, or once it was written online, by the journal of these writes.",
+        default="event",
+        description="When a row counts as visible in get_historical_features: from its event time "
+        "on, as in Feast, once it was known, or once it was written online, by the journal of "
+        "these writes.",
     )
     memory_limit: str | None = Field(
         default=None, description="For example 4GB; default 80% of the machine's memory."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from feast.utils import compute_non_entity_date_range
 from tallystick.clock import arrow_to_us, from_us
 from tallystick.errors import DefinitionError
 from tallystick.offline_store.feast_monitoring import MonitoredOfflineStore
+from tallystick.offline_store.known_late import KnownLate, warning_of
 from tallystick.offline_store.pull import Pull
 from tallystick.offline_store.retrieval_job import (
     ENTITY_TIME,
@@ -35,6 +37,8 @@ from tallystick.offline_store.retrieval_job import (
 from tallystick.offline_store.sources.file_source import is_delta, open_source, source_location
 from tallystick.offline_store.sources.parquet_writer import add_file, append
 from tallystick.point_in_time.rule import VisibilityClock
+
+logger = logging.getLogger(__name__)
 
 
 class PointInTimeOfflineStore(MonitoredOfflineStore):
@@ -70,6 +74,8 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
         now by default, and ``start_date`` the longest ttl before it, or 30 days.
 
         ``filter_by_created_timestamp=True`` selects the knowledge clock, not the configured one.
+        Under the event clock a warning has the number of values that were not known at the time of
+        their request.
 
         Raises:
             InputError: The entity rows cannot be used.
@@ -89,9 +95,17 @@ class PointInTimeOfflineStore(MonitoredOfflineStore):
             entity_rows, request_time = entity_table(entity_df, engine)
 
         def produce() -> pa.Table:
+            late: list[KnownLate] = []
             table = engine.point_in_time(
-                entity_rows=entity_rows, request_time=request_time, reads=reads, clock=clock
+                entity_rows=entity_rows,
+                request_time=request_time,
+                reads=reads,
+                clock=clock,
+                late=late if clock is VisibilityClock.EVENT else None,
             )
+            if late:
+                values = entity_rows.num_rows * sum(len(read.columns) for read in reads)
+                logger.warning(warning_of(late, values=values))
             return table if full_feature_names else short_names(table, entity_rows, reads)
 
         times = pc.min_max(arrow_to_us(entity_rows[request_time])).as_py()

@@ -32,6 +32,7 @@ from tallystick.offline_store.entity_rows import (
     check_request_times,
     entity_keys,
 )
+from tallystick.offline_store.known_late import KnownLate, known_late
 from tallystick.offline_store.sources.consistent_read import read_steadily
 from tallystick.offline_store.sources.file_source import Snapshots
 from tallystick.offline_store.sources.pruning import Span, span_of
@@ -43,6 +44,8 @@ from tallystick.storage.atomic_files import scratch_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_TIMES: Final = ("event_us", "created_us")
 
 BATCH_ROWS: Final = 100_000
 """Entity rows of a stream that are in memory at once."""
@@ -58,6 +61,7 @@ def point_in_time(
     repo_path: Path | str | None = None,
     with_times: bool = False,
     snapshots: Snapshots | None = None,
+    late: list[KnownLate] | None = None,
 ) -> pa.Table:
     """The features of entity rows at their request times.
 
@@ -72,6 +76,7 @@ def point_in_time(
             ``view__created_time`` (timestamp[us, UTC], also where it is too old) and
             ``view__status`` (``PRESENT``, ``NOT_FOUND`` or ``OUTSIDE_MAX_AGE``).
         snapshots: The versions of tables that the answer is made of, or None for the newest.
+        late: Is given the values that were not known at the time of their request.
 
     Returns:
         The entity rows, unchanged and in their order, and after their columns ``view__feature`` for
@@ -93,9 +98,17 @@ def point_in_time(
             open_history, read, clock=clock, repo_path=repo_path, span=span, snapshots=shared
         )
         work = partial(
-            _in_memory, keys=keys, read=read, clock=clock, config=config, with_times=with_times
+            _in_memory,
+            keys=keys,
+            read=read,
+            clock=clock,
+            config=config,
+            with_times=with_times,
+            counts_late=late is not None and read.spec.created_column is not None,
         )
-        columns = read_steadily(opened, lambda history: [history.files], work)
+        columns, found = read_steadily(opened, lambda history: [history.files], work)
+        if late is not None:
+            late += found
         for name, column in columns.items():
             answer = answer.append_column(name, column)
     return answer
@@ -109,14 +122,17 @@ def _in_memory(
     clock: VisibilityClock,
     config: EngineLimits | None,
     with_times: bool,
-) -> dict[str, Any]:
-    """The columns that one view adds."""
+    counts_late: bool,
+) -> tuple[dict[str, Any], list[KnownLate]]:
+    """The columns that one view adds, and its values that were not known."""
+    times = _TIMES if with_times else ("created_us",) if counts_late else ()
     with closing(connect(config)) as connection:
         connection.register("entity_rows", history.joined_by(keys))
         require_times(partial(read_table, connection, what=history.what), history, read, clock)
-        sql = _answer_sql(history, read, rows=keys.num_rows, with_times=with_times)
+        sql = _answer_sql(history, read, rows=keys.num_rows, times=times)
         found = read_table(connection, sql, what=history.what)
-    return _columns(found, history, read, with_times=with_times)
+    late = known_late(read, found, keys["request_us"]) if counts_late else []
+    return _columns(found, history, read, with_times=with_times), late
 
 
 @dataclass(frozen=True)
@@ -263,13 +279,13 @@ def _to_file(
     with workspace.connection(what=history.what) as connection:
         connection.execute(f"CREATE TEMP VIEW entity_rows AS FROM {parquet_sql(path)}")
         require_times(partial(read_table, connection, what=history.what), history, read, clock)
-        sql = _answer_sql(history, read, rows=first_row, with_times=with_times)
+        sql = _answer_sql(history, read, rows=first_row, times=_TIMES if with_times else ())
         connection.execute(f"COPY ({sql}) TO {text_sql(out.as_posix())} (FORMAT parquet)")
     path.unlink()
     return history
 
 
-def _answer_sql(history: History, read: ViewRead, *, rows: int, with_times: bool) -> str:
+def _answer_sql(history: History, read: ViewRead, *, rows: int, times: Sequence[str]) -> str:
     """The query for a view's values at the ``rows`` rows of the relation ``entity_rows``."""
     relation = history.sql
     if rows * 2 <= history.files.rows:
@@ -285,9 +301,9 @@ def _answer_sql(history: History, read: ViewRead, *, rows: int, with_times: bool
         keys=history.keys,
         ttl_us=read.spec.ttl_us,
     )
-    if with_times:
+    if "created_us" in times:
         matched = history.with_created_time(matched)
-    return values_sql(history.sql, f"({matched})", values=history.values, with_times=with_times)
+    return values_sql(history.sql, f"({matched})", values=history.values, times=times)
 
 
 def _columns(

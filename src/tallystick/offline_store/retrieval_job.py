@@ -20,6 +20,7 @@ from feast.saved_dataset import SavedDatasetStorage
 
 from tallystick.definitions.feature_view import ViewSpec
 from tallystick.errors import DefinitionError, InputError
+from tallystick.offline_store.known_late import KnownLate
 from tallystick.offline_store.pull import Pull
 from tallystick.offline_store.sources.file_source import is_delta
 from tallystick.offline_store.sources.parquet_writer import put_dataset
@@ -43,6 +44,7 @@ class OfflineEngine(Protocol):
         request_time: str,
         reads: Sequence[ViewRead],
         clock: VisibilityClock,
+        late: list[KnownLate] | None = None,
     ) -> pa.Table:
         """As :func:`tallystick.offline_store.point_in_time_join.point_in_time`."""
 

@@ -197,23 +197,24 @@ def as_of_sql(
       ON {matches} AND entity_rows.request_us >= fold.visible_us"""
 
 
-def values_sql(history: str, matched: str, *, values: Sequence[str], with_times: bool) -> str:
+def values_sql(
+    history: str, matched: str, *, values: Sequence[str], times: Sequence[str] = ()
+) -> str:
     """The values of the rows that :func:`as_of_sql` found, in the order of the entity rows.
 
     Args:
         history: The relation that was joined.
         matched: Its answer, as a name or in parentheses.
         values: Columns of the history to return, as SQL identifiers.
-        with_times: Whether to return ``event_us`` and ``created_us``. Without them the engine does
-            not have to carry these columns through its sorts.
+        times: Which of ``event_us`` and ``created_us`` to return. The others do not have to be
+            carried through the engine's sorts.
 
     Returns:
         A query with the values (null unless there is a row that is not too old) and ``too_old``,
         and the times if they are requested.
     """
     columns = [f"history.{value}" for value in values] + ["matched.too_old"]
-    if with_times:
-        columns += ["matched.event_us", "matched.created_us"]
+    columns += [f"matched.{time}" for time in times]
     return f"""
     SELECT {", ".join(columns)}
     FROM {matched} AS matched

@@ -25,6 +25,7 @@ from tallystick.offline_store.entity_rows import (
     entity_keys,
 )
 from tallystick.offline_store.feast_interface import PointInTimeOfflineStore
+from tallystick.offline_store.known_late import KnownLate, known_late
 from tallystick.offline_store.pull import Pull, answered, rows_sql
 from tallystick.offline_store.spark.as_of_join import as_of_sql
 from tallystick.offline_store.spark.spark_session import open_session, read_table
@@ -44,9 +45,9 @@ class SparkOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
         "tallystick.offline_store.SparkOfflineStore"
     )
     clock: Literal["knowledge", "event"] = Field(
-        default="knowledge",
-        description="When a row counts as visible in get_historical_features: once it was known, "
-        "or from its event time on.",
+        default="event",
+        description="When a row counts as visible in get_historical_features: from its event time "
+        "on, as in Feast, or once it was known.",
     )
     spark_conf: dict[str, str] | None = Field(
         default=None,
@@ -86,6 +87,7 @@ class SparkEngine:
         request_time: str,
         reads: Sequence[ViewRead],
         clock: VisibilityClock,
+        late: list[KnownLate] | None = None,
     ) -> pa.Table:
         """As :func:`tallystick.offline_store.point_in_time_join.point_in_time`."""
         check_entity_rows(entity_rows.schema, request_time, reads, with_times=False)
@@ -93,11 +95,17 @@ class SparkEngine:
         answer = entity_rows
         for read in reads:
             keys = entity_keys(entity_rows, request_time, read)
-            for name, column in self._answer(keys, read, clock).items():
+            for name, column in self._answer(keys, read, clock, late).items():
                 answer = answer.append_column(f"{read.name}__{name}", column)
         return answer
 
-    def _answer(self, keys: pa.Table, read: ViewRead, clock: VisibilityClock) -> dict[str, Any]:
+    def _answer(
+        self,
+        keys: pa.Table,
+        read: ViewRead,
+        clock: VisibilityClock,
+        late: list[KnownLate] | None,
+    ) -> dict[str, Any]:
         with self._opened(read.source) as rows, self._registered(keys) as view:
             history = history_of(read, rows, clock=clock, dialect=SPARK)
             require_times(
@@ -112,6 +120,8 @@ class SparkEngine:
                 few_requests=keys.num_rows <= FEW_REQUESTS,
             )
             found = read_table(self.session, sql, what=history.what)
+        if late is not None and read.spec.created_column is not None:
+            late += known_late(read, found, keys["request_us"])
         return typed(_restored(found, history), history, read)
 
     def changes_between(
