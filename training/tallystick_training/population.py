@@ -86,17 +86,28 @@ def training_start(repo: Repo, model: Model, *, end: datetime) -> datetime:
     Raises:
         DataError: The population is empty, or cannot be used.
     """
-    import pyarrow.compute as pc
-
     if model.retraining.window is not None:
         return end - model.retraining.window
+    return request_span(repo, model)[0]
+
+
+def request_span(repo: Repo, model: Model) -> tuple[datetime, datetime]:
+    """The first and the last request time of a population.
+
+    Raises:
+        DataError: It is empty, or cannot be used.
+    """
+    import pyarrow.compute as pc
+
     rows = population_rows(repo, model)
     refuse(model, time_problems(model, rows.type_of(REQUEST_TIME), nulls=rows.nulls(REQUEST_TIME)))
-    firsts = [pc.min(table[REQUEST_TIME]).as_py() for table in rows.batches(rows_max=_ROWS_AT_ONCE)]
-    known = [utc(first) for first in firsts if first is not None]
+    ends = [
+        pc.min_max(table[REQUEST_TIME]).as_py() for table in rows.batches(rows_max=_ROWS_AT_ONCE)
+    ]
+    known = [end for end in ends if end["min"] is not None]
     if not known:
         raise DataError(f"The population of model {model.name!r} has no rows.")
-    return min(known)
+    return min(utc(end["min"]) for end in known), max(utc(end["max"]) for end in known)
 
 
 def _what(model: Model) -> str:

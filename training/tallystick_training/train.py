@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from tallystick.point_in_time.feature_status import Status
 from tallystick.point_in_time.on_demand import Transforms
 from tallystick.point_in_time.rule import VisibilityClock
 from tallystick_training.evaluation import Evaluation, evaluate
+from tallystick_training.population import request_span
 from tallystick_training.row_selection import LABEL, Counts, RowSelection
 from tallystick_training.training_set import Dataset, build_dataset, content_hash
 
@@ -94,7 +97,7 @@ def train(repo: Repo, model: Model, selection: RowSelection) -> Trained:
             [Problem("estimator", "a classifier with predict_proba", repr(model.estimator)[:200])],
         )
     data = build_dataset(repo, model, selection)
-    fitted, times, holdout = _split(data, model)
+    fitted, times, holdout = _split(repo, data, model)
     _check_views(data.inputs, times, selection.clock)
     estimator = _fit(model, data.inputs, fitted)
     evaluation = evaluate(estimator, data.inputs, holdout, label=LABEL, slices=model.slices)
@@ -148,7 +151,7 @@ def train(repo: Repo, model: Model, selection: RowSelection) -> Trained:
     )
 
 
-def _split(data: Dataset, model: Model) -> tuple[pa.Table, pa.Table, pa.Table]:
+def _split(repo: Repo, data: Dataset, model: Model) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Rows to fit, their times, and the holdout.
 
     Raises:
@@ -178,10 +181,23 @@ def _split(data: Dataset, model: Model) -> tuple[pa.Table, pa.Table, pa.Table]:
             hint=(
                 f"Of {counts.population} requests {counts.quarantined} are quarantined, "
                 f"{counts.immature} have no mature label yet and {counts.unlabelled} never got "
-                "one. Take a longer window, or a shorter holdout."
+                f"one. {_advice(repo, data, model)}"
             ),
         )
     return fitted, data.times.filter(is_old), holdout
+
+
+def _advice(repo: Repo, data: Dataset, model: Model) -> str:
+    """What to do about too few rows."""
+    with suppress(DataError):
+        first, last = request_span(repo, model)
+        if last < data.start or first >= data.end:
+            day = (last + timedelta(days=1)).date().isoformat()
+            return (
+                f"Its population has requests from {first.isoformat()} to {last.isoformat()}: "
+                f"train up to then, with  --end {day}"
+            )
+    return "Take a longer window, or a shorter holdout."
 
 
 def _fit(model: Model, inputs: ModelInputs, rows: pa.Table) -> Any:
