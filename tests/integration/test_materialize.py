@@ -84,6 +84,7 @@ def test_a_view_without_entities_goes_online(repo):
     assert changed.store.get_online_features(**requested).to_dict()["visits"] == [2]
 
 
+@pytest.mark.filterwarnings("ignore:Stream feature views are experimental")
 def test_a_stream_feature_view_goes_online_and_feeds_a_model(repo):
     with (repo.path / "tiny_definitions.py").open("a") as file:
         file.write(

@@ -239,7 +239,7 @@ def test_without_the_package_nothing_is_written(tmp_path, monkeypatch):
 
 
 def store_in(folder):
-    return feast_store(folder, offline=DUCKDB)
+    return feast_store(folder, offline=DUCKDB | {"clock": "knowledge"})
 
 
 @pytest.fixture(params=["local", "object store"])
