@@ -199,3 +199,19 @@ def test_a_check_before_the_first_apply_leaves_nothing_behind(tmp_path):
     refused(repo, "check")
     after = {file for file in repo.rglob("*") if "__pycache__" not in file.parts}
     assert after == before
+
+
+def test_a_check_names_the_views_that_are_not_materialized(tmp_path):
+    path = make_tiny_repo(tmp_path / "repo")
+    with (path / "tiny_definitions.py").open("a") as file:
+        file.write(
+            "@on_demand_feature_view(sources=[item_stats], mode='python', "
+            "write_to_online_store=True, schema=[Field(name='written', dtype=Float64)])\n"
+            "def written(inputs):\n"
+            "    return {'written': [0.0 for _ in next(iter(inputs.values()))]}\n"
+        )
+    apply(open_repo(path))
+    done = CliRunner().invoke(main, ["--repo", str(path), "check"])
+    assert (
+        "on-demand view written has write_to_online_store: only  feast materialize" in done.output
+    )

@@ -72,6 +72,7 @@ def _checked(repo: Repo) -> CheckResult:
     found = CheckResult()
     _check_stores(repo, found)
     _check_types(repo, found)
+    _check_kinds(repo, found)
     if not repo.models:
         found.warnings.append(
             "No model is declared: add a tallystick.Model to a file of the repo to train and serve."
@@ -140,6 +141,21 @@ def _check_types(repo: Repo, found: CheckResult) -> None:
     if problems:
         what = "Columns of views have types that are not supported."
         found.failures.append(str(DefinitionError(what, problems)))
+
+
+def _check_kinds(repo: Repo, found: CheckResult) -> None:
+    """Name the views that tally materialize leaves out."""
+    for view in repo.store.list_on_demand_feature_views():
+        if view.write_to_online_store:
+            found.warnings.append(
+                f"on-demand view {view.name} has write_to_online_store: only  feast materialize  "
+                "and pushes write it; models compute it for each request"
+            )
+    for view in repo.store.list_label_views():
+        found.warnings.append(
+            f"label view {view.name} goes online by pushes only, as in Feast: materialization "
+            "leaves it out"
+        )
 
 
 def _check_clock(inputs: ModelInputs, found: CheckResult) -> None:
