@@ -255,6 +255,20 @@ def test_a_population_that_is_the_labels_counts_corrected_requests_once(tiny_rep
     assert built.counts.population == built.counts.rows
 
 
+def test_a_population_that_was_loaded_twice_is_reported(tiny_repo):
+    once = build(tiny_repo)
+    assert "twice" not in str(once.counts)
+    path = tiny_repo.path / "data" / "requests.parquet"
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table]), path)
+    twice = build(tiny_repo).counts
+    assert (twice.population, twice.repeated) == (
+        2 * once.counts.population,
+        once.counts.population,
+    )
+    assert "rows of the population repeat another one: was a file loaded twice?" in str(twice)
+
+
 def test_a_population_of_other_types_is_refused_with_every_mismatch(tiny_repo):
     path = tiny_repo.path / "data" / "requests.parquet"
     table = pq.read_table(path)

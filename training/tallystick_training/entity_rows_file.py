@@ -85,11 +85,16 @@ def write_entity_rows(
         _write_population(
             repo, model, inputs, selection, quarantine, out=population, batch_rows=batch_rows
         )
+        repeated = 0
         if repeats_requests(model):
             write(f"SELECT DISTINCT * FROM {parquet_sql(population)}", requests)
             population.unlink()
         else:
             requests = population
+            (repeated,) = connection.execute(
+                f"SELECT (SELECT count(*) FROM {parquet_sql(requests)}) - "
+                f"(SELECT count(*) FROM (SELECT DISTINCT * FROM {parquet_sql(requests)}))"
+            ).fetchall()[0]
         is_mature = f"NOT left_out AND request_us < {to_us(selection.mature_until(model))}"
         (counts,) = connection.execute(
             f"SELECT count(*), count(*) FILTER (NOT left_out), count(*) FILTER ({is_mature}) "
@@ -109,6 +114,7 @@ def write_entity_rows(
         unlabelled=mature - rows,
         rows=rows,
         repaired=repaired if quarantine.repairs else None,
+        repeated=int(repeated),
     )
 
 

@@ -107,6 +107,7 @@ class Counts:
         unlike: Logged rows left out because they were made under a contract of other inputs.
         repaired: Rows of the training set that an incident touched, with the values that were
             expected; None if nothing was to be repaired.
+        repeated: Rows of the population that are the same as another one, and count all the same.
     """
 
     population: int
@@ -116,6 +117,7 @@ class Counts:
     rows: int
     unlike: int = 0
     repaired: int | None = None
+    repeated: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -126,6 +128,7 @@ class Counts:
             self.rows + other.rows,
             self.unlike + other.unlike,
             None if self.repaired is None else self.repaired + (other.repaired or 0),
+            self.repeated + other.repeated,
         )
 
     def __str__(self) -> str:
@@ -134,4 +137,10 @@ class Counts:
             f"{self.immature:,} with a label not mature yet, {self.unlabelled:,} without one"
             + (f", {self.unlike:,} of a contract with other inputs" if self.unlike else "")
             + ("" if self.repaired is None else f"; repaired: {self.repaired:,}")
+            + (
+                f"; {self.repeated:,} rows of the population repeat another one: was a file loaded "
+                "twice?"
+                if self.repeated
+                else ""
+            )
         )
