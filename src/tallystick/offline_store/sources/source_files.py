@@ -25,6 +25,11 @@ FILE_INDEX_SQL: Final = f"({POSITION} >> {_FILE_BITS})"
 """The expression for the index of a row's file in its source, from the row's position."""
 
 
+def position_sql(file: str) -> str:
+    """The expression for the position of a row, from the one for its file's index."""
+    return f"({file}) * {1 << _FILE_BITS} + file_row_number"
+
+
 @dataclass(frozen=True)
 class FileGroup:
     """Files of a source that have the same columns and types, as a relation of an engine.
@@ -133,7 +138,7 @@ class SourceFiles:
             example=self.store.text(self.signature[indices[0]][0]),
         )
 
-    def _position_sql(self, indices: list[int]) -> str:
+    def _position_sql(self, indices: Sequence[int]) -> str:
         """The expression for the position of a row.
 
         That of a row in the only file is read as it is, which costs the join less than a sum.
@@ -142,10 +147,11 @@ class SourceFiles:
 
         if len(self.signature) == 1:
             return "file_row_number"
-        file = f"CAST(file_index AS BIGINT) + {indices[0]}"
-        if indices[-1] - indices[0] >= len(indices):  # other files are in between
+        first, last = indices[0], indices[-1]
+        file = f"CAST(file_index AS BIGINT) + {first}"
+        if last - first >= len(indices):  # other files are in between
             file = list_sql(pa.array(indices))
-        return f"({file}) * {1 << _FILE_BITS} + file_row_number"
+        return position_sql(file)
 
     def types(self, name: str) -> dict[pa.DataType, str]:
         """The types that a column has in the files, null aside, and one of these files for each."""

@@ -19,7 +19,7 @@ from tallystick.offline_store.sources.file_source import (
     open_source,
     source_location,
 )
-from tallystick.offline_store.sources.source_files import FileGroup, SourceFiles
+from tallystick.offline_store.sources.source_files import FileGroup, SourceFiles, position_sql
 from tallystick.offline_store.spark.spark_session import in_spark
 from tallystick.offline_store.sql_dialect import Dialect
 from tallystick.storage.locations import LOCAL
@@ -48,7 +48,7 @@ class SparkRows(SourceFiles):
                 sql=self.view,
                 expressions={name: f"c{at}" for at, name in enumerate(self.schema.names)},
                 types={column.name: column.type for column in self.schema},
-                position=self._position_sql([*range(len(self.signature))]),
+                position=position_sql("CAST(file_index AS BIGINT)"),
                 example=self.label,
             )
         ]
