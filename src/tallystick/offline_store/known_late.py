@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from tallystick.clock import SECOND_US
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -66,7 +68,7 @@ def warning_of(found: Sequence[KnownLate], *, values: int) -> str:
 median). offline_store.clock: knowledge leaves them out.
     """
     views = ", ".join(
-        f"view {each.view}, {timedelta(microseconds=each.median_us)} in the median"
+        f"view {each.view}, {timedelta(seconds=each.median_us // SECOND_US)} in the median"
         for each in found
     )
     return (
