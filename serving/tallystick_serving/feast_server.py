@@ -119,7 +119,7 @@ class FeastStore:
         store = await self._opened()
 
         def run() -> None:
-            views = self._packed_views(store, request)
+            views = self._packed_views(store, source=request.push_source_name)
             if views:
                 self._pushed.write(
                     views,
@@ -150,25 +150,25 @@ class FeastStore:
                 df=rows.to_pandas(integer_object_nulls=True),
                 to=PushMode.OFFLINE,
             )
-        names = [spec.name for spec in self._packed_views(store, request)]
+        names = [spec.name for spec in self._packed_views(store, source=request.push_source_name)]
         found = [store.get_feature_view(name).batch_source for name in names]
         sources = list({source.name: source for source in found}.values())
         return lambda rows: append_to(sources, rows, repo_path=self._config.path)
 
-    def _packed_views(self, store: FeatureStore, request: PushRequest) -> tuple[ViewSpec, ...]:
-        """The views that a push writes without Feast; none if Feast has to write it."""
+    def _packed_views(
+        self, store: FeatureStore, *, source: str | None = None, view: str | None = None
+    ) -> tuple[ViewSpec, ...]:
+        """The views of a push source, or one view, to write without Feast; none if Feast has to."""
         if self._config.redis is None or self._config.is_versioned:
             return ()
-        return self._pushed.views_of(store, source=request.push_source_name)
+        return self._pushed.views_of(store, source=source, view=view)
 
     async def write(self, request: WriteRequest) -> None:
         """Write rows of a view online; errors as in :meth:`online_features`."""
         store = await self._opened()
 
         def run() -> None:
-            views: tuple[ViewSpec, ...] = ()
-            if self._config.redis is not None and not self._config.is_versioned:
-                views = self._pushed.views_of(store, view=request.feature_view_name)
+            views = self._packed_views(store, view=request.feature_view_name)
             if views:
                 self._pushed.write(views, request.df)
                 return

@@ -184,7 +184,7 @@ def _with_others(
     for spec in views:
         for column in spec.columns:
             if feature_type(column.dtype).is_document:  # JSON text online, and a value in history
-                del typed[column.name]
+                typed.pop(column.name, None)
     return pa.table(
         {
             name: typed[name] if name in typed else pa.array(values)

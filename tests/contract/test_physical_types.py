@@ -118,7 +118,7 @@ def answers(read, keys):
 
 
 def are_refused(one, other):
-    """Without a zone beside such with one: nobody knows whether the first are in UTC."""
+    """Whether one form has a zone and the other has not: those without may be of any zone."""
     kinds = [form for form in (one, other) if form.startswith("timestamp")]
     return len({"tz=" in form for form in kinds}) > 1
 

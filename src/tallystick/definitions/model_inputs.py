@@ -40,7 +40,7 @@ def stored_view(store: FeatureStore, name: str) -> Any:
     """A view with rows of its own: Feast's feature view, stream feature view or label view.
 
     Raises:
-        FeatureViewNotFoundException: There is no view of this name, in Feast's own words.
+        FeatureViewNotFoundException: Feast's error, where the registry does not have the view.
     """
     return store.registry.get_any_feature_view(name, store.project)
 

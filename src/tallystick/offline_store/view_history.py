@@ -22,7 +22,7 @@ from tallystick.offline_store.sources.source_files import (
     FileGroup,
     SourceFiles,
     has_naive_beside_zoned,
-    listed,
+    types_text,
 )
 from tallystick.offline_store.sql_dialect import DUCKDB, Dialect
 from tallystick.offline_store.view_read import History, ViewRead
@@ -198,7 +198,7 @@ def check_columns(read: ViewRead, files: SourceFiles) -> None:
             problems.append(Problem(f"{role} {name}", dtype, got))
         if not odd and has_naive_beside_zoned(found):
             expected = "times with a zone, or all without"
-            problems.append(Problem(f"{role} {name}", expected, listed(found)))
+            problems.append(Problem(f"{role} {name}", expected, types_text(found)))
     if problems:
         raise DataError(
             f"View {read.spec.name} does not fit its source {files.label}.",

@@ -1,4 +1,4 @@
-"""Statuses of features in answers and logs: present, or why there is no value."""
+"""The status of a feature in answers and logs: present, or the reason why it is missing."""
 
 from __future__ import annotations
 

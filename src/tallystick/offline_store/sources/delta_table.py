@@ -161,7 +161,7 @@ def open_delta(location: Location, label: str) -> DeltaFiles:
         label: It, as its owner wrote it, for messages.
 
     Raises:
-        DataError: There is no table, or it cannot be read, or its files would be read wrongly.
+        DataError: The table does not exist, cannot be read, or requires an unknown feature.
         MissingExtraError: The package for Delta is not installed.
         UnavailableError: The object store did not answer.
     """
@@ -203,7 +203,7 @@ def open_delta(location: Location, label: str) -> DeltaFiles:
 
 
 def opened(location: Location, label: str) -> Any:
-    """The newest version of a table as a ``deltalake.DeltaTable``, or None if there is no table.
+    """Open the newest version of a table, a ``deltalake.DeltaTable``. None if it does not exist.
 
     Raises:
         DataError: It cannot be read.

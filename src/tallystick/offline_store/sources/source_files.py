@@ -166,7 +166,7 @@ class SourceFiles:
     def unshared(self, names: Iterable[str]) -> list[Problem]:
         """A problem for each of some columns whose types in the files have no common one."""
         return [
-            Problem(f"column {name}", "one type in all files", listed(types))
+            Problem(f"column {name}", "one type in all files", types_text(types))
             for name in names
             for types in [self.types(name)]
             if not _share_one(types)
@@ -233,7 +233,7 @@ def file_schemas(store: Store, signature: tuple[tuple[str, int, int], ...]) -> l
     return [each.schema.to_arrow_schema().remove_metadata() for each in footers]
 
 
-def listed(types: Mapping[pa.DataType, str]) -> str:
+def types_text(types: Mapping[pa.DataType, str]) -> str:
     """Types of a column and the files that have them, for messages."""
     return ", ".join(f"{kind} in {file}" for kind, file in types.items())
 
